@@ -1,0 +1,5 @@
+"""Data sets, one a file, found by name; augmentation, order and loading as pure functions of (seed, n)."""
+
+from cirkd_ray.data.base import DATASETS, Sample, SegmentationDataset, build_dataset
+
+__all__ = ["DATASETS", "Sample", "SegmentationDataset", "build_dataset"]

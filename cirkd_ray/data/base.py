@@ -1,0 +1,89 @@
+"""What a data set is: classes, and numbered pairs of an RGB image and a map of class indices."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirkd_ray.errors import ConfigError, DataError, nearest
+from cirkd_ray.registry import Registry
+from cirkd_ray.types import ClassSet
+
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image and its labels.
+
+    Attributes:
+        image: H x W x 3 uint8, RGB.
+        label: H x W uint8, class index or `IGNORE_LABEL` (255).
+        name: a short, unique name, such as the path below the root.
+    """
+
+    image: UInt8
+    label: UInt8
+    name: str
+
+
+class SegmentationDataset(ABC):
+    """One split of a data set.
+
+    A subclass registers itself with `@DATASETS.register(NAME)`, takes `split` and `root` as required keyword
+    arguments followed by its own settings (keyword-only, annotated, with defaults), and finds its files when built,
+    so that a wrong root, a missing file or an empty split is a `DataError` before training starts.
+
+    Attributes:
+        classes: names and palette.
+        splits: the names of the splits.
+        needs_root: false for a set that is drawn rather than read.
+        default_crop: (height, width) of the published recipes.
+    """
+
+    classes: ClassSet
+    splits: ClassVar[tuple[str, ...]] = ("train", "val")
+    needs_root: ClassVar[bool] = True
+    default_crop: ClassVar[tuple[int, int]] = (512, 512)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def load(self, index: int) -> Sample:
+        """Read image `index`.
+
+        Raises:
+            DataError: the image or label is unreadable, of another size, or holds an impossible value; the file is
+                named.
+        """
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The sample's name, without reading it."""
+
+
+DATASETS: Registry[SegmentationDataset] = Registry("data set", "cirkd_ray.data")
+
+
+def build_dataset(
+    name: str, *, split: str, root: str | Path | None = None, where: str = "data", **settings: Any
+) -> SegmentationDataset:
+    """Build one split of the data set `name`.
+
+    Raises:
+        ConfigError: an unknown name, split or setting.
+        DataError: the root is not given, or does not hold what the data set expects.
+    """
+    cls = DATASETS.get(name)
+    if split not in cls.splits:
+        raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
+    if cls.needs_root and root is None:
+        raise DataError(f"{where}.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH")
+    return DATASETS.build(name, {"split": split, "root": root}, settings, where)

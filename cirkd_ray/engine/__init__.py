@@ -1,0 +1,1 @@
+"""Training: one step, one loop, and what they need. Nothing here knows Ray."""

@@ -1,0 +1,42 @@
+"""Errors of the user's making: one or two lines that name the thing and say what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The command line prints the message without a traceback and exits with code 2."""
+
+
+class ConfigError(UserError):
+    """A recipe, an override or a search space is wrong."""
+
+
+class DataError(UserError):
+    """A data set, one of its files or a label is wrong."""
+
+
+class WeightsError(UserError):
+    """A weights file does not exist, is damaged or does not fit the network."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be written or read."""
+
+
+class TrainingError(UserError):
+    """A run cannot go on, for example after a non-finite loss."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint such as `; did you mean 'miou'?` or, when nothing is close, the list of known names."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    if not names:
+        return ""
+    shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
+    return f"; known: {shown}"

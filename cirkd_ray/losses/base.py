@@ -1,0 +1,125 @@
+"""What a distillation loss is: a module that turns two networks' outputs into named, unweighted scalars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.registry import Registry
+from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
+
+
+@dataclass(frozen=True)
+class LossInputs:
+    """Everything that a loss may look at in one step.
+
+    Attributes:
+        student: the student's output on the local part of the batch.
+        teacher: the teacher's output on the same images, without gradients.
+        labels: N x H x W int64, `ignore_index` where a pixel does not count; larger than the maps.
+        ignore_index: the label of pixels that do not count.
+        step: the number of the optimiser step, from 0; random choices are functions of (seed, step).
+        seed: the run's seed.
+    """
+
+    student: SegmentationOutput
+    teacher: SegmentationOutput
+    labels: Tensor
+    ignore_index: int = IGNORE_INDEX
+    step: int = 0
+    seed: int = 0
+
+
+class DistillationLoss(nn.Module):
+    """Base of every method.
+
+    A subclass registers itself with `@LOSSES.register(NAME)`, takes `student_channels`, `teacher_channels` and
+    `num_classes` as required keyword arguments followed by its settings (keyword-only, annotated, with defaults),
+    and returns from `forward` the terms that are active. Parameters (adapters, projectors) are trained with the
+    student; buffers (queues) are checkpointed and must be equal on all ranks by construction.
+
+    Attributes:
+        terms: the names of the scalars that it can return; a recipe gives each a weight.
+        default_weights: the published weight of each term (1 where the dictionary is silent).
+        active: the terms whose weight is not 0; set by `build_loss`, the others are never computed.
+        student_taps, teacher_taps: encoder stages that the networks must return (see `SegmentationOutput.tap`).
+        opponent: a network trained against the student by an optimiser of its own (a discriminator), or None. It is
+            part of the checkpoint, but its parameters must not require gradients outside `opponent_loss`.
+    """
+
+    terms: ClassVar[tuple[str, ...]] = ()
+    default_weights: ClassVar[Mapping[str, float]] = {}
+    active: frozenset[str]
+    student_taps: frozenset[str] = frozenset()
+    teacher_taps: frozenset[str] = frozenset()
+    opponent: nn.Module | None = None
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        """The active terms: unweighted scalars, finite and differentiable even when every pixel is ignored."""
+        raise NotImplementedError
+
+    def opponent_loss(self, inputs: LossInputs) -> Tensor:
+        """What the opponent minimises; called after `forward` of the same step, with its gradients switched on."""
+        raise NotImplementedError(f"{type(self).__name__} has no opponent")
+
+    def opponent_optimizer(self) -> dict[str, Any]:
+        """Arguments of `torch.optim.Adam` for the opponent's parameters."""
+        raise NotImplementedError(f"{type(self).__name__} has no opponent")
+
+    def memory_bytes(self) -> int:
+        """Bytes that the loss keeps on the device between steps (its parameters and buffers)."""
+        return sum(t.numel() * t.element_size() for t in [*self.parameters(), *self.buffers()])
+
+
+LOSSES: Registry[DistillationLoss] = Registry("loss", "cirkd_ray.losses")
+
+Channels = int | Mapping[str, int]
+"""Channels of a network's `feature`, or a mapping from the name of each map that it can return to its channels."""
+
+
+def channels_of(channels: Channels, tap: str, num_classes: int) -> int:
+    """Channels of the map `tap`: `logits` and `aux` have one a class, an int speaks of `feature`."""
+    if tap in ("logits", "aux"):
+        return num_classes
+    known = {"feature": channels} if isinstance(channels, int) else channels
+    if tap not in known:
+        raise ConfigError(f"no map named {tap!r} to distil; this network has {', '.join(['logits', *known])}")
+    return known[tap]
+
+
+def build_loss(
+    kind: str,
+    *,
+    student_channels: Channels,
+    teacher_channels: Channels,
+    num_classes: int,
+    active: frozenset[str] | None = None,
+    where: str = "",
+    **settings: Any,
+) -> DistillationLoss:
+    """Build the loss `kind`.
+
+    Args:
+        kind: a registered name.
+        student_channels, teacher_channels: channels of the networks' maps (see `Channels`).
+        num_classes: number of classes of the data set.
+        active: the terms to compute; all of them by default.
+        where: the path of this loss in the recipe, for messages.
+        settings: the method's own settings, validated.
+
+    Raises:
+        ConfigError: an unknown kind or setting, or a value out of its bounds.
+    """
+    cls = LOSSES.get(kind)
+    context = {
+        "student_channels": student_channels,
+        "teacher_channels": teacher_channels,
+        "num_classes": num_classes,
+    }
+    loss = LOSSES.build(kind, context, settings, where or f"loss {kind!r}")
+    loss.active = frozenset(cls.terms) if active is None else active
+    return loss

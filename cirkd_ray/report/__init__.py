@@ -1,0 +1,1 @@
+"""TensorBoard content, tables, plots and pictures."""
