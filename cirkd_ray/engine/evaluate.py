@@ -1,0 +1,289 @@
+"""Scores of a network on a data set, over any number of ranks, without padding."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.engine.boundary import BoundaryMatrix
+from cirkd_ray.engine.inference import Views, inference, predict_logits
+from cirkd_ray.engine.metrics import ConfusionMatrix, areas
+from cirkd_ray.errors import ConfigError, DataError
+from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL, ClassSet, Preprocessing
+
+UInt8 = NDArray[np.uint8]
+
+
+class Picture(NamedTuple):
+    """One image with what the networks made of it: uint8 arrays; label maps are H x W, 255 where ignored."""
+
+    name: str
+    image: UInt8
+    truth: UInt8
+    student: UInt8
+    teacher: UInt8 | None = None
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What `evaluate` found.
+
+    Attributes:
+        confusion: the counts of all ranks.
+        classes: names and palette.
+        images: how many images were counted.
+        seconds: wall-clock time of the slowest rank, reading the images included.
+        images_per_second: of all ranks together.
+        pictures: the asked images; empty on ranks other than 0.
+        names: the counted images' names, where `per_image` was asked for.
+        per_image: images x 3 x K int64, each image's correct, labelled and predicted pixels of each class:
+            what all IoUs need of its confusion matrix (see `engine.bootstrap`); None unless asked for.
+        boundary: boundary IoU; None unless asked for.
+    """
+
+    confusion: ConfusionMatrix
+    classes: ClassSet
+    images: int
+    seconds: float
+    images_per_second: float
+    pictures: tuple[Picture, ...] = ()
+    names: tuple[str, ...] = ()
+    per_image: NDArray[np.int64] | None = None
+    boundary: BoundaryMatrix | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out."""
+        confusion = self.confusion
+        scores = {
+            "miou": confusion.miou(),
+            "pixel_accuracy": confusion.pixel_accuracy(),
+            "mean_class_accuracy": confusion.mean_class_accuracy(),
+            "frequency_weighted_iou": confusion.frequency_weighted_iou(),
+        }
+        if self.boundary is not None:
+            scores["boundary_iou"] = self.boundary.miou()
+        per_class = zip(self.classes.names, confusion.iou().tolist(), strict=True)
+        return scores | {f"iou/{name}": value for name, value in per_class if value == value}
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images of one size, on the device."""
+
+    indices: list[int]
+    images: Tensor
+    labels: Tensor
+
+
+def evaluate(
+    model: nn.Module,
+    dataset: SegmentationDataset,
+    *,
+    device: torch.device | str,
+    preprocessing: Preprocessing | None = None,
+    precision: str | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    batch_size: int = 1,
+    limit: int | None = None,
+    pictures: Sequence[int] = (),
+    teacher: nn.Module | None = None,
+    views: Views | None = None,
+    boundary: bool = False,
+    per_image: bool = False,
+    on_images: Callable[[int], None] | None = None,
+) -> EvaluationResult:
+    """Evaluate `model` on the data set; every rank calls it and gets the same scores.
+
+    Rank r takes images r, r + world_size, ...: nothing is padded or counted twice, so the counts are those of
+    one process. Where `world_size` is above 1 and `torch.distributed` is not initialised, the result is the
+    rank's share.
+
+    Args:
+        model: returns a `SegmentationOutput`; its modules' modes are the same afterwards.
+        dataset: one split.
+        device: where the model is.
+        preprocessing: how it wants its pixels; by default its attribute of that name.
+        precision: "bf16" or "fp16" for autocast.
+        rank, world_size: which share of the images.
+        workers: processes that read images; 0 reads in this one.
+        batch_size: consecutive images of one size that are run together.
+        limit: only the first so many images of the set.
+        pictures: indices whose images and predictions rank 0 hands back (those below the set's length).
+        teacher: also predicts the pictures.
+        views: scales, flip and windows; by default the whole image once.
+        boundary: also compute boundary IoU.
+        per_image: also keep each image's areas.
+        on_images: called after each batch with the number of its images.
+
+    Raises:
+        ConfigError: the network scores another number of classes than the data set has, or a bad setting.
+        DataError: an unreadable sample, or labels that are no class (found at the end).
+    """
+    device, views = torch.device(device), views or Views()
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
+    if not 0 <= rank < world_size or batch_size < 1:
+        raise ValueError(f"rank {rank} of {world_size}, batch size {batch_size}")
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    preprocessing = preprocessing or _preprocessing(model)
+    counts = _Counts(dataset.classes, total, device, boundary, per_image)
+    start = time.perf_counter()
+    with inference(model, teacher, device=device, precision=precision):
+        for batch in _batches(dataset, range(rank, total, world_size), batch_size, workers, device):
+            logits = predict_logits(
+                model, preprocessing, batch.images, size=_size(batch.labels), **vars(views)
+            )
+            counts.add(batch, logits)
+            if on_images is not None:
+                on_images(len(batch.indices))
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds = time.perf_counter() - start
+        if world_size > 1:
+            seconds = counts.reduce(seconds)
+        shown = [index for index in pictures if 0 <= index < len(dataset)] if rank == 0 else []
+        made = tuple(_picture(model, teacher, dataset.load(index), device, preprocessing) for index in shown)
+    return counts.result(dataset, total, seconds, made)
+
+
+class _Counts:
+    """Everything that is summed up over images and ranks."""
+
+    def __init__(
+        self, classes: ClassSet, total: int, device: torch.device, boundary: bool, per_image: bool
+    ) -> None:
+        self.classes = classes
+        self.confusion = ConfusionMatrix(len(classes), IGNORE_INDEX, device)
+        self.boundary = BoundaryMatrix(len(classes), device=device) if boundary else None
+        shape = (total, 3, len(classes))
+        self.table = torch.zeros(shape, dtype=torch.int64, device=device) if per_image else None
+
+    def add(self, batch: _Batch, logits: Tensor) -> None:
+        if logits.shape[1] != len(self.classes):
+            raise ConfigError(
+                f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
+                "evaluate it on the data set that it was trained for"
+            )
+        prediction = logits.argmax(1)
+        matrices = self.confusion.update(prediction, batch.labels)
+        if self.boundary is not None:
+            self.boundary.update(prediction, batch.labels)
+        if self.table is not None:
+            for index, row in zip(batch.indices, torch.stack(areas(matrices), dim=1), strict=True):
+                self.table[index] = row
+
+    def reduce(self, seconds: float) -> float:
+        """Sum over ranks; returns the slowest rank's time."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return seconds
+        self.confusion.reduce()
+        if self.boundary is not None:
+            self.boundary.reduce()
+        if self.table is not None:
+            dist.all_reduce(self.table)
+        slowest = torch.tensor(seconds, dtype=torch.float64, device=self.confusion.matrix.device)
+        dist.all_reduce(slowest, op=dist.ReduceOp.MAX)
+        return float(slowest)
+
+    def result(
+        self, dataset: SegmentationDataset, total: int, seconds: float, pictures: tuple[Picture, ...]
+    ) -> EvaluationResult:
+        if invalid := self.confusion.invalid:
+            raise DataError(
+                f"{invalid} pixels of the labels are none of the data set's {len(self.classes)} classes; "
+                "check the labels with `cirkd data check`"
+            )
+        return EvaluationResult(
+            confusion=self.confusion,
+            classes=self.classes,
+            images=total,
+            seconds=seconds,
+            images_per_second=total / max(seconds, 1e-9),
+            pictures=pictures,
+            names=tuple(dataset.name(i) for i in range(total)) if self.table is not None else (),
+            per_image=None if self.table is None else self.table.cpu().numpy(),
+            boundary=self.boundary,
+        )
+
+
+def to_labels(labels: Tensor) -> Tensor:
+    """Stored uint8 labels as int64 with `IGNORE_INDEX`."""
+    labels = labels.long()
+    return torch.where(labels >= PADDING_LABEL, IGNORE_INDEX, labels)
+
+
+def _batches(
+    dataset: SegmentationDataset, indices: Iterable[int], size: int, workers: int, device: torch.device
+) -> Iterator[_Batch]:
+    """Up to `size` consecutive images of one size at a time."""
+    group: list[tuple[int, Sample]] = []
+    for index, sample in _samples(dataset, indices, workers):
+        if group and (len(group) == size or _shapes(group[0][1]) != _shapes(sample)):
+            yield _stack(group, device)
+            group = []
+        group.append((index, sample))
+    if group:
+        yield _stack(group, device)
+
+
+def _samples(
+    dataset: SegmentationDataset, indices: Iterable[int], workers: int
+) -> Iterator[tuple[int, Sample]]:
+    for index in indices:
+        yield index, dataset.load(index)
+
+
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return sample.image.shape, sample.label.shape
+
+
+def _stack(group: list[tuple[int, Sample]], device: torch.device) -> _Batch:
+    images = torch.from_numpy(np.stack([sample.image for _, sample in group]))
+    labels = torch.from_numpy(np.stack([sample.label for _, sample in group]))
+    on_device = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+    return _Batch([i for i, _ in group], on_device, to_labels(labels.to(device, non_blocking=True)))
+
+
+def _picture(
+    model: nn.Module,
+    teacher: nn.Module | None,
+    sample: Sample,
+    device: torch.device,
+    preprocessing: Preprocessing,
+) -> Picture:
+    batch = _stack([(0, sample)], device)
+
+    def predict(network: nn.Module, pixels: Preprocessing) -> UInt8:
+        logits = predict_logits(network, pixels, batch.images, size=_size(batch.labels))
+        prediction: UInt8 = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+        return prediction
+
+    return Picture(
+        sample.name,
+        sample.image,
+        sample.label,
+        predict(model, preprocessing),
+        None if teacher is None else predict(teacher, _preprocessing(teacher)),
+    )
+
+
+def _preprocessing(model: nn.Module) -> Preprocessing:
+    found = getattr(model, "preprocessing", None)
+    if not isinstance(found, Preprocessing):
+        raise ValueError(f"{type(model).__name__} has no `preprocessing`; pass it as an argument")
+    return found
+
+
+def _size(labels: Tensor) -> tuple[int, int]:
+    return labels.shape[-2], labels.shape[-1]
