@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,13 +31,44 @@ class Sample:
     label: UInt8
     name: str
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image.shape[0], self.image.shape[1]
+
+    def image_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
+        """The image's rows top..bottom-1 and columns left..right-1."""
+        return self.image[top:bottom, left:right]
+
+    def label_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
+        """The same window of the labels."""
+        return self.label[top:bottom, left:right]
+
+
+class Readable(Protocol):
+    """What a transform needs of a sample: windows of it, so that a stored form may decode only those."""
+
+    @property
+    def name(self) -> str:
+        """The sample's short, unique name."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+
+    def image_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
+        """RGB window of the image."""
+
+    def label_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
+        """Window of the labels."""
+
 
 class SegmentationDataset(ABC):
     """One split of a data set.
 
     A subclass registers itself with `@DATASETS.register(NAME)`, takes `split` and `root` as required keyword
-    arguments followed by its own settings (keyword-only, annotated, with defaults), and finds its files when built,
-    so that a wrong root, a missing file or an empty split is a `DataError` before training starts.
+    arguments followed by its own settings (keyword-only, annotated, with defaults), and finds its files when
+    built, so that a wrong root, a missing file or an empty split is a `DataError` before training starts.
 
     Attributes:
         classes: names and palette.
@@ -60,9 +91,13 @@ class SegmentationDataset(ABC):
         """Read image `index`.
 
         Raises:
-            DataError: the image or label is unreadable, of another size, or holds an impossible value; the file is
-                named.
+            DataError: the image or label is unreadable, of another size, or holds an impossible value; the
+                file is named.
         """
+
+    def open(self, index: int) -> Readable:
+        """Sample `index` for reading windows of it; a stored form that can decode parts does so here."""
+        return self.load(index)
 
     @abstractmethod
     def name(self, index: int) -> str:
@@ -85,5 +120,7 @@ def build_dataset(
     if split not in cls.splits:
         raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
     if cls.needs_root and root is None:
-        raise DataError(f"{where}.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH")
+        raise DataError(
+            f"{where}.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH"
+        )
     return DATASETS.build(name, {"split": split, "root": root}, settings, where)

@@ -1,0 +1,194 @@
+"""What the file-based data sets share: reading a pair, mapping its label values, checking both."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+
+from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.codec import decode_image, decode_label
+from cirkd_ray.data.storage import Storage, open_storage
+from cirkd_ray.errors import DataError
+from cirkd_ray.types import IGNORE_LABEL, ClassSet
+
+IMPOSSIBLE = -1
+"""Entry of an id map for stored values that must not occur."""
+
+
+class LabelMap:
+    """Stored label value -> class index, by a table of 256 entries.
+
+    Args:
+        mapping: stored value -> class index or `IGNORE_LABEL`; every other value is impossible.
+    """
+
+    def __init__(self, mapping: Mapping[int, int]) -> None:
+        table = np.full(256, IMPOSSIBLE, dtype=np.int16)
+        for value, index in mapping.items():
+            table[value] = index
+        self.table = table.astype(np.uint8)
+        self.identity = bool((self.table[table >= 0] == np.arange(256)[table >= 0]).all())
+        self.possible = table >= 0
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], ~self.possible, [False]]).astype(np.int8)))
+        self._impossible = [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
+
+    def __call__(self, stored: UInt8, where: str) -> UInt8:
+        """H x W class indices.
+
+        Raises:
+            DataError: a value that must not occur; the message says which and how many.
+        """
+        for low, high in self._impossible:
+            if cv2.countNonZero(cv2.inRange(stored, low, high)):
+                raise DataError(f"{where}: {self._complaint(stored)}")
+        return stored if self.identity else cv2.LUT(stored, self.table)
+
+    def _complaint(self, stored: UInt8) -> str:
+        counts = np.bincount(stored.ravel(), minlength=256)
+        wrong = np.flatnonzero((counts > 0) & ~self.possible)
+        shown = ", ".join(f"{v} ({counts[v]} pixels)" for v in wrong[:4]) + (
+            ", ..." if len(wrong) > 4 else ""
+        )
+        allowed = _ranges(np.flatnonzero(self.possible).tolist())
+        return f"impossible label values {shown}; this data set has {allowed}"
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """`0-20, 255` for 0, 1, ..., 20, 255."""
+    spans: list[list[int]] = []
+    for value in values:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+@functools.cache
+def metadata(name: str) -> dict[str, Any]:
+    """The packaged facts about the data set `name`: class names, colours, stored values, counts."""
+    text = (resources.files("cirkd_ray.data") / "meta" / f"{name}.json").read_text(encoding="utf-8")
+    values: dict[str, Any] = json.loads(text)
+    return values
+
+
+def class_set(name: str) -> ClassSet:
+    """Names and palette of the packaged data set `name`."""
+    rows = metadata(name)["classes"]
+    return ClassSet(tuple(row[0] for row in rows), tuple((row[1], row[2], row[3]) for row in rows))
+
+
+class FileDataset(SegmentationDataset):
+    """A split whose images and labels are files; a subclass finds `ids` and says where each one's files lie.
+
+    Attributes:
+        storage: the root.
+        ids: the samples' ids in order.
+        labels: the map from stored values to class indices.
+        has_labels: false for a test split without public labels; its label maps are all ignored.
+        hint: the expected layout in a few words, for the message about a wrong root.
+    """
+
+    hint: ClassVar[str] = ""
+    labels: LabelMap
+    has_labels: bool = True
+
+    def __init__(self, *, split: str, root: str | Path) -> None:
+        self.split = split
+        self.storage: Storage = open_storage(root)
+        self.ids: list[str] = []
+
+    def image_file(self, sample_id: str) -> str:
+        """Path of the image below the root."""
+        raise NotImplementedError
+
+    def label_file(self, sample_id: str) -> str:
+        """Path of the label map below the root."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def name(self, index: int) -> str:
+        """The image's path below the root."""
+        return self.image_file(self.ids[index])
+
+    def load(self, index: int) -> Sample:
+        """Read and check one pair."""
+        path = self.image_file(self.ids[index])
+        image = decode_image(self.storage.read(path), self.storage.where(path))
+        return Sample(image, self.load_label(index, image.shape[:2]), path)
+
+    def load_label(self, index: int, size: tuple[int, ...]) -> UInt8:
+        """Read the label map that belongs to an image of `size` (height, width)."""
+        if not self.has_labels:
+            return np.full(size, IGNORE_LABEL, np.uint8)
+        path = self.label_file(self.ids[index])
+        where = self.storage.where(path)
+        stored = decode_label(self.storage.read(path), where)
+        if stored.shape != size:
+            raise DataError(
+                f"{where}: the label is {stored.shape[1]}x{stored.shape[0]} pixels, its image "
+                f"{self.image_file(self.ids[index])} {size[1]}x{size[0]}"
+            )
+        return self.labels(stored, where)
+
+    def require_folders(self, *folders: str) -> None:
+        """Check the layout.
+
+        Raises:
+            DataError: a folder is missing or empty; the message says what the data set expects.
+        """
+        for folder in folders:
+            if not self.storage.names(folder):
+                where = self.storage.where(folder)
+                raise DataError(
+                    f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}"
+                )
+
+    def require_samples(self) -> None:
+        """Check that the split is not empty.
+
+        Raises:
+            DataError: it is.
+        """
+        if not self.ids:
+            raise DataError(
+                f"{self.storage.where('')}: the split {self.split!r} has no images; expected {self.hint}"
+            )
+
+    def require_files(self) -> None:
+        """Check that every image and label is there, with one listing a folder.
+
+        Raises:
+            DataError: files are missing; the first ones are named and all are counted.
+        """
+        missing = self.missing_files()
+        if missing:
+            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+            raise DataError(
+                f"{self.storage.where('')}: {len(missing)} files of {self.split!r} are missing: {shown}"
+            )
+
+    def missing_files(self) -> list[str]:
+        """Paths below the root of the images and labels that are not there, in order."""
+        present: dict[str, frozenset[str]] = {}
+
+        def absent(paths: Iterable[str]) -> Iterable[str]:
+            for path in paths:
+                folder, _, name = path.rpartition("/")
+                if folder not in present:
+                    present[folder] = frozenset(self.storage.names(folder))
+                if name not in present[folder]:
+                    yield path
+
+        images = absent(self.image_file(i) for i in self.ids)
+        labels = absent(self.label_file(i) for i in self.ids) if self.has_labels else ()
+        return [*images, *labels]

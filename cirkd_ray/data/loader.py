@@ -1,0 +1,271 @@
+"""Batches of a data set: order and augmentation by sample number, loader processes, way to the device."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from cirkd_ray.data.base import SegmentationDataset, UInt8
+from cirkd_ray.data.sampler import batch_numbers, local_batch, sample_index, sample_rng
+from cirkd_ray.data.transforms import TrainTransform
+from cirkd_ray.errors import DataError, UserError
+from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
+
+
+class Batch(NamedTuple):
+    """A batch in main memory.
+
+    Attributes:
+        images: N x 3 x H x W uint8 RGB; in memory the channel comes last (`torch.channels_last`), as it was
+            decoded.
+        labels: N x H x W uint8: class index, 255 ignored, 254 padding.
+        indices: N int64, each sample's index in its data set.
+        padded: whether padding may occur; the same for all batches of a loader.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    padded: bool
+
+
+class DeviceBatch(NamedTuple):
+    """A batch on the device.
+
+    Attributes:
+        images: N x 3 x H x W uint8 RGB.
+        labels: N x H x W int64: class index or `IGNORE_INDEX`.
+        padding: N x H x W bool, true where the pixel was invented; None where no pixel can be.
+        indices: N int64, in main memory.
+    """
+
+    images: Tensor
+    labels: Tensor
+    padding: Tensor | None
+    indices: Tensor
+
+
+def to_device(batch: Batch, device: torch.device | str, channels_last: bool = False) -> DeviceBatch:
+    """Move a batch as bytes and form the labels there; does not wait for the device when the batch is pinned.
+
+    Args:
+        channels_last: keep the channel last in memory; else images are contiguous.
+    """
+    images = batch.images.to(device, non_blocking=True)
+    stored = batch.labels.to(device, non_blocking=True)
+    if not channels_last:
+        images = images.contiguous()
+    labels = stored.to(torch.int64).masked_fill_(stored >= PADDING_LABEL, IGNORE_INDEX)
+    padding = stored == PADDING_LABEL if batch.padded else None
+    return DeviceBatch(images, labels, padding, batch.indices)
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A user's error on its way from a loader process: an exception would arrive wrapped in its traceback."""
+
+    error: UserError
+
+
+def train_loader(
+    dataset: SegmentationDataset,
+    transform: TrainTransform,
+    *,
+    seed: int,
+    global_batch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    total_steps: int,
+    accumulate: int = 1,
+    workers: int = 0,
+    prefetch: int = 2,
+    pin_memory: bool | None = None,
+    timeout: float = 600.0,
+) -> Iterator[Batch]:
+    """One rank's batches for steps `start_step` .. `total_steps - 1`, `accumulate` of them a step.
+
+    Args:
+        workers: loader processes; 0 loads in this process.
+        prefetch: batches that each process holds ready.
+        pin_memory: put batches into page-locked memory; by default where CUDA is available.
+        timeout: seconds without a batch after which loading counts as stuck.
+
+    Raises:
+        ConfigError: the global batch does not divide.
+        DataError: while iterating: a file is unreadable or wrong, a loader process died, or none answers.
+    """
+    local_batch(global_batch, world_size, accumulate)
+    numbers = _Steps(range(start_step, total_steps), global_batch, rank, world_size, accumulate)
+    samples = _TrainSamples(dataset, transform, seed)
+    return iter(Batches(samples, numbers, workers, prefetch, pin_memory, timeout))
+
+
+def eval_loader(
+    dataset: SegmentationDataset,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    *,
+    batch_size: int = 1,
+    prefetch: int = 2,
+    pin_memory: bool | None = None,
+    timeout: float = 600.0,
+    indices: Sequence[int] | None = None,
+) -> Batches:
+    """Whole images `rank`, `rank + world_size`, ...: every image once over all ranks, none twice.
+
+    With `batch_size` > 1 neighbours of equal size share a batch. Iterate as often as needed: the loader's
+    processes stay.
+
+    Args:
+        indices: the images to go through, all by default.
+
+    Raises:
+        DataError: while iterating, as for `train_loader`.
+    """
+    mine = list(range(len(dataset)) if indices is None else indices)[rank::world_size]
+    groups = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
+    return Batches(_WholeImages(dataset), groups, workers, prefetch, pin_memory, timeout)
+
+
+class _Steps(Sequence[Sequence[int]]):
+    """The lists of sample numbers of all micro-steps, made when asked for."""
+
+    def __init__(self, steps: range, global_batch: int, rank: int, world_size: int, accumulate: int) -> None:
+        self.steps = steps
+        self.accumulate = accumulate
+        self.split = (global_batch, rank, world_size, accumulate)
+
+    def __len__(self) -> int:
+        return len(self.steps) * self.accumulate
+
+    def __getitem__(self, index: Any) -> Any:
+        step = self.steps[index // self.accumulate]
+        return batch_numbers(step, *self.split)[index % self.accumulate]
+
+
+class _TrainSamples(Dataset[Any]):
+    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
+        self.dataset, self.transform, self.seed = dataset, transform, seed
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[Batch] | _Failure:
+        try:
+            indices = [sample_index(self.seed, n, len(self.dataset)) for n in numbers]
+            pairs = [
+                self.transform(self.dataset.open(i), sample_rng(self.seed, n))
+                for n, i in zip(numbers, indices, strict=True)
+            ]
+        except UserError as error:
+            return _Failure(error)
+        return [_stack(pairs, indices, padded=True)]
+
+
+class _WholeImages(Dataset[Any]):
+    def __init__(self, dataset: SegmentationDataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, indices: Sequence[int]) -> list[Batch] | _Failure:
+        try:
+            samples = [self.dataset.load(i) for i in indices]
+        except UserError as error:
+            return _Failure(error)
+        starts = [i for i in range(len(samples)) if i == 0 or samples[i].size != samples[i - 1].size]
+        ends = [*starts[1:], len(samples)]
+        return [
+            _stack([(s.image, s.label) for s in samples[a:b]], indices[a:b], padded=False)
+            for a, b in zip(starts, ends, strict=True)
+        ]
+
+
+def _stack(pairs: Sequence[tuple[UInt8, UInt8]], indices: Sequence[int], padded: bool) -> Batch:
+    images = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
+    labels = torch.from_numpy(np.stack([label for _, label in pairs]))
+    return Batch(images, labels, torch.tensor(indices, dtype=torch.int64), padded)
+
+
+class _Groups(Sampler[list[int]]):
+    """The lists of numbers that make up the batches, as the loader wants them."""
+
+    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
+        self.groups = groups
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(self.groups[i]) for i in range(len(self.groups)))
+
+
+def _same(batches: Any) -> Any:
+    return batches
+
+
+def _start_worker(worker_id: int) -> None:
+    # A process a core: OpenCV's own threads would only fight each other.
+    cv2.setNumThreads(0)
+
+
+class Batches(Iterable[Batch]):
+    """The batches of a loader; each iteration goes through all of them with the same loader processes."""
+
+    def __init__(
+        self,
+        samples: Dataset[Any],
+        groups: Sequence[Sequence[int]],
+        workers: int,
+        prefetch: int,
+        pin: bool | None,
+        timeout: float,
+    ) -> None:
+        options: dict[str, Any] = {}
+        if workers:
+            # Not fork: it may deadlock under the threads of a Ray actor or of CUDA.
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload([__name__])
+            options = {
+                "multiprocessing_context": context,
+                "persistent_workers": True,
+                "prefetch_factor": prefetch,
+                "worker_init_fn": _start_worker,
+                "timeout": timeout,
+            }
+        self._loader: DataLoader[Any] = DataLoader(
+            samples,
+            batch_sampler=_Groups(groups),
+            num_workers=workers,
+            collate_fn=_same,
+            pin_memory=torch.cuda.is_available() if pin is None else pin,
+            **options,
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        try:
+            for batches in self._loader:
+                if isinstance(batches, _Failure):
+                    raise batches.error
+                yield from batches
+        except RuntimeError as error:
+            reason = _loader_trouble(error)
+            if reason is None:
+                raise
+            raise DataError(reason) from error
+
+
+def _loader_trouble(error: RuntimeError) -> str | None:
+    """What to tell the user about a loader process that died or hangs; None for other errors."""
+    text = str(error)
+    if "timed out" in text:
+        return f"loading data: {text}; is the storage reachable? (data.timeout, data.workers)"
+    if "exited unexpectedly" in text or "is killed by signal" in text:
+        guess = "is /dev/shm too small?" if "Bus error" in text else "out of memory?"
+        return f"loading data: a loader process died ({text.splitlines()[0]}): {guess} (data.workers)"
+    return None

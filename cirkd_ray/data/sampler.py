@@ -1,0 +1,76 @@
+"""Which image is sample n of a run, and with which random numbers it is augmented: pure functions of (seed,
+n).
+
+Nothing here depends on ranks, loader processes or restarts, so a run that resumes, or goes on with another
+number of workers and the same global batch, sees the same samples.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirkd_ray.errors import ConfigError
+
+_ORDER, _AUGMENT = 1, 2
+_MASK = (1 << 64) - 1
+
+
+def keyed_generator(seed: int, purpose: int, n: int) -> np.random.Philox:
+    """Counter-based bit generator number `n` of a purpose: streams of distinct arguments never overlap."""
+    return np.random.Philox(key=[seed & _MASK, purpose], counter=[0, 0, n & _MASK, 0])
+
+
+@functools.lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
+    """The order of `size` images in an epoch.
+
+    Sorting raw 64-bit words rather than `Generator.permutation`: NumPy keeps its bit generators' output for
+    good, but may change how a `Generator` uses it, and with it the order of every run.
+    """
+    words = keyed_generator(seed, _ORDER, epoch).random_raw(size)
+    return np.argsort(words, kind="stable").astype(np.int64)
+
+
+def sample_index(seed: int, n: int, size: int) -> int:
+    """The index of sample `n` among `size` images: epoch n // size goes through all of them once."""
+    return int(permutation(seed, n // size, size)[n % size])
+
+
+def sample_rng(seed: int, n: int) -> np.random.Generator:
+    """The random numbers that augment sample `n`."""
+    return np.random.Generator(keyed_generator(seed, _AUGMENT, n))
+
+
+def local_batch(global_batch: int, world_size: int, accumulate: int = 1) -> int:
+    """Samples of one rank in one micro-step.
+
+    Raises:
+        ConfigError: the global batch does not divide.
+    """
+    parts = world_size * accumulate
+    if global_batch % parts:
+        steps = f" x {accumulate} accumulation steps" if accumulate > 1 else ""
+        raise ConfigError(
+            f"train.batch_size: a global batch of {global_batch} does not divide over {world_size} "
+            f"workers{steps}; take a multiple of {parts}"
+        )
+    return global_batch // parts
+
+
+def batch_numbers(
+    step: int, global_batch: int, rank: int, world_size: int, accumulate: int = 1
+) -> list[range]:
+    """The sample numbers of a rank in an optimiser step, one range for each micro-step.
+
+    The ranks' numbers are consecutive: rank 0 has the first `global_batch / world_size` of the step, and so
+    on.
+
+    Raises:
+        ConfigError: the global batch does not divide.
+    """
+    micro = local_batch(global_batch, world_size, accumulate)
+    start = step * global_batch + rank * micro * accumulate
+    return [range(start + i * micro, start + (i + 1) * micro) for i in range(accumulate)]
