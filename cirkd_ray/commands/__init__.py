@@ -1,0 +1,1 @@
+"""One module a subcommand of `cirkd`; see `cirkd_ray.cli`."""

@@ -1,0 +1,149 @@
+"""Recipes as trees of plain values: read YAML, resolve `extends`, apply overrides by dotted path.
+
+One function, `apply_overrides`, serves the command line's `--set` and the sweeps alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cirkd_ray.errors import ConfigError, nearest
+
+RECIPES = Path(__file__).parent / "recipes"
+NOT_INHERITED = ("name", "description", "published")
+"""What speaks of one recipe only, and not of those that extend it."""
+Tree = dict[str, Any]
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader that refuses a key given twice, which it would otherwise drop silently."""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
+    seen: set[Any] = set()
+    for key_node, _ in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in seen:
+            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+        seen.add(key)
+    return loader.construct_mapping(node, deep=True)
+
+
+_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
+
+
+def read_yaml(path: Path) -> Tree:
+    """The mapping in a YAML file.
+
+    Raises:
+        ConfigError: the file does not exist, is no YAML (with line and column) or holds something else.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: is not UTF-8 text; a recipe is a YAML file") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or 'not valid YAML'}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path}: a recipe is a mapping of settings, this file holds {type(tree).__name__}")
+    return tree
+
+
+def recipe_names() -> list[str]:
+    """Names of the shipped recipes; files and folders whose name starts with `_` are parts, not recipes."""
+    found = (p.relative_to(RECIPES).with_suffix("") for p in RECIPES.rglob("*.yaml"))
+    return sorted(p.as_posix() for p in found if not any(part.startswith("_") for part in p.parts))
+
+
+def find_recipe(name: str, beside: Path | None = None) -> Path:
+    """The file of a recipe: a shipped name, a path to a YAML file, or a path relative to the file that names it."""
+    shipped = RECIPES / f"{name}.yaml"
+    if shipped.is_file():
+        return shipped
+    for base in [beside, Path.cwd()] if beside else [Path.cwd()]:
+        path = (base / name).expanduser()
+        if path.suffix in (".yaml", ".yml") and path.is_file():
+            return path
+    raise ConfigError(f"no recipe {name!r}{nearest(name, recipe_names())} (`cirkd recipes list` shows all)")
+
+
+def merge(base: Any, change: Any) -> Any:
+    """`change` laid over `base`: mappings merge key by key, everything else replaces."""
+    if isinstance(base, dict) and isinstance(change, dict):
+        return {key: merge(base.get(key), change[key]) if key in change else base[key] for key in {**base, **change}}
+    return deepcopy(change)
+
+
+def compose(path: Path, _chain: tuple[Path, ...] = ()) -> Tree:
+    """The recipe in `path` over everything that it `extends`, first to last."""
+    path = path.resolve()
+    if path in _chain:
+        raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in (*_chain, path))}")
+    tree = read_yaml(path)
+    extends = tree.pop("extends", [])
+    parents = [extends] if isinstance(extends, str) else extends
+    if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
+        raise ConfigError(f"{path}: extends takes a recipe's name or a list of names")
+    result: Tree = {}
+    for parent in parents:
+        result = merge(result, compose(find_recipe(parent, path.parent), (*_chain, path)))
+    inherited = {key: value for key, value in result.items() if key not in NOT_INHERITED}
+    return dict(merge(inherited, tree))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """`a.b=c` as (path, value); the value is read as YAML."""
+    path, equals, value = text.partition("=")
+    if not equals or not path.strip():
+        raise ConfigError(f"--set {text!r}: expected PATH=VALUE, e.g. --set optim.lr=0.01")
+    try:
+        return path.strip(), yaml.safe_load(value) if value.strip() else None
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text!r}: the value is not valid YAML; quote it") from None
+
+
+def apply_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
+    """A copy of `tree` with each dotted path set to its value; missing mappings on the way are made.
+
+    Whether a path means anything is decided by the validation that follows.
+    """
+    result = deepcopy(tree)
+    for path, value in overrides.items():
+        node = result
+        *parents, leaf = path.split(".")
+        for index, part in enumerate(parents):
+            child = node.get(part)
+            if child is None:
+                child = node[part] = {}
+            if not isinstance(child, dict):
+                at = ".".join(parents[: index + 1])
+                raise ConfigError(f"{path}: {at} is {child!r}, not a mapping of settings")
+            node = child
+        node[leaf] = deepcopy(value)
+    return result
+
+
+def overrides_from(texts: Iterable[str]) -> Tree:
+    """The overrides of a command line, later ones winning."""
+    return dict(parse_override(text) for text in texts)
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted path -> value of every leaf; an empty mapping is a leaf."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping) and value:
+            leaves.update(flatten(value, f"{path}."))
+        else:
+            leaves[path] = value
+    return leaves

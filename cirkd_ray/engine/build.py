@@ -1,0 +1,184 @@
+"""From a RunSpec to the objects of one rank."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
+from cirkd_ray.data import SegmentationDataset, build_dataset
+from cirkd_ray.engine.distiller import Distiller, build_losses
+from cirkd_ray.engine.distributed import World
+from cirkd_ray.engine.optim import build_optimizer, parameter_groups
+from cirkd_ray.engine.precision import choose_precision, make_scaler
+from cirkd_ray.engine.step import TrainStep
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.models import build_model, load_model
+from cirkd_ray.models.model import SegmentationModel
+from cirkd_ray.resolution import check_classes
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that one rank trains with."""
+
+    spec: RunSpec
+    world: World
+    train_set: SegmentationDataset
+    val_set: SegmentationDataset
+    student: SegmentationModel
+    teacher: SegmentationModel | None
+    step: TrainStep
+    precision: str
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and exported: the averaged student where there is one."""
+        average = self.step.average
+        return self.student if average is None else average.module
+
+
+def build_datasets(spec: RunSpec) -> tuple[SegmentationDataset, SegmentationDataset]:
+    """Training and validation split; whatever is wrong with the files' places shows here, before training."""
+    splits = (spec.data.train_split, spec.data.val_split)
+    train, val = (
+        build_dataset(spec.data.name, split=split, root=spec.data.root, **spec.data.settings) for split in splits
+    )
+    check_classes(len(train.classes), spec.data.name)
+    return train, val
+
+
+def build_network(spec: ModelSpec, num_classes: int, where: str) -> SegmentationModel:
+    """A network, with its starting weights if the recipe names some."""
+    model = build_model(spec.name, num_classes=num_classes, where=where, **spec.settings)
+    if spec.weights is not None:
+        from cirkd_ray.models.weights import load_weights
+
+        load_weights(model, spec.weights, reinit_classifier=spec.reinit_classifier)
+    return model
+
+
+def build_teacher(spec: TeacherSpec, num_classes: int) -> SegmentationModel:
+    """The frozen teacher.
+
+    Raises:
+        ConfigError: it scores another number of classes than the data set has, or its recipe is not trained yet.
+    """
+    if spec.module is not None:
+        from cirkd_ray.models.external import load_module
+
+        teacher = load_module(spec.module, num_classes=num_classes)
+    elif spec.weights is None:
+        raise ConfigError(f"teacher.train: {spec.train!r} has to be trained first; `cirkd train` does so")
+    elif spec.model is not None:
+        teacher = build_network(spec.model.model_copy(update={"weights": spec.weights}), num_classes, "teacher.model")
+    else:
+        teacher = load_model(spec.weights).model
+    if teacher.num_classes != num_classes:
+        raise ConfigError(
+            f"teacher: {spec.weights or spec.module} scores {teacher.num_classes} classes, the data set has "
+            f"{num_classes}; take a teacher trained on the same classes"
+        )
+    return teacher.eval().requires_grad_(False)
+
+
+def seed_of(*numbers: int) -> int:
+    """A seed that is a function of the numbers and of nothing else."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def build_run(spec: RunSpec, world: World) -> Run:
+    """Build data, networks, losses and optimisers of one rank.
+
+    The student's first weights depend on the seed and the network alone, so that methods that are compared start
+    from the same student.
+    """
+    device, precision = world.device, choose_precision(spec.train.precision, world.device)
+    torch.use_deterministic_algorithms(spec.train.deterministic)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
+    train_set, val_set = build_datasets(spec)
+    classes = len(train_set.classes)
+    torch.manual_seed(seed_of(spec.seed, 0))
+    student = build_network(spec.model, classes, "model")
+    torch.manual_seed(seed_of(spec.seed, 1))
+    teacher = build_teacher(spec.teacher, classes) if spec.distill is not None and spec.teacher is not None else None
+    losses = build_losses(spec, student, teacher, classes)
+    student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
+    if teacher is not None:
+        teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses.values()))
+    specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
+    distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
+    return Run(
+        spec=spec,
+        world=world,
+        train_set=train_set,
+        val_set=val_set,
+        student=student,
+        teacher=teacher if losses else None,
+        step=_build_step(spec, world, distiller, teacher if losses else None, precision),
+        precision=precision,
+    )
+
+
+def _build_step(
+    spec: RunSpec, world: World, distiller: Distiller, teacher: SegmentationModel | None, precision: str
+) -> TrainStep:
+    """Move everything to the device, wrap what is trained, make the optimisers."""
+    on_gpu = world.device.type == "cuda"
+    channels_last = on_gpu and spec.train.channels_last
+    memory_format = torch.channels_last if channels_last else torch.preserve_format
+    student = distiller.student
+    assert isinstance(student, SegmentationModel)
+    if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
+        distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+    distiller.to(world.device, memory_format=memory_format)
+    if teacher is not None:
+        teacher.to(world.device, memory_format=memory_format)
+    average = None
+    if spec.train.ema is not None:
+        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(spec.train.ema), use_buffers=True)
+    optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
+    opponents = {
+        name: torch.optim.Adam(loss.opponent.parameters(), **loss.opponent_optimizer())
+        for name, loss in distiller.opponents()
+        if loss.opponent is not None
+    }
+    if spec.train.compile:
+        student.compile()
+        if teacher is not None:
+            teacher.compile()
+    return TrainStep(
+        distiller,
+        teacher,
+        student.preprocessing,
+        optimizer,
+        opponents,
+        make_scaler(precision, world.device),
+        spec.optim,
+        spec.train.steps,
+        precision,
+        world,
+        teacher_preprocessing=None if teacher is None else teacher.preprocessing,
+        average=average,
+        channels_last=channels_last,
+        wrapped=_wrap(distiller, spec, world),
+    )
+
+
+def _wrap(distiller: Distiller, spec: RunSpec, world: World) -> nn.Module:
+    """DDP over the student and the losses' layers; buffers are not broadcast (see `average_batchnorm_statistics`)."""
+    if world.size == 1:
+        return distiller
+    return DistributedDataParallel(
+        distiller,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        broadcast_buffers=False,
+        gradient_as_bucket_view=True,
+        # Without a weight the auxiliary head gets no gradient, which DDP has to be told.
+        find_unused_parameters=spec.task.aux_weight == 0 or spec.task.weight == 0,
+    )

@@ -1,0 +1,97 @@
+"""Ranks, and the few things that they must agree on. Without a process group everything is a no-op."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the rank that writes files."""
+        return self.rank == 0
+
+    @classmethod
+    def current(cls, device: torch.device | str = "cpu") -> World:
+        """The world of the running process group, or a world of one."""
+        device = torch.device(device)
+        if dist.is_available() and dist.is_initialized():
+            return cls(dist.get_rank(), dist.get_world_size(), device)
+        return cls(device=device)
+
+
+def barrier(world: World) -> None:
+    """Wait for all ranks."""
+    if world.size > 1:
+        dist.barrier()
+
+
+def broadcast_text(text: str, world: World) -> str:
+    """Rank 0's text, on every rank."""
+    if world.size == 1:
+        return text
+    box = [text]
+    dist.broadcast_object_list(box, src=0, device=world.device if world.device.type == "cuda" else None)
+    return box[0]
+
+
+def mean_over_ranks(values: Mapping[str, Tensor], world: World) -> dict[str, float]:
+    """The mean over ranks of scalars; one transfer to the host for all of them."""
+    if not values:
+        return {}
+    stacked = torch.stack([value.detach().to(torch.float64) for value in values.values()])
+    if world.size > 1:
+        dist.all_reduce(stacked)
+        stacked = stacked / world.size
+    return dict(zip(values, stacked.tolist(), strict=True))
+
+
+def minimum_over_ranks(values: Tensor, world: World) -> Tensor:
+    """Elementwise minimum over ranks."""
+    if world.size > 1:
+        values = values.clone()
+        dist.all_reduce(values, op=dist.ReduceOp.MIN)
+    return values
+
+
+def average_batchnorm_statistics(module: nn.Module, world: World) -> None:
+    """Replace the running statistics of every BatchNorm by their mean over ranks, in one message.
+
+    Where BatchNorm is not synchronised (CPU) the ranks' running statistics drift apart; nothing in training reads
+    them, so it is enough to agree before they are used: at validation and at a checkpoint.
+    """
+    if world.size == 1:
+        return
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    buffers = [b for m in norms for b in (m.running_mean, m.running_var) if isinstance(b, Tensor)]
+    if not buffers:
+        return
+    flat = torch.cat([b.detach().reshape(-1) for b in buffers])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
+        buffer.copy_(mean.view_as(buffer))
+
+
+def average_gradients(parameters: list[nn.Parameter], world: World) -> None:
+    """Mean over ranks of the gradients of parameters that no DDP module holds."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if world.size == 1 or not gradients:
+        return
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world.size
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))

@@ -1,0 +1,76 @@
+"""Checks the open parts of a RunSpec against the classes that they name, and fills in their defaults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from cirkd_ray.composition import Tree
+from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.registry import settings_model, validate
+from cirkd_ray.types import PADDING_LABEL
+
+if TYPE_CHECKING:
+    from cirkd_ray.config import LossSpec, ModelSpec, RunSpec
+
+
+def resolved_tree(spec: RunSpec) -> Tree:
+    """The spec's plain values with every default of the named classes written out.
+
+    Raises:
+        ConfigError: an unknown class or setting, with its path and the nearest valid name.
+    """
+    tree = spec.to_dict()
+    tree["model"].update(_model_settings(spec.model, "model"))
+    if spec.teacher is not None and spec.teacher.model is not None:
+        tree["teacher"]["model"].update(_model_settings(spec.teacher.model, "teacher.model"))
+    tree["data"].update(_data_settings(spec))
+    if spec.distill is not None:
+        tree["distill"]["losses"] = {
+            name: _loss_tree(loss, f"distill.losses.{name}")
+            for name, loss in spec.distill.losses.items()
+            if loss is not None
+        }
+        if not tree["distill"]["losses"]:
+            raise ConfigError("distill.losses: no loss is left; set distill=null to train without a teacher")
+    return tree
+
+
+def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
+    from cirkd_ray.models.build import validate_settings
+
+    return validate_settings(model.name, model.settings, where)
+
+
+def _data_settings(spec: RunSpec) -> dict[str, Any]:
+    from cirkd_ray.data import DATASETS
+
+    cls = DATASETS.get(spec.data.name)
+    settings = validate(settings_model(cls), spec.data.settings, "data").model_dump(mode="json")
+    for key in ("train_split", "val_split"):
+        split = getattr(spec.data, key)
+        if split not in cls.splits:
+            raise ConfigError(f"data.{key}: {spec.data.name!r} has no split {split!r}{nearest(split, cls.splits)}")
+    return {**settings, "crop": list(spec.data.crop or cls.default_crop)}
+
+
+def _loss_tree(loss: LossSpec, where: str) -> Tree:
+    from cirkd_ray.losses import LOSSES
+
+    cls = LOSSES.get(loss.kind)
+    tree = loss.model_dump(mode="json")
+    tree.update(validate(settings_model(cls), loss.settings, where).model_dump(mode="json"))
+    unknown = [term for term in loss.weights or {} if term not in cls.terms]
+    if unknown:
+        raise ConfigError(f"{where}.weights.{unknown[0]}: {loss.kind!r} has no such term{nearest(unknown[0], cls.terms)}")
+    if loss.weights is not None or (loss.weight is None and len(cls.terms) > 1):
+        defaults = {term: float(cls.default_weights.get(term, 1.0)) for term in cls.terms}
+        tree["weights"] = {**defaults, **(loss.weights or {})}
+    elif loss.weight is None:
+        tree["weight"] = float(cls.default_weights.get(cls.terms[0], 1.0))
+    return tree
+
+
+def check_classes(count: int, data: str) -> None:
+    """Class indices must fit below the label values that are set aside."""
+    if not 2 <= count <= PADDING_LABEL:
+        raise ConfigError(f"data: {data!r} has {count} classes; 2 to {PADDING_LABEL} can be trained")
