@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.engine.boundary import BoundaryMatrix
 from cirkd_ray.engine.inference import Views, inference, predict_logits
 from cirkd_ray.engine.metrics import ConfusionMatrix, areas
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL, ClassSet, Preprocessing
+from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocessing
 
 UInt8 = NDArray[np.uint8]
 
@@ -75,15 +76,6 @@ class EvaluationResult:
         return scores | {f"iou/{name}": value for name, value in per_class if value == value}
 
 
-@dataclass(frozen=True)
-class _Batch:
-    """Images of one size, on the device."""
-
-    indices: list[int]
-    images: Tensor
-    labels: Tensor
-
-
 def evaluate(
     model: nn.Module,
     dataset: SegmentationDataset,
@@ -96,6 +88,7 @@ def evaluate(
     workers: int = 0,
     batch_size: int = 1,
     limit: int | None = None,
+    batches: Iterable[Batch] | None = None,
     pictures: Sequence[int] = (),
     teacher: nn.Module | None = None,
     views: Views | None = None,
@@ -119,6 +112,8 @@ def evaluate(
         workers: processes that read images; 0 reads in this one.
         batch_size: consecutive images of one size that are run together.
         limit: only the first so many images of the set.
+        batches: a loader made by `eval_loader` with the same rank, world size and limit, so that its
+            processes live on between evaluations; by default one is made for this call.
         pictures: indices whose images and predictions rank 0 hands back (those below the set's length).
         teacher: also predicts the pictures.
         views: scales, flip and windows; by default the whole image once.
@@ -130,31 +125,45 @@ def evaluate(
         ConfigError: the network scores another number of classes than the data set has, or a bad setting.
         DataError: an unreadable sample, or labels that are no class (found at the end).
     """
-    device, views = torch.device(device), views or Views()
+    device = torch.device(device)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
-    if not 0 <= rank < world_size or batch_size < 1:
-        raise ValueError(f"rank {rank} of {world_size}, batch size {batch_size}")
     total = len(dataset) if limit is None else min(limit, len(dataset))
+    if batches is None:
+        batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
     preprocessing = preprocessing or _preprocessing(model)
     counts = _Counts(dataset.classes, total, device, boundary, per_image)
-    start = time.perf_counter()
     with inference(model, teacher, device=device, precision=precision):
-        for batch in _batches(dataset, range(rank, total, world_size), batch_size, workers, device):
-            logits = predict_logits(
-                model, preprocessing, batch.images, size=_size(batch.labels), **vars(views)
-            )
-            counts.add(batch, logits)
-            if on_images is not None:
-                on_images(len(batch.indices))
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds = time.perf_counter() - start
+        seconds = _count(model, preprocessing, batches, device, views or Views(), counts, on_images)
         if world_size > 1:
             seconds = counts.reduce(seconds)
         shown = [index for index in pictures if 0 <= index < len(dataset)] if rank == 0 else []
         made = tuple(_picture(model, teacher, dataset.load(index), device, preprocessing) for index in shown)
     return counts.result(dataset, total, seconds, made)
+
+
+def _count(
+    model: nn.Module,
+    preprocessing: Preprocessing,
+    batches: Iterable[Batch],
+    device: torch.device,
+    views: Views,
+    counts: _Counts,
+    on_images: Callable[[int], None] | None,
+) -> float:
+    """Predict and count this rank's images; returns the seconds that it took."""
+    start = time.perf_counter()
+    for batch in batches:
+        sent = to_device(batch, device)
+        size = (batch.labels.shape[1], batch.labels.shape[2])
+        counts.add(sent, predict_logits(model, preprocessing, sent.images, size=size, **vars(views)))
+        if on_images is not None:
+            on_images(len(batch.indices))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 class _Counts:
@@ -169,7 +178,7 @@ class _Counts:
         shape = (total, 3, len(classes))
         self.table = torch.zeros(shape, dtype=torch.int64, device=device) if per_image else None
 
-    def add(self, batch: _Batch, logits: Tensor) -> None:
+    def add(self, batch: DeviceBatch, logits: Tensor) -> None:
         if logits.shape[1] != len(self.classes):
             raise ConfigError(
                 f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
@@ -180,7 +189,7 @@ class _Counts:
         if self.boundary is not None:
             self.boundary.update(prediction, batch.labels)
         if self.table is not None:
-            for index, row in zip(batch.indices, torch.stack(areas(matrices), dim=1), strict=True):
+            for index, row in zip(batch.indices.tolist(), torch.stack(areas(matrices), dim=1), strict=True):
                 self.table[index] = row
 
     def reduce(self, seconds: float) -> float:
@@ -217,44 +226,6 @@ class _Counts:
         )
 
 
-def to_labels(labels: Tensor) -> Tensor:
-    """Stored uint8 labels as int64 with `IGNORE_INDEX`."""
-    labels = labels.long()
-    return torch.where(labels >= PADDING_LABEL, IGNORE_INDEX, labels)
-
-
-def _batches(
-    dataset: SegmentationDataset, indices: Iterable[int], size: int, workers: int, device: torch.device
-) -> Iterator[_Batch]:
-    """Up to `size` consecutive images of one size at a time."""
-    group: list[tuple[int, Sample]] = []
-    for index, sample in _samples(dataset, indices, workers):
-        if group and (len(group) == size or _shapes(group[0][1]) != _shapes(sample)):
-            yield _stack(group, device)
-            group = []
-        group.append((index, sample))
-    if group:
-        yield _stack(group, device)
-
-
-def _samples(
-    dataset: SegmentationDataset, indices: Iterable[int], workers: int
-) -> Iterator[tuple[int, Sample]]:
-    for index in indices:
-        yield index, dataset.load(index)
-
-
-def _shapes(sample: Sample) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return sample.image.shape, sample.label.shape
-
-
-def _stack(group: list[tuple[int, Sample]], device: torch.device) -> _Batch:
-    images = torch.from_numpy(np.stack([sample.image for _, sample in group]))
-    labels = torch.from_numpy(np.stack([sample.label for _, sample in group]))
-    on_device = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
-    return _Batch([i for i, _ in group], on_device, to_labels(labels.to(device, non_blocking=True)))
-
-
 def _picture(
     model: nn.Module,
     teacher: nn.Module | None,
@@ -262,10 +233,10 @@ def _picture(
     device: torch.device,
     preprocessing: Preprocessing,
 ) -> Picture:
-    batch = _stack([(0, sample)], device)
+    image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None]
 
     def predict(network: nn.Module, pixels: Preprocessing) -> UInt8:
-        logits = predict_logits(network, pixels, batch.images, size=_size(batch.labels))
+        logits = predict_logits(network, pixels, image, size=sample.label.shape)
         prediction: UInt8 = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
         return prediction
 
@@ -283,7 +254,3 @@ def _preprocessing(model: nn.Module) -> Preprocessing:
     if not isinstance(found, Preprocessing):
         raise ValueError(f"{type(model).__name__} has no `preprocessing`; pass it as an argument")
     return found
-
-
-def _size(labels: Tensor) -> tuple[int, int]:
-    return labels.shape[-2], labels.shape[-1]
