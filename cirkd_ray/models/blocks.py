@@ -1,0 +1,95 @@
+"""Building blocks that several heads share."""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, batch normalisation, ReLU; N x C x H x W in and out, same size unless `stride` > 1."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        *,
+        stride: int = 1,
+        dilation: int = 1,
+        bias: bool = False,
+    ) -> None:
+        super().__init__()
+        padding = dilation * (kernel_size // 2)
+        self.conv = nn.Conv2d(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            bias=bias,
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the three in order."""
+        return self.act(normalise(self.norm, self.conv(x)))  # type: ignore[no-any-return]
+
+
+def normalise(norm: nn.Module, x: Tensor) -> Tensor:
+    """`norm(x)`, also where a batch of one image pooled to one pixel has no statistics of its own.
+
+    Globally pooled maps (ASPP, PSP) of a single image hold one value a channel, from which no variance can be
+    taken; plain batch normalisation then raises. Its running statistics are used instead. `SyncBatchNorm`
+    counts the values of all ranks and is left alone.
+    """
+    single = x.shape[0] == 1 and x.shape[2] == 1 and x.shape[3] == 1
+    if single and norm.training and isinstance(norm, nn.BatchNorm2d):
+        return F.batch_norm(
+            x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps
+        )
+    return norm(x)  # type: ignore[no-any-return]
+
+
+def resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
+    """Bilinear resize of an N x C x h x w map to the height and width of `like`."""
+    if x.shape[-2:] == like.shape[-2:]:
+        return x
+    return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def init_convolutions(module: nn.Module) -> None:
+    """He initialisation (fan out, ReLU) of convolutions, unit batch norms, and a small normal classifier.
+
+    The classifier (a child named `classifier`) starts at N(0, 0.01), so that the first cross-entropy is close
+    to log(number of classes).
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.Conv2d):
+            if name.rsplit(".", 1)[-1] == "classifier":
+                nn.init.normal_(child.weight, std=0.01)
+            else:
+                nn.init.kaiming_normal_(child.weight, mode="fan_out", nonlinearity="relu")
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.BatchNorm2d):
+            nn.init.ones_(child.weight)
+            nn.init.zeros_(child.bias)
+
+
+def init_transformer(module: nn.Module) -> None:
+    """Initialise as MiT and its decoder are: linear layers truncated normal 0.02, others fan-out normal."""
+    for child in module.modules():
+        if isinstance(child, nn.Linear):
+            nn.init.trunc_normal_(child.weight, std=0.02)
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)
+        elif isinstance(child, nn.Conv2d):
+            fan_out = child.kernel_size[0] * child.kernel_size[1] * child.out_channels // child.groups
+            nn.init.normal_(child.weight, std=math.sqrt(2.0 / fan_out))
+            if child.bias is not None:
+                nn.init.zeros_(child.bias)

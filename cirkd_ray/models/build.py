@@ -1,0 +1,173 @@
+"""Build a network from its name and settings."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.models.encoders import BACKBONES, Backbone, Encoder, find_backbone
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.fcn import FCNHead
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.registry import validate
+from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+
+
+class NetworkSettings(BaseModel):
+    """Settings that every network has, beside those of its head.
+
+    Attributes:
+        output_stride: input pixels a pixel of the encoder's last map; by default the finest that the head
+            likes and the backbone can give (8 for DeepLabV3 and PSPNet, 32 for SegFormer).
+        drop_path: stochastic depth rate of the encoder; by default as published (0.1 for SegFormer, else 0).
+        aux: whether there is an auxiliary head on the last but one map; by default as published (ResNets
+            only).
+        aux_dropout: dropout of the auxiliary head.
+        pretrained: download timm's weights of the backbone.
+        preprocessing: what the weights expect; `auto` is what timm says of the backbone's weights.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    output_stride: Literal[8, 16, 32] | None = None
+    drop_path: Rate | None = None
+    aux: bool | None = None
+    aux_dropout: Rate = 0.1
+    pretrained: bool = False
+    preprocessing: Literal["auto", "imagenet", "caffe"] = "auto"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a name means: a head, a backbone, and published defaults of settings."""
+
+    head: str
+    backbone_name: str
+    backbone: Backbone
+    defaults: dict[str, Any] = field(default_factory=dict)
+
+
+_PUBLISHED = {"deeplabv3": ("resnet18", "resnet50", "resnet101", "mobilenetv2")}
+_PUBLISHED["pspnet"] = _PUBLISHED["deeplabv3"]
+
+
+def model_names() -> list[str]:
+    """The networks of the published tables; any `HEAD:TIMM_NAME` is a network as well."""
+    names = [f"{head}_{backbone}" for head, backbones in _PUBLISHED.items() for backbone in backbones]
+    return [*names, *(f"segformer_b{level}" for level in range(6))]
+
+
+def parse_name(name: str, where: str = "model") -> Architecture:
+    """The architecture that `name` stands for.
+
+    Raises:
+        ConfigError: an unknown name, head or backbone.
+    """
+    head, colon, backbone_name = name.partition(":")
+    if not colon:
+        if name not in model_names():
+            raise ConfigError(
+                f"{where}: no network named {name!r}{nearest(name, model_names())} (or HEAD:TIMM_NAME)"
+            )
+        head, _, backbone_name = name.partition("_")
+        if head == "segformer":
+            backbone_name = f"mit_{backbone_name}"
+    if head not in HEADS.names():
+        raise ConfigError(f"{where}: no segmentation head named {head!r}{nearest(head, HEADS.names())}")
+    backbone = find_backbone(backbone_name, bool(colon), where)
+    defaults = {"head_channels": backbone.head_channels[head]} if head in backbone.head_channels else {}
+    return Architecture(head, backbone_name, backbone, defaults)
+
+
+@functools.cache
+def model_settings(name: str) -> type[BaseModel]:
+    """A pydantic model of the settings of the network `name`: its head's and those of every network."""
+    head = HEADS.settings(parse_name(name).head)
+    return create_model(f"{name}_settings", __base__=(head, NetworkSettings))
+
+
+def build_model(name: str, *, num_classes: int, where: str = "model", **settings: Any) -> SegmentationModel:
+    """Build a network with fresh weights (a function of torch's random state).
+
+    Args:
+        name: `deeplabv3_resnet18`, `pspnet_mobilenetv2`, `segformer_b0`, ... (see `model_names`), or
+            `HEAD:TIMM_NAME` for any head and timm backbone.
+        num_classes: number of classes.
+        where: path of the model in the recipe, for messages.
+        settings: the head's settings and those of `NetworkSettings`.
+
+    Raises:
+        ConfigError: an unknown name or setting, a value out of bounds, or an output stride that the backbone
+            cannot give.
+        WeightsError: `pretrained` and the download failed.
+    """
+    if num_classes < 1:
+        raise ConfigError(f"{where}: a network needs at least one class, not {num_classes}")
+    architecture = parse_name(name, where)
+    values = validate(model_settings(name), {**architecture.defaults, **settings}, where).model_dump()
+    values = _published(values, architecture.backbone)
+    head_class = HEADS.get(architecture.head)
+    encoder = _encoder(architecture.backbone, head_class, values, where)
+    head_settings = {key: values[key] for key in HEADS.settings(architecture.head).model_fields}
+    head = HEADS.build(
+        architecture.head, {"encoder": encoder.info, "num_classes": num_classes}, head_settings, where
+    )
+    auxiliary = _auxiliary(encoder.info, num_classes, values) if values["aux"] else None
+    preprocessing = _preprocessing(values["preprocessing"], encoder)
+    return SegmentationModel(
+        encoder,
+        head,
+        auxiliary,
+        name=name,
+        num_classes=num_classes,
+        settings=values,
+        preprocessing=preprocessing,
+    )
+
+
+def _published(values: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
+    """Settings with the published defaults of the backbone where the user left them open."""
+    aux = backbone.aux if values["aux"] is None else values["aux"]
+    drop_path = backbone.drop_path if values["drop_path"] is None else values["drop_path"]
+    return {**values, "aux": aux, "drop_path": drop_path}
+
+
+def _encoder(backbone: Backbone, head: type[Head], values: dict[str, Any], where: str) -> Encoder:
+    """The encoder at the output stride that was asked for, or at the first that the head likes."""
+    asked = values["output_stride"]
+    return Encoder(
+        backbone,
+        output_strides=(asked,) if asked else head.output_strides,
+        required=asked is not None,
+        drop_path=values["drop_path"],
+        pretrained=values["pretrained"],
+        where=where,
+    )
+
+
+def _auxiliary(info: EncoderInfo, num_classes: int, values: dict[str, Any]) -> Head:
+    """The FCN head on the last but one map."""
+    finer = EncoderInfo(info.channels[:-1], info.strides[:-1])
+    return FCNHead(encoder=finer, num_classes=num_classes, dropout=values["aux_dropout"])
+
+
+def _preprocessing(choice: str, encoder: Encoder) -> Preprocessing:
+    """The preprocessing of that name."""
+    return {"imagenet": IMAGENET, "caffe": CAFFE}.get(choice, encoder.preprocessing)
+
+
+__all__ = [
+    "BACKBONES",
+    "Architecture",
+    "NetworkSettings",
+    "build_model",
+    "model_names",
+    "model_settings",
+    "parse_name",
+]

@@ -1,0 +1,162 @@
+"""A trained network as two files: `student.safetensors` and `model.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+
+import cirkd_ray
+from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.models.build import build_model
+from cirkd_ray.models.files import read_metadata
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.models.weights import load_weights
+from cirkd_ray.types import ClassSet, Preprocessing
+
+WEIGHTS_FILE = "student.safetensors"
+CARD_FILE = "model.json"
+_FORMAT = 1
+_RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network read from disk.
+
+    Attributes:
+        model: on the CPU, in eval mode.
+        preprocessing: what its weights expect.
+        classes: names and palette.
+        info: all of `model.json`, with whatever the run added (validation figures, step, ...).
+    """
+
+    model: SegmentationModel
+    preprocessing: Preprocessing
+    classes: ClassSet
+    info: dict[str, Any]
+
+
+def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, **extra: Any) -> None:
+    """Write `student.safetensors` and `model.json` into `folder`, each replaced in one step.
+
+    The card is also in the safetensors file's metadata, so that this file alone can be loaded.
+
+    Args:
+        model: the bare network (not wrapped by DDP or `torch.compile`).
+        folder: created where missing.
+        classes: one name and colour a class.
+        extra: further plain values of the card, for example validation figures.
+
+    Raises:
+        ValueError: the class set does not fit the network, or an extra key is taken.
+        OSError: the disk is full or not writable; earlier files stay whole.
+    """
+    if len(classes) != model.num_classes:
+        raise ValueError(f"{len(classes)} classes but the network has {model.num_classes}")
+    taken = [key for key in extra if key in _RESERVED]
+    if taken:
+        raise ValueError(f"model.json writes {', '.join(taken)} itself")
+    card = {
+        "format": _FORMAT,
+        "cirkd_ray": cirkd_ray.__version__,
+        "name": model.name,
+        "num_classes": model.num_classes,
+        "settings": {**model.settings, "pretrained": False},
+        "classes": list(classes.names),
+        "palette": [list(colour) for colour in classes.palette],
+        "preprocessing": model.preprocessing.to_dict(),
+        **extra,
+    }
+    text = json.dumps(card, indent=2)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with _replacing(folder / WEIGHTS_FILE) as path:
+        save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
+    with _replacing(folder / CARD_FILE) as path:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """A temporary file beside `target` that takes its place when the block ends well."""
+    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    path = Path(name)
+    try:
+        yield path
+        path.chmod(0o644)
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+        path.replace(target)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """Read a network written by `save_model`.
+
+    Args:
+        path: a run's folder, its `student.safetensors` or its `model.json`.
+
+    Raises:
+        WeightsError: a file is missing, truncated or does not fit the other.
+    """
+    weights, card_path = _locate(Path(path))
+    card = _read_card(card_path, weights)
+    try:
+        model = build_model(card["name"], num_classes=int(card["num_classes"]), **card["settings"])
+        classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))
+        model.preprocessing = Preprocessing.from_dict(card["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{card_path} lacks or spoils an entry: {error}") from None
+    except ConfigError as error:
+        raise WeightsError(f"{card_path} names a network that this version cannot build: {error}") from None
+    if len(classes) != model.num_classes:
+        raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
+    load_weights(model, weights)
+    return LoadedModel(model.eval(), model.preprocessing, classes, card)
+
+
+def _locate(path: Path) -> tuple[Path, Path]:
+    """The weights and the card that `path` means."""
+    if path.is_dir():
+        weights, card = path / WEIGHTS_FILE, path / CARD_FILE
+    elif path.suffix == ".json":
+        weights, card = path.with_name(WEIGHTS_FILE), path
+    else:
+        weights, card = path, path.with_name(CARD_FILE)
+    if not path.exists():
+        raise WeightsError(f"nothing at {path}; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+    if not weights.is_file():
+        raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
+    return weights, card
+
+
+def _read_card(path: Path, weights: Path) -> dict[str, Any]:
+    """`model.json`, or its copy in the safetensors file's metadata."""
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif weights.suffix == ".safetensors" and "model" in (metadata := read_metadata(weights)):
+        text = metadata["model"]
+    else:
+        raise WeightsError(
+            f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
+        )
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
+    if not isinstance(card, dict) or not isinstance(card.get("settings"), dict):
+        raise WeightsError(f"{path} is not a model card of cirkd_ray")
+    if card.get("format") != _FORMAT:
+        raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {_FORMAT}")
+    return card

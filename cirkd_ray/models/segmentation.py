@@ -1,0 +1,123 @@
+"""The network: an encoder, a head, and where published an auxiliary head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.models.encoders import Encoder
+from cirkd_ray.models.heads.base import EncoderInfo, Head
+from cirkd_ray.types import Preprocessing, SegmentationOutput
+
+
+class SegmentationModel(nn.Module):
+    """A segmentation network with named outputs; images of any size.
+
+    Args:
+        encoder: returns a list of maps, fine to coarse.
+        head: turns them into a feature map and class scores.
+        auxiliary: the same from all but the coarsest map, or None.
+        name, num_classes, settings: what rebuilds it: `build_model(name, num_classes=num_classes,
+            **settings)`.
+        preprocessing: what its weights expect of their input.
+
+    Attributes:
+        channels: channels of `feature` and of every encoder stage (`stage1` is the finest).
+        strides: input pixels a pixel of `logits`, `feature`, `aux` and every stage.
+        align_corners: how its logits are to be resized to the size of the labels. True in all networks, as in
+            the CIRKD release (SegFormer's own decoder uses False inside).
+        taps: names of the encoder stages to return in `SegmentationOutput.stages`; assignable.
+    """
+
+    align_corners: bool = True
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        head: Head,
+        auxiliary: Head | None,
+        *,
+        name: str,
+        num_classes: int,
+        settings: dict[str, Any],
+        preprocessing: Preprocessing,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.head, self.auxiliary = encoder, head, auxiliary
+        self.name, self.num_classes, self.settings = name, num_classes, settings
+        self.preprocessing = preprocessing
+        stages = stage_names(encoder.info)
+        self.channels: dict[str, int] = {
+            "feature": head.channels,
+            **dict(zip(stages, encoder.info.channels, strict=True)),
+        }
+        self.strides: dict[str, int] = {
+            "logits": head.stride,
+            "feature": head.stride,
+            **({"aux": auxiliary.stride} if auxiliary is not None else {}),
+            **dict(zip(stages, encoder.info.strides, strict=True)),
+        }
+        self._stages = stages
+        self._taps: frozenset[str] = frozenset()
+
+    @property
+    def taps(self) -> frozenset[str]:
+        """Names of the encoder stages to return.
+
+        Raises:
+            ConfigError: on assignment of a stage that this encoder has not.
+        """
+        return self._taps
+
+    @taps.setter
+    def taps(self, names: frozenset[str]) -> None:
+        for name in names:
+            if name not in self._stages:
+                raise ConfigError(f"{self.name} has no encoder stage {name!r}{nearest(name, self._stages)}")
+        self._taps = frozenset(names)
+
+    def forward(self, images: Tensor) -> SegmentationOutput:
+        """Class scores and maps of N x 3 x H x W preprocessed images."""
+        stages = self.encoder(images)
+        feature = self.head.features(stages)
+        logits = self.head.classify(feature)
+        aux = None
+        if self.auxiliary is not None:
+            aux = self.auxiliary.classify(self.auxiliary.features(stages[:-1]))
+        tapped = {name: x for name, x in zip(self._stages, stages, strict=True) if name in self._taps}
+        return SegmentationOutput(logits=logits, aux=aux, feature=feature, stages=tapped or None)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters in groups with a `name`, for optimisers.
+
+        The names are `encoder`, `encoder_no_decay`, `head` and `head_no_decay` (the auxiliary head counts as
+        head); the `no_decay` groups hold biases, norms' scales, position embeddings and tokens: everything
+        that a transformer's recipe keeps from weight decay. Empty groups are left out.
+        """
+        groups: dict[str, list[nn.Parameter]] = {}
+        spared = _no_decay(self.encoder)
+        for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            part = "encoder" if name.startswith("encoder.") else "head"
+            plain = parameter.ndim <= 1 or name in spared
+            groups.setdefault(f"{part}_no_decay" if plain else part, []).append(parameter)
+        order = ("encoder", "encoder_no_decay", "head", "head_no_decay")
+        return [{"name": name, "params": groups[name]} for name in order if name in groups]
+
+
+def stage_names(info: EncoderInfo) -> tuple[str, ...]:
+    """`stage1` (finest) to `stageN`."""
+    return tuple(f"stage{i + 1}" for i in range(len(info.channels)))
+
+
+def _no_decay(encoder: nn.Module) -> set[str]:
+    """Names of the parameters that timm's modules want spared from weight decay."""
+    names = set()
+    for prefix, module in encoder.named_modules():
+        listed = getattr(module, "no_weight_decay", None)
+        if callable(listed):
+            names |= {".".join(part for part in ("encoder", prefix, name) if part) for name in listed()}
+    return names
