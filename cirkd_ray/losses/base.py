@@ -22,8 +22,9 @@ class LossInputs:
         teacher: the teacher's output on the same images, without gradients.
         labels: N x H x W int64, `ignore_index` where a pixel does not count; larger than the maps.
         ignore_index: the label of pixels that do not count.
-        step: the number of the optimiser step, from 0; random choices are functions of (seed, step).
+        step: the number of the optimiser step, from 0; random choices are functions of (seed, step, micro).
         seed: the run's seed.
+        micro: the number of the micro-batch within the step, under gradient accumulation.
     """
 
     student: SegmentationOutput
@@ -32,38 +33,45 @@ class LossInputs:
     ignore_index: int = IGNORE_INDEX
     step: int = 0
     seed: int = 0
+    micro: int = 0
 
 
 class DistillationLoss(nn.Module):
     """Base of every method.
 
-    A subclass registers itself with `@LOSSES.register(NAME)`, takes `student_channels`, `teacher_channels` and
-    `num_classes` as required keyword arguments followed by its settings (keyword-only, annotated, with defaults),
-    and returns from `forward` the terms that are active. Parameters (adapters, projectors) are trained with the
-    student; buffers (queues) are checkpointed and must be equal on all ranks by construction.
+    A subclass registers itself with `@LOSSES.register(NAME)`, takes `student_channels`, `teacher_channels`
+    and `num_classes` as required keyword arguments followed by its settings (keyword-only, annotated, with
+    defaults), and returns from `forward` the terms that are active. Parameters (adapters, projectors) are
+    trained with the student; buffers (queues) are checkpointed and must be equal on all ranks by
+    construction.
 
     Attributes:
         terms: the names of the scalars that it can return; a recipe gives each a weight.
         default_weights: the published weight of each term (1 where the dictionary is silent).
         active: the terms whose weight is not 0; set by `build_loss`, the others are never computed.
-        student_taps, teacher_taps: encoder stages that the networks must return (see `SegmentationOutput.tap`).
-        opponent: a network trained against the student by an optimiser of its own (a discriminator), or None. It is
-            part of the checkpoint, but its parameters must not require gradients outside `opponent_loss`.
+        student_taps, teacher_taps: encoder stages that the networks must return (see
+            `SegmentationOutput.tap`).
+        kind, num_classes: the registered name and the number of classes; set by `build_loss`, for messages.
+        opponent: a network trained against the student by an optimiser of its own (a discriminator), or
+            None. It is part of the checkpoint, but its parameters must not require gradients outside
+            `opponent_loss`.
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
     default_weights: ClassVar[Mapping[str, float]] = {}
     active: frozenset[str]
+    kind: str = ""
+    num_classes: int = 0
     student_taps: frozenset[str] = frozenset()
     teacher_taps: frozenset[str] = frozenset()
     opponent: nn.Module | None = None
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        """The active terms: unweighted scalars, finite and differentiable even when every pixel is ignored."""
+        """The active terms: unweighted scalars, finite and differentiable even if every pixel is ignored."""
         raise NotImplementedError
 
     def opponent_loss(self, inputs: LossInputs) -> Tensor:
-        """What the opponent minimises; called after `forward` of the same step, with its gradients switched on."""
+        """What the opponent minimises; called after the same step's `forward`, with its gradients on."""
         raise NotImplementedError(f"{type(self).__name__} has no opponent")
 
     def opponent_optimizer(self) -> dict[str, Any]:
@@ -78,7 +86,7 @@ class DistillationLoss(nn.Module):
 LOSSES: Registry[DistillationLoss] = Registry("loss", "cirkd_ray.losses")
 
 Channels = int | Mapping[str, int]
-"""Channels of a network's `feature`, or a mapping from the name of each map that it can return to its channels."""
+"""Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""
 
 
 def channels_of(channels: Channels, tap: str, num_classes: int) -> int:
@@ -122,4 +130,46 @@ def build_loss(
     }
     loss = LOSSES.build(kind, context, settings, where or f"loss {kind!r}")
     loss.active = frozenset(cls.terms) if active is None else active
+    loss.kind, loss.num_classes = kind, num_classes
+    loss.register_forward_pre_hook(check_inputs)
     return loss
+
+
+def check_inputs(loss: nn.Module, args: tuple[Any, ...]) -> None:
+    """Forward pre-hook of every built loss: the shapes, classes and labels that it is about to see.
+
+    Label values are looked at on every call on the CPU, and on the first call alone elsewhere, where
+    looking means to wait for the device (data sets check each label map as they load it).
+
+    Raises:
+        ConfigError: logits of another number of classes, labels of another shape, or a label that is no
+            class.
+    """
+    inputs = args[0]
+    assert isinstance(loss, DistillationLoss)
+    assert isinstance(inputs, LossInputs)
+    for who, output in (("student", inputs.student), ("teacher", inputs.teacher)):
+        if output.logits.shape[1] != loss.num_classes:
+            raise ConfigError(
+                f"loss {loss.kind!r}: the {who}'s logits have {output.logits.shape[1]} classes, the data set "
+                f"has {loss.num_classes}; train or load a {who} with num_classes={loss.num_classes}"
+            )
+    labels = inputs.labels
+    if labels.ndim != 3 or labels.shape[0] != inputs.student.logits.shape[0]:
+        raise ConfigError(
+            f"loss {loss.kind!r}: labels must be N x H x W with one map an image, got {tuple(labels.shape)}"
+        )
+    if labels.device.type == "cpu" or not getattr(loss, "_labels_checked", False):
+        check_labels(f"loss {loss.kind!r}", labels, loss.num_classes, inputs.ignore_index)
+        loss._labels_checked = True  # type: ignore[assignment]
+
+
+def check_labels(what: str, labels: Tensor, num_classes: int, ignore_index: int) -> None:
+    """Raise a `ConfigError` for a label that is neither a class nor `ignore_index`; waits for the device."""
+    wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
+    if bool(wrong.any()):
+        value = int(labels[wrong][0])
+        raise ConfigError(
+            f"{what}: label {value} is none of the {num_classes} classes (0..{num_classes - 1}) nor the "
+            f"ignored {ignore_index}; check num_classes and the data set's label mapping"
+        )

@@ -1,0 +1,130 @@
+"""What losses on maps share: taps, adapters, resizing, masks of ignored pixels, normalisation."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses.base import Channels, DistillationLoss, LossInputs, channels_of
+from cirkd_ray.types import SegmentationOutput
+
+
+def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
+    """Labels (N x H x W int64) at map size, by nearest neighbour."""
+    if labels.shape[-2:] == size:
+        return labels
+    return (
+        F.interpolate(labels.unsqueeze(1).to(torch.float32), size=size, mode="nearest")
+        .squeeze(1)
+        .to(torch.int64)
+    )
+
+
+def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """A map (N x C x H x W) at another size, bilinearly; itself where the size is right."""
+    if x.shape[-2:] == size:
+        return x
+    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """float32 for half types, itself otherwise."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def unit(x: Tensor, dim: int = 1) -> Tensor:
+    """L2-normalised along `dim`."""
+    return F.normalize(x, dim=dim)
+
+
+def tokens(x: Tensor) -> Tensor:
+    """N x C x H x W -> N x HW x C."""
+    return x.flatten(2).transpose(1, 2)
+
+
+class MapPair(NamedTuple):
+    """What `MapLoss.compute` sees.
+
+    Attributes:
+        student: N x C_s x h x w in float32 or float64, after the adapter.
+        teacher: N x C_t x h x w, without gradient, resized to the student's size.
+        labels: N x h x w, nearest.
+        mask: N x h x w bool, false where ignored; None where the setting `mask_ignored` is off.
+    """
+
+    student: Tensor
+    teacher: Tensor
+    labels: Tensor
+    mask: Tensor | None
+
+
+class MapLoss(DistillationLoss):
+    """Base of losses that compare one map of the student with one of the teacher.
+
+    The student's map passes an adapter (a 1x1 convolution without bias) where `adapter` asks for it, the
+    teacher's map is resized bilinearly to the student's size where they differ, and `compute` runs without
+    autocast, in float32.
+
+    Args:
+        student_channels, teacher_channels, num_classes: as every loss.
+        student_tap, teacher_tap: `feature`, `logits`, `aux` or an encoder stage.
+        mask_ignored: leave ignored pixels out.
+        adapter: `auto` where channels differ, `always`, or `never` for losses that compare relations.
+    """
+
+    def __init__(
+        self,
+        student_channels: Channels,
+        teacher_channels: Channels,
+        num_classes: int,
+        *,
+        student_tap: str,
+        teacher_tap: str,
+        mask_ignored: bool,
+        adapter: Literal["auto", "always", "never"] = "auto",
+    ) -> None:
+        super().__init__()
+        self.student_tap, self.teacher_tap, self.mask_ignored = student_tap, teacher_tap, mask_ignored
+        self.student_width = channels_of(student_channels, student_tap, num_classes)
+        self.teacher_width = channels_of(teacher_channels, teacher_tap, num_classes)
+        plain = {"feature", "logits", "aux"}
+        self.student_taps = frozenset({student_tap} - plain)
+        self.teacher_taps = frozenset({teacher_tap} - plain)
+        self.adapter: nn.Module = nn.Identity()
+        if adapter == "always" or (adapter == "auto" and self.student_width != self.teacher_width):
+            self.adapter = nn.Conv2d(self.student_width, self.teacher_width, 1, bias=False)
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        student = self.adapt(self._tap("student", inputs.student, self.student_tap, self.student_width))
+        teacher = self._tap("teacher", inputs.teacher, self.teacher_tap, self.teacher_width).detach()
+        size = (student.shape[-2], student.shape[-1])
+        labels = resize_labels(inputs.labels, size)
+        mask = labels != inputs.ignore_index if self.mask_ignored else None
+        with torch.autocast(student.device.type, enabled=False):
+            teacher = resize_map(full_precision(teacher), size)
+            return self.compute(MapPair(full_precision(student), teacher, labels, mask), inputs)
+
+    def adapt(self, student: Tensor) -> Tensor:
+        """The student's map as it is compared; runs under autocast."""
+        adapted: Tensor = self.adapter(student)
+        return adapted
+
+    def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
+        """The active terms."""
+        raise NotImplementedError
+
+    def _tap(self, who: str, output: SegmentationOutput, tap: str, width: int) -> Tensor:
+        try:
+            value = output.tap(tap)
+        except KeyError as error:
+            raise ConfigError(f"loss {self.kind!r}, {who}_tap: {error.args[0]}") from None
+        if value.shape[1] != width:
+            raise ConfigError(
+                f"loss {self.kind!r}: the {who}'s map {tap!r} has {value.shape[1]} channels, but the loss "
+                f"was built for {width}; {who}_channels must be the network's"
+            )
+        return value

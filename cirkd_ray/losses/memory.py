@@ -1,0 +1,239 @@
+"""Class-wise queues of teacher embeddings, equal on all ranks by construction.
+
+Each rank picks a few candidate vectors a class from its own images; those few are gathered and every rank
+writes them in the same order. Which pixels and which slots are random is a hash of (seed, step,
+micro-batch, index of the image in the global batch, pixel), computed on the device: it does not depend on
+the device, on the rank or on the number of ranks. Nothing is broadcast and nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cirkd_ray.errors import ConfigError
+
+_GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of x modulo 2^64."""
+    x &= 2**64 - 1
+    return x - 2**64 if x >= 2**63 else x
+
+
+def random_bits(index: Tensor, *key: int | str) -> Tensor:
+    """32 random bits for each index (int64), a pure function of (key, index): the finaliser of SplitMix64."""
+    stream = 0
+    for part in key:
+        value = zlib.crc32(part.encode()) if isinstance(part, str) else part
+        stream = (stream + value + 1) * _MIX1 & (2**64 - 1)
+        stream ^= stream >> 29
+    x = index * _signed(_GAMMA) + _signed(stream)
+    # int64 shifts carry the sign, so the high bits are cut off to shift as unsigned.
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(_MIX1)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(_MIX2)
+    return (x >> 32) & (2**32 - 1)
+
+
+def random_slots(slots: int, draw: int, device: torch.device, *key: int | str) -> Tensor:
+    """`draw` different slots out of `slots`, a function of the key."""
+    return random_bits(torch.arange(slots, device=device), *key).argsort(stable=True)[:draw]
+
+
+def pixel_bits(images: int, pixels: int, first_image: int, device: torch.device, *key: int | str) -> Tensor:
+    """Random bits (images x pixels) of images `first_image`, `first_image + 1`, ... of the global batch."""
+    image = torch.arange(first_image, first_image + images, device=device).unsqueeze(1)
+    return random_bits((image << 32) + torch.arange(pixels, device=device), *key)
+
+
+def region_candidates(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """The normalised mean of each class's pixels in each image.
+
+    Args:
+        features: N x L x C, normalised.
+        labels: N x L; other values than 0..num_classes-1 belong to no class.
+
+    Returns:
+        N x K x 1 x C, zero for a class that the image does not have.
+    """
+    classes = torch.arange(num_classes, device=labels.device).view(1, -1, 1)
+    member = (labels.unsqueeze(1) == classes).to(features.dtype)
+    return nn.functional.normalize(member @ features, dim=-1).unsqueeze(2)
+
+
+def pixel_candidates(
+    features: Tensor, labels: Tensor, bits: Tensor, num_classes: int, per_class: int
+) -> Tensor:
+    """Up to `per_class` random pixels of each class in each image.
+
+    Args:
+        features: N x L x C, normalised.
+        labels: N x L; other values than 0..num_classes-1 belong to no class.
+        bits: N x L random numbers in 0..2^32-1; a class's pixels with the smallest are taken.
+
+    Returns:
+        N x K x per_class x C; zero where the class has fewer pixels.
+    """
+    position, valid = _class_positions(labels, bits, num_classes, per_class)
+    return _pick(features, position, valid)
+
+
+def pixel_candidates_reference(
+    features: Tensor, labels: Tensor, bits: Tensor, num_classes: int, per_class: int
+) -> Tensor:
+    """`pixel_candidates` with the published defect: a class of n pixels gets pixels 0..n-1 of the image."""
+    classes = torch.arange(num_classes, device=labels.device).view(1, -1, 1)
+    count = (labels.unsqueeze(1) == classes).sum(-1, keepdim=True)
+    outside = torch.arange(labels.shape[1], device=labels.device) >= count
+    order = bits.unsqueeze(1).expand_as(outside).masked_fill(outside, 2**32).argsort(dim=-1, stable=True)
+    valid = torch.arange(per_class, device=labels.device) < count
+    return _pick(features, nn.functional.pad(order, (0, per_class))[..., :per_class], valid)
+
+
+def _class_positions(labels: Tensor, bits: Tensor, num_classes: int, per_class: int) -> tuple[Tensor, Tensor]:
+    """Pixel indices (N x K x per_class) of each class's smallest random numbers, and which of them exist."""
+    images, pixels = labels.shape
+    group = labels.masked_fill((labels < 0) | (labels >= num_classes), num_classes)
+    order = ((group << 32) | bits).argsort(dim=1, stable=True)
+    count = labels.new_zeros(images, num_classes + 1).scatter_add_(1, group, torch.ones_like(group))[:, :-1]
+    start = count.cumsum(1) - count
+    rank = torch.arange(per_class, device=labels.device)
+    position = (start.unsqueeze(-1) + rank).clamp_(max=pixels - 1)
+    return order.gather(1, position.flatten(1)).view_as(position), rank < count.unsqueeze(-1)
+
+
+def _pick(features: Tensor, position: Tensor, valid: Tensor) -> Tensor:
+    """Rows of features (N x L x C) at N x K x P positions, zero where not valid."""
+    images, pixels, _ = features.shape
+    offset = torch.arange(images, device=features.device).view(-1, 1, 1) * pixels
+    rows = features.flatten(0, 1).index_select(0, (position + offset).flatten()).view(*position.shape, -1)
+    return rows.masked_fill(~valid.unsqueeze(-1), 0.0)
+
+
+class ClassQueue(nn.Module):
+    """A ring buffer of unit vectors for each class.
+
+    It starts full of random unit vectors: a function of its shape and name alone, not of the run's seed, so
+    that every rank, run and resume begins alike.
+
+    Attributes:
+        queue: K x slots x C, in the storage type.
+        ptr: K, the slot that is written next.
+    """
+
+    queue: Tensor
+    ptr: Tensor
+
+    def __init__(self, name: str, num_classes: int, slots: int, channels: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        size = num_classes * slots * channels * dtype.itemsize
+        refuse_if_too_large(
+            size, torch.device("cpu"), f"{name} ({num_classes} x {slots} x {channels} {dtype})"
+        )
+        seed = zlib.crc32(f"{name} {num_classes} {slots} {channels}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        queue = torch.empty(num_classes, slots, channels, dtype=dtype)
+        for rows in queue:
+            rows.copy_(nn.functional.normalize(torch.randn(rows.shape, generator=generator), dim=1))
+        self.register_buffer("queue", queue)
+        self.register_buffer("ptr", torch.zeros(num_classes, dtype=torch.int64))
+
+    @torch.no_grad()
+    def push(self, vectors: Tensor) -> None:
+        """Write the non-zero vectors of `vectors` (K x M x C), in order, over the oldest ones."""
+        slots, (classes, candidates, _) = self.queue.shape[1], vectors.shape
+        valid = (vectors != 0).any(-1)
+        count = valid.sum(1, keepdim=True)
+        order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+        width = min(candidates, slots)  # of more than `slots` new vectors the newest stay
+        nth = (count - width).clamp_(min=0) + torch.arange(width, device=vectors.device)
+        source = order.gather(1, nth.clamp(max=candidates - 1))
+        self._write((self.ptr.unsqueeze(1) + nth) % slots, vectors, source, nth < count)
+        self.ptr.copy_((self.ptr + count.view(classes)) % slots)
+
+    @torch.no_grad()
+    def push_reference(self, vectors: Tensor) -> None:
+        """Write one image's vectors (K x M x C, M <= slots) as published: where full, to the tail."""
+        slots = self.queue.shape[1]
+        valid = (vectors != 0).any(-1)
+        count = valid.sum(1)
+        order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
+        nth = torch.arange(vectors.shape[1], device=vectors.device)
+        full = self.ptr + count >= slots
+        start = torch.where(full, slots - count, self.ptr)
+        self._write((start.unsqueeze(1) + nth) % slots, vectors, order, nth < count.unsqueeze(1))
+        self.ptr.copy_(torch.where(full, 0, self.ptr + count))
+
+    def _write(self, slot: Tensor, vectors: Tensor, source: Tensor, valid: Tensor) -> None:
+        """Copy vectors[k, source[k, j]] to slot[k, j] where valid; slots of a class are all different."""
+        classes, slots, channels = self.queue.shape
+        row = torch.arange(classes, device=slot.device).unsqueeze(1)
+        flat, target = self.queue.view(-1, channels), (row * slots + slot).flatten()
+        new = (
+            vectors.flatten(0, 1).index_select(0, (row * vectors.shape[1] + source).flatten()).to(flat.dtype)
+        )
+        old = flat.index_select(0, target)
+        flat.index_copy_(0, target, torch.where(valid.flatten().unsqueeze(1), new, old))
+
+    def draw(self, slots: Tensor) -> Tensor:
+        """The vectors in those slots (n) of every class: K*n x C, in float32."""
+        return self.queue.index_select(1, slots).flatten(0, 1).to(torch.float32)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Free bytes of the device (of the container, where there is one), or None where unknown."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit, used = (int(Path("/sys/fs/cgroup", f).read_text()) for f in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such limit
+        return free
+    return min(free, limit - used)
+
+
+def refuse_if_too_large(size: int, device: torch.device, what: str) -> None:
+    """Raise a `ConfigError` when `size` bytes do not fit into the device's free memory."""
+    free = available_bytes(device)
+    if free is not None and size > free:
+        raise ConfigError(
+            f"{what} needs {size / 2**30:.3g} GiB, {device} has {free / 2**30:.3g} GiB free; lower the "
+            "memory's size (pixel_memory, region_memory) or set storage: bfloat16"
+        )
+
+
+def keys_per_class(total: int, num_classes: int, slots: int, memory: str, keys: str) -> int:
+    """`total // num_classes + 1` keys are drawn a class.
+
+    Raises:
+        ConfigError: the memory has fewer slots.
+    """
+    draw = total // num_classes + 1
+    if draw > slots:
+        raise ConfigError(
+            f"{memory}={slots} is smaller than the draw: {keys}={total} draws {draw} a class of "
+            f"{num_classes}; raise {memory} or set {keys} to at most {slots * num_classes - 1}"
+        )
+    return draw
+
+
+def require_memory(modules: Iterable[nn.Module], device: torch.device) -> None:
+    """Refuse to start when the losses' parameters and buffers do not fit on `device`, before they are moved
+    there.
+
+    Raises:
+        ConfigError: names what is needed and what is free.
+    """
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
+    size = math.fsum(t.numel() * t.element_size() for t in tensors if t.device != device)
+    refuse_if_too_large(int(size), device, "distill.losses: keeping the losses' queues and projectors")

@@ -1,0 +1,91 @@
+"""Means over the global batch, and gathers, with the gradients that one process with the joined batch would
+form.
+
+DistributedDataParallel averages gradients over ranks. A mean over valid pixels is therefore formed as
+`local sum * world / global count`: its average over ranks, and so the averaged gradient, is that of the
+joined batch. Without an initialised process group everything here is plain arithmetic. Nothing waits for
+the device.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process's rank and the number of processes; (0, 1) outside a process group."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+def global_scale(count: Tensor) -> Tensor:
+    """`world / global count`, the factor that makes a local sum a global mean; 0 counts give a finite factor.
+
+    Args:
+        count: number of terms of the local sum (any numeric or bool scalar tensor).
+    """
+    world = rank_and_world()[1]
+    count = count.detach().to(torch.float32)
+    if world > 1:
+        count = count.clone()
+        dist.all_reduce(count)
+    return world / count.clamp(min=1.0)
+
+
+def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+    """Mean of `values` where `mask` is true, over the global batch; 0, and differentiable, where there is
+    none.
+
+    Args:
+        values: any shape; reduced in float32 (or float64).
+        mask: bool, broadcastable to `values`, or None for the plain mean (ranks hold equally many values).
+    """
+    values = values.to(torch.promote_types(values.dtype, torch.float32))
+    if mask is None:
+        return values.mean()
+    mask = mask.expand_as(values)
+    total = values.masked_fill(~mask, 0.0).sum()
+    return total * global_scale(mask.sum()).to(total.dtype)
+
+
+def all_gather(x: Tensor) -> Tensor:
+    """Join equally shaped tensors of all ranks along dimension 0, without gradients."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return x.detach()
+    x = x.detach().contiguous()
+    out = x.new_empty((world * x.shape[0], *x.shape[1:]))
+    dist.all_gather_into_tensor(out, x)
+    return out
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose backward sums every rank's gradient of this rank's part (a reduce-scatter)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return all_gather(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        out = grad.new_empty((grad.shape[0] // rank_and_world()[1], *grad.shape[1:]))
+        dist.reduce_scatter_tensor(out, grad)
+        return out
+
+
+def all_gather_grad(x: Tensor) -> Tensor:
+    """`all_gather` through which gradients flow back to every rank's part.
+
+    Each rank's loss is a mean over its own rows against the keys of all ranks; the gradient of the sum of
+    the ranks' losses with respect to one rank's features has a share from every rank. DDP's average then
+    divides by the world.
+    """
+    if rank_and_world()[1] == 1:
+        return x
+    return _Gather.apply(x)  # type: ignore[no-any-return]

@@ -1,0 +1,58 @@
+"""The supervised term: cross-entropy against the labels, for the head and the auxiliary head."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cirkd_ray.losses.base import check_labels
+from cirkd_ray.losses.reduce import global_scale
+from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
+
+TASK_WEIGHTS = {"task": 1.0, "task_aux": 0.4}
+"""The published weight of each term."""
+
+
+def segmentation_cross_entropy(
+    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, align_corners: bool = True
+) -> Tensor:
+    """Mean cross-entropy over the valid pixels of the global batch; 0 where every pixel is ignored.
+
+    Args:
+        logits: N x K x h x w, upsampled bilinearly to the size of the labels.
+        labels: N x H x W int64.
+        ignore_index: the label of pixels that do not count.
+        align_corners: how logits are upsampled; true for the published ResNet and MobileNet heads, false
+            for SegFormer.
+    """
+    size = labels.shape[-2:]
+    if logits.shape[-2:] != size:
+        logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    return total * global_scale((labels != ignore_index).sum()).to(total.dtype)
+
+
+class TaskLoss(nn.Module):
+    """Terms `task` and, where the network has an auxiliary head, `task_aux` (weights: `TASK_WEIGHTS`)."""
+
+    def __init__(self, *, align_corners: bool = True, ignore_index: int = IGNORE_INDEX) -> None:
+        super().__init__()
+        self.align_corners, self.ignore_index = align_corners, ignore_index
+        self._labels_checked = False
+
+    def forward(self, output: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
+        """Unweighted scalars; `labels` is N x H x W int64.
+
+        Raises:
+            ConfigError: a label that is no class (looked for once on a device, always on the CPU).
+        """
+        if labels.device.type == "cpu" or not self._labels_checked:
+            check_labels("task loss", labels, output.logits.shape[1], self.ignore_index)
+            self._labels_checked = True
+        terms = {"task": self._cross_entropy(output.logits, labels)}
+        if output.aux is not None:
+            terms["task_aux"] = self._cross_entropy(output.aux, labels)
+        return terms
+
+    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return segmentation_cross_entropy(logits, labels, self.ignore_index, self.align_corners)

@@ -1,0 +1,153 @@
+"""Values and gradients of the reference's losses (`losses.npz`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from cirkd_ray.losses import LossInputs, build_loss
+from cirkd_ray.losses.task import segmentation_cross_entropy
+from cirkd_ray.types import SegmentationOutput
+from tests.paths import golden
+
+
+class Case:
+    """The arrays of one case as tensors."""
+
+    def __init__(self, name: str, file: str = "losses.npz") -> None:
+        self.name = name
+        with np.load(golden(file)) as arrays:
+            self.arrays = {
+                k.removeprefix(name + "/"): v for k, v in arrays.items() if k.startswith(name + "/")
+            }
+
+    def __getitem__(self, key: str) -> Tensor:
+        return torch.from_numpy(np.array(self.arrays[key]))
+
+    def leaf(self, key: str) -> Tensor:
+        return self[key].requires_grad_()
+
+    def close(self, value: Tensor, key: str, rtol: float = 1e-4) -> None:
+        expected = self[key]
+        torch.testing.assert_close(
+            value.detach().to(expected.dtype),
+            expected,
+            rtol=rtol,
+            atol=rtol * 1e-2 * float(expected.abs().max()),
+        )
+
+
+def output(
+    feature: Tensor, num_classes: int = 5, logits: Tensor | None = None, aux: Tensor | None = None
+) -> Any:
+    n, _, h, w = feature.shape
+    return SegmentationOutput(torch.zeros(n, num_classes, h, w) if logits is None else logits, aux, feature)
+
+
+def zeros_like_labels(x: Tensor) -> Tensor:
+    return torch.zeros(x.shape[0], x.shape[2] * 4, x.shape[3] * 4, dtype=torch.int64)
+
+
+def check_map_loss(case: Case, kind: str, term: str, tap: str, **settings: Any) -> torch.nn.Module:
+    """Build the loss for the case's two maps; compare its value and gradients."""
+    student, teacher = case.leaf("student"), case["teacher"]
+    context = {"student_channels": student.shape[1], "teacher_channels": teacher.shape[1], "num_classes": 5}
+    loss = build_loss(kind, **context, **settings)
+    if "adapter_weight" in case.arrays:
+        loss.load_state_dict({"adapter.weight": case["adapter_weight"]})
+    as_output = (lambda x: output(x, logits=x)) if tap == "logits" else output
+    terms = loss(LossInputs(as_output(student), as_output(teacher), zeros_like_labels(student)))
+    case.close(terms[term], "loss")
+    terms[term].backward()
+    assert student.grad is not None
+    case.close(student.grad, "grad_student")
+    if "grad_adapter" in case.arrays:
+        case.close(loss.adapter.weight.grad, "grad_adapter")
+    return loss
+
+
+@pytest.mark.parametrize("name", ["kd_T1", "kd_T4"])
+def test_kd(name: str) -> None:
+    case = Case(name)
+    check_map_loss(case, "kd", "kd", "logits", temperature=float(case["temperature"]))
+
+
+def test_task_cross_entropy() -> None:
+    case = Case("cross_entropy")
+    logits = case.leaf("logits")
+    loss = segmentation_cross_entropy(logits, case["labels"], int(case["ignore_index"]))
+    case.close(loss, "loss")
+    loss.backward()
+    case.close(logits.grad, "grad_logits")
+
+
+@pytest.mark.parametrize(("name", "pool"), [("pool0", 1), ("pool1", 2), ("diffwidth", 1)])
+def test_minibatch_pixel(name: str, pool: int) -> None:
+    case = Case(f"minibatch_pixel_{name}")
+    settings = {"temperature": float(case["temperature"]), "pool": pool}
+    check_map_loss(case, "cirkd_minibatch", "minibatch_pixel", "feature", **settings)
+
+
+def memory_loss(case: Case, mode: str, term: str) -> Any:
+    """cirkd_memory with the case's projector and queues, drawing all slots."""
+    classes, slots, width = case["pixel_queue_before"].shape
+    regions = case["region_queue_before"].shape[1]
+    loss = build_loss(
+        "cirkd_memory",
+        student_channels=case["student"].shape[1],
+        teacher_channels=width,
+        num_classes=classes,
+        active=frozenset({term}),
+        temperature=float(case["temperature"]),
+        kd_temperature=float(case["kd_temperature"]),
+        pixel_memory=slots,
+        region_memory=regions,
+        pixel_keys=(slots - 1) * classes,
+        region_keys=(regions - 1) * classes,
+        mode=mode,
+    )
+    state = {
+        k: case[k.replace("projector.", "projector/")]
+        for k in loss.state_dict()
+        if k.startswith("projector.")
+    }
+    state |= {"pixel.queue": case["pixel_queue_before"], "region.queue": case["region_queue_before"]}
+    loss.load_state_dict(
+        state | {f"{q}.ptr": torch.zeros(classes, dtype=torch.int64) for q in ("pixel", "region")}
+    )
+    return loss.eval()
+
+
+@pytest.mark.parametrize("name", ["memory_T1_tau0.1", "memory_T2_tau0.5"])
+@pytest.mark.parametrize("term", ["pixel", "region"])
+def test_memory_reference_mode(name: str, term: str) -> None:
+    case = Case(name)
+    loss, student = memory_loss(case, "reference", f"memory_{term}"), case.leaf("student")
+    terms = loss(LossInputs(output(student), output(case["teacher"]), case["labels"]))
+    assert set(terms) == {f"memory_{term}"}
+    case.close(terms[f"memory_{term}"], f"{term}_loss")
+    terms[f"memory_{term}"].backward()
+    case.close(student.grad, f"grad_{term}_student")
+    queue = getattr(loss, term)
+    assert torch.equal(queue.ptr, case[f"{term}_ptr_after"])
+    # The order inside the written slots is unspecified: compare them sorted by their first number.
+    for mine, theirs, end in zip(queue.queue, case[f"{term}_queue_after"], queue.ptr.tolist(), strict=True):
+        written, expected = (q[:end][q[:end, 0].argsort()] for q in (mine, theirs))
+        torch.testing.assert_close(written, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(mine[end:], theirs[end:])
+
+
+def test_memory_corrected_mode_holds_pixels_of_the_class() -> None:
+    case = Case("memory_T1_tau0.1")
+    loss = memory_loss(case, "class", "memory_pixel")
+    loss(LossInputs(output(case["student"]), output(case["teacher"]), case["labels"]))
+    assert torch.equal(loss.pixel.ptr, case["pixel_ptr_after"])
+    vectors = torch.nn.functional.normalize(case["teacher"], dim=1).permute(0, 2, 3, 1)
+    for k, end in enumerate(loss.pixel.ptr.tolist()):
+        expected = vectors[case["labels_small"] == k]
+        written = loss.pixel.queue[k, :end]
+        torch.testing.assert_close(written[written[:, 0].argsort()], expected[expected[:, 0].argsort()])
