@@ -1,0 +1,174 @@
+"""Pictures of label maps and predictions: uint8 arrays, H x W x 3, RGB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cirkd_ray.types import PADDING_LABEL, ClassSet
+
+UInt8 = NDArray[np.uint8]
+
+BACKGROUND = 255
+_TEXT = (30, 30, 30)
+_FONT = cv2.FONT_HERSHEY_SIMPLEX
+_FONT_SCALE = 0.45
+_LINE = 20
+_MARGIN = 6
+
+
+def color_table(classes: ClassSet) -> UInt8:
+    """256 x 3: the colour of every value of a label map.
+
+    Ignored values (254, 255) are black, or VOC's light void colour where a class is black. Values that are no
+    class are magenta, so that a mistake shows.
+    """
+    table = np.full((256, 3), (255, 0, 255), dtype=np.uint8)
+    table[: len(classes)] = np.array(classes.palette, dtype=np.uint8).reshape(-1, 3)
+    table[PADDING_LABEL:] = (224, 224, 192) if (0, 0, 0) in classes.palette else (0, 0, 0)
+    return table
+
+
+def colorize(labels: UInt8, classes: ClassSet) -> UInt8:
+    """A label map (H x W, class index, 254 and 255 ignored) in the data set's colours: H x W x 3."""
+    colors: UInt8 = color_table(classes)[labels]
+    return colors
+
+
+def blend(image: UInt8, labels: UInt8, classes: ClassSet, alpha: float = 0.5) -> UInt8:
+    """The image under the classes' colours at opacity `alpha`; ignored pixels stay as they are."""
+    if image.shape[:2] != labels.shape:
+        raise ValueError(f"an image of {image.shape[:2]} pixels but labels of {labels.shape}")
+    mixed = image * (1 - alpha) + colorize(labels, classes) * alpha
+    shown: UInt8 = np.where((labels >= PADDING_LABEL)[..., None], image, mixed.round()).astype(np.uint8)
+    return shown
+
+
+def mistakes(truth: UInt8, prediction: UInt8) -> UInt8:
+    """Where the prediction is wrong: right pixels light, wrong ones red, ignored ones gray. H x W x 3."""
+    result = np.full((*truth.shape, 3), 235, dtype=np.uint8)
+    result[truth != prediction] = (205, 30, 45)
+    result[truth >= PADDING_LABEL] = 150
+    return result
+
+
+def shrink(
+    picture: UInt8, height: int | None = None, width: int | None = None, labels: bool = False
+) -> UInt8:
+    """At most `height` x `width`, same proportions, never enlarged; label maps by nearest neighbour."""
+    factor = min(1.0, (height or np.inf) / picture.shape[0], (width or np.inf) / picture.shape[1])
+    if factor == 1.0:
+        return picture
+    size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
+    method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
+    return np.asarray(cv2.resize(picture, size, interpolation=method), dtype=np.uint8)
+
+
+def grid(
+    rows: Sequence[Sequence[UInt8]],
+    columns: Sequence[str] = (),
+    captions: Sequence[str] = (),
+    gap: int = _MARGIN,
+) -> UInt8:
+    """Pictures in rows, with the columns' names above and a line of text above each row.
+
+    Args:
+        rows: pictures; in a row they may differ in size, and rows may differ in length.
+        columns: names of the columns, or none.
+        captions: a text a row, or none.
+        gap: pixels between pictures.
+
+    Returns:
+        One picture, H x W x 3.
+
+    Raises:
+        ValueError: no picture at all.
+    """
+    if not any(rows):
+        raise ValueError("a grid needs at least one picture")
+    widths = [max(row[i].shape[1] for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
+    strips = [_header(columns, widths, gap)] if columns else []
+    for number, row in enumerate(rows):
+        if number < len(captions) and captions[number]:
+            strips.append(text_line(captions[number], sum(widths) + gap * (len(widths) - 1)))
+        strips.append(_row(row, widths, gap))
+    return stack(strips, gap)
+
+
+def stack(strips: Iterable[UInt8], gap: int = _MARGIN) -> UInt8:
+    """Pictures below each other on white, left-aligned, with a margin around them."""
+    parts = list(strips)
+    width = max(part.shape[1] for part in parts) + 2 * gap
+    height = sum(part.shape[0] + gap for part in parts) + gap
+    canvas = np.full((height, width, 3), BACKGROUND, dtype=np.uint8)
+    top = gap
+    for part in parts:
+        canvas[top : top + part.shape[0], gap : gap + part.shape[1]] = part
+        top += part.shape[0] + gap
+    return canvas
+
+
+def legend(classes: ClassSet, width: int, present: Iterable[int] | None = None) -> UInt8:
+    """Colour patches with the classes' names, in as many lines as fit into `width`.
+
+    Args:
+        classes: names and colours.
+        width: pixels.
+        present: only these classes; all by default. Values that are no class are passed over.
+    """
+    shown = range(len(classes)) if present is None else sorted({k for k in present if k < len(classes)})
+    entries = [(classes.names[k], classes.palette[k]) for k in shown]
+    places, left, line = [], 0, 0
+    for name, _ in entries:
+        length = _LINE + _text_width(name) + 2 * _MARGIN
+        if left and left + length > width:
+            left, line = 0, line + 1
+        places.append((left, line * _LINE))
+        left += length
+    canvas = np.full(((line + 1) * _LINE, width, 3), BACKGROUND, dtype=np.uint8)
+    for (name, color), (x, y) in zip(entries, places, strict=True):
+        cv2.rectangle(canvas, (x, y + 3), (x + _LINE - 6, y + _LINE - 4), color, thickness=-1)
+        cv2.rectangle(canvas, (x, y + 3), (x + _LINE - 6, y + _LINE - 4), (90, 90, 90), thickness=1)
+        _write(canvas, name, (x + _LINE, y))
+    return canvas
+
+
+def text_line(text: str, width: int) -> UInt8:
+    """A line of text, cut with dots where it is longer than `width` pixels."""
+    while len(text) > 1 and _text_width(text) > width:
+        text = text.removesuffix("...")[:-1] + "..." if len(text) > 4 else text[:-1]
+    canvas = np.full((_LINE, width, 3), BACKGROUND, dtype=np.uint8)
+    _write(canvas, text, (0, 0))
+    return canvas
+
+
+def _header(columns: Sequence[str], widths: Sequence[int], gap: int) -> UInt8:
+    cells = [text_line(name, width) for name, width in zip(columns, widths, strict=False)]
+    return _row(cells, widths, gap)
+
+
+def _row(pictures: Sequence[UInt8], widths: Sequence[int], gap: int) -> UInt8:
+    height = max((picture.shape[0] for picture in pictures), default=1)
+    canvas = np.full((height, sum(widths) + gap * (len(widths) - 1), 3), BACKGROUND, dtype=np.uint8)
+    left = 0
+    for picture, width in zip(pictures, widths, strict=False):
+        canvas[: picture.shape[0], left : left + picture.shape[1]] = picture
+        left += width + gap
+    return canvas
+
+
+def _plain(text: str) -> str:
+    """OpenCV's stroke fonts know ASCII only."""
+    return text.encode("ascii", "replace").decode()
+
+
+def _text_width(text: str) -> int:
+    return int(cv2.getTextSize(_plain(text), _FONT, _FONT_SCALE, 1)[0][0])
+
+
+def _write(canvas: UInt8, text: str, corner: tuple[int, int]) -> None:
+    place = (corner[0], corner[1] + _LINE - 6)
+    cv2.putText(canvas, _plain(text), place, _FONT, _FONT_SCALE, _TEXT, 1, cv2.LINE_AA)
