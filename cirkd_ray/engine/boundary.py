@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -51,6 +52,18 @@ class BoundaryMatrix:
         self._confusion.reduce()
         return self
 
+    def merge(self, other: BoundaryMatrix) -> BoundaryMatrix:
+        """Add another matrix's counts; returns self."""
+        if other.ratio != self.ratio:
+            raise ValueError(f"boundaries of different widths: {self.ratio} and {other.ratio}")
+        self._confusion.merge(other._confusion)
+        return self
+
+    def cpu(self) -> BoundaryMatrix:
+        """Move the counts to the CPU; returns self."""
+        self._confusion.cpu()
+        return self
+
     def iou(self) -> Tensor:
         """K float64 boundary IoUs, on the CPU; NaN for a class without boundary in labels and predictions."""
         return self._confusion.iou()[:-1]
@@ -74,9 +87,8 @@ def boundary(labels: Tensor, distance: int) -> Tensor:
     return lowest != highest
 
 
-def _running(combine: object, values: Tensor, length: int, dim: int) -> Tensor:
+def _running(combine: Callable[[Tensor, Tensor], Tensor], values: Tensor, length: int, dim: int) -> Tensor:
     """Minimum or maximum of every window of `length` along `dim`, in log2(length) passes by doubling."""
-    assert callable(combine)
     result, covered, windows = values, 1, values.shape[dim] - length + 1
     while covered < length:
         step = min(covered, length - covered)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,25 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.engine.boundary import BoundaryMatrix
 from cirkd_ray.engine.inference import Views, inference, predict_logits
 from cirkd_ray.engine.metrics import ConfusionMatrix, areas
+from cirkd_ray.engine.preview import Picture, preprocessing_of, take_pictures
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocessing
-
-UInt8 = NDArray[np.uint8]
-
-
-class Picture(NamedTuple):
-    """One image with what the networks made of it: uint8 arrays; label maps are H x W, 255 where ignored."""
-
-    name: str
-    image: UInt8
-    truth: UInt8
-    student: UInt8
-    teacher: UInt8 | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +62,13 @@ class EvaluationResult:
             scores["boundary_iou"] = self.boundary.miou()
         per_class = zip(self.classes.names, confusion.iou().tolist(), strict=True)
         return scores | {f"iou/{name}": value for name, value in per_class if value == value}
+
+    def cpu(self) -> EvaluationResult:
+        """Its counts on the CPU, so that it can be sent to another process; returns self."""
+        self.confusion.cpu()
+        if self.boundary is not None:
+            self.boundary.cpu()
+        return self
 
 
 def evaluate(
@@ -133,14 +128,22 @@ def evaluate(
     total = len(dataset) if limit is None else min(limit, len(dataset))
     if batches is None:
         batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
-    preprocessing = preprocessing or _preprocessing(model)
+    preprocessing = preprocessing or preprocessing_of(model)
     counts = _Counts(dataset.classes, total, device, boundary, per_image)
-    with inference(model, teacher, device=device, precision=precision):
+    with inference(model, device=device, precision=precision):
         seconds = _count(model, preprocessing, batches, device, views or Views(), counts, on_images)
         if world_size > 1:
             seconds = counts.reduce(seconds)
-        shown = [index for index in pictures if 0 <= index < len(dataset)] if rank == 0 else []
-        made = tuple(_picture(model, teacher, dataset.load(index), device, preprocessing) for index in shown)
+    made = take_pictures(
+        model,
+        dataset,
+        pictures if rank == 0 else (),
+        device=device,
+        preprocessing=preprocessing,
+        teacher=teacher,
+        precision=precision,
+        views=views,
+    )
     return counts.result(dataset, total, seconds, made)
 
 
@@ -226,31 +229,22 @@ class _Counts:
         )
 
 
-def _picture(
-    model: nn.Module,
-    teacher: nn.Module | None,
-    sample: Sample,
-    device: torch.device,
-    preprocessing: Preprocessing,
-) -> Picture:
-    image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None]
+def merge_results(shares: Iterable[EvaluationResult], seconds: float) -> EvaluationResult:
+    """One result from the disjoint shares of a set, such as evaluations without a process group.
 
-    def predict(network: nn.Module, pixels: Preprocessing) -> UInt8:
-        logits = predict_logits(network, pixels, image, size=sample.label.shape)
-        prediction: UInt8 = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
-        return prediction
-
-    return Picture(
-        sample.name,
-        sample.image,
-        sample.label,
-        predict(model, preprocessing),
-        None if teacher is None else predict(teacher, _preprocessing(teacher)),
-    )
-
-
-def _preprocessing(model: nn.Module) -> Preprocessing:
-    found = getattr(model, "preprocessing", None)
-    if not isinstance(found, Preprocessing):
-        raise ValueError(f"{type(model).__name__} has no `preprocessing`; pass it as an argument")
-    return found
+    Args:
+        shares: at least one; all with the same settings.
+        seconds: how long they took together.
+    """
+    found = iter(shares)
+    first = next(found)
+    confusion, boundary = first.confusion, first.boundary
+    table = None if first.per_image is None else first.per_image.copy()
+    for share in found:
+        confusion.merge(share.confusion)
+        if boundary is not None and share.boundary is not None:
+            boundary.merge(share.boundary)
+        if table is not None and share.per_image is not None:
+            table += share.per_image
+    rate = first.images / max(seconds, 1e-9)
+    return replace(first, seconds=seconds, images_per_second=rate, per_image=table)

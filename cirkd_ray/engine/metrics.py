@@ -59,7 +59,7 @@ class ConfusionMatrix:
         if not self._fixed:
             self._counts, self._fixed = self._counts.to(counts.device), True
         self._counts += counts.sum(0).to(self._counts.device)
-        return counts[:, :-2].unflatten(1, (self.num_classes, self.num_classes))
+        return counts[:, :-2].view(-1, self.num_classes, self.num_classes)
 
     def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
         """Add another matrix's counts to this one; returns self."""
@@ -77,6 +77,11 @@ class ConfusionMatrix:
         """
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(self._counts, op=dist.ReduceOp.SUM)
+        return self
+
+    def cpu(self) -> ConfusionMatrix:
+        """Move the counts to the CPU; returns self."""
+        self._counts = self._counts.cpu()
         return self
 
     def reset(self) -> None:

@@ -1,0 +1,77 @@
+"""How sure a mean IoU is: confidence intervals by drawing the images of a set anew."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+_CHUNK = 256
+
+
+class Interval(NamedTuple):
+    """A confidence interval of a score in 0..1."""
+
+    low: float
+    high: float
+    confidence: float
+    resamples: int
+
+
+def per_image_miou(per_image: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean IoU of each image over the classes in its labels or prediction; NaN for an image without labels.
+
+    Args:
+        per_image: images x 3 x K, see `EvaluationResult`.
+
+    Returns:
+        A number an image, 0..1.
+    """
+    return _miou(per_image.astype(np.float64))
+
+
+def bootstrap_miou(
+    per_image: NDArray[np.int64], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Percentile bootstrap over images of the mean IoU (Efron & Tibshirani, 1993, chapter 13).
+
+    Each resample draws as many images as there are, with replacement, sums their counts and takes the mean
+    IoU over the classes that occur in it. The interval says how much the score depends on which images the
+    set happens to hold; it does not cover the spread over training seeds.
+
+    Args:
+        per_image: images x 3 x K, see `EvaluationResult`.
+        resamples: how many sets are drawn.
+        confidence: share of the resamples inside.
+        seed: of the draws.
+
+    Raises:
+        ValueError: no images, or a setting out of bounds.
+    """
+    images = len(per_image)
+    if images < 1 or resamples < 1 or not 0 < confidence < 1:
+        raise ValueError(f"{images} images, {resamples} resamples, confidence {confidence}")
+    rng = np.random.default_rng(seed)
+    # Sums of counts stay below 2^53, so float64 holds them exactly and a matrix product does the summing.
+    flat = per_image.reshape(images, -1).astype(np.float64)
+    scores = []
+    for start in range(0, resamples, _CHUNK):
+        count = min(_CHUNK, resamples - start)
+        weights = rng.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
+        scores.append(_miou((weights @ flat).reshape(count, *per_image.shape[1:])))
+    tail = (1 - confidence) / 2
+    low, high = np.nanquantile(np.concatenate(scores), [tail, 1 - tail])
+    return Interval(float(low), float(high), confidence, resamples)
+
+
+def _miou(areas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """... x 3 x K counts (correct, labelled, predicted) -> ... mean IoUs over the classes that occur."""
+    correct, union = areas[..., 0, :], areas[..., 1, :] + areas[..., 2, :] - areas[..., 0, :]
+    present = union > 0
+    iou = np.divide(correct, union, out=np.zeros_like(correct), where=present)
+    classes = present.sum(-1)
+    mean: NDArray[np.float64] = np.divide(
+        iou.sum(-1), classes, out=np.full(classes.shape, np.nan), where=classes > 0
+    )
+    return mean
