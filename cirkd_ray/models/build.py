@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from cirkd_ray.errors import ConfigError, nearest
-from cirkd_ray.models.encoders import BACKBONES, Backbone, Encoder, find_backbone
+from cirkd_ray.models.backbones import Backbone, find_backbone
+from cirkd_ray.models.encoders import Encoder
 from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
 from cirkd_ray.models.heads.fcn import FCNHead
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -53,14 +54,22 @@ class Architecture:
     defaults: dict[str, Any] = field(default_factory=dict)
 
 
-_PUBLISHED = {"deeplabv3": ("resnet18", "resnet50", "resnet101", "mobilenetv2")}
-_PUBLISHED["pspnet"] = _PUBLISHED["deeplabv3"]
+_RESNETS = ("resnet18", "resnet50", "resnet101")
+_MOBILE = ("mobilenetv2", "mobilenetv3_small", "mobilenetv3_large", "mobilevit_xxs")
+
+PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
+    **{f"{head}_{b}": (head, b, {}) for head in ("deeplabv3", "pspnet") for b in (*_RESNETS, *_MOBILE)},
+    **{f"segformer_b{level}": ("segformer", f"mit_b{level}", {}) for level in range(6)},
+    "upernet_resnet18": ("upernet", "resnet18", {"output_stride": 8}),
+    "deeplabv3_resnet18_v2": ("deeplabv3", "resnet18", {"head_channels": 512}),
+    "deeplabv3_resnet101_v2": ("deeplabv3", "resnet101", {"head_channels": 512}),
+}
+"""Head, backbone and settings of the networks of CIRKD and CIRKDv2."""
 
 
 def model_names() -> list[str]:
     """The networks of the published tables; any `HEAD:TIMM_NAME` is a network as well."""
-    names = [f"{head}_{backbone}" for head, backbones in _PUBLISHED.items() for backbone in backbones]
-    return [*names, *(f"segformer_b{level}" for level in range(6))]
+    return list(PUBLISHED)
 
 
 def parse_name(name: str, where: str = "model") -> Architecture:
@@ -70,18 +79,18 @@ def parse_name(name: str, where: str = "model") -> Architecture:
         ConfigError: an unknown name, head or backbone.
     """
     head, colon, backbone_name = name.partition(":")
+    defaults: dict[str, Any] = {}
     if not colon:
-        if name not in model_names():
+        if name not in PUBLISHED:
             raise ConfigError(
-                f"{where}: no network named {name!r}{nearest(name, model_names())} (or HEAD:TIMM_NAME)"
+                f"{where}: no network named {name!r}{nearest(name, PUBLISHED)} (or HEAD:TIMM_NAME)"
             )
-        head, _, backbone_name = name.partition("_")
-        if head == "segformer":
-            backbone_name = f"mit_{backbone_name}"
+        head, backbone_name, defaults = PUBLISHED[name]
     if head not in HEADS.names():
         raise ConfigError(f"{where}: no segmentation head named {head!r}{nearest(head, HEADS.names())}")
     backbone = find_backbone(backbone_name, bool(colon), where)
-    defaults = {"head_channels": backbone.head_channels[head]} if head in backbone.head_channels else {}
+    if head in backbone.head_channels:
+        defaults = {"head_channels": backbone.head_channels[head], **defaults}
     return Architecture(head, backbone_name, backbone, defaults)
 
 
@@ -160,14 +169,3 @@ def _auxiliary(info: EncoderInfo, num_classes: int, values: dict[str, Any]) -> H
 def _preprocessing(choice: str, encoder: Encoder) -> Preprocessing:
     """The preprocessing of that name."""
     return {"imagenet": IMAGENET, "caffe": CAFFE}.get(choice, encoder.preprocessing)
-
-
-__all__ = [
-    "BACKBONES",
-    "Architecture",
-    "NetworkSettings",
-    "build_model",
-    "model_names",
-    "model_settings",
-    "parse_name",
-]

@@ -4,96 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import timm
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirkd_ray.errors import ConfigError, WeightsError, nearest
+from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.models.backbones import Backbone
 from cirkd_ray.models.heads.base import EncoderInfo
 from cirkd_ray.types import IMAGENET, Preprocessing
 
 MAX_STAGES = 4
 """Heads see at most this many maps, the coarsest ones: stage1 (stride 4 in most encoders) to stage4."""
 
+# What makes timm's transformers take images of any size; each family knows one of these or none.
+_ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
 
-@dataclass(frozen=True)
-class Backbone:
-    """How timm is asked for one encoder.
-
-    Attributes:
-        timm_name: timm's name of the architecture.
-        options: further arguments of `timm.create_model`.
-        aux: whether the published networks with it have an auxiliary head.
-        head_channels: the published feature width by head, where it differs from the head's own rule.
-        plain: timm's own architecture, so that timm's weights fit it.
-        drop_path: the published stochastic depth rate.
-    """
-
-    timm_name: str
-    options: Mapping[str, Any] = field(default_factory=dict)
-    aux: bool = False
-    head_channels: Mapping[str, int] = field(default_factory=dict)
-    plain: bool = False
-    drop_path: float = 0.0
-
-
-def _resnet(name: str) -> Backbone:
-    """The 64-64-128 deep stem of the CIRKD release."""
-    return Backbone(name, {"stem_type": "deep", "stem_width": 64}, aux=True)
-
-
-def _mit(level: int, dims: tuple[int, ...], depths: tuple[int, ...], width: int) -> Backbone:
-    """A Mix Transformer: PVTv2 with MLP ratio 4 everywhere and stage norms of eps 1e-6."""
-    options = {
-        "embed_dims": dims,
-        "depths": depths,
-        "num_heads": (1, 2, 5, 8),
-        "mlp_ratios": (4, 4, 4, 4),
-        "norm_layer": partial(nn.LayerNorm, eps=1e-6),
-    }
-    return Backbone(f"pvt_v2_b{level}", options, head_channels={"segformer": width}, drop_path=0.1)
-
-
-_MOBILE = {"deeplabv3": 128, "pspnet": 128}
-_WIDE = (64, 128, 320, 512)
-
-BACKBONES: dict[str, Backbone] = {
-    "resnet18": _resnet("resnet18"),
-    "resnet50": _resnet("resnet50"),
-    "resnet101": _resnet("resnet101"),
-    "mobilenetv2": Backbone("mobilenetv2_100", head_channels=_MOBILE, plain=True),
-    "mit_b0": _mit(0, (32, 64, 160, 256), (2, 2, 2, 2), 256),
-    "mit_b1": _mit(1, _WIDE, (2, 2, 2, 2), 256),
-    "mit_b2": _mit(2, _WIDE, (3, 4, 6, 3), 768),
-    "mit_b3": _mit(3, _WIDE, (3, 4, 18, 3), 768),
-    "mit_b4": _mit(4, _WIDE, (3, 8, 27, 3), 768),
-    "mit_b5": _mit(5, _WIDE, (3, 6, 40, 3), 768),
-}
-"""The backbones of the published tables, by the name that stands after `HEAD_`."""
-
-
-def find_backbone(name: str, timm_only: bool, where: str) -> Backbone:
-    """The backbone called `name`.
-
-    Args:
-        name: a name of `BACKBONES`, or of timm where `timm_only`.
-        timm_only: the name came after a colon: timm's architectures first, ours where timm has none of that
-            name.
-        where: path of the setting, for messages.
-
-    Raises:
-        ConfigError: no such backbone.
-    """
-    if timm_only and timm.is_model(name):
-        return Backbone(name, plain=True)
-    if name in BACKBONES:
-        return BACKBONES[name]
-    known = timm.list_models() if timm_only else list(BACKBONES)
-    source = "timm has no backbone" if timm_only else "no backbone"
-    raise ConfigError(f"{where}: {source} named {name!r}{nearest(name, known)}")
+_REFUSALS = (TypeError, ValueError, AssertionError, NotImplementedError, AttributeError, RuntimeError)
+"""What timm raises where a family does not know an option or has no feature maps."""
 
 
 class Encoder(nn.Module):
@@ -102,7 +35,7 @@ class Encoder(nn.Module):
     Args:
         backbone: how to ask timm.
         output_strides: strides of the last map to try, in this order; the first that the backbone can give is
-            taken.
+            taken, or its own where it can give none.
         required: the stride was asked for by the user, so that no other will do.
         drop_path: stochastic depth rate.
         pretrained: download timm's weights.
@@ -110,8 +43,11 @@ class Encoder(nn.Module):
 
     Attributes:
         info: channels and strides of the maps.
-        output_stride: input pixels a pixel of the last map.
         preprocessing: what timm's weights of this backbone expect.
+
+    Raises:
+        ConfigError: timm cannot give maps, that stride, that drop path rate or weights for this backbone.
+        WeightsError: the download failed.
     """
 
     def __init__(
@@ -132,15 +68,28 @@ class Encoder(nn.Module):
             )
         options = {**backbone.options, **({"drop_path_rate": drop_path} if drop_path else {})}
         self.body = _create(backbone.timm_name, options, output_strides, required, pretrained, where)
-        reductions = _reductions(self.body)
-        channels = [int(value) for value in _feature_info(self.body).channels()]
-        self.info = EncoderInfo(tuple(channels[-MAX_STAGES:]), tuple(reductions[-MAX_STAGES:]))
-        self.output_stride = reductions[-1]
+        _spread_over_depth(self.body)
+        info = _feature_info(self.body)
+        strides = tuple(int(value) for value in info.reduction())
+        self.info = EncoderInfo(tuple(int(c) for c in info.channels())[-MAX_STAGES:], strides[-MAX_STAGES:])
+        if backbone.adjust is not None:
+            backbone.adjust(self.body, strides[-1])
+        self.multiple = max(strides) if backbone.pad else 1
+        self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.preprocessing = _preprocessing(backbone.timm_name) if backbone.plain else IMAGENET
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """The maps of N x 3 x H x W images."""
-        return list(self.body(images))[-MAX_STAGES:]
+        """The maps of N x 3 x H x W images; a map of stride s is ceil(H / s) x ceil(W / s)."""
+        height, width = images.shape[-2:]
+        if self.multiple > 1:
+            images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
+        maps = list(self.body(images))[-MAX_STAGES:]
+        if self.channels_last:
+            maps = [x.permute(0, 3, 1, 2).contiguous() for x in maps]
+        if self.multiple > 1:
+            strides = self.info.strides
+            maps = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, strides, strict=True)]
+        return maps
 
 
 def _create(
@@ -154,17 +103,17 @@ def _create(
     """timm's feature extractor with the first output stride of the list that it can give."""
     native = None
     for stride in output_strides:
+        extra = {} if stride == 32 else {"output_stride": stride}
         try:
-            extra = {} if stride == 32 else {"output_stride": stride}
             body = _features(name, {**options, **extra}, pretrained, where)
-        except (TypeError, ValueError, AssertionError, NotImplementedError):
+        except ConfigError:
             continue
-        if _reductions(body)[-1] == stride:
+        if _feature_info(body).reduction()[-1] == stride:
             return body
         native = body if stride == 32 else native
-    native = native or _features(name, options, pretrained, where)
-    if required:
-        given = _reductions(native)[-1]
+    native = _features(name, options, pretrained, where) if native is None else native
+    given = int(_feature_info(native).reduction()[-1])
+    if required and given not in output_strides:
         raise ConfigError(
             f"{where}.output_stride: {name!r} cannot give {output_strides[0]}; "
             f"its own is {given} (leave it unset)"
@@ -173,18 +122,30 @@ def _create(
 
 
 def _features(name: str, options: Mapping[str, Any], pretrained: bool, where: str) -> nn.Module:
-    """One call of `timm.create_model`, with a failed download told plainly."""
-    try:
-        model: nn.Module = timm.create_model(name, features_only=True, pretrained=pretrained, **options)
-    except OSError as error:
-        if not pretrained:
-            raise
-        logging.getLogger(__name__).debug("download of timm weights failed", exc_info=True)
-        raise WeightsError(
-            f"{where}.pretrained: timm's weights of {name!r} could not be had ({type(error).__name__}); "
-            "without a network, load a file: --set student.weights=PATH"
-        ) from None
-    return model
+    """A feature extractor, for images of any size where the family can.
+
+    Raises:
+        ConfigError: timm refuses the options, or has no feature maps for this backbone.
+        WeightsError: the download failed.
+    """
+    reason = ""
+    for any_size in _ANY_SIZE:
+        try:
+            settings = {**options, **any_size}
+            model: nn.Module = timm.create_model(name, features_only=True, pretrained=pretrained, **settings)
+        except _REFUSALS as error:
+            logging.getLogger(__name__).debug("timm refuses %s with %s", name, settings, exc_info=True)
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            continue
+        except OSError as error:
+            if not pretrained:
+                raise
+            raise WeightsError(
+                f"{where}.pretrained: timm's weights of {name!r} could not be had ({type(error).__name__}); "
+                f"without a network, give a file instead: --set {where}.weights=PATH"
+            ) from None
+        return model
+    raise ConfigError(f"{where}: timm cannot give feature maps of {name!r}: {reason}")
 
 
 def _feature_info(body: nn.Module) -> Any:
@@ -192,9 +153,15 @@ def _feature_info(body: nn.Module) -> Any:
     return body.feature_info
 
 
-def _reductions(body: nn.Module) -> list[int]:
-    """Strides of timm's maps, fine to coarse."""
-    return [int(value) for value in _feature_info(body).reduction()]
+def _spread_over_depth(body: nn.Module) -> None:
+    """Take a plain transformer's maps at equal distances over its depth instead of from its last blocks."""
+    info: Any = _feature_info(body)
+    depth = len(info)
+    if type(body).__name__ != "FeatureGetterNet" or len(set(info.reduction())) > 1 or depth <= MAX_STAGES:
+        return
+    indices = [depth * (i + 1) // MAX_STAGES - 1 for i in range(MAX_STAGES)]
+    body.out_indices = indices  # type: ignore[assignment]
+    body.feature_info = info.from_other(tuple(indices))
 
 
 def _preprocessing(name: str) -> Preprocessing:

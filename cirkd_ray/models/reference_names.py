@@ -44,6 +44,49 @@ _MOBILENETV2: Rules = [
     (r"blocks\.(\d+)\.(\d+)\.(\w+)\.", _mobilenetv2_block),
 ]
 
+_V3_LAYERS = {"conv_pw": "expand_conv.conv", "bn1": "expand_conv.bn", "conv_dw": "depthwise_conv.conv"}
+_V3_LAYERS |= {"bn2": "depthwise_conv.bn", "conv_pwl": "linear_conv.conv", "bn3": "linear_conv.bn"}
+_V3_LAYERS |= {"se.conv_reduce": "se.conv1.conv", "se.conv_expand": "se.conv2.conv", "conv": "conv"}
+_V3_FIRST = {"conv_dw": "depthwise_conv.conv", "bn1": "depthwise_conv.bn"}
+_V3_FIRST |= {"conv_pw": "linear_conv.conv", "bn2": "linear_conv.bn"}
+
+
+def _mobilenetv3(depths: tuple[int, ...]) -> Rules:
+    """Layers numbered through all stages; the first has no expansion, the last is a plain convolution."""
+
+    def block(match: re.Match[str]) -> str:
+        stage, index, layer = int(match[1]), int(match[2]), match[3]
+        number = 1 + sum(depths[:stage]) + index
+        if stage == len(depths) - 1:
+            return f"layer{number}.{'bn' if layer == 'bn1' else 'conv'}."
+        first = _V3_FIRST if stage == 0 else {}
+        return f"layer{number}.{first.get(layer) or _V3_LAYERS[layer]}."
+
+    return [
+        (r"conv_stem\.", "layer0.conv."),
+        (r"bn1\.", "layer0.bn."),
+        (r"blocks\.(\d+)\.(\d+)\.(se\.conv_reduce|se\.conv_expand|\w+)\.", block),
+    ]
+
+
+_MOBILEVIT_DEPTHS = {"2": 2, "3": 4, "4": 3}
+_VIT_LAYERS = {"norm1": "ln1", "norm2": "ln2", "mlp.fc1": "ffn.layers.0.0", "mlp.fc2": "ffn.layers.1"}
+_VIT_LAYERS |= {"attn.qkv": "attn.attn.in_proj", "attn.proj": "attn.attn.out_proj"}
+
+_MOBILEVIT: Rules = [
+    (r"stem\.", "stem."),
+    (r"final_conv\.", "conv_1x1_exp."),
+    (r"stages_(\d\.\d)\.conv(\d)_(?:1x1|kxk)\.", lambda m: f"layers.{m[1]}.conv.{int(m[2]) - 1}."),
+    (r"stages_(\d\.\d)\.conv_kxk\.", r"layers.\1.local_rep.0."),
+    (r"stages_(\d\.\d)\.conv_1x1\.", r"layers.\1.local_rep.1.conv."),
+    (
+        r"stages_(\d\.\d)\.transformer\.(\d)\.(attn\.qkv|attn\.proj|mlp\.fc\d|norm\d)\.",
+        lambda m: f"layers.{m[1]}.global_rep.{m[2]}.{_VIT_LAYERS[m[3]]}{'_' if m[3] == 'attn.qkv' else '.'}",
+    ),
+    (r"stages_(\d)\.1\.norm\.", lambda m: f"layers.{m[1]}.1.global_rep.{_MOBILEVIT_DEPTHS[m[1]]}."),
+    (r"stages_(\d\.\d\.conv_(?:proj|fusion))\.", r"layers.\1."),
+]
+
 _MIT: Rules = [
     (r"patch_embed\.", "patch_embed1."),
     (r"stages_(\d)\.downsample\.", lambda m: f"patch_embed{int(m[1]) + 1}."),
@@ -77,6 +120,14 @@ _HEADS: dict[str, Rules] = {
         (r"fuse\.(conv|norm)\.", _inside("head.block")),
         (r"classifier\.", "head.classifier."),
     ],
+    "upernet": [
+        (r"pools\.(\d)\.(conv|norm)\.", _inside(r"head.ppm_conv.\1")),
+        (r"pool_fuse\.(conv|norm)\.", _inside("head.ppm_last_conv")),
+        (r"lateral\.(\d)\.(conv|norm)\.", _inside(r"head.fpn_in.\1")),
+        (r"smooth\.(\d)\.(conv|norm)\.", _inside(r"head.fpn_out.\1.0")),
+        (r"fuse\.(conv|norm)\.", _inside("head.conv_last.0")),
+        (r"classifier\.", "head.conv_last.1."),
+    ],
     "segformer": [
         (r"projections\.(\d)\.", lambda m: f"linear_c{int(m[1]) + 1}.proj."),
         (r"fuse\.(conv|norm)\.", _inside("linear_fuse")),
@@ -94,6 +145,9 @@ _ENCODERS: dict[str, tuple[str, Rules]] = {
     "resnet50": ("pretrained.", _RESNET),
     "resnet101": ("pretrained.", _RESNET),
     "mobilenetv2": ("pretrained.", _MOBILENETV2),
+    "mobilenetv3_small": ("pretrained.", _mobilenetv3((1, 2, 3, 2, 3, 1))),
+    "mobilenetv3_large": ("pretrained.", _mobilenetv3((1, 2, 3, 4, 2, 3, 1))),
+    "mobilevit_xxs": ("pretrained.", _MOBILEVIT),
     **{f"mit_b{level}": ("", _MIT) for level in range(6)},
 }
 

@@ -139,7 +139,7 @@ def load_weights(
 
 def is_reference(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of a whole network of the CIRKD release."""
-    heads = ("head.aspp.", "head.psp.", "head.block.", "linear_pred.")
+    heads = ("head.aspp.", "head.psp.", "head.block.", "head.conv_last.", "linear_pred.")
     return any(name.startswith(heads) for name in state) and not any(n.startswith("encoder.") for n in state)
 
 

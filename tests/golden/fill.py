@@ -1,4 +1,4 @@
-"""The rule by which the reference networks behind the golden numbers were filled: weights as a function of name."""
+"""The rule by which the reference networks of the golden numbers were filled: weights from names."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def test_a_network_needs_classes():
 @pytest.mark.parametrize("name", model_names())
 def test_every_published_name_parses_and_has_settings(name):
     fields = model_settings(name).model_fields
-    assert {"output_stride", "drop_path", "aux", "dropout", "head_channels"} <= fields.keys()
+    assert {"output_stride", "drop_path", "aux", "head_channels"} <= fields.keys()
     assert parse_name(name).head in HEADS.names()
 
 

@@ -107,5 +107,5 @@ def test_damage_is_named(saved, damage, message):
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(WeightsError, match="nothing at .*absent"):
+    with pytest.raises(WeightsError, match=r"nothing at .*absent"):
         load_model(tmp_path / "absent")
