@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,9 +48,20 @@ class Camera:
     def project(self, x: Any, y: Any, z: Any) -> Points:
         """Pixel positions (... x 2) of points x metres right of the street's middle, y up, z ahead."""
         z = np.maximum(z, NEAR)
-        u = self.focal * (x + self.middle(z)) / z
-        v = self.focal * (self.height - y) / z
-        return np.stack(np.broadcast_arrays(self.centre + u, self.horizon + v + self.roll * u), axis=-1)
+        scale = self.focal / z
+        u = (x + self.middle(z)) * scale
+        v = (self.height - y) * scale + (self.horizon + self.roll * u)
+        points = np.empty((*v.shape, 2))
+        points[..., 0] = u + self.centre
+        points[..., 1] = v
+        return points
+
+    def point(self, x: float, y: float, z: float) -> Points:
+        """`project` of one point, without the cost of array arithmetic."""
+        scale = self.focal / max(z, NEAR)
+        ahead = min(max(z, NEAR), 90.0)
+        u = (x + self.slant * ahead + self.bend * ahead * ahead) * scale
+        return np.array((self.centre + u, self.horizon + self.roll * u + (self.height - y) * scale))
 
     def scale(self, z: float) -> float:
         """Pixels a metre at distance z."""
@@ -85,11 +95,9 @@ class Canvas:
         if label is not None:
             cv2.fillConvexPoly(self.label, corners, label, cv2.LINE_8, FRACTION_BITS)
 
-    def ellipse(
-        self, centre: Sequence[float], axes: Sequence[float], colour: Colour, label: int | None
-    ) -> None:
+    def ellipse(self, centre: Any, axes: tuple[float, float], colour: Colour, label: int | None) -> None:
         """A filled ellipse of half axes (x, y)."""
-        self.convex(np.asarray(centre) + _CIRCLE * np.asarray(axes), colour, label)
+        self.convex(_CIRCLE * axes + centre, colour, label)
 
     def line(self, points: Points, colour: Colour, thickness: float, label: int | None) -> None:
         """A polyline, at least one pixel wide."""
@@ -103,7 +111,7 @@ class Canvas:
         cv2.fillPoly(self.label, [fixed(points)], label, cv2.LINE_8, FRACTION_BITS)
 
     def picture(self, texture: UInt8, corners: Points, label: int | None) -> None:
-        """A texture seen in perspective; `corners` are its top left, top right, bottom right and bottom left."""
+        """A texture seen in perspective; `corners` go clockwise from its top left."""
         box = self._bounds(corners)
         if box is None:
             return
@@ -123,28 +131,44 @@ class Canvas:
             cv2.fillConvexPoly(self.label, fixed(corners), label, cv2.LINE_8, FRACTION_BITS)
 
     def stamp(
-        self, colours: UInt8, mask: UInt8, left: float, top: float, size: tuple[float, float], label: int
+        self, cutout: UInt8, palette: UInt8, box: tuple[float, float, float, float], label: int
     ) -> None:
-        """A cut-out picture scaled to `size` (width, height) pixels at a position; `mask` is 255 where it is solid."""
-        x0, y0 = round(left), round(top)
-        w, h = max(1, round(size[0])), max(1, round(size[1]))
+        """A cut-out picture in `box` (left, top, width, height in pixels).
+
+        Args:
+            cutout: h x w x 2: indices of the palette, and 255 where it is solid, else 0.
+            palette: 256 x 3 colours.
+        """
+        x0, y0, w, h = (round(v) for v in box)
         x1, y1, x2, y2 = max(x0, 0), max(y0, 0), min(x0 + w, self.width), min(y0 + h, self.height)
         if x1 >= x2 or y1 >= y2:
             return
-        inside = np.s_[y1 - y0 : y2 - y0, x1 - x0 : x2 - x0]
-        shrink = cv2.INTER_AREA if w < colours.shape[1] else cv2.INTER_LINEAR
-        solid = np.ascontiguousarray(
-            (cv2.resize(mask, (w, h), interpolation=shrink)[inside] > 127) * np.uint8(255)
-        )
-        cut = np.ascontiguousarray(cv2.resize(colours, (w, h), interpolation=shrink)[inside])
+        # Only the part that is on the canvas is scaled.
+        rows, columns = cutout.shape[:2]
+        top, bottom = (y1 - y0) * rows // h, max((y2 - y0) * rows // h, (y1 - y0) * rows // h + 1)
+        left, right = (x1 - x0) * columns // w, max((x2 - x0) * columns // w, (x1 - x0) * columns // w + 1)
+        size = (x2 - x1, y2 - y1)
+        shrink = cv2.INTER_AREA if w < columns else cv2.INTER_LINEAR
+        shades, solid = cv2.split(cv2.resize(cutout[top:bottom, left:right], size, interpolation=shrink))
+        solid = cv2.threshold(solid, 127, 255, cv2.THRESH_BINARY)[1]
+        cut = cv2.LUT(cv2.merge([shades, shades, shades]), palette.reshape(1, 256, 3))
         cv2.copyTo(cut, solid, self.image[y1:y2, x1:x2])
-        self.label[y1:y2, x1:x2][solid > 0] = label
+        part = self.label[y1:y2, x1:x2]
+        part[:] = np.where(solid, np.uint8(label), part)
+
+    def sees(self, left: float, right: float) -> bool:
+        """Whether any of these columns is on the canvas."""
+        return right >= 0 and left < self.width
 
     def _bounds(self, corners: Points) -> tuple[int, int, int, int] | None:
         """Top, left, bottom, right of the corners' box inside the canvas; None where nothing of it is."""
-        left, top = np.floor(corners.min(axis=0)).astype(int)
-        right, bottom = np.ceil(corners.max(axis=0)).astype(int) + 1
-        box = max(top, 0), max(left, 0), min(bottom, self.height), min(right, self.width)
+        xs, ys = corners[:, 0].tolist(), corners[:, 1].tolist()
+        box = (
+            max(int(min(ys)), 0),
+            max(int(min(xs)), 0),
+            min(int(max(ys)) + 2, self.height),
+            min(int(max(xs)) + 2, self.width),
+        )
         return box if box[0] < box[2] and box[1] < box[3] else None
 
 
@@ -153,5 +177,6 @@ _CIRCLE = np.stack([np.cos(_ANGLES), np.sin(_ANGLES)], axis=1)
 
 
 def fixed(points: Points) -> Points:
-    """Pixel positions as OpenCV wants them for drawing: whole sixteenths, within what its integers can hold."""
-    return np.clip(points * (1 << FRACTION_BITS), -160_000, 160_000).astype(np.int32)
+    """Pixel positions as OpenCV wants them for drawing: whole sixteenths."""
+    sixteenths: Points = (points * (1 << FRACTION_BITS)).astype(np.int32)
+    return sixteenths

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
@@ -56,7 +57,10 @@ class Look:
 
 @dataclass(frozen=True)
 class Street:
-    """The cross-section: half the road's width, and the width of each side's pavement and front gardens (metres)."""
+    """The cross-section: half the road's width, and the widths of both pavements and front gardens.
+
+    All in metres; x grows to the right, from the street's middle.
+    """
 
     half: float
     pavement: tuple[float, float]
@@ -75,6 +79,52 @@ class Street:
         return self.edge(side) + side * self.garden[side > 0]
 
 
+class Chance:
+    """Random numbers one at a time, drawn in blocks: a call of NumPy costs as much as a small drawing."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self._pool: list[float] = []
+
+    def random(self) -> float:
+        """A number in 0 .. 1."""
+        if not self._pool:
+            self._pool = self.rng.random(2048).tolist()
+        return self._pool.pop()
+
+    def below(self, count: int) -> int:
+        """A whole number in 0 .. count - 1."""
+        return int(self.random() * count)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number in low .. high."""
+        return low + (high - low) * self.random()
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.random() < probability
+
+    def count(self, mean: float) -> int:
+        """A Poisson number: exponential waiting times that fit into 1."""
+        number, left = 0, mean + math.log(max(self.random(), 1e-12))
+        while left > 0:
+            number, left = number + 1, left + math.log(max(self.random(), 1e-12))
+        return number
+
+    def vary(self, colour: Colour, spread: float) -> Colour:
+        """A colour near `colour`: its brightness varies by `spread`, each channel by a third of that."""
+        shift, third = self.uniform(-spread, spread), spread / 3
+        return (
+            min(255.0, max(0.0, colour[0] + shift + self.uniform(-third, third))),
+            min(255.0, max(0.0, colour[1] + shift + self.uniform(-third, third))),
+            min(255.0, max(0.0, colour[2] + shift + self.uniform(-third, third))),
+        )
+
+    def pick(self, colours: Sequence[Colour], spread: float = 14.0) -> Colour:
+        """One of the colours, varied."""
+        return self.vary(colours[self.below(len(colours))], spread)
+
+
 @dataclass(frozen=True)
 class Stage:
     """A scene in the making."""
@@ -83,29 +133,16 @@ class Stage:
     camera: Camera
     look: Look
     street: Street
-    rng: np.random.Generator
+    draw: Chance
 
     def tint(self, colour: Colour, z: float, facing: float = 0.0) -> Colour:
         """`colour` in this light at distance z; `facing` is -1 for a surface that looks left, 1 for right."""
         look = self.look
         lit = 1.0 + look.strength * facing * look.sun
-        fade = math.exp(-look.density * z)
-        r, g, b = (
-            min(255.0, c * a * lit) * fade + h * (1.0 - fade)
-            for c, a, h in zip(colour, look.ambient, look.haze, strict=True)
+        fade = math.exp(-look.density * max(z, 0.0))
+        (r, g, b), (ar, ag, ab), (hr, hg, hb), rest = colour, look.ambient, look.haze, 1.0 - fade
+        return (
+            min(255.0, r * ar * lit) * fade + hr * rest,
+            min(255.0, g * ag * lit) * fade + hg * rest,
+            min(255.0, b * ab * lit) * fade + hb * rest,
         )
-        return r, g, b
-
-    def uniform(self, low: float, high: float) -> float:
-        """A number in low .. high."""
-        return low + (high - low) * float(self.rng.random())
-
-    def chance(self, probability: float) -> bool:
-        """True with this probability."""
-        return bool(self.rng.random() < probability)
-
-    def vary(self, colour: Colour, spread: float) -> Colour:
-        """A colour near `colour`: its brightness varies by `spread`, each channel by a third of that."""
-        shift = self.uniform(-spread, spread)
-        r, g, b = (min(255.0, max(0.0, c + shift + self.uniform(-spread, spread) / 3)) for c in colour)
-        return r, g, b

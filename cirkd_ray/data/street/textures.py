@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import UInt8
+from cirkd_ray.data.street.canvas import Colour
+from cirkd_ray.data.street.stage import Chance
 
 Field = NDArray[np.float32]
+Tint = Callable[[Colour], Colour]
 TILE = 256
 
 
@@ -19,9 +23,15 @@ def noise(kind: str) -> Field:
     """A 512 x 512 field of zero mean and unit deviation that repeats every 256 pixels.
 
     Args:
-        kind: `grain` (asphalt, plaster), `leaves` (foliage, grass) or `clouds` (large soft patches).
+        kind: `grain` (asphalt, plaster), `leaves` (foliage, grass), `clouds` (large soft patches) or `sensor`
+            (white).
     """
-    exponent, low, seed = {"grain": (0.6, 0.0, 1), "leaves": (0.9, 0.03, 2), "clouds": (2.2, 0.0, 3)}[kind]
+    exponent, low, seed = {
+        "grain": (0.6, 0.0, 1),
+        "leaves": (0.9, 0.03, 2),
+        "clouds": (2.2, 0.0, 3),
+        "sensor": (0.0, 0.0, 4),
+    }[kind]
     frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None, :])
     frequency[0, 0] = 1.0
     spectrum = np.fft.fft2(np.random.default_rng(seed).standard_normal((TILE, TILE)))
@@ -31,68 +41,88 @@ def noise(kind: str) -> Field:
     return np.tile((field / field.std()).astype(np.float32), (2, 2))
 
 
-def noise_window(kind: str, rng: np.random.Generator, height: int, width: int, grain: float = 1.0) -> Field:
-    """A random window of a field, enlarged to height x width; `grain` pixels of it become one of the field."""
-    h = min(TILE, max(4, round(height / grain)))
-    w = min(TILE, max(4, round(width / grain)))
-    y, x = (int(v) for v in rng.integers(0, TILE, 2))
-    window = noise(kind)[y : y + h, x : x + w]
-    return window if window.shape == (height, width) else cv2.resize(window, (width, height))
+def noise_window(kind: str, draw: Chance, height: int, width: int, grain: float = 1.0) -> Field:
+    """A random window of a field; each pixel of the field becomes `grain` pixels."""
+    h, w = max(4, round(height / grain)), max(4, round(width / grain))
+    y, x = draw.below(TILE), draw.below(TILE)
+    field = noise(kind)
+    if max(h, w) > TILE:
+        field = np.tile(field, (-(-h // TILE), -(-w // TILE)))
+    window = field[y : y + h, x : x + w]
+    return window if (h, w) == (height, width) else cv2.resize(window, (width, height))
 
 
 CROWNS = 24
 _CROWN_SIZE = 72
+SHADE_SCALE = 1.6 / 255
 
 
 @functools.cache
-def crown(number: int) -> tuple[Field, UInt8]:
-    """Foliage number 0 .. `CROWNS` - 1: brightness around 1 (light comes from the upper left) and mask (0 or 255)."""
-    rng = np.random.default_rng(1000 + number)
+def crown(number: int) -> UInt8:
+    """Foliage number 0 .. `CROWNS` - 1, lit from the upper left.
+
+    Returns:
+        h x w x 2: brightness in units of `SHADE_SCALE`, and the mask (0 or 255).
+    """
+    draw = Chance(np.random.default_rng(1000 + number))
     grid = np.linspace(-1, 1, _CROWN_SIZE, dtype=np.float32)
     x, y = np.meshgrid(grid, grid)
     height = np.full_like(x, -1.0)
-    for _ in range(int(rng.integers(5, 10))):
-        cx, cy = rng.uniform(-0.5, 0.5, 2)
-        radius = rng.uniform(0.3, 0.55)
-        height = np.maximum(height, 1 - np.hypot(x - cx, (y - cy) * rng.uniform(0.9, 1.4)) / radius)
-    rough = noise_window("leaves", rng, _CROWN_SIZE, _CROWN_SIZE, 1.2)
+    for _ in range(5 + draw.below(5)):
+        cx, cy, radius = draw.uniform(-0.5, 0.5), draw.uniform(-0.5, 0.5), draw.uniform(0.3, 0.55)
+        height = np.maximum(height, 1 - np.hypot(x - cx, (y - cy) * draw.uniform(0.9, 1.4)) / radius)
+    rough = noise_window("leaves", draw, _CROWN_SIZE, _CROWN_SIZE, 1.2)
     mask = (height + 0.16 * rough) > 0.05
-    light = 0.95 + 0.25 * (-0.5 * x - 0.8 * y) + 0.2 * height + 0.16 * rough
-    return np.clip(light, 0.35, 1.6).astype(np.float32), (mask * 255).astype(np.uint8)
+    light = np.clip(0.95 + 0.25 * (-0.5 * x - 0.8 * y) + 0.2 * height + 0.16 * rough, 0.35, 1.6)
+    return np.stack([light / SHADE_SCALE, mask * 255.0], axis=-1).astype(np.uint8)
 
 
-def facade(rng: np.random.Generator, floors: int, bays: int, wall: UInt8, glass: UInt8) -> UInt8:
-    """A house front of `floors` rows and `bays` columns of windows over a ground floor, 12 x 10 pixels a cell."""
-    cell_h, cell_w = 12, 10
-    height, width = cell_h * floors, cell_w * bays
-    rows, columns = np.arange(height) % cell_h, np.arange(width) % cell_w
-    top, side = int(rng.integers(2, 4)), int(rng.integers(1, 4))
-    window = ((rows >= top) & (rows < cell_h - 3))[:, None] & ((columns >= side) & (columns < cell_w - side))[
-        None
-    ]
-    front = np.empty((height, width, 3), np.int16)
-    front[:] = wall
-    panes = glass.astype(np.int16) + rng.integers(-35, 45, (floors, bays, 1), dtype=np.int16)
-    panes = np.repeat(np.repeat(panes, cell_h, axis=0), cell_w, axis=1)
-    np.copyto(front, panes, where=window[:, :, None])
-    front[rows == cell_h - 2] += int(rng.integers(-30, 25))
-    front[(rows + (np.arange(height) // cell_h)) % 3 == 0] -= int(rng.integers(0, 14))
-    _ground_floor(rng, front, cell_h, cell_w, bays)
-    return np.clip(front, 0, 255).astype(np.uint8)
+@functools.cache
+def _grid(cell: int, sill: int, side: int, floors: int, bays: int) -> UInt8:
+    """255 where a house front of `cell` x `cell` pixel cells has windows."""
+    one = np.zeros((cell, cell), np.uint8)
+    one[sill : cell - cell // 4, side : cell - side] = 255
+    return np.tile(one, (floors, bays))
 
 
-def _ground_floor(
-    rng: np.random.Generator, front: NDArray[np.int16], cell_h: int, cell_w: int, bays: int
-) -> None:
-    """Doors, shop windows and posters, some of which show what looks like a car, a person or a sign."""
-    base = front[-cell_h:]
+def facade(draw: Chance, floors: int, bays: int, wall: Colour, glass: Colour, cell: int, tint: Tint) -> UInt8:
+    """A house front of `floors` rows and `bays` columns of windows over a ground floor of doors and shops.
+
+    Args:
+        wall, glass: their colours in the scene's light.
+        cell: pixels of a floor and of a bay.
+        tint: brings further colours into the scene's light.
+    """
+    height, width = cell * floors, cell * bays
+    front = np.empty((height, width, 3), np.uint8)
+    front[:] = np.array(wall).astype(np.uint8)
+    dark = draw.uniform(0.75, 1.1)
+    front[cell - 2 :: cell] = np.minimum(np.array(wall) * dark, 255).astype(np.uint8)
+    light = np.array([draw.uniform(0.55, 1.5) for _ in range(floors * bays)])
+    panes = np.minimum(light.reshape(floors, bays, 1) * np.array(glass), 255).astype(np.uint8)
+    panes = cv2.resize(panes, (width, height), interpolation=cv2.INTER_NEAREST)
+    mask = _grid(cell, 1 + draw.below(cell // 4), 1 + draw.below(cell // 4), floors, bays)
+    cv2.copyTo(panes, mask, front)
     for bay in range(bays):
-        kind, left = rng.random(), bay * cell_w
-        if kind < 0.25:
-            base[2:, left + 3 : left + 7] = rng.integers(20, 130, 3)
-        elif kind < 0.6:
-            base[3:-2, left : left + cell_w] = rng.integers(30, 200, 3)
-            base[1:3, left : left + cell_w] = rng.integers(0, 255, 3)
-        elif kind < 0.7:
-            base[4:9, left + 2 : left + 8] = rng.integers(0, 255, 3)
-            base[5:8, left + 4 : left + 6] = rng.integers(0, 255, 3)
+        _shop(draw, front[-cell:, bay * cell : (bay + 1) * cell], tint)
+    return front
+
+
+def _shop(draw: Chance, part: UInt8, tint: Tint) -> None:
+    """A door, a shop window with its board, or a poster of what looks like a car, a person or a sign."""
+    kind, cell = draw.random(), part.shape[0]
+    quarter, half = cell // 4, cell // 2
+    if kind < 0.25:
+        part[quarter:, quarter : quarter + half] = _any_colour(draw, tint, 20, 130)
+    elif kind < 0.5:
+        part[quarter + 1 : -1] = _any_colour(draw, tint, 30, 150)
+        part[1 : quarter + 1] = _any_colour(draw, tint, 30, 230)
+    elif kind < 0.6:
+        part[quarter:-quarter, quarter:-quarter] = _any_colour(draw, tint, 0, 255)
+        part[quarter + 1 : half + 1, half - 1 : half + 1] = _any_colour(draw, tint, 0, 255)
+
+
+def _any_colour(draw: Chance, tint: Tint, low: float, high: float) -> UInt8:
+    grey, spread = draw.uniform(low, high), (high - low) / 5
+    colour = tint(draw.vary((grey, grey, grey), spread))
+    return np.array(colour).astype(np.uint8)
