@@ -99,11 +99,12 @@ class MapLoss(DistillationLoss):
             self.adapter = nn.Conv2d(self.student_width, self.teacher_width, 1, bias=False)
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        student = self.adapt(self._tap("student", inputs.student, self.student_tap, self.student_width))
+        student = self._tap("student", inputs.student, self.student_tap, self.student_width)
         teacher = self._tap("teacher", inputs.teacher, self.teacher_tap, self.teacher_width).detach()
         size = (student.shape[-2], student.shape[-1])
         labels = resize_labels(inputs.labels, size)
         mask = labels != inputs.ignore_index if self.mask_ignored else None
+        student = self.adapt(student)
         with torch.autocast(student.device.type, enabled=False):
             teacher = resize_map(full_precision(teacher), size)
             return self.compute(MapPair(full_precision(student), teacher, labels, mask), inputs)

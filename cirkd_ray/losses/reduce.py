@@ -89,3 +89,30 @@ def all_gather_grad(x: Tensor) -> Tensor:
     if rank_and_world()[1] == 1:
         return x
     return _Gather.apply(x)  # type: ignore[no-any-return]
+
+
+class _AllReduce(torch.autograd.Function):
+    """Sum over ranks whose backward is the sum over ranks too."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        out = x.detach().clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        out = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(out)
+        return out
+
+
+def all_reduce_grad(x: Tensor) -> Tensor:
+    """Sum over ranks, differentiable.
+
+    A loss computed from it is the same on every rank; as with `all_gather_grad`, each rank's gradient is
+    that of the sum of the ranks' losses, and DDP's average divides by the world.
+    """
+    if rank_and_world()[1] == 1:
+        return x
+    return _AllReduce.apply(x)  # type: ignore[no-any-return]

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.losses import LossInputs, build_loss
+from cirkd_ray.losses.adversarial import discriminator_loss
+from cirkd_ray.losses.context import ContextModule
 from cirkd_ray.losses.task import segmentation_cross_entropy
 from cirkd_ray.types import SegmentationOutput
 from tests.paths import golden
@@ -74,6 +76,77 @@ def check_map_loss(case: Case, kind: str, term: str, tap: str, **settings: Any) 
 def test_kd(name: str) -> None:
     case = Case(name)
     check_map_loss(case, "kd", "kd", "logits", temperature=float(case["temperature"]))
+
+
+SINGLE = {
+    "at": ("at", "at", "feature", {}),
+    "fitnet": ("fitnet", "fitnet", "feature", {}),
+    "skd_pairwise": ("skd", "skd", "feature", {}),
+    "cwd_feature_T4": ("cwd", "cwd", "feature", {"temperature": 4.0}),
+    "cwd_logit_T4": (
+        "cwd",
+        "cwd",
+        "logits",
+        {"temperature": 4.0, "student_tap": "logits", "teacher_tap": "logits"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_losses_of_one_map(name: str) -> None:
+    kind, term, tap, settings = SINGLE[name]
+    check_map_loss(Case(name), kind, term, tap, **settings)
+
+
+def test_ifvd() -> None:
+    case = Case("ifvd")
+    student, teacher = case.leaf("student"), case["teacher"]
+    classes = int(case["num_classes"])
+    loss = build_loss(
+        "ifvd", student_channels=student.shape[1], teacher_channels=teacher.shape[1], num_classes=classes
+    )
+    value = loss(LossInputs(output(student), output(teacher), case["labels"]))["ifvd"]
+    case.close(value, "loss")
+    value.backward()
+    case.close(student.grad, "grad_student")
+
+
+@pytest.mark.parametrize("term", ["psd", "csd"])
+def test_dsd(term: str) -> None:
+    case = Case("dsd")
+    s0, s1, logits = case.leaf("student_0"), case.leaf("student_1"), case.leaf("student_logits")
+    loss = build_loss(
+        "dsd",
+        student_channels=s1.shape[1],
+        teacher_channels=case["teacher_1"].shape[1],
+        num_classes=logits.shape[1],
+        active=frozenset({term}),
+    )
+    teacher = output(case["teacher_1"], logits=case["teacher_logits"], aux=case["teacher_0"])
+    labels = zeros_like_labels(s1)
+    terms = loss(LossInputs(output(s1, logits=logits, aux=s0), teacher, labels))
+    assert set(terms) == {term}
+    case.close(terms[term], term)
+    terms[term].backward()
+    case.close(logits.grad, f"grad_{term}_logits")
+    if term == "psd":
+        case.close(s0.grad, "grad_psd_0")
+        case.close(s1.grad, "grad_psd_1")
+
+
+@pytest.mark.parametrize("objective", ["hinge", "wgan-gp"])
+def test_adversarial_objectives(objective: str) -> None:
+    case = Case(f"adversarial_{objective}")
+    fake, real = case.leaf("d_student"), case["d_teacher"]
+    generator = -fake.mean()
+    case.close(generator, "generator")
+    generator.backward()
+    case.close(fake.grad, "grad_generator")
+    fake.grad = None
+    discriminator = discriminator_loss(fake, real, objective)
+    case.close(discriminator, "discriminator")
+    discriminator.backward()
+    case.close(fake.grad, "grad_discriminator")
 
 
 def test_task_cross_entropy() -> None:
@@ -151,3 +224,52 @@ def test_memory_corrected_mode_holds_pixels_of_the_class() -> None:
         expected = vectors[case["labels_small"] == k]
         written = loss.pixel.queue[k, :end]
         torch.testing.assert_close(written[written[:, 0].argsort()], expected[expected[:, 0].argsort()])
+
+
+@pytest.mark.parametrize("term", ["minibatch", "memory", "mse"])
+def test_channel(term: str) -> None:
+    case = Case("channel", "losses_v2.npz")
+    student, teacher = case.leaf("student"), case["teacher"]
+    slots, length = case["queue_before"].shape
+    name = {"mse": "channel_mse"}.get(term, f"{term}_channel")
+    loss = build_loss(
+        "cirkd_channel",
+        student_channels=student.shape[1],
+        teacher_channels=teacher.shape[1],
+        num_classes=5,
+        active=frozenset({name}),
+        temperature=float(case["temperature"]),
+        kd_temperature=float(case["kd_temperature"]),
+        length=length,
+        channel_memory=slots,
+        channel_keys=slots,
+    ).eval()
+    state = {k: case[k.replace("projector.", "projector/")] for k in loss.state_dict() if "projector." in k}
+    state |= {
+        "channel.queue": case["queue_before"].unsqueeze(0),
+        "channel.ptr": torch.zeros(1, dtype=torch.int64),
+    }
+    loss.load_state_dict(state)
+    value = loss(LossInputs(output(student), output(teacher), zeros_like_labels(student)))[name]
+    case.close(value, term)
+    value.backward()
+    case.close(student.grad, f"grad_{term}")
+    if term == "memory":
+        end = int(loss.channel.ptr)
+        mine, theirs = loss.channel.queue[0], case["queue_after"]
+        written, expected = (q[:end][q[:end, 0].argsort()] for q in (mine, theirs))
+        torch.testing.assert_close(written, expected, rtol=1e-5, atol=1e-6)
+        assert torch.equal(mine[end:], theirs[end:])
+
+
+def test_context_module() -> None:
+    case = Case("gcn", "losses_v2.npz")
+    names = {"node_q": "query", "node_k": "key", "node_v": "value", "conv1": "expand", "out_conv": "fuse"}
+    state = {}
+    for name in case.arrays:
+        if name.startswith("state/"):
+            first, rest = name.removeprefix("state/").split(".", 1)
+            state[f"{names[first]}.{rest}"] = case[name]
+    module = ContextModule(case["x"].shape[1]).eval()
+    module.load_state_dict(state)
+    case.close(module(case["x"]), "out")

@@ -1,0 +1,141 @@
+"""CIRKDv2: relations among channels."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses import memory
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.cirkd_memory import projector
+from cirkd_ray.losses.maps import MapLoss, MapPair, unit
+from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
+from cirkd_ray.losses.relational import relational_kl
+
+
+@LOSSES.register("cirkd_channel")
+class CirkdChannel(MapLoss):
+    """Channel-to-channel distillation.
+
+    Yang et al.: Cross-Image Relational Knowledge Distillation, extended version (CIRKDv2, 2025). Maps are
+    averaged over 4 x 4 pixels, the student's passes a projector to the teacher's width, and each channel's
+    vector of pooled pixels is L2-normalised. `minibatch_channel`: for every ordered pair of images KL
+    between the rows of the channel similarities of teacher and student; `memory_channel`: the same against
+    keys drawn from a queue of teacher channels; `channel_mse`: mean square of the difference of the
+    vectors.
+
+    A queue of vectors of pooled pixels fits one crop size: `length` is that number of pixels ((512 / 8 / 4) x
+    (1024 / 8 / 4) = 512 for Cityscapes). Chosen here: of `candidates` vectors a step, every image of the
+    global batch gives an equal number of random channels; the queue is a true ring (the reference
+    overwrites its tail). Deviation from the reference: ignored pixels are 0 in the channel vectors
+    (`mask_ignored: false` counts them).
+    """
+
+    terms = ("minibatch_channel", "memory_channel", "channel_mse")
+    default_weights: ClassVar = {"minibatch_channel": 1.0, "memory_channel": 0.1, "channel_mse": 100.0}
+
+    def __init__(
+        self,
+        *,
+        student_channels: Channels,
+        teacher_channels: Channels,
+        num_classes: int,
+        temperature: Annotated[float, Field(gt=0)] = 0.1,
+        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
+        pool: Annotated[int, Field(ge=1)] = 4,
+        length: Annotated[int, Field(gt=0)] = 512,
+        channel_memory: Annotated[int, Field(gt=0)] = 10_000,
+        channel_keys: Annotated[int, Field(gt=0)] = 2048,
+        candidates: Annotated[int, Field(gt=0)] = 256,
+        gather: bool = False,
+        student_tap: str = "feature",
+        teacher_tap: str = "feature",
+        mask_ignored: bool = True,
+    ) -> None:
+        super().__init__(
+            student_channels,
+            teacher_channels,
+            num_classes,
+            student_tap=student_tap,
+            teacher_tap=teacher_tap,
+            mask_ignored=mask_ignored,
+            adapter="never",
+        )
+        if channel_keys > channel_memory:
+            raise ConfigError(
+                f"loss 'cirkd_channel': channel_memory={channel_memory} is smaller than the draw of "
+                f"channel_keys={channel_keys}; raise channel_memory or lower channel_keys"
+            )
+        self.temperature, self.kd_temperature, self.pool = temperature, kd_temperature, pool
+        self.channel_keys, self.candidates, self.gather = channel_keys, candidates, gather
+        self.projector = projector(self.student_width, self.teacher_width)
+        self.channel = memory.ClassQueue(
+            "cirkd_channel channel_memory", 1, channel_memory, length, torch.float32
+        )
+
+    def adapt(self, student: Tensor) -> Tensor:
+        projected: Tensor = self.projector(self._pooled(student))
+        return projected
+
+    def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
+        student = self._vectors(pair.student, pair.mask)
+        teacher = self._vectors(self._pooled(pair.teacher), pair.mask)
+        terms = {}
+        if "minibatch_channel" in self.active:
+            keys = (all_gather_grad(student), all_gather(teacher)) if self.gather else (student, teacher)
+            terms["minibatch_channel"] = self._relation(student, teacher, *keys, 1.0)
+        if "memory_channel" in self.active:
+            drawn = self._keys(teacher, inputs).to(student.dtype).unsqueeze(0)
+            terms["memory_channel"] = self._relation(student, teacher, drawn, drawn, self.kd_temperature)
+        if "channel_mse" in self.active:
+            terms["channel_mse"] = (student - teacher).square().mean()
+        return terms
+
+    def _pooled(self, x: Tensor) -> Tensor:
+        return F.avg_pool2d(x, self.pool, ceil_mode=True)
+
+    def _vectors(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        """N x C x L: each channel's normalised vector of pooled pixels, 0 where nothing counts."""
+        if mask is not None:
+            valid = F.max_pool2d(mask.to(x.dtype).unsqueeze(1), self.pool, ceil_mode=True)
+            x = x.masked_fill(valid == 0, 0.0)
+        return unit(x.flatten(2), dim=2)
+
+    def _relation(self, q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, kd_temperature: float) -> Tensor:
+        """Mean relational KL of channels (N x C x L) to keys (S x M x L), over rows and segments."""
+        rows = q_s.shape[0] * q_s.shape[1]
+        return relational_kl(
+            q_s.flatten(0, 1),
+            q_t.flatten(0, 1),
+            k_s,
+            k_t,
+            q_s.new_full((rows,), 1.0 / (rows * k_s.shape[0])),
+            temperature=self.temperature,
+            kd_temperature=kd_temperature,
+        )
+
+    @torch.no_grad()
+    def _keys(self, teacher: Tensor, inputs: LossInputs) -> Tensor:
+        """Enqueue random channels of the images of all ranks, then draw keys."""
+        images, channels, length = teacher.shape
+        if length != self.channel.queue.shape[2]:
+            raise ConfigError(
+                f"loss 'cirkd_channel': the maps have {length} pooled pixels, but the queue was built for "
+                f"length={self.channel.queue.shape[2]}; set length: {length}"
+            )
+        rank, world = rank_and_world()
+        key = (inputs.seed, inputs.step, inputs.micro)
+        share = min(channels, -(-self.candidates // (images * world)))
+        bits = memory.pixel_bits(images, channels, rank * images, teacher.device, "channels", *key)
+        chosen = bits.argsort(dim=1, stable=True)[:, :share].unsqueeze(-1).expand(-1, -1, length)
+        gathered = all_gather(teacher.gather(1, chosen)).flatten(0, 1)[: self.candidates]
+        self.channel.push(gathered.unsqueeze(0))
+        slots = self.channel.queue.shape[1]
+        return self.channel.draw(
+            memory.random_slots(slots, self.channel_keys, teacher.device, "memory_channel", *key)
+        )

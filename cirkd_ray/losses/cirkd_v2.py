@@ -1,0 +1,96 @@
+"""CIRKDv2: all of its terms on one student feature that has passed the context module."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from cirkd_ray.losses.base import LOSSES, Channels, DistillationLoss, LossInputs, channels_of
+from cirkd_ray.losses.cirkd_channel import CirkdChannel
+from cirkd_ray.losses.cirkd_memory import CirkdMemory
+from cirkd_ray.losses.cirkd_minibatch import CirkdMinibatch
+from cirkd_ray.losses.context import ContextModule
+from cirkd_ray.losses.fitnet import FitNet
+
+PARTS = (FitNet, CirkdMinibatch, CirkdMemory, CirkdChannel)
+
+
+@LOSSES.register("cirkd_v2")
+class CirkdV2(DistillationLoss):
+    """CIRKDv2 as one loss.
+
+    Yang et al., extended version of CIRKD (CIRKDv2, 2025): the student's feature passes a context module, in
+    training only, and `fitnet`, `cirkd_minibatch`, `cirkd_memory` and `cirkd_channel` all compare that
+    feature with the teacher's. Their equations, settings and deviations are in their own classes;
+    `temperature` and `kd_temperature` go to all that have them, `length` is that of `cirkd_channel`. Used
+    apart, the four losses see the feature itself.
+
+    Args:
+        context: let the feature pass the context module (the reference: whenever fitnet has a weight).
+    """
+
+    terms = tuple(term for part in PARTS for term in part.terms)
+    default_weights: ClassVar = {
+        term: 1.0 if term == "fitnet" else part.default_weights.get(term, 1.0)
+        for part in PARTS
+        for term in part.terms
+    }
+
+    def __init__(
+        self,
+        *,
+        student_channels: Channels,
+        teacher_channels: Channels,
+        num_classes: int,
+        context: bool = True,
+        temperature: Annotated[float, Field(gt=0)] = 0.1,
+        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
+        pool: Annotated[int, Field(ge=1)] = 1,
+        gather: bool = False,
+        pixel_memory: Annotated[int, Field(gt=0)] = 20_000,
+        region_memory: Annotated[int, Field(gt=0)] = 2_000,
+        pixel_keys: Annotated[int, Field(gt=0)] = 4096,
+        region_keys: Annotated[int, Field(gt=0)] = 1024,
+        length: Annotated[int, Field(gt=0)] = 512,
+        channel_memory: Annotated[int, Field(gt=0)] = 10_000,
+        channel_keys: Annotated[int, Field(gt=0)] = 2048,
+        mask_ignored: bool = True,
+    ) -> None:
+        super().__init__()
+        common: dict[str, Any] = {
+            "student_channels": student_channels,
+            "teacher_channels": teacher_channels,
+            "num_classes": num_classes,
+            "mask_ignored": mask_ignored,
+        }
+        softened = {**common, "temperature": temperature, "kd_temperature": kd_temperature}
+        width = channels_of(student_channels, "feature", num_classes)
+        self.context: nn.Module = ContextModule(width) if context else nn.Identity()
+        self.fitnet = FitNet(**common)
+        self.minibatch = CirkdMinibatch(**common, temperature=temperature, pool=pool, gather=gather)
+        self.memory = CirkdMemory(
+            **softened,
+            pixel_memory=pixel_memory,
+            region_memory=region_memory,
+            pixel_keys=pixel_keys,
+            region_keys=region_keys,
+        )
+        self.channel = CirkdChannel(
+            **softened, length=length, channel_memory=channel_memory, channel_keys=channel_keys, gather=gather
+        )
+
+    def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
+        student = inputs.student._replace(feature=self.context(inputs.student.feature))
+        inputs, terms = replace(inputs, student=student), {}
+        for part in (self.fitnet, self.minibatch, self.memory, self.channel):
+            part.active, part.kind, part.num_classes = (
+                self.active & set(part.terms),
+                self.kind,
+                self.num_classes,
+            )
+            if part.active:
+                terms.update(part(inputs))
+        return terms
