@@ -86,7 +86,7 @@ class Adversarial(MapLoss):
         student, teacher = (_masked(x, pair.mask) for x in (pair.student, pair.teacher))
         if not torch.is_grad_enabled():
             return {"adversarial": -_mean(self.opponent(student), weight)}
-        # One run serves both players: its graph stays for `opponent_loss`, so parameters must be recorded in it.
+        # One run serves both players: its graph stays for `opponent_loss`, so it must record parameters.
         leaf = student.detach().requires_grad_()
         with _recorded(self.opponent):
             scores = self.opponent(leaf)

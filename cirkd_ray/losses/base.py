@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.registry import Registry
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
@@ -65,6 +65,16 @@ class DistillationLoss(nn.Module):
     student_taps: frozenset[str] = frozenset()
     teacher_taps: frozenset[str] = frozenset()
     opponent: nn.Module | None = None
+
+    def activate(self, terms: frozenset[str]) -> None:
+        """Compute these terms alone from now on; a subclass drops the modules that none of them needs.
+
+        Raises:
+            ConfigError: a term that this loss does not have.
+        """
+        for term in terms - set(self.terms):
+            raise ConfigError(f"loss {self.kind!r} has no term {term!r}{nearest(term, self.terms)}")
+        self.active = terms
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """The active terms: unweighted scalars, finite and differentiable even if every pixel is ignored."""
@@ -129,8 +139,8 @@ def build_loss(
         "num_classes": num_classes,
     }
     loss = LOSSES.build(kind, context, settings, where or f"loss {kind!r}")
-    loss.active = frozenset(cls.terms) if active is None else active
     loss.kind, loss.num_classes = kind, num_classes
+    loss.activate(frozenset(cls.terms) if active is None else active)
     loss.register_forward_pre_hook(check_inputs)
     return loss
 

@@ -78,6 +78,11 @@ class CirkdChannel(MapLoss):
             "cirkd_channel channel_memory", 1, channel_memory, length, torch.float32
         )
 
+    def activate(self, terms: frozenset[str]) -> None:
+        super().activate(terms)
+        if "memory_channel" not in terms:
+            del self.channel
+
     def adapt(self, student: Tensor) -> Tensor:
         projected: Tensor = self.projector(self._pooled(student))
         return projected

@@ -27,6 +27,10 @@ def projector(student_width: int, teacher_width: int) -> nn.Sequential:
     )
 
 
+QUEUES = {"memory_pixel": "pixel", "memory_region": "region"}
+"""The queue of each term."""
+
+
 @LOSSES.register("cirkd_memory")
 class CirkdMemory(MapLoss):
     """Memory-based pixel-to-pixel and pixel-to-region distillation.
@@ -98,6 +102,12 @@ class CirkdMemory(MapLoss):
             "cirkd_memory region_memory", num_classes, region_memory, width, dtype
         )
 
+    def activate(self, terms: frozenset[str]) -> None:
+        super().activate(terms)
+        for term, queue in QUEUES.items():
+            if term not in terms:
+                delattr(self, queue)
+
     def adapt(self, student: Tensor) -> Tensor:
         projected: Tensor = self.projector(student)
         return projected
@@ -108,27 +118,28 @@ class CirkdMemory(MapLoss):
         self._enqueue(teacher, labels, inputs)
         weights = row_weights(student, None if pair.mask is None else pair.mask.flatten(1))
         terms = {}
-        for term, queue in (("memory_pixel", self.pixel), ("memory_region", self.region)):
-            if term in self.active:
-                key = (term, inputs.seed, inputs.step, inputs.micro)
-                slots = memory.random_slots(queue.queue.shape[1], self.draws[term], student.device, *key)
-                keys = queue.draw(slots).to(student.dtype).unsqueeze(0)
-                terms[term] = relational_kl(
-                    student.flatten(0, 1),
-                    teacher.flatten(0, 1),
-                    keys,
-                    keys,
-                    weights,
-                    temperature=self.temperature,
-                    kd_temperature=self.kd_temperature,
-                )
+        for term in sorted(self.active):
+            queue: memory.ClassQueue = getattr(self, QUEUES[term])
+            key = (term, inputs.seed, inputs.step, inputs.micro)
+            slots = memory.random_slots(queue.queue.shape[1], self.draws[term], student.device, *key)
+            keys = queue.draw(slots).to(student.dtype).unsqueeze(0)
+            terms[term] = relational_kl(
+                student.flatten(0, 1),
+                teacher.flatten(0, 1),
+                keys,
+                keys,
+                weights,
+                temperature=self.temperature,
+                kd_temperature=self.kd_temperature,
+            )
         return terms
 
     @torch.no_grad()
     def _enqueue(self, teacher: Tensor, labels: Tensor, inputs: LossInputs) -> None:
         """Pick candidates of the local images (N x L x C), gather them, write them on every rank alike."""
         images, pixels, _ = teacher.shape
-        classes, candidates = self.pixel.queue.shape[0], []
+        classes, candidates = self.num_classes, []
+        queue_type = getattr(self, QUEUES[min(self.active)]).queue.dtype
         if "memory_region" in self.active:
             candidates.append(memory.region_candidates(teacher, labels, classes))
         if "memory_pixel" in self.active:
@@ -136,7 +147,7 @@ class CirkdMemory(MapLoss):
             bits = memory.pixel_bits(images, pixels, rank_and_world()[0] * images, labels.device, *key)
             pick = memory.pixel_candidates if self.mode == "class" else memory.pixel_candidates_reference
             candidates.append(pick(teacher, labels, bits, classes, self.pixel_candidates))
-        gathered = all_gather(torch.cat(candidates, 2).to(self.pixel.queue.dtype))
+        gathered = all_gather(torch.cat(candidates, 2).to(queue_type))
         if "memory_region" in self.active:
             self.region.push(gathered[:, :, 0].transpose(0, 1))
             gathered = gathered[:, :, 1:]

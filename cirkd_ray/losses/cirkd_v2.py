@@ -82,15 +82,21 @@ class CirkdV2(DistillationLoss):
             **softened, length=length, channel_memory=channel_memory, channel_keys=channel_keys, gather=gather
         )
 
+    def activate(self, terms: frozenset[str]) -> None:
+        super().activate(terms)
+        for name in ("fitnet", "minibatch", "memory", "channel"):
+            part = getattr(self, name)
+            part.kind, part.num_classes = self.kind, self.num_classes
+            active = terms & set(part.terms)
+            if active:
+                part.activate(active)
+            else:
+                delattr(self, name)
+
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         student = inputs.student._replace(feature=self.context(inputs.student.feature))
         inputs, terms = replace(inputs, student=student), {}
-        for part in (self.fitnet, self.minibatch, self.memory, self.channel):
-            part.active, part.kind, part.num_classes = (
-                self.active & set(part.terms),
-                self.kind,
-                self.num_classes,
-            )
-            if part.active:
+        for part in self.children():
+            if isinstance(part, DistillationLoss):
                 terms.update(part(inputs))
         return terms

@@ -189,9 +189,8 @@ def memory_loss(case: Case, mode: str, term: str) -> Any:
         if k.startswith("projector.")
     }
     state |= {"pixel.queue": case["pixel_queue_before"], "region.queue": case["region_queue_before"]}
-    loss.load_state_dict(
-        state | {f"{q}.ptr": torch.zeros(classes, dtype=torch.int64) for q in ("pixel", "region")}
-    )
+    state |= {f"{q}.ptr": torch.zeros(classes, dtype=torch.int64) for q in ("pixel", "region")}
+    loss.load_state_dict({key: state[key] for key in loss.state_dict()})
     return loss.eval()
 
 
@@ -249,7 +248,7 @@ def test_channel(term: str) -> None:
         "channel.queue": case["queue_before"].unsqueeze(0),
         "channel.ptr": torch.zeros(1, dtype=torch.int64),
     }
-    loss.load_state_dict(state)
+    loss.load_state_dict({key: state[key] for key in loss.state_dict()})
     value = loss(LossInputs(output(student), output(teacher), zeros_like_labels(student)))[name]
     case.close(value, term)
     value.backward()
