@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import pkgutil
 import sys
 from collections.abc import Sequence
@@ -55,6 +56,8 @@ def add_debug(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (2 for an error of the user's making)."""
     args = build_parser().parse_args(argv)
+    if args.debug:
+        os.environ["CIRKD_RAY_LOGS"] = "1"
     try:
         return int(args.run(args) or 0)
     except UserError as error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -58,21 +58,54 @@ def read_yaml(path: Path) -> Tree:
     return tree
 
 
+class Source(NamedTuple):
+    """Where a recipe stands: a YAML file, or one of the `runs` of a file that holds a family of them."""
+
+    path: Path
+    run: str | None = None
+
+    def read(self) -> Tree:
+        """Its tree, before `extends`."""
+        tree = read_yaml(self.path)
+        if self.run is None:
+            if set(tree) == {"runs"}:
+                raise ConfigError(f"{self.path}: holds several recipes; name one of {', '.join(_family(self.path))}")
+            return tree
+        found = tree["runs"][self.run] or {}
+        if not isinstance(found, dict):
+            raise ConfigError(f"{self.path}: runs.{self.run} is {found!r}, not a mapping of settings")
+        return found
+
+
+def _family(path: Path) -> list[str]:
+    """The names in a file that holds a family of recipes."""
+    tree = read_yaml(path)
+    runs = tree.get("runs")
+    if set(tree) != {"runs"} or not isinstance(runs, dict):
+        return []
+    return list(runs)
+
+
 def recipe_names() -> list[str]:
-    """Names of the shipped recipes; files and folders whose name starts with `_` are parts, not recipes."""
-    found = (p.relative_to(RECIPES).with_suffix("") for p in RECIPES.rglob("*.yaml"))
-    return sorted(p.as_posix() for p in found if not any(part.startswith("_") for part in p.parts))
+    """Names of the shipped recipes; whatever starts with `_` is a part of recipes, not one."""
+    names = []
+    for path in RECIPES.rglob("*.yaml"):
+        name = path.relative_to(RECIPES).with_suffix("").as_posix()
+        names += [f"{name}/{run}" for run in _family(path)] or [name]
+    return sorted(n for n in names if not any(part.startswith("_") for part in n.split("/")))
 
 
-def find_recipe(name: str, beside: Path | None = None) -> Path:
-    """The file of a recipe: a shipped name, a path to a YAML file, or a path relative to the file that names it."""
-    shipped = RECIPES / f"{name}.yaml"
+def find_recipe(name: str, beside: Path | None = None) -> Source:
+    """A recipe by its shipped name, or by the path of a YAML file (relative paths also from the file that names it)."""
+    shipped, family = RECIPES / f"{name}.yaml", RECIPES / f"{Path(name).parent}.yaml"
     if shipped.is_file():
-        return shipped
+        return Source(shipped)
+    if family.is_file() and Path(name).name in _family(family):
+        return Source(family, Path(name).name)
     for base in [beside, Path.cwd()] if beside else [Path.cwd()]:
         path = (base / name).expanduser()
         if path.suffix in (".yaml", ".yml") and path.is_file():
-            return path
+            return Source(path.resolve())
     raise ConfigError(f"no recipe {name!r}{nearest(name, recipe_names())} (`cirkd recipes list` shows all)")
 
 
@@ -83,19 +116,19 @@ def merge(base: Any, change: Any) -> Any:
     return deepcopy(change)
 
 
-def compose(path: Path, _chain: tuple[Path, ...] = ()) -> Tree:
-    """The recipe in `path` over everything that it `extends`, first to last."""
-    path = path.resolve()
-    if path in _chain:
-        raise ConfigError(f"{path}: extends itself through {' -> '.join(p.name for p in (*_chain, path))}")
-    tree = read_yaml(path)
+def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
+    """The recipe at `source` over everything that it `extends`, first to last."""
+    if source in _chain:
+        names = [item.run or item.path.name for item in (*_chain, source)]
+        raise ConfigError(f"{source.path}: extends itself through {' -> '.join(names)}")
+    tree = dict(source.read())
     extends = tree.pop("extends", [])
     parents = [extends] if isinstance(extends, str) else extends
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
-        raise ConfigError(f"{path}: extends takes a recipe's name or a list of names")
+        raise ConfigError(f"{source.path}: extends takes a recipe's name or a list of names")
     result: Tree = {}
     for parent in parents:
-        result = merge(result, compose(find_recipe(parent, path.parent), (*_chain, path)))
+        result = merge(result, compose(find_recipe(parent, source.path.parent), (*_chain, source)))
     inherited = {key: value for key, value in result.items() if key not in NOT_INHERITED}
     return dict(merge(inherited, tree))
 

@@ -232,9 +232,9 @@ def from_tree(tree: Mapping[str, Any]) -> RunSpec:
 
 def load_tree(recipe: str) -> Tree:
     """The composed tree of a recipe, before overrides."""
-    path = find_recipe(recipe)
-    tree = compose(path)
-    tree.setdefault("name", recipe if path.is_relative_to(RECIPES) else path.stem)
+    source = find_recipe(recipe)
+    tree = compose(source)
+    tree.setdefault("name", recipe if source.path.is_relative_to(RECIPES) else source.path.stem)
     return tree
 
 

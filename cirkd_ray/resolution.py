@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pydantic import BaseModel
+
 from cirkd_ray.composition import Tree
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.registry import settings_model, validate
@@ -36,9 +38,10 @@ def resolved_tree(spec: RunSpec) -> Tree:
 
 
 def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
-    from cirkd_ray.models.build import validate_settings
+    from cirkd_ray.models.build import model_settings, parse_name
 
-    return validate_settings(model.name, model.settings, where)
+    published = parse_name(model.name, where).defaults
+    return validate(model_settings(model.name), {**published, **model.settings}, where).model_dump(mode="json")
 
 
 def _data_settings(spec: RunSpec) -> dict[str, Any]:
@@ -74,3 +77,40 @@ def check_classes(count: int, data: str) -> None:
     """Class indices must fit below the label values that are set aside."""
     if not 2 <= count <= PADDING_LABEL:
         raise ConfigError(f"data: {data!r} has {count} classes; 2 to {PADDING_LABEL} can be trained")
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe file, with every loss's and data set's own settings."""
+    from cirkd_ray.composition import NOT_INHERITED
+    from cirkd_ray.config import RunSpec
+    from cirkd_ray.data import DATASETS
+    from cirkd_ray.losses import LOSSES
+    from cirkd_ray.models.build import model_names
+
+    schema = RunSpec.model_json_schema()
+    names = {"type": "string"}
+    schema["properties"]["extends"] = {
+        "description": f"recipes that this one is laid over; all but {', '.join(NOT_INHERITED)} is inherited",
+        "anyOf": [names, {"type": "array", "items": names}],
+    }
+    schema["required"] = []  # what is missing may be inherited
+    definitions = schema["$defs"]
+    for definition in definitions.values():
+        definition.pop("required", None)
+    _choose(definitions["LossSpec"], "kind", {name: settings_model(LOSSES.get(name)) for name in LOSSES.names()})
+    _choose(definitions["DataSpec"], "name", {name: settings_model(DATASETS.get(name)) for name in DATASETS.names()})
+    definitions["ModelSpec"]["properties"]["name"]["examples"] = model_names()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _choose(definition: dict[str, Any], key: str, models: dict[str, type[BaseModel]]) -> None:
+    """Add to an open definition the settings that each value of `key` brings."""
+    definition["additionalProperties"] = True
+    definition["properties"][key]["enum"] = sorted(models)
+    definition["allOf"] = [
+        {
+            "if": {"properties": {key: {"const": name}}, "required": [key]},
+            "then": {"properties": model.model_json_schema().get("properties", {})},
+        }
+        for name, model in models.items()
+    ]

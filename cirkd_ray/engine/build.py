@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
@@ -19,7 +21,7 @@ from cirkd_ray.engine.precision import choose_precision, make_scaler
 from cirkd_ray.engine.step import TrainStep
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import build_model, load_model
-from cirkd_ray.models.model import SegmentationModel
+from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.resolution import check_classes
 
 
@@ -135,7 +137,7 @@ def _build_step(
     student = distiller.student
     assert isinstance(student, SegmentationModel)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
-        distiller = nn.SyncBatchNorm.convert_sync_batchnorm(distiller)
+        distiller = convert_sync_batchnorm(distiller)  # timm's: torch's drops the activations of BatchNormAct2d
     distiller.to(world.device, memory_format=memory_format)
     if teacher is not None:
         teacher.to(world.device, memory_format=memory_format)
@@ -174,10 +176,12 @@ def _wrap(distiller: Distiller, spec: RunSpec, world: World) -> nn.Module:
     """DDP over the student and the losses' layers; buffers are not broadcast (see `average_batchnorm_statistics`)."""
     if world.size == 1:
         return distiller
+    known = inspect.signature(DistributedDataParallel).parameters
+    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.15
     return DistributedDataParallel(
         distiller,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        broadcast_buffers=False,
+        **{buffers: False},
         gradient_as_bucket_view=True,
         # Without a weight the auxiliary head gets no gradient, which DDP has to be told.
         find_unused_parameters=spec.task.aux_weight == 0 or spec.task.weight == 0,

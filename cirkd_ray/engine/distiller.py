@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from cirkd_ray.config import LossSpec, RunSpec, TaskSpec
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses import DistillationLoss, LossInputs, build_loss
-from cirkd_ray.losses.task import task_terms
+from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
+from cirkd_ray.losses.task import TaskLoss
+from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import SegmentationOutput
 
 
@@ -40,6 +41,7 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.specs = dict(specs)
         self.task = task
+        self.task_loss = TaskLoss(align_corners=getattr(student, "align_corners", True))
         self.steps = steps
         self.seed = seed
         for _, loss in self.opponents():
@@ -61,9 +63,7 @@ class Distiller(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor], LossInputs | None]:
         """The weighted sum, every unweighted term by name, and what the losses saw (for opponents)."""
         output = self.student(images)
-        terms = task_terms(
-            output, labels, align_corners=getattr(self.student, "align_corners", True), weights=self.task_weights()
-        )
+        terms = self._task_terms(output, labels)
         total = sum_terms(terms, self.task_weights())
         inputs = None
         if teacher is not None:
@@ -77,6 +77,13 @@ class Distiller(nn.Module):
     def task_weights(self) -> dict[str, float]:
         """Weights of the cross-entropy terms."""
         return {"task": self.task.weight, "task_aux": self.task.weight * self.task.aux_weight}
+
+    def _task_terms(self, output: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy terms that have a weight."""
+        if self.task.weight == 0:
+            return {}
+        terms: dict[str, Tensor] = self.task_loss(output if self.task.aux_weight else output._replace(aux=None), labels)
+        return terms
 
     def _distil(
         self, name: str, loss: DistillationLoss, inputs: LossInputs
@@ -112,7 +119,9 @@ def sum_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tens
     return total
 
 
-def build_losses(spec: RunSpec, student: nn.Module, teacher: nn.Module | None, classes: int) -> dict[str, DistillationLoss]:
+def build_losses(
+    spec: RunSpec, student: SegmentationModel, teacher: SegmentationModel | None, classes: int
+) -> dict[str, DistillationLoss]:
     """Every distillation loss of the recipe whose weight is not 0."""
     if spec.distill is None or teacher is None:
         return {}
@@ -125,8 +134,6 @@ def build_losses(spec: RunSpec, student: nn.Module, teacher: nn.Module | None, c
     for name, item in spec.distill.losses.items():
         if item is None:
             continue
-        from cirkd_ray.losses import LOSSES
-
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
             raise ConfigError(f"distill.losses.{name}: choose a name of letters, digits and _ that torch does not use")
         active = frozenset(t for t in LOSSES.get(item.kind).terms if term_weight(item, t) > 0)

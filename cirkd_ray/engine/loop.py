@@ -179,7 +179,8 @@ class Loop:
                 listener.metrics(done, metrics)
                 if result is not None:
                     listener.validation(done, result)
-        self.reporter.report(metrics, self._save(done) if saves else None)
+        if validates or saves:
+            self.reporter.report(metrics, self._save(done) if saves else None)
 
     def _window_metrics(self, done: int, window: Window) -> dict[str, float]:
         """The window's figures; this is where the host waits for the device."""

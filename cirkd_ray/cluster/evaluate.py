@@ -1,0 +1,149 @@
+"""An evaluation on the workers of a Ray cluster: the same counts as in one process, survives lost workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from time import perf_counter
+from typing import Any
+
+import ray
+
+from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.engine.evaluate import EvaluationResult, merge_results
+from cirkd_ray.engine.evaluator import EvaluationJob, Evaluator, Subject
+from cirkd_ray.engine.preview import Picture
+from cirkd_ray.errors import ConfigError, TrainingError, UserError
+
+PIECES_PER_WORKER = 4
+"""A worker takes its next piece when it has finished one, so that slow ones hold nobody up."""
+RETRIES = 3
+
+
+class RayEvaluator:
+    """`Evaluator` on several workers; used through `ray_evaluator`.
+
+    Args:
+        job: what is evaluated; its model and data must be readable under the same path on all nodes.
+        workers: how many, each with the job's loader processes and, with a GPU, one of those.
+    """
+
+    def __init__(self, job: EvaluationJob, workers: int) -> None:
+        resources = ray.cluster_resources()
+        gpus = (
+            1 if job.device == "cuda" or (job.device == "auto" and resources.get("GPU", 0) >= workers) else 0
+        )
+        cpus = 1 + job.workers
+        for name, needed in (("CPU", cpus * workers), ("GPU", gpus * workers)):
+            if resources.get(name, 0) < needed:
+                raise ConfigError(
+                    f"--workers {workers}: needs {needed} {name}s ({cpus} CPUs and {gpus} GPUs each), "
+                    f"but the cluster has {resources.get(name, 0):g}"
+                )
+        job = replace(job, device="cuda" if gpus else "cpu")
+        options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
+        remote = ray.remote(_Worker).options(**options)
+        self._workers = [remote.remote(job) for _ in range(workers)]
+        self._subject: Subject = _get([worker.subject.remote() for worker in self._workers])[0]
+
+    @property
+    def images(self) -> int:
+        """How many images the whole job counts."""
+        return self._subject.images
+
+    def subject(self) -> Subject:
+        """What is evaluated."""
+        return self._subject
+
+    def evaluate(self, on_images: Callable[[int], None] | None = None) -> EvaluationResult:
+        """All images of the job, in pieces; a piece whose worker dies is done again."""
+        start = perf_counter()
+        result = merge_results(self._pieces(on_images), seconds=0.0)
+        return merge_results([result], perf_counter() - start)
+
+    def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
+        """Those images with their predictions."""
+        found: tuple[Picture, ...] = _get([self._workers[0].pictures.remote(list(indices))])[0]
+        return found
+
+    def _pieces(self, on_images: Callable[[int], None] | None) -> Iterator[EvaluationResult]:
+        """The results of all pieces, as they come."""
+        count = min(self.images, len(self._workers) * PIECES_PER_WORKER)
+        waiting = iter(range(count))
+        running: dict[Any, tuple[int, Any]] = {}
+
+        def give(worker: Any) -> None:
+            piece = next(waiting, None)
+            if piece is not None:
+                running[worker.evaluate.remote(piece, count)] = (piece, worker)
+
+        for worker in self._workers:
+            give(worker)
+        while running:
+            (done,), _ = ray.wait(list(running), num_returns=1)
+            piece, worker = running.pop(done)
+            result: EvaluationResult = _get([done])[0]
+            give(worker)
+            if on_images is not None:
+                on_images(len(range(piece, self.images, count)))
+            yield result
+
+
+class _Worker:
+    """An `Evaluator` in its own process, made at the first call: an actor that fails when made hides why."""
+
+    def __init__(self, job: EvaluationJob) -> None:
+        self._job = job
+        self._made: Evaluator | None = None
+
+    def _evaluator(self) -> Evaluator:
+        if self._made is None:
+            self._made = Evaluator(self._job)
+        return self._made
+
+    def subject(self) -> Subject:
+        return self._evaluator().subject()
+
+    def evaluate(self, rank: int, world_size: int) -> EvaluationResult:
+        return self._evaluator().evaluate(rank, world_size)
+
+    def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
+        return self._evaluator().pictures(indices)
+
+
+@contextmanager
+def ray_evaluator(job: EvaluationJob, workers: int) -> Iterator[RayEvaluator]:
+    """Workers on the environment's cluster, or on a local one, for the length of the block.
+
+    Raises:
+        UserError: what one of the workers raised, or the cluster is too small.
+    """
+    with ray_session(minimum_cpus=workers * (1 + job.workers)):
+        evaluator = RayEvaluator(job, workers)
+        try:
+            yield evaluator
+        finally:
+            for worker in evaluator._workers:
+                ray.kill(worker)
+
+
+def _get(references: Sequence[Any]) -> list[Any]:
+    """`ray.get` with the user's errors as they were raised.
+
+    Raises:
+        UserError: a worker's.
+        TrainingError: a worker died again and again.
+    """
+    try:
+        found: list[Any] = ray.get(list(references))
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
+    except ray.exceptions.RayActorError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"an evaluation worker died {RETRIES + 1} times ({reason}); is there enough memory on the nodes?"
+        ) from error
+    return found

@@ -1,0 +1,68 @@
+"""What a run takes of a cluster: workers, and CPUs and GPUs of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cirkd_ray.config import RunSpec
+from cirkd_ray.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Resources of one run."""
+
+    workers: int
+    cpus: float
+    gpus: int
+
+    @property
+    def total_cpus(self) -> float:
+        """CPUs of all workers."""
+        return self.workers * self.cpus
+
+    def per_worker(self) -> dict[str, float]:
+        """As Ray's `resources_per_worker`."""
+        return {"CPU": self.cpus, **({"GPU": float(self.gpus)} if self.gpus else {})}
+
+
+def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
+    """Choose the workers of a run on a cluster with `available` resources in all.
+
+    A worker takes one CPU and one more for each process of its loader.
+
+    Raises:
+        ConfigError: the run does not fit, or its batch does not divide; with the arithmetic.
+    """
+    cluster = spec.cluster
+    gpus_there, cpus_there = int(available.get("GPU", 0)), float(available.get("CPU", 0))
+    if cluster.device == "cuda" and not gpus_there and not cluster.autoscaling:
+        raise ConfigError("cluster.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
+    on_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus_there > 0)
+    cpus = float(1 + spec.data.workers) if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)
+    share = spec.train.batch_size // spec.train.accumulate
+    if cluster.workers == "auto":
+        most = gpus_there if on_gpu else min(2, int(cpus_there // cpus))
+        workers = next((n for n in range(max(1, most), 0, -1) if share % n == 0), 1)
+    else:
+        workers = cluster.workers
+    if spec.train.batch_size % (workers * spec.train.accumulate):
+        raise ConfigError(
+            f"train.batch_size: {spec.train.batch_size} does not divide over cluster.workers={workers} with "
+            f"train.accumulate={spec.train.accumulate}; the batch is global, choose a multiple of "
+            f"{workers * spec.train.accumulate}"
+        )
+    plan = Plan(workers, cpus, 1 if on_gpu else 0)
+    if not cluster.autoscaling:
+        _check_fits(plan, cpus_there, gpus_there)
+    return plan
+
+
+def _check_fits(plan: Plan, cpus: float, gpus: int) -> None:
+    if plan.total_cpus > cpus or plan.workers * plan.gpus > gpus:
+        needs = f"{plan.workers} x {plan.cpus:g} CPU" + (f" and {plan.workers} x 1 GPU" if plan.gpus else "")
+        raise ConfigError(
+            f"cluster.workers: the run needs {needs}, the cluster has {cpus:g} CPU and {gpus} GPU; lower cluster.workers "
+            "or data.workers, or set cluster.autoscaling=true to wait for nodes"
+        )

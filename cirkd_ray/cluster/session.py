@@ -1,0 +1,65 @@
+"""Joining a Ray cluster, or starting one on this machine for the length of a command."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from cirkd_ray.errors import ConfigError
+
+# Read when Ray is imported, here and in every process that Ray starts. Each may be set from outside.
+DEFAULTS = {
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker appears twice
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a finished run ends half a second later, not four
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # one source of hparams: ours
+}
+
+
+VERBOSE = "CIRKD_RAY_LOGS"
+"""Environment variable: show what Ray and the workers write (`--debug` sets it)."""
+
+
+def in_cluster() -> bool:
+    """Whether the environment names a cluster: `RAY_ADDRESS`, which a submitted job has too."""
+    return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
+    """Ray for the length of the block: the one that runs already, the cluster of the environment, or a new local one.
+
+    Args:
+        minimum_cpus: CPUs that a new local cluster offers at least, even where the machine has fewer.
+
+    Raises:
+        ConfigError: the cluster of the environment cannot be joined.
+    """
+    for name, value in DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    verbose = bool(os.environ.get(VERBOSE))
+    level = logging.WARNING if verbose else logging.ERROR
+    try:
+        if in_cluster():
+            ray.init(log_to_driver=verbose, logging_level=level)
+        else:
+            cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
+            # The dashboard stays on: without it placement groups of stopped trials leak.
+            ray.init(address="local", num_cpus=cpus, log_to_driver=verbose, logging_level=level, include_dashboard=True)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        address = os.environ.get("RAY_ADDRESS", "local")
+        reason = str(error).strip().splitlines()[0]
+        raise ConfigError(
+            f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\nIs the head running, and are RAY_AUTH_MODE and its token set?"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()

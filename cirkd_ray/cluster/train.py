@@ -1,0 +1,176 @@
+"""A run as a Ray Train job: the same loop in every worker, retries from the last checkpoint."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from cirkd_ray import errors
+from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.engine.checkpoint import checkpoint_name, newest_checkpoint
+from cirkd_ray.engine.distributed import World
+from cirkd_ray.engine.loop import train
+from cirkd_ray.engine.rundir import RunDirectory, write_atomically
+from cirkd_ray.errors import ConfigError, TrainingError, UserError
+from cirkd_ray.report.follow import Follower, RunLog
+from cirkd_ray.report.listeners import TensorBoardListener
+
+FAILURE = "failure.json"
+
+
+class RayReporter:
+    """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on."""
+
+    def __init__(self, asynchronous: bool) -> None:
+        modes = ray.train.CheckpointUploadMode
+        self.mode = modes.ASYNC if asynchronous else modes.SYNC
+
+    def checkpoint_folder(self, name: str) -> Path:
+        """A folder on this node; Ray moves it to the run's directory."""
+        return Path(tempfile.mkdtemp(prefix="cirkd-checkpoint-")) / name
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """Every rank takes part."""
+        ray.train.report(
+            dict(metrics),
+            checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_dir_name=checkpoint_name(int(metrics["step"])),
+            checkpoint_upload_mode=self.mode,
+            delete_local_checkpoint_after_upload=True,
+        )
+
+
+class StopOnUserError(UserCallback):  # type: ignore[misc]
+    """Ends a run at once when a worker failed for a reason that no retry can mend."""
+
+    def __init__(self, directory: str) -> None:
+        self.directory = directory
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """An exception here is Ray Train's way to stop instead of retrying."""
+        failure = read_failure(RunDirectory(self.directory))
+        if failure is not None:
+            raise failure
+
+
+def worker(config: dict[str, Any]) -> None:
+    """One rank of a run.
+
+    Args:
+        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a checkpoint to
+            start from where the directory has none, or None).
+    """
+    directory = RunDirectory(config["directory"])
+    world = World.current(ray.train.torch.get_device())
+    try:
+        if not directory.recipe.is_file():
+            raise ConfigError(
+                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+                "runs must be written to storage that all nodes share"
+            )
+        spec = from_tree(config["spec"])
+        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
+        reporter = RayReporter(spec.cluster.async_checkpoints)
+        resume_from = config.get("resume_from")
+        train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
+    except UserError as error:
+        write_failure(directory, error)
+        raise
+
+
+def write_failure(directory: RunDirectory, error: UserError) -> None:
+    """Leave the reason of a failure where the driver finds it."""
+    if directory.path.is_dir():
+        write_atomically(directory.path / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+
+
+def read_failure(directory: RunDirectory) -> UserError | None:
+    """The reason that a worker left, as the exception that it was."""
+    path = directory.path / FAILURE
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    kind = getattr(errors, found["kind"], UserError)
+    return kind(found["message"])  # type: ignore[no-any-return]
+
+
+def make_trainer(
+    spec: RunSpec,
+    directory: RunDirectory,
+    plan: Plan,
+    callbacks: Sequence[UserCallback] = (),
+    resume_from: Path | None = None,
+) -> TorchTrainer:
+    """The trainer of one run; its checkpoints go to the run's `checkpoints`."""
+    return TorchTrainer(
+        worker,
+        train_loop_config={
+            "spec": spec.to_dict(),
+            "directory": str(directory.path),
+            "resume_from": str(resume_from) if resume_from else None,
+        },
+        scaling_config=ScalingConfig(
+            num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()
+        ),
+        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        run_config=RunConfig(
+            name=directory.checkpoints.name,
+            storage_path=str(directory.path),
+            failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=spec.train.keep_checkpoints),
+            callbacks=[StopOnUserError(str(directory.path)), *callbacks],
+        ),
+    )
+
+
+def fit(
+    spec: RunSpec,
+    directory: RunDirectory,
+    callbacks: Sequence[UserCallback] = (),
+    resume_from: Path | None = None,
+) -> dict[str, Any]:
+    """Run a resolved recipe on the Ray that this process has joined; returns the run's result.
+
+    Raises:
+        UserError: the run does not fit the cluster, or failed for a reason that a user can mend.
+        TrainingError: workers kept failing; the message names the last checkpoint.
+    """
+    plan = plan_run(spec, ray.cluster_resources())
+    (directory.path / FAILURE).unlink(missing_ok=True)
+    trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise read_failure(directory) or _explain(error, directory) from error
+    result = directory.read_result()
+    if result is None:
+        raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
+    return result
+
+
+def run_on_ray(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
+    """`fit` on the environment's cluster or a local one, with its progress shown here."""
+    cpus = 1 + spec.data.workers if spec.cluster.cpus_per_worker == "auto" else spec.cluster.cpus_per_worker
+    workers = 1 if spec.cluster.workers == "auto" else spec.cluster.workers
+    with ray_session(minimum_cpus=workers * cpus), Follower(directory, spec.train.steps):
+        return fit(spec, directory)
+
+
+def _explain(error: Exception, directory: RunDirectory) -> TrainingError:
+    """The last line that says what happened, and what is left."""
+    failures = getattr(error, "worker_failures", None) or {0: error}
+    reasons = {str(failure).strip().splitlines()[-1] for failure in failures.values() if str(failure).strip()}
+    kept = newest_checkpoint(directory.checkpoints, lambda text: None)
+    left = f"the last good checkpoint is {kept}; continue with --resume" if kept else "no checkpoint was written before"
+    return TrainingError(f"the workers failed ({'; '.join(sorted(reasons)) or type(error).__name__});\n{left}")

@@ -1,0 +1,106 @@
+"""Train a student from a teacher, a teacher, or a baseline.
+
+Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled into a
+smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cirkd_ray.commands._common import add_out, add_recipe
+
+if TYPE_CHECKING:
+    from cirkd_ray.config import RunSpec
+    from cirkd_ray.engine.rundir import RunDirectory
+    from cirkd_ray.engine.stages import Runner
+
+HELP = "train a student from a teacher, a teacher, or a baseline"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    add_recipe(parser, default="quickstart")
+    add_out(parser)
+    parser.add_argument("--name", help="name of the run's directory (default: recipe, time and four digits)")
+    parser.add_argument(
+        "--resume",
+        nargs="?",
+        const="",
+        metavar="RUN",
+        help="continue RUN; without RUN: the run of --name (started if it does not exist yet), or this recipe's "
+        "latest unfinished run",
+    )
+    parser.add_argument("--local", action="store_true", help="run in this process, without Ray")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, then show the result."""
+    from rich.console import Console
+
+    from cirkd_ray.engine.stages import run_recipe
+
+    console = Console(soft_wrap=True)
+    out = Path(args.out).expanduser().absolute()
+    spec, directory = _choose(args, out)
+    console.print(f"{spec.name} -> {directory.path}", highlight=False)
+    outcome = run_recipe(
+        spec,
+        directory,
+        out,
+        _runner(args.local),
+        resume=args.resume is not None,
+        say=lambda text: console.print(text, highlight=False),
+    )
+    from cirkd_ray.report.summary import print_outcome
+
+    print_outcome(outcome, console)
+    return 0
+
+
+def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]:
+    """The recipe and the directory: of a new run, or of the one to continue."""
+    from cirkd_ray.config import load_run
+    from cirkd_ray.engine.rundir import RunDirectory
+    from cirkd_ray.engine.stages import latest_run, run_name
+    from cirkd_ray.errors import ConfigError
+
+    if args.resume:  # a run by its path or its name; its own recipe counts
+        found = [RunDirectory(path) for path in (Path(args.resume), out / args.resume) if (path / "run.yaml").is_file()]
+        if not found:
+            raise ConfigError(f"--resume {args.resume}: no run there or in {out} (a run's folder holds run.yaml)")
+        if args.overrides:
+            raise ConfigError("--resume RUN takes the run's own recipe; --set goes with --resume --name NAME")
+        return found[0].spec(), found[0]
+    spec = load_run(args.recipe, args.overrides)
+    if args.name:
+        return spec, RunDirectory(out / args.name)
+    if args.resume is None:
+        return spec, RunDirectory(out / run_name(spec.name))
+    latest = latest_run(out, spec.name)
+    if latest is None:
+        raise ConfigError(f"--resume: no unfinished run of {spec.name} in {out}; leave --resume out to start one")
+    return spec, latest
+
+
+def _runner(local: bool) -> Runner:
+    if not local:
+        from cirkd_ray.cluster.train import run_on_ray
+
+        return run_on_ray
+
+    def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
+        from cirkd_ray.engine.local import run_local
+        from cirkd_ray.report.follow import RunLog
+        from cirkd_ray.report.listeners import ProgressListener, TensorBoardListener
+        from cirkd_ray.report.progress import Progress
+
+        shown = ProgressListener(Progress(spec.train.steps))
+        try:
+            return run_local(spec, directory, [shown, RunLog(directory), TensorBoardListener(directory)])
+        finally:
+            shown.progress.close()
+
+    return run_here

@@ -1,0 +1,36 @@
+"""What can be known to go wrong before a run starts: looked at once, on the machine that starts it."""
+
+from __future__ import annotations
+
+from cirkd_ray.config import RunSpec
+from cirkd_ray.engine.build import build_datasets, build_network, build_teacher
+from cirkd_ray.engine.distiller import build_losses
+from cirkd_ray.engine.stages import teacher_recipe
+from cirkd_ray.errors import ConfigError, DataError
+
+
+def check_run(spec: RunSpec) -> None:
+    """Check a resolved recipe against its data and its teacher, and read one sample of each split.
+
+    Raises:
+        UserError: with the setting or file and what to do.
+    """
+    if spec.task.weight == 0 and spec.distill is None:
+        raise ConfigError("task.weight: is 0 and there is no distillation, so there is nothing to train on")
+    train, val = build_datasets(spec)
+    for dataset, split in ((train, spec.data.train_split), (val, spec.data.val_split)):
+        if len(dataset) == 0:
+            raise DataError(f"data: the split {split!r} of {spec.data.name!r} is empty")
+        dataset.load(0)
+    student = build_network(spec.model, len(train.classes), "model")
+    if spec.distill is None or spec.teacher is None:
+        return
+    if spec.teacher.train is not None:
+        plan = teacher_recipe(spec)
+        check_run(plan)
+        teacher = build_network(plan.model, len(train.classes), "teacher.model")
+    else:
+        teacher = build_teacher(spec.teacher, len(train.classes))
+    losses = build_losses(spec, student, teacher, len(train.classes))
+    for network, taps in ((student, "student_taps"), (teacher, "teacher_taps")):
+        network.taps = frozenset().union(*(getattr(loss, taps) for loss in losses.values()))

@@ -1,0 +1,182 @@
+"""What stands around a run: its directory and name, its teacher's own run, and continuing what was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from cirkd_ray.composition import apply_overrides, flatten, overrides_from
+from cirkd_ray.config import RunSpec, from_tree, load_tree
+from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.errors import ConfigError
+
+CHANGEABLE = ("cluster.", "data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures")
+"""Settings that may differ when a run is continued: they do not change what it computes."""
+
+
+class Runner(Protocol):
+    """Runs a resolved recipe in a directory and returns its result: in this process, or on a cluster."""
+
+    def __call__(self, spec: RunSpec, directory: RunDirectory) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run and its teacher's.
+
+    Attributes:
+        teacher: the directory of the teacher's run, where the recipe trains its teacher.
+        teacher_reused: whether it had been trained before.
+    """
+
+    directory: RunDirectory
+    result: dict[str, Any]
+    teacher: RunDirectory | None = None
+    teacher_reused: bool = False
+
+
+def run_name(recipe: str) -> str:
+    """A unique name: the recipe, the time and four random digits."""
+    return f"{slug(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def slug(name: str) -> str:
+    """A recipe's name as part of a file name."""
+    return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)
+
+
+def teacher_recipe(spec: RunSpec) -> RunSpec:
+    """The teacher's own run: its recipe on this run's data and cluster, then `teacher.set`."""
+    assert spec.teacher is not None
+    assert spec.teacher.train is not None
+    tree = load_tree(spec.teacher.train)
+    shared = spec.to_dict()
+    tree = {**tree, "data": shared["data"], "cluster": shared["cluster"], "seed": spec.seed}
+    found = from_tree(apply_overrides(tree, overrides_from(spec.teacher.set)))
+    if found.teacher is not None and found.teacher.train is not None and found.distill is not None:
+        raise ConfigError(f"teacher.train: {spec.teacher.train!r} trains a teacher itself; train it first, then give weights")
+    return found
+
+
+def fingerprint(spec: RunSpec) -> str:
+    """Ten digits that are equal where two runs compute the same."""
+    leaves = flatten(spec.to_dict())
+    kept = {k: v for k, v in leaves.items() if not k.startswith((*CHANGEABLE, "name", "description", "published"))}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def teacher_directory(spec: RunSpec, out: Path) -> RunDirectory:
+    """Where a recipe's teacher is trained: one place for all runs that want the same teacher."""
+    assert spec.teacher is not None
+    assert spec.teacher.train is not None
+    return RunDirectory(out / "teachers" / f"{slug(spec.teacher.train)}-{fingerprint(teacher_recipe(spec))}")
+
+
+def with_weights(spec: RunSpec, weights: Path) -> RunSpec:
+    """The same run, with its teacher's weights instead of the recipe that trains it."""
+    tree = spec.to_dict()
+    tree["teacher"] = {**tree["teacher"], "train": None, "set": [], "weights": str(weights)}
+    return from_tree(tree)
+
+
+def run_recipe(
+    spec: RunSpec,
+    directory: RunDirectory,
+    out: Path,
+    runner: Runner,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Train the teacher if the recipe says so and nobody has yet, then the run itself.
+
+    Args:
+        spec: a resolved recipe.
+        directory: of this run.
+        out: where teachers are kept.
+        runner: trains one recipe in one directory.
+        resume: continue `directory` where it holds a run already.
+        say: hears what happens.
+
+    Raises:
+        ConfigError: the directory holds a run already, or one of another recipe.
+    """
+    from cirkd_ray.engine.preflight import check_run
+
+    trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
+    check_run(spec)
+    with locked(directory):
+        open_directory(directory, spec, resume)
+        teacher, reused = None, False
+        if trains_teacher:
+            teacher = teacher_directory(spec, out)
+            reused = train_teacher(teacher_recipe(spec), teacher, runner, say)
+            spec = with_weights(spec, teacher.path)
+        result = directory.read_result() or runner(spec, directory)
+    return Outcome(directory, result, teacher, reused)
+
+
+def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
+    """Train a teacher unless it is there; returns whether it was."""
+    with locked(directory):
+        if directory.read_result() is not None:
+            say(f"teacher {spec.model.name}: trained before, in {directory.path}")
+            return True
+        open_directory(directory, spec, resume=True)
+        say(f"teacher {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
+        runner(spec, directory)
+    return False
+
+
+def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None:
+    """Make the run's directory, or check that it holds this very run.
+
+    Raises:
+        ConfigError: it holds a run and `resume` is off, or a run of another recipe.
+    """
+    if not (resume and directory.recipe.exists()):
+        directory.create(spec)
+        return
+    before, now = flatten(directory.spec().to_dict()), flatten(spec.to_dict())
+    free = (*CHANGEABLE, "name", "description", "published")
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(free)]
+    if changed:
+        key = sorted(changed)[0]
+        raise ConfigError(
+            f"{directory.path}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+            "resume it with its own settings, or start a new run"
+        )
+
+
+@contextmanager
+def locked(directory: RunDirectory) -> Iterator[None]:
+    """Hold a run's directory for this process.
+
+    Raises:
+        ConfigError: another process runs there.
+    """
+    try:
+        directory.path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(directory.path.parent / f".{directory.path.name}.lock", timeout=2)
+        with lock:
+            yield
+    except Timeout:
+        raise ConfigError(f"{directory.path}: another process is running there; wait for it or end it first") from None
+    except PermissionError as error:
+        raise ConfigError(f"{error.filename}: cannot be written; choose another --out") from None
+
+
+def latest_run(out: Path, recipe: str) -> RunDirectory | None:
+    """The newest unfinished run of a recipe in `out`, or None."""
+    found = [RunDirectory(path.parent) for path in out.glob(f"{slug(recipe)}-*/run.yaml")]
+    unfinished = [run for run in found if not run.result.exists()]
+    return max(unfinished, key=lambda run: run.recipe.stat().st_mtime, default=None)

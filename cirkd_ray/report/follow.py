@@ -1,0 +1,86 @@
+"""Following a run from outside, by the files that it writes: works wherever its directory can be read."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+from cirkd_ray.engine.reporter import Listener
+from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.report.progress import Progress
+
+
+class RunLog(Listener):
+    """Writes a run's messages to its `log.txt`, a line each."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.path = directory.path / "log.txt"
+
+    def message(self, text: str) -> None:
+        """Append."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+
+
+class _Tail:
+    """New whole lines of a file that another process appends to, and may rewrite."""
+
+    def __init__(self, path: Path, from_end: bool) -> None:
+        self.path = path
+        self.position = path.stat().st_size if from_end and path.exists() else 0
+
+    def lines(self) -> list[str]:
+        if not self.path.exists():
+            return []
+        if self.path.stat().st_size < self.position:
+            self.position = self.path.stat().st_size  # rewound by a resumed run: what is left was shown before
+        with self.path.open("rb") as file:
+            file.seek(self.position)
+            text = file.read()
+        whole = text[: text.rfind(b"\n") + 1]
+        self.position += len(whole)
+        return whole.decode("utf-8", errors="replace").splitlines()
+
+
+class Follower:
+    """Shows the progress of a run that other processes do, for the length of a `with` block.
+
+    Args:
+        directory: the run's.
+        steps: its length.
+        interval: seconds between two looks.
+    """
+
+    def __init__(self, directory: RunDirectory, steps: int, interval: float = 0.3) -> None:
+        self.metrics = _Tail(directory.metrics, from_end=True)
+        self.log = _Tail(directory.path / "log.txt", from_end=True)
+        self.steps, self.interval = steps, interval
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="cirkd-follow", daemon=True)
+
+    def __enter__(self) -> Follower:
+        self.progress = Progress(self.steps)
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._done.set()
+        self._thread.join(timeout=5)
+        self._show()
+        self.progress.close()
+
+    def _follow(self) -> None:
+        while not self._done.wait(self.interval):
+            self._show()
+
+    def _show(self) -> None:
+        for line in self.log.lines():
+            self.progress.message(line.split(" ", 2)[-1])
+        for line in self.metrics.lines():
+            row = json.loads(line)
+            self.progress.update(int(row["step"]), row)
