@@ -1,4 +1,4 @@
-"""Evaluation against the CIRKD release: a network with weights by rule, once whole and once with six views."""
+"""Evaluation against the CIRKD release: a network with weights by rule, seen whole and in six views."""
 
 from __future__ import annotations
 

@@ -1,0 +1,176 @@
+"""The files that an evaluation leaves: JSON, Markdown and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cirkd_ray.engine.bootstrap import Interval
+from cirkd_ray.engine.evaluate import EvaluationResult
+from cirkd_ray.engine.evaluator import EvaluationJob, Subject
+from cirkd_ray.engine.preview import Picture
+from cirkd_ray.engine.rundir import environment
+from cirkd_ray.report.figures import confusion_figure, to_image
+from cirkd_ray.report.files import save_picture, save_text
+from cirkd_ray.report.predictions import side_by_side
+from cirkd_ray.report.tables import Sheet, per_class, percent, rate, scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation, with all that its report says.
+
+    Attributes:
+        job: what was asked for.
+        subject: facts about the network.
+        result: the counts.
+        interval: confidence interval of the mean IoU, or None.
+        worst: index and mean IoU of the worst images, the worst first.
+        pictures: these images, in the same order.
+    """
+
+    job: EvaluationJob
+    subject: Subject
+    result: EvaluationResult
+    interval: Interval | None = None
+    worst: Sequence[tuple[int, float]] = ()
+    pictures: Sequence[Picture] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a score that does not exist is None."""
+        result, matrix = self.result, self.result.confusion.matrix.cpu()
+        boundary = [None] * len(result.classes) if result.boundary is None else result.boundary.iou().tolist()
+        columns = (
+            result.confusion.iou().tolist(),
+            result.confusion.class_accuracy().tolist(),
+            matrix.sum(1).tolist(),
+        )
+        rows = zip(result.classes.names, *columns, boundary, strict=True)
+        return {
+            "model": {
+                "path": self.job.model,
+                "name": self.subject.network,
+                "parameters": self.subject.parameters,
+            },
+            "data": {
+                "name": self.job.data,
+                "split": self.job.split,
+                "root": self.job.root,
+                "images": result.images,
+            },
+            "settings": {**_settings(self.job), "device": self.subject.device},
+            "metrics": {k: _number(v) for k, v in result.metrics().items() if not k.startswith("iou/")},
+            "miou_interval": None if self.interval is None else self.interval._asdict(),
+            "classes": [
+                {
+                    "name": n,
+                    "iou": _number(i),
+                    "accuracy": _number(a),
+                    "pixels": p,
+                    "boundary_iou": _number(b),
+                }
+                for n, i, a, p, b in rows
+            ],
+            "confusion": matrix.tolist(),
+            "ignored_pixels": result.confusion.ignored,
+            "worst_images": [{"name": result.names[i], "miou": score} for i, score in self.worst],
+            "seconds": result.seconds,
+            "images_per_second": result.images_per_second,
+            "environment": environment(),
+        }
+
+    def scores(self) -> Sheet:
+        """All scores, the mean IoU's with its confidence interval."""
+        sheet = scores(self.result, f"{self.subject.network} on {self.job.data} {self.job.split}")
+        rows = list(sheet.rows)
+        if self.interval is not None:
+            low, high = percent(self.interval.low), percent(self.interval.high)
+            rows.insert(1, (f"mIoU, {self.interval.confidence * 100:g} % interval", f"{low} to {high}"))
+        return Sheet(sheet.columns, tuple(rows), sheet.title)
+
+    def speed(self) -> str:
+        """How many images, how fast, and where."""
+        images, per_second = self.result.images, rate(self.result.images_per_second)
+        return f"{images} images on {self.subject.device}, {per_second} images/s"
+
+    def markdown(self) -> str:
+        """The report for people."""
+        settings = ", ".join(
+            f"{key} {value}" for key, value in _settings(self.job).items() if value not in (None, "")
+        )
+        parts = [
+            f"# {self.subject.network} on {self.job.data} {self.job.split}\n",
+            f"Model: `{self.job.model}`, {self.subject.parameters / 1e6:.2f} M parameters; {self.speed()}.\n",
+            f"Settings: {settings}.\n",
+            Sheet(("score", "%"), self.scores().rows).markdown(),
+        ]
+        if self.interval is not None:
+            parts.append(
+                f"The interval is a percentile bootstrap over images ({self.interval.resamples} resamples): "
+                "it does not cover the spread over training seeds.\n"
+            )
+        parts += ["## Classes\n", per_class(self.result).markdown(), "![confusion matrix](confusion.png)\n"]
+        if self.worst:
+            rows = tuple((self.result.names[i], percent(score)) for i, score in self.worst)
+            parts += ["## Worst images\n", Sheet(("image", "mIoU %"), rows).markdown()]
+        if self.pictures:
+            parts.append("![worst images](worst.png)\n")
+        return "\n".join(parts)
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write `evaluation.json`, `evaluation.md`, `confusion.png` and, with pictures, `worst.png`.
+
+        Returns:
+            The written files.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        title = f"{self.subject.network}, {self.job.data} {self.job.split}"
+        matrix = self.result.confusion.matrix.cpu().numpy()
+        pictures = {"confusion.png": to_image(confusion_figure(matrix, self.result.classes.names, title))}
+        if self.pictures:
+            pictures["worst.png"] = self.worst_picture()
+        texts = {
+            "evaluation.json": json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n",
+            "evaluation.md": self.markdown(),
+        }
+        for name, picture in pictures.items():
+            save_picture(folder / name, picture)
+        for name, text in texts.items():
+            save_text(folder / name, text)
+        return [folder / name for name in (*texts, *pictures)]
+
+    def worst_picture(self) -> NDArray[np.uint8]:
+        """The worst images beside truth, prediction and wrong pixels."""
+        pairs = zip(self.pictures, self.worst, strict=True)
+        captions = [f"{picture.name}   mIoU {percent(score)} %" for picture, (_, score) in pairs]
+        return side_by_side(
+            self.pictures, self.result.classes, captions=captions, errors=True, student=self.subject.network
+        )
+
+
+def _settings(job: EvaluationJob) -> dict[str, Any]:
+    """How the images were seen, in the words of the command line."""
+    views, window = job.views, job.views.window
+    return {
+        "scales": list(views.scales),
+        "flip": views.flip,
+        "average": views.average,
+        "window": "{}x{}".format(*window.size) if window else None,
+        "stride": "{}x{}".format(*window.step) if window else None,
+        "precision": job.precision,
+        "limit": job.limit,
+        "data": job.settings or None,
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else value

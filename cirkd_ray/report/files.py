@@ -1,0 +1,46 @@
+"""Pictures and texts on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from cirkd_ray.engine.rundir import write_atomically
+from cirkd_ray.errors import ConfigError
+
+
+def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB picture (H x W x 3) or a map (H x W) in the format of the path's suffix; folders are made.
+
+    Raises:
+        ConfigError: the disk is full or not writable.
+    """
+    stored = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    whole, encoded = cv2.imencode(path.suffix, stored)
+    if not whole:
+        raise ValueError(f"{path}: a picture of shape {picture.shape} cannot be encoded")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded.tobytes())
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
+def save_text(path: Path, text: str) -> None:
+    """Write a text in one step; folders are made.
+
+    Raises:
+        ConfigError: the disk is full or not writable.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, text)
+    except OSError as error:
+        raise _refused(path, error) from None
+
+
+def _refused(path: Path, error: OSError) -> ConfigError:
+    return ConfigError(f"--out: {path} cannot be written ({error.strerror}); choose another folder")
