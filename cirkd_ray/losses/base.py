@@ -64,7 +64,11 @@ class DistillationLoss(nn.Module):
     num_classes: int = 0
     student_taps: frozenset[str] = frozenset()
     teacher_taps: frozenset[str] = frozenset()
-    opponent: nn.Module | None = None
+    opponent: nn.Module | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opponent = None  # not a class attribute: that would hide a submodule of this name
 
     def activate(self, terms: frozenset[str]) -> None:
         """Compute these terms alone from now on; a subclass drops the modules that none of them needs.

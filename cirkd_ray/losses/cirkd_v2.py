@@ -14,6 +14,7 @@ from cirkd_ray.losses.cirkd_memory import CirkdMemory
 from cirkd_ray.losses.cirkd_minibatch import CirkdMinibatch
 from cirkd_ray.losses.context import ContextModule
 from cirkd_ray.losses.fitnet import FitNet
+from cirkd_ray.losses.maps import tap_map
 
 PARTS = (FitNet, CirkdMinibatch, CirkdMemory, CirkdChannel)
 
@@ -67,8 +68,8 @@ class CirkdV2(DistillationLoss):
             "mask_ignored": mask_ignored,
         }
         softened = {**common, "temperature": temperature, "kd_temperature": kd_temperature}
-        width = channels_of(student_channels, "feature", num_classes)
-        self.context: nn.Module = ContextModule(width) if context else nn.Identity()
+        self.student_width = channels_of(student_channels, "feature", num_classes)
+        self.context: nn.Module = ContextModule(self.student_width) if context else nn.Identity()
         self.fitnet = FitNet(**common)
         self.minibatch = CirkdMinibatch(**common, temperature=temperature, pool=pool, gather=gather)
         self.memory = CirkdMemory(
@@ -94,7 +95,8 @@ class CirkdV2(DistillationLoss):
                 delattr(self, name)
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        student = inputs.student._replace(feature=self.context(inputs.student.feature))
+        feature = tap_map(self.kind, "student", inputs.student, "feature", self.student_width)
+        student = inputs.student._replace(feature=self.context(feature))
         inputs, terms = replace(inputs, student=student), {}
         for part in self.children():
             if isinstance(part, DistillationLoss):

@@ -99,8 +99,8 @@ class MapLoss(DistillationLoss):
             self.adapter = nn.Conv2d(self.student_width, self.teacher_width, 1, bias=False)
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
-        student = self._tap("student", inputs.student, self.student_tap, self.student_width)
-        teacher = self._tap("teacher", inputs.teacher, self.teacher_tap, self.teacher_width).detach()
+        student = tap_map(self.kind, "student", inputs.student, self.student_tap, self.student_width)
+        teacher = tap_map(self.kind, "teacher", inputs.teacher, self.teacher_tap, self.teacher_width).detach()
         size = (student.shape[-2], student.shape[-1])
         labels = resize_labels(inputs.labels, size)
         mask = labels != inputs.ignore_index if self.mask_ignored else None
@@ -118,14 +118,20 @@ class MapLoss(DistillationLoss):
         """The active terms."""
         raise NotImplementedError
 
-    def _tap(self, who: str, output: SegmentationOutput, tap: str, width: int) -> Tensor:
-        try:
-            value = output.tap(tap)
-        except KeyError as error:
-            raise ConfigError(f"loss {self.kind!r}, {who}_tap: {error.args[0]}") from None
-        if value.shape[1] != width:
-            raise ConfigError(
-                f"loss {self.kind!r}: the {who}'s map {tap!r} has {value.shape[1]} channels, but the loss "
-                f"was built for {width}; {who}_channels must be the network's"
-            )
-        return value
+
+def tap_map(kind: str, who: str, output: SegmentationOutput, tap: str, width: int) -> Tensor:
+    """The map `tap` of the student's or teacher's output.
+
+    Raises:
+        ConfigError: there is no such map, or it has other channels than the loss was built for.
+    """
+    try:
+        value = output.tap(tap)
+    except KeyError as error:
+        raise ConfigError(f"loss {kind!r}, {who}_tap: {error.args[0]}") from None
+    if value.shape[1] != width:
+        raise ConfigError(
+            f"loss {kind!r}: the {who}'s map {tap!r} has {value.shape[1]} channels, but the loss was built "
+            f"for {width}; {who}_channels must be the network's"
+        )
+    return value

@@ -1,0 +1,218 @@
+"""What every registered loss must do; a new loss is covered as soon as it is registered."""
+
+from __future__ import annotations
+
+import copy
+import re
+
+import pytest
+import torch
+from torch import Tensor
+
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
+from cirkd_ray.types import SegmentationOutput
+from tests.contract.loss_cases import (
+    CLASSES,
+    HEIGHT,
+    KINDS,
+    SCALE,
+    STUDENT,
+    TEACHER,
+    WIDTH,
+    make_inputs,
+    make_labels,
+    naive_of,
+    small_loss,
+    student_maps,
+    total,
+)
+
+each_loss = pytest.mark.parametrize("kind", KINDS)
+
+
+def gradients(terms: dict[str, Tensor], inputs: LossInputs) -> list[Tensor]:
+    """Gradients of the sum of the terms with respect to the student's maps, 0 where a map is not used."""
+    maps = student_maps(inputs)
+    grads = torch.autograd.grad(total(terms), maps, allow_unused=True)
+    return [torch.zeros_like(m) if g is None else g for m, g in zip(maps, grads, strict=True)]
+
+
+@each_loss
+def test_docstring_names_paper_and_equation(kind: str) -> None:
+    text = LOSSES.get(kind).__doc__ or ""
+    assert re.search(r"\b(19|20)\d\d\b", text), "the docstring names no paper with its year"
+    assert re.search(r"eqs?\. \d|`[^`]*\(", text), "the docstring has no equation"
+
+
+@each_loss
+def test_value_is_that_of_the_equations(kind: str) -> None:
+    loss, inputs = small_loss(kind), make_inputs()
+    expected = naive_of(kind)(copy.deepcopy(loss), inputs)
+    terms = loss(inputs)
+    assert set(terms) == set(loss.terms) == set(expected)
+    for name, value in terms.items():
+        assert value.shape == ()
+        torch.testing.assert_close(value.detach(), expected[name].detach(), rtol=1e-6, atol=1e-9, msg=name)
+
+
+@each_loss
+def test_gradient_only_to_the_student(kind: str) -> None:
+    loss, inputs = small_loss(kind), make_inputs()
+    teacher = SegmentationOutput(*(t.clone().requires_grad_() for t in inputs.teacher[:3]))
+    total(loss(LossInputs(inputs.student, teacher, inputs.labels, step=3))).backward()
+    assert all(t.grad is None for t in teacher[:3])
+    assert any(t.grad is not None and bool(t.grad.abs().sum() > 0) for t in student_maps(inputs))
+
+
+@each_loss
+def test_gradcheck(kind: str) -> None:
+    loss, inputs = small_loss(kind), make_inputs()
+
+    def value(*maps: Tensor) -> Tensor:
+        fresh = copy.deepcopy(loss)  # queues move on with every call
+        return total(fresh(LossInputs(SegmentationOutput(*maps), inputs.teacher, inputs.labels)))
+
+    assert torch.autograd.gradcheck(value, student_maps(inputs), fast_mode=True, atol=1e-5)
+
+
+@each_loss
+def test_all_ignored(kind: str) -> None:
+    labels = torch.full((2, HEIGHT * SCALE, WIDTH * SCALE), -1)
+    loss, inputs = small_loss(kind).train(), make_inputs(labels=labels)
+    terms = loss(inputs)
+    for name, value in terms.items():
+        assert value.requires_grad, name
+        assert float(value) == pytest.approx(0.0, abs=1e-12), name
+    assert all(bool(g.isfinite().all()) for g in gradients(terms, inputs))
+
+
+@each_loss
+@pytest.mark.parametrize("case", ["one class", "one image", "other size"])
+def test_odd_batches_are_finite(kind: str, case: str) -> None:
+    inputs = {
+        "one class": lambda: make_inputs(labels=torch.full_like(make_labels(2), 1)),
+        "one image": lambda: make_inputs(images=1),
+        "other size": lambda: make_inputs(teacher_scale=2),
+    }[case]()
+    loss = small_loss(kind).train()
+    terms = loss(inputs)
+    assert bool(total(terms).isfinite())
+    assert all(bool(g.isfinite().all()) for g in gradients(terms, inputs))
+
+
+@each_loss
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_autocast(kind: str, dtype: torch.dtype) -> None:
+    exact = make_inputs(dtype=torch.float32)
+    expected = small_loss(kind).float()(exact)
+    half = SegmentationOutput(*(t.detach().to(dtype).requires_grad_() for t in student_maps(exact)))
+    teacher = SegmentationOutput(*(t.to(dtype) for t in exact.teacher[:3]))
+    inputs = LossInputs(half, teacher, exact.labels, seed=exact.seed)
+    with torch.autocast("cpu", dtype=dtype):
+        terms = small_loss(kind).float()(inputs)
+    for name, value in terms.items():
+        assert value.dtype == torch.float32, name
+        torch.testing.assert_close(value, expected[name], rtol=0.05, atol=0.05, msg=name)
+    assert all(bool(g.isfinite().all()) for g in gradients(terms, inputs))
+
+
+@each_loss
+def test_only_active_terms_are_computed(kind: str) -> None:
+    both = small_loss(kind)(make_inputs())
+    for term in LOSSES.get(kind).terms:
+        alone = small_loss(kind, active=frozenset({term}))(make_inputs())
+        assert set(alone) == {term}
+        torch.testing.assert_close(alone[term], both[term])
+
+
+@each_loss
+def test_state_round_trip(kind: str) -> None:
+    torch.manual_seed(1)
+    first = small_loss(kind).train()
+    for step in range(2):
+        first(make_inputs(step=step))
+    second = small_loss(kind).train()
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
+    one, two = first(make_inputs(step=2)), second(make_inputs(step=2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    states = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
+
+
+@each_loss
+def test_nan_features_are_not_hidden(kind: str) -> None:
+    inputs = make_inputs()
+    broken = SegmentationOutput(*(t.detach().clone() for t in student_maps(inputs)))
+    for t in broken[:3]:
+        t[0, 0] = float("nan")
+    assert not bool(total(small_loss(kind)(LossInputs(broken, inputs.teacher, inputs.labels))).isfinite())
+
+
+def test_bad_inputs_name_loss_and_setting() -> None:
+    for kind in KINDS:
+        loss, good = small_loss(kind), make_inputs()
+        wide = good.student._replace(feature=torch.zeros(2, STUDENT + 1, HEIGHT, WIDTH))
+        classes = good.student._replace(logits=torch.zeros(2, CLASSES + 1, HEIGHT, WIDTH))
+        high = good.labels.masked_fill(good.labels == 2, CLASSES)
+        with pytest.raises(ConfigError, match=rf"{kind}.*{CLASSES + 1} classes.*num_classes"):
+            loss(LossInputs(classes, good.teacher, good.labels))
+        with pytest.raises(ConfigError, match=rf"{kind}.*label {CLASSES} .*num_classes"):
+            loss(LossInputs(good.student, good.teacher, high))
+        with pytest.raises(ConfigError, match=rf"{kind}.*labels must be N x H x W"):
+            loss(LossInputs(good.student, good.teacher, good.labels[0]))
+        if getattr(loss, "student_tap", "feature") == "feature":
+            with pytest.raises(ConfigError, match=rf"{kind}.*{STUDENT + 1} channels.*student_channels"):
+                loss(LossInputs(wide, good.teacher, good.labels))
+
+
+def context() -> dict[str, int]:
+    return {"student_channels": STUDENT, "teacher_channels": TEACHER, "num_classes": CLASSES}
+
+
+@each_loss
+def test_bad_settings_name_the_loss(kind: str) -> None:
+    fields = LOSSES.settings(kind).model_fields
+    with pytest.raises(ConfigError, match=rf"{kind}.*no such setting"):
+        build_loss(kind, **context(), no_such=1)
+    for name in {"temperature", "kd_temperature"} & set(fields):
+        with pytest.raises(ConfigError, match=rf"{kind}.*{name}.*greater than 0"):
+            build_loss(kind, **context(), **{name: -1.0})
+    with pytest.raises(ConfigError, match=f"{kind}.*no term 'nonsense'"):
+        build_loss(kind, **context(), active=frozenset({"nonsense"}), **small_settings(kind))
+    if "student_tap" in fields:
+        with pytest.raises(ConfigError, match="stage9"):
+            build_loss(kind, **context(), **{**small_settings(kind), "student_tap": "stage9"})
+
+
+def small_settings(kind: str) -> dict[str, object]:
+    from tests.contract.loss_cases import own_module
+
+    return dict(getattr(own_module(kind), "SETTINGS", {}))
+
+
+def test_stages_are_asked_for_and_used() -> None:
+    loss = build_loss(
+        "fitnet",
+        student_channels={"feature": STUDENT, "stage3": 5},
+        teacher_channels={"feature": TEACHER, "stage4": 9},
+        num_classes=CLASSES,
+        student_tap="stage3",
+        teacher_tap="stage4",
+    )
+    assert (loss.student_taps, loss.teacher_taps) == ({"stage3"}, {"stage4"})
+    inputs = make_inputs(dtype=torch.float32)
+    with pytest.raises(ConfigError, match=r"fitnet.*student_tap.*stage3"):
+        loss(inputs)
+    student = inputs.student._replace(stages={"stage3": torch.randn(2, 5, 3, 4)})
+    teacher = inputs.teacher._replace(stages={"stage4": torch.randn(2, 9, 6, 8)})
+    assert bool(loss(LossInputs(student, teacher, inputs.labels))["fitnet"].isfinite())
+
+
+def test_weights_belong_to_terms() -> None:
+    for kind in KINDS:
+        cls = LOSSES.get(kind)
+        assert issubclass(cls, DistillationLoss)
+        assert cls.terms
+        assert set(cls.default_weights) <= set(cls.terms)
+        assert all(weight > 0 for weight in cls.default_weights.values())
