@@ -23,7 +23,7 @@ class Backbone:
         aux: whether the published networks with it have an auxiliary head.
         head_channels: the published feature width by head, where it differs from the head's own rule.
         plain: timm's own architecture, so that timm's weights fit it.
-        drop_path: the published stochastic depth rate.
+        drop_path: the published stochastic depth rate; None is timm's own default.
         adjust: changes timm's body (at that output stride) to what the release built, where no option does.
         pad: whether images are padded to a multiple of the coarsest stride. The published networks take them
             as they are; of timm's others, many fail on sizes that do not divide.
@@ -34,7 +34,7 @@ class Backbone:
     aux: bool = False
     head_channels: Mapping[str, int] = field(default_factory=dict)
     plain: bool = False
-    drop_path: float = 0.0
+    drop_path: float | None = None
     adjust: Callable[[nn.Module, int], None] | None = None
     pad: bool = False
 

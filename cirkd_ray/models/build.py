@@ -26,7 +26,8 @@ class NetworkSettings(BaseModel):
     Attributes:
         output_stride: input pixels a pixel of the encoder's last map; by default the finest that the head
             likes and the backbone can give (8 for DeepLabV3 and PSPNet, 32 for SegFormer).
-        drop_path: stochastic depth rate of the encoder; by default as published (0.1 for SegFormer, else 0).
+        drop_path: stochastic depth rate of the encoder; by default as published (0.1 for SegFormer) or timm's
+            own.
         aux: whether there is an auxiliary head on the last but one map; by default as published (ResNets
             only).
         aux_dropout: dropout of the auxiliary head.
@@ -127,7 +128,7 @@ def build_model(name: str, *, num_classes: int, where: str = "model", **settings
     head = HEADS.build(
         architecture.head, {"encoder": encoder.info, "num_classes": num_classes}, head_settings, where
     )
-    auxiliary = _auxiliary(encoder.info, num_classes, values) if values["aux"] else None
+    auxiliary = _auxiliary(encoder.info, num_classes, values, where) if values["aux"] else None
     preprocessing = _preprocessing(values["preprocessing"], encoder)
     return SegmentationModel(
         encoder,
@@ -160,8 +161,10 @@ def _encoder(backbone: Backbone, head: type[Head], values: dict[str, Any], where
     )
 
 
-def _auxiliary(info: EncoderInfo, num_classes: int, values: dict[str, Any]) -> Head:
+def _auxiliary(info: EncoderInfo, num_classes: int, values: dict[str, Any], where: str) -> Head:
     """The FCN head on the last but one map."""
+    if len(info.channels) < 2:
+        raise ConfigError(f"{where}.aux: an auxiliary head needs an encoder with at least two maps")
     finer = EncoderInfo(info.channels[:-1], info.strides[:-1])
     return FCNHead(encoder=finer, num_classes=num_classes, dropout=values["aux_dropout"])
 

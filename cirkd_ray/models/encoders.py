@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import timm
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class Encoder(nn.Module):
         output_strides: strides of the last map to try, in this order; the first that the backbone can give is
             taken, or its own where it can give none.
         required: the stride was asked for by the user, so that no other will do.
-        drop_path: stochastic depth rate.
+        drop_path: stochastic depth rate; None leaves timm's own default (0 in most families, 0.1 in Swin).
         pretrained: download timm's weights.
         where: path of the model in the recipe, for messages.
 
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
         *,
         output_strides: tuple[int, ...] = (32,),
         required: bool = False,
-        drop_path: float = 0.0,
+        drop_path: float | None = None,
         pretrained: bool = False,
         where: str = "model",
     ) -> None:
@@ -68,6 +69,10 @@ class Encoder(nn.Module):
             )
         options = {**backbone.options, **({"drop_path_rate": drop_path} if drop_path else {})}
         self.body = _create(backbone.timm_name, options, output_strides, required, pretrained, where)
+        if drop_path == 0:  # no family refuses what it is not asked for
+            for module in self.body.modules():
+                if type(module).__name__ == "DropPath":
+                    module.drop_prob = 0.0
         _spread_over_depth(self.body)
         info = _feature_info(self.body)
         strides = tuple(int(value) for value in info.reduction())
@@ -77,6 +82,8 @@ class Encoder(nn.Module):
         self.multiple = max(strides) if backbone.pad else 1
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.preprocessing = _preprocessing(backbone.timm_name) if backbone.plain else IMAGENET
+        if backbone.pad:
+            self._probe(backbone.timm_name, where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps of N x 3 x H x W images; a map of stride s is ceil(H / s) x ceil(W / s)."""
@@ -90,6 +97,29 @@ class Encoder(nn.Module):
             strides = self.info.strides
             maps = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, strides, strict=True)]
         return maps
+
+    @torch.no_grad()
+    def _probe(self, name: str, where: str) -> None:
+        """One small forward: the maps are what timm says they are, and the size of images is free."""
+        device = next(self.parameters()).device
+        if device.type == "meta":
+            return
+        height, width = 2 * self.multiple, 3 * self.multiple
+        strides = self.info.strides
+        expected = [
+            (c, -(-height // s), -(-width // s)) for c, s in zip(self.info.channels, strides, strict=True)
+        ]
+        self.eval()
+        try:
+            found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, 3, height, width, device=device))]
+        except _REFUSALS as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise ConfigError(
+                f"{where}: timm's {name!r} takes images of one size only, which segmentation cannot use ({reason})"
+            ) from None
+        self.train()
+        if found != expected:
+            raise ConfigError(f"{where}: {name!r} gives maps of {found}, but timm declares {expected}")
 
 
 def _create(

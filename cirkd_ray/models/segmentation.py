@@ -11,6 +11,9 @@ from cirkd_ray.models.encoders import Encoder
 from cirkd_ray.models.heads.base import EncoderInfo, Head
 from cirkd_ray.types import Preprocessing, SegmentationOutput
 
+_SPARED = ("pos_embed", "position_bias", "cls_token", "reg_token", "dist_token")
+"""Parameters of more than one dimension that transformers keep from weight decay."""
+
 
 class SegmentationModel(nn.Module):
     """A segmentation network with named outputs; images of any size.
@@ -82,6 +85,9 @@ class SegmentationModel(nn.Module):
         """Class scores and maps of N x 3 x H x W preprocessed images."""
         stages = self.encoder(images)
         feature = self.head.features(stages)
+        if self.encoder.multiple > 1:  # a head that enlarges its maps also enlarges what padding added
+            height, width = (-(-side // self.head.stride) for side in images.shape[-2:])
+            feature = feature[..., :height, :width]
         logits = self.head.classify(feature)
         aux = None
         if self.auxiliary is not None:
@@ -97,12 +103,11 @@ class SegmentationModel(nn.Module):
         that a transformer's recipe keeps from weight decay. Empty groups are left out.
         """
         groups: dict[str, list[nn.Parameter]] = {}
-        spared = _no_decay(self.encoder)
         for name, parameter in self.named_parameters():
             if not parameter.requires_grad:
                 continue
             part = "encoder" if name.startswith("encoder.") else "head"
-            plain = parameter.ndim <= 1 or name in spared
+            plain = parameter.ndim <= 1 or any(part in name for part in _SPARED)
             groups.setdefault(f"{part}_no_decay" if plain else part, []).append(parameter)
         order = ("encoder", "encoder_no_decay", "head", "head_no_decay")
         return [{"name": name, "params": groups[name]} for name in order if name in groups]
@@ -111,13 +116,3 @@ class SegmentationModel(nn.Module):
 def stage_names(info: EncoderInfo) -> tuple[str, ...]:
     """`stage1` (finest) to `stageN`."""
     return tuple(f"stage{i + 1}" for i in range(len(info.channels)))
-
-
-def _no_decay(encoder: nn.Module) -> set[str]:
-    """Names of the parameters that timm's modules want spared from weight decay."""
-    names = set()
-    for prefix, module in encoder.named_modules():
-        listed = getattr(module, "no_weight_decay", None)
-        if callable(listed):
-            names |= {".".join(part for part in ("encoder", prefix, name) if part) for name in listed()}
-    return names

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from timm.layers import convert_sync_batchnorm
 from torch import nn
 
 from cirkd_ray.errors import ConfigError
@@ -123,6 +124,37 @@ def test_parameter_groups_hold_each_parameter_once():
     listed = [id(p) for group in groups for p in group["params"]]
     assert sorted(listed) == sorted(id(p) for p in model.parameters())
     assert all(p.ndim <= 1 for group in groups if group["name"].endswith("no_decay") for p in group["params"])
+
+
+def test_position_embeddings_and_tokens_are_spared_from_decay():
+    model = build_model("fcn:test_vit", num_classes=2)
+    spared = {
+        id(p) for group in model.parameter_groups() for p in group["params"] if "no_decay" in group["name"]
+    }
+    names = [name for name, p in model.named_parameters() if id(p) in spared and p.ndim > 1]
+    assert any(name.endswith("pos_embed") for name in names)
+    assert all("pos_embed" in name or "token" in name for name in names)
+
+
+def test_drop_path_of_zero_silences_timms_default():
+    noisy, quiet = (
+        build_model("fcn:swin_tiny_patch4_window7_224", num_classes=2, drop_path=p) for p in (None, 0.0)
+    )
+    rates = [
+        max(m.drop_prob for m in model.modules() if type(m).__name__ == "DropPath")
+        for model in (noisy, quiet)
+    ]
+    assert rates[0] > 0
+    assert rates[1] == 0
+
+
+def test_synchronised_norms_keep_their_activations():
+    """timm's conversion, which the engine uses; torch's own loses the activation inside `BatchNormAct2d`."""
+    model = build_model("deeplabv3:lcnet_035", num_classes=2, head_channels=8).eval()
+    images = torch.randn(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = model(images).logits
+        assert torch.equal(convert_sync_batchnorm(model)(images).logits, expected)
 
 
 def test_frozen_parameters_are_in_no_group():

@@ -72,7 +72,7 @@ class DPTHead(Head):
         super().__init__()
         count = len(encoder.channels)
         plain = count > 1 and len(set(encoder.strides)) == 1
-        factors = [2.0 ** (2 - level) for level in range(count)] if plain else [1.0] * count
+        factors = _factors(encoder.strides[0], count) if plain else [1.0] * count
         self.channels = head_channels
         self.stride = int(encoder.strides[0] / factors[0])
         self.reassemble = nn.ModuleList(
@@ -98,6 +98,12 @@ class DPTHead(Head):
     def classify(self, feature: Tensor) -> Tensor:
         """N x K x h x w class scores; dropout stands between the feature and the classifier."""
         return self.classifier(self.dropout(feature))  # type: ignore[no-any-return]
+
+
+def _factors(stride: int, count: int) -> list[float]:
+    """Enlargement of each map of a plain ViT; the finest level's stride stays whole (7 for patches of 14)."""
+    finest = next(factor for factor in (4, 2, 1) if stride % factor == 0)
+    return [max(2.0**-1, min(finest, 2.0 ** (2 - level))) for level in range(count)]
 
 
 def _resample(in_channels: int, out_channels: int, factor: float) -> nn.Module:
