@@ -72,7 +72,7 @@ class Encoder(nn.Module):
         if drop_path == 0:  # no family refuses what it is not asked for
             for module in self.body.modules():
                 if type(module).__name__ == "DropPath":
-                    module.drop_prob = 0.0
+                    setattr(module, "drop_prob", 0.0)  # noqa: B010 - timm's module has no type here
         _spread_over_depth(self.body)
         info = _feature_info(self.body)
         strides = tuple(int(value) for value in info.reduction())
@@ -115,7 +115,8 @@ class Encoder(nn.Module):
         except _REFUSALS as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"{where}: timm's {name!r} takes images of one size only, which segmentation cannot use ({reason})"
+                f"{where}: timm's {name!r} takes images of one size only, "
+                f"which segmentation cannot use ({reason})"
             ) from None
         self.train()
         if found != expected:
