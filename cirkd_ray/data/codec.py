@@ -56,7 +56,7 @@ def decode_label(data: bytes, where: str) -> UInt8:
         return _narrow(np.asarray(label), where)
     if colour not in (_PALETTE, _GRAY):
         kind = _PNG_COLOURS.get(colour, f"colour type {colour}")
-        raise DataError(f"{where}: an {kind} picture; labels must be gray or palette PNGs of class indices")
+        raise DataError(f"{where}: holds {kind} values; labels must be gray or palette PNGs of class indices")
     indices = _pil(data, where)
     if colour == _GRAY:
         indices = indices.astype(np.uint8) // (1 if depth == 1 else 255 // (2**depth - 1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,6 +19,9 @@ from cirkd_ray.data.sampler import batch_numbers, local_batch, sample_index, sam
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import DataError, UserError
 from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
+
+_POLL = 2.0
+"""Seconds between two looks at whether the loader processes live."""
 
 
 class Batch(NamedTuple):
@@ -236,8 +240,9 @@ class Batches(Iterable[Batch]):
                 "persistent_workers": True,
                 "prefetch_factor": prefetch,
                 "worker_init_fn": _start_worker,
-                "timeout": timeout,
+                "timeout": min(timeout, _POLL),
             }
+        self._timeout = timeout
         self._loader: DataLoader[Any] = DataLoader(
             samples,
             batch_sampler=_Groups(groups),
@@ -248,23 +253,35 @@ class Batches(Iterable[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        try:
-            for batches in self._loader:
-                if isinstance(batches, _Failure):
-                    raise batches.error
-                yield from batches
-        except RuntimeError as error:
-            reason = _loader_trouble(error)
-            if reason is None:
-                raise
-            raise DataError(reason) from error
+        iterator = iter(self._loader)
+        while (batches := self._next(iterator)) is not None:
+            if isinstance(batches, _Failure):
+                raise batches.error
+            yield from batches
+
+    def _next(self, iterator: Iterator[Any]) -> list[Batch] | _Failure | None:
+        """What the loader has next, None at its end."""
+        # Only between two short waits does the loader look whether its processes live: with one long wait,
+        # the death of a forkserver's child (of which no signal arrives here) would be seen when the long wait
+        # ends.
+        give_up = time.monotonic() + self._timeout
+        while True:
+            try:
+                return next(iterator, None)
+            except RuntimeError as error:
+                if "timed out" in str(error) and time.monotonic() < give_up:
+                    continue
+                reason = _loader_trouble(error, self._timeout)
+                if reason is None:
+                    raise
+                raise DataError(reason) from error
 
 
-def _loader_trouble(error: RuntimeError) -> str | None:
+def _loader_trouble(error: RuntimeError, timeout: float) -> str | None:
     """What to tell the user about a loader process that died or hangs; None for other errors."""
     text = str(error)
     if "timed out" in text:
-        return f"loading data: {text}; is the storage reachable? (data.timeout, data.workers)"
+        return f"loading data: no batch for {timeout:.0f} seconds; is the storage reachable?"
     if "exited unexpectedly" in text or "is killed by signal" in text:
         guess = "is /dev/shm too small?" if "Bus error" in text else "out of memory?"
         return f"loading data: a loader process died ({text.splitlines()[0]}): {guess} (data.workers)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from typing import Annotated, NamedTuple
 
@@ -13,7 +14,7 @@ from cirkd_ray.data.base import Readable, UInt8
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.types import PADDING_LABEL
 
-_MAX_TERM = 40
+_MAX_PERIOD = 80
 _MAX_TRIES = 10
 
 
@@ -124,8 +125,8 @@ def scaled_window(sample: Readable, place: Crop, crop: tuple[int, int]) -> UInt8
     """The crop of the image scaled bilinearly.
 
     With the scale p / q in lowest terms, p scaled pixels are q source pixels, so a window that starts at
-    multiples of these has the same sampling points as the whole image; one such period, or the image's edge,
-    is kept around it.
+    multiples of these has the same sampling points as the whole image; a margin, or the image's edge, is kept
+    around it.
     """
     scale, inside = place.scale, _inside(sample.size, place, crop)
     if scale == 1:
@@ -134,19 +135,25 @@ def scaled_window(sample: Readable, place: Crop, crop: tuple[int, int]) -> UInt8
     top, bottom = _source_span(place.top, inside[0], scale, sample.size[0])
     left, right = _source_span(place.left, inside[1], scale, sample.size[1])
     window = sample.image_window(top, left, bottom, right)
+    y, x = place.top - int(top * scale), place.left - int(left * scale)
+    # OpenCV rounds sizes: at the image's edge a window can come out one pixel short of the whole.
+    short = (y + inside[0] > round(window.shape[0] * scale), x + inside[1] > round(window.shape[1] * scale))
+    if any(short):
+        window = cv2.copyMakeBorder(window, 0, int(short[0]), 0, int(short[1]), cv2.BORDER_REPLICATE)
     factor = float(scale)
     resized = cv2.resize(window, None, fx=factor, fy=factor, interpolation=cv2.INTER_LINEAR)
-    y, x = place.top - int(top * scale), place.left - int(left * scale)
     return _padded(resized[y : y + inside[0], x : x + inside[1]], crop, 0)
 
 
 def _source_span(start: int, count: int, scale: Fraction, limit: int) -> tuple[int, int]:
     """First and one past the last source pixel for `count` scaled pixels from `start`."""
-    p, q = scale.numerator, scale.denominator
-    if max(p, q) > _MAX_TERM:
+    # Two periods: an even start keeps sizes that end in a half rounding to the same side.
+    p, q = 2 * scale.numerator, 2 * scale.denominator
+    if max(p, q) > _MAX_PERIOD:
         return 0, limit  # an odd scale such as 0.777: its period is too long to be worth a window
-    first = max(0, start // p - 1) * q
-    last = -(-(start + count) // p) * q + q
+    margin = 1 + math.ceil(scale)
+    first = max(0, (start - margin) // p) * q
+    last = -(-(start + count + margin) // p) * q
     return first, min(limit, last)
 
 

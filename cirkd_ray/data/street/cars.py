@@ -63,7 +63,7 @@ _OUTWARD = ((0.0, -1.0), (1.0, 0.0), (0.0, 1.0), (-1.0, 0.0))
 
 
 def _prism(plan: tuple[float, float, float, float], heights: tuple[float, float], taper: float) -> Points:
-    """Corners (8 x 3) of a solid over `plan` (left, right, back, front), its top smaller by `taper` metres."""
+    """Corners (8 x 3) of a solid over `plan` (left, right, back, front); its top is smaller by `taper`."""
     (left, right, back, front), (low, high), t = plan, heights, taper
     return np.array([
         (left, low, back), (right, low, back), (right, low, front), (left, low, front),

@@ -1,0 +1,105 @@
+"""The drawn street scenes: functions of (seed, n), with all classes, hard enough to be worth learning."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cirkd_ray.data import build_dataset
+from cirkd_ray.data.street.canvas import Camera
+from cirkd_ray.data.street.stage import Chance, Label
+from cirkd_ray.data.street.textures import noise, noise_window
+from cirkd_ray.errors import ConfigError
+
+
+def test_a_scene_is_a_function_of_seed_split_and_number() -> None:
+    one, two = (build_dataset("shapes", split="train") for _ in range(2))
+    two.load(3)
+    first, again = one.load(5), two.load(5)
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.label, again.label)
+    others = [
+        one.load(6),
+        build_dataset("shapes", split="val").load(5),
+        build_dataset("shapes", split="train", seed=1).load(5),
+    ]
+    assert all((other.label != first.label).mean() > 0.02 for other in others)
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 256), (97, 64), (300, 700)])
+def test_any_size(height: int, width: int) -> None:
+    sample = build_dataset("shapes", split="val", height=height, width=width).load(0)
+    assert sample.image.shape == (height, width, 3)
+    assert sample.label.shape == (height, width)
+    assert sample.image.dtype == sample.label.dtype == np.uint8
+    assert sample.image.std() > 15
+
+
+def test_classes_are_all_there_and_unequal() -> None:
+    data = build_dataset("shapes", split="val")
+    counts, seen = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for i in range(60):
+        now = np.bincount(data.load(i).label.ravel(), minlength=256)
+        counts += now
+        seen += now > 0
+    values = set(np.flatnonzero(counts).tolist())
+    assert values == {*range(len(data.classes)), Label.VOID}
+    assert len(data.classes) == len(Label) - 1
+    assert all(label.name.lower() == data.classes.names[label] for label in Label if label is not Label.VOID)
+    share = counts[: len(data.classes)] / counts.sum()
+    assert share[Label.ROAD] > 20 * share[Label.SIGN] > 0
+    assert share[Label.BICYCLE] > 1e-3
+    assert (seen[: len(data.classes)] >= 25).all()
+
+
+def test_colours_alone_do_not_tell_the_classes() -> None:
+    """The best guess from a pixel's colour (trained on the very pixels it is scored on) stays poor."""
+    data = build_dataset("shapes", split="train")
+    table = np.zeros((16**3, len(data.classes)), np.int64)
+    for i in range(60):
+        sample = data.load(i)
+        known = sample.label < len(data.classes)
+        colour = (sample.image[known] >> 4).astype(np.int64) @ np.array([256, 16, 1])
+        np.add.at(table, (colour, sample.label[known]), 1)
+    guess = table.argmax(axis=1)
+    hit = np.bincount(guess, weights=table[np.arange(len(table)), guess], minlength=len(data.classes))
+    union = (
+        table.sum(axis=0) + np.bincount(guess, weights=table.sum(axis=1), minlength=len(data.classes)) - hit
+    )
+    assert (hit / union).mean() < 0.25
+
+
+def test_settings_are_validated() -> None:
+    assert len(build_dataset("shapes", split="val", val_images=7)) == 7
+    assert build_dataset("shapes", split="val").name(12) == "val_000012"
+    with pytest.raises(IndexError, match="no number 200"):
+        build_dataset("shapes", split="val").load(200)
+    with pytest.raises(ConfigError, match=r"data\.height"):
+        build_dataset("shapes", split="val", height=3)
+    with pytest.raises(ConfigError, match="no split 'test'"):
+        build_dataset("shapes", split="test")
+
+
+def test_the_camera_is_a_pinhole() -> None:
+    camera = Camera(focal=200, centre=128, horizon=60, height=1.5, roll=0.02, bend=0.002, slant=0.03)
+    x, y, z = 2.0, 0.5, 10.0
+    u = 200 * (x + 0.03 * z + 0.002 * z * z) / z
+    expected = [128 + u, 60 + 0.02 * u + 200 * (1.5 - y) / z]
+    np.testing.assert_allclose(camera.point(x, y, z), expected)
+    np.testing.assert_allclose(camera.project(np.array([x, x]), y, np.array([z, z])), [expected, expected])
+
+
+def test_block_drawn_numbers_are_fair() -> None:
+    draw = Chance(np.random.default_rng(0))
+    counts = [draw.count(2.6) for _ in range(4000)]
+    assert np.mean(counts) == pytest.approx(2.6, abs=0.12)
+    assert np.var(counts) == pytest.approx(2.6, abs=0.3)
+    assert {draw.below(5) for _ in range(200)} == set(range(5))
+
+
+def test_noise_repeats_and_is_normalised() -> None:
+    field = noise("grain")
+    np.testing.assert_array_equal(field[:256, :256], field[256:, 256:])
+    assert abs(float(field.mean())) < 1e-3
+    assert float(field.std()) == pytest.approx(1.0, abs=1e-3)
+    assert noise_window("sensor", Chance(np.random.default_rng(0)), 700, 900).shape == (700, 900)
