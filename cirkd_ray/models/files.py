@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -48,19 +50,21 @@ def _read_safetensors(path: Path) -> StateDict:
 def _read_torch(path: Path) -> Any:
     """The object of a PyTorch file, refusing everything but tensors and plain containers."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols; what matters is whether it can be read
+            return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        if "Unsupported global" in str(error) or "weights_only" in str(error).lower():
-            raise WeightsError(_refusal(path, str(error))) from None
+        wanted = re.search(r"GLOBAL ([\w.]+\w)", str(error))
+        if wanted or "unrecognized function" in str(error):
+            raise WeightsError(_refusal(path, wanted[1] if wanted else "")) from None
         raise WeightsError(f"{path} is truncated or not a PyTorch file") from None
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is truncated or not a PyTorch file ({line[:120]})") from None
 
 
-def _refusal(path: Path, message: str) -> str:
+def _refusal(path: Path, wanted: str) -> str:
     """Why a pickle is refused, naming what it wanted to call where PyTorch says so."""
-    wanted = message.partition("GLOBAL ")[2].split(" ")[0].rstrip(".")
     what = f" ({wanted})" if wanted else ""
     return (
         f"{path} holds Python objects besides tensors{what}; loading them could run any code: refused.\n"

@@ -16,14 +16,11 @@ from safetensors.torch import save_file
 import cirkd_ray
 from cirkd_ray.errors import ConfigError, WeightsError
 from cirkd_ray.models.build import build_model
-from cirkd_ray.models.files import read_metadata
+from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, locate, read_card
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.models.weights import load_weights
 from cirkd_ray.types import ClassSet, Preprocessing
 
-WEIGHTS_FILE = "student.safetensors"
-CARD_FILE = "model.json"
-_FORMAT = 1
 _RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
 
 
@@ -65,7 +62,7 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     if taken:
         raise ValueError(f"model.json writes {', '.join(taken)} itself")
     card = {
-        "format": _FORMAT,
+        "format": FORMAT,
         "cirkd_ray": cirkd_ray.__version__,
         "name": model.name,
         "num_classes": model.num_classes,
@@ -110,8 +107,8 @@ def load_model(path: str | Path) -> LoadedModel:
     Raises:
         WeightsError: a file is missing, truncated or does not fit the other.
     """
-    weights, card_path = _locate(Path(path))
-    card = _read_card(card_path, weights)
+    weights, card_path = locate(Path(path))
+    card = read_card(card_path, weights)
     try:
         model = build_model(card["name"], num_classes=int(card["num_classes"]), **card["settings"])
         classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))
@@ -124,39 +121,3 @@ def load_model(path: str | Path) -> LoadedModel:
         raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
     load_weights(model, weights)
     return LoadedModel(model.eval(), model.preprocessing, classes, card)
-
-
-def _locate(path: Path) -> tuple[Path, Path]:
-    """The weights and the card that `path` means."""
-    if path.is_dir():
-        weights, card = path / WEIGHTS_FILE, path / CARD_FILE
-    elif path.suffix == ".json":
-        weights, card = path.with_name(WEIGHTS_FILE), path
-    else:
-        weights, card = path, path.with_name(CARD_FILE)
-    if not path.exists():
-        raise WeightsError(f"nothing at {path}; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
-    if not weights.is_file():
-        raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
-    return weights, card
-
-
-def _read_card(path: Path, weights: Path) -> dict[str, Any]:
-    """`model.json`, or its copy in the safetensors file's metadata."""
-    if path.is_file():
-        text = path.read_text(encoding="utf-8")
-    elif weights.suffix == ".safetensors" and "model" in (metadata := read_metadata(weights)):
-        text = metadata["model"]
-    else:
-        raise WeightsError(
-            f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
-        )
-    try:
-        card = json.loads(text)
-    except ValueError as error:
-        raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
-    if not isinstance(card, dict) or not isinstance(card.get("settings"), dict):
-        raise WeightsError(f"{path} is not a model card of cirkd_ray")
-    if card.get("format") != _FORMAT:
-        raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {_FORMAT}")
-    return card

@@ -169,6 +169,12 @@ def reference_names(model_name: str, names: Iterable[str]) -> dict[str, str]:
     return {name: _translate(name, parts) for name in names}
 
 
+def reference_encoder_names(backbone_name: str, names: Iterable[str]) -> dict[str, str]:
+    """Name of each of timm's `names` in the release's ImageNet weights of the published backbone."""
+    _, encoder = _ENCODERS[backbone_name]
+    return {name: _translate(name, {"": ("", encoder)}) for name in names}
+
+
 def _translate(name: str, parts: dict[str, tuple[str, Rules]]) -> str:
     """One name by the first rule that matches its part."""
     for start, (prefix, rules) in parts.items():

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from cirkd_ray.errors import WeightsError
+from cirkd_ray.models.backbone_weights import ENCODER, match_backbone
 from cirkd_ray.models.build import build_model
+from cirkd_ray.models.card import find_card, locate
 from cirkd_ray.models.files import StateDict, read_weights, strip_prefixes, tensors_of
 from cirkd_ray.models.reference_names import reference_names
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import CAFFE, Preprocessing
 
 CLASSIFIERS = ("head.classifier.", "auxiliary.classifier.")
+_REFERENCE_HEADS = ("head.aspp.", "head.psp.", "head.block.", "head.conv_last.", "linear_pred.")
 
 
 @dataclass(frozen=True)
@@ -26,13 +29,15 @@ class WeightsReport:
 
     Attributes:
         source: the file, or "a state dict".
-        kind: whose names the weights had: `cirkd_ray` or `reference`.
+        kind: whose names the weights had: `cirkd_ray`, `reference`, or one of these, `timm` or `torchvision`
+            followed by ` backbone`.
         loaded: number of entries that were copied.
         missing: entries of the network that the weights lack.
         unexpected: entries of the weights that the network has no place for.
         mismatched: (name, shape in the network, shape in the weights).
         reinitialised: classifier entries that kept their fresh values because the number of classes differs.
-        dropped: entries of an auxiliary head that the network was built without.
+        fresh: entries of the heads that kept their fresh values because the weights are a backbone's.
+        dropped: entries of an auxiliary head that the network was built without, or of a classification head.
         preprocessing: what these weights expect, where their kind says so.
     """
 
@@ -43,6 +48,7 @@ class WeightsReport:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     reinitialised: tuple[str, ...] = ()
+    fresh: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
 
@@ -104,13 +110,15 @@ def load_weights(
 ) -> WeightsReport:
     """Copy weights into `model`, all or nothing.
 
-    Official CIRKD checkpoints are recognised by their names and converted; the model's `preprocessing` then
-    becomes what they expect. Entries of an auxiliary head are dropped, and reported, where the model was
-    built without one.
+    Recognised by their names: our own, whole networks of the CIRKD release, and ImageNet weights of the
+        encoder from
+    the release, timm or torchvision (the heads then stay fresh, classification heads are dropped). The
+    model's `preprocessing` becomes what the weights expect, where that is known and the setting
+    `preprocessing` is `auto`. Entries of an auxiliary head are dropped where the model was built without one.
 
     Args:
         model: the bare network.
-        source: a `.safetensors` file, a PyTorch file, or a state dict.
+        source: a run's folder, a `model.json`, a `.safetensors` or PyTorch file, or a state dict.
         reinit_classifier: keep fresh classifiers where only the number of classes differs.
 
     Returns:
@@ -120,40 +128,78 @@ def load_weights(
         WeightsError: the file cannot be read, or an entry is missing, unexpected or of another shape; they
             are listed.
     """
-    name = str(source) if isinstance(source, (str, Path)) else "a state dict"
-    state = (
-        read_weights(source) if isinstance(source, (str, Path)) else strip_prefixes(tensors_of(source, name))
-    )
-    kind = "reference" if is_reference(state) else "cirkd_ray"
-    if kind == "reference":
-        state = convert_reference(state, model.name)
-    report, chosen = _match(model, state, name, kind, reinit_classifier)
+    report, chosen = compare(model, source, reinit_classifier=reinit_classifier)
     problems = explain(report)
     if problems:
-        raise WeightsError(f"{name} does not fit {model.name}:\n{problems}")
+        raise WeightsError(f"{report.source} does not fit {model.name}:\n{problems}")
     model.load_state_dict(chosen, strict=True)
-    if report.preprocessing is not None:
+    if report.preprocessing is not None and model.settings.get("preprocessing", "auto") == "auto":
         model.preprocessing = report.preprocessing
     return report
 
 
+def compare(
+    model: SegmentationModel,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    reinit_classifier: bool = False,
+) -> tuple[WeightsReport, StateDict]:
+    """What `load_weights` would do: a report, and the state dict that it would load.
+
+    Raises:
+        WeightsError: the file cannot be read, or its names are of no known kind.
+    """
+    preprocessing = None
+    if isinstance(source, (str, Path)):
+        name, card = str(source), find_card(source)
+        state = read_weights(locate(Path(source))[0])
+        preprocessing = Preprocessing.from_dict(card["preprocessing"]) if card else None
+    else:
+        name = "a state dict"
+        state = strip_prefixes(tensors_of(source, name))
+    kind = "cirkd_ray"
+    dropped: tuple[str, ...] = ()
+    if is_reference(state):
+        kind, preprocessing = "reference", CAFFE
+        state = convert_reference(state, model.name)
+    elif not any(entry.startswith((ENCODER, "head.classifier.")) for entry in state):
+        match = match_backbone(state, model)
+        if match is None:
+            first = ", ".join(list(state)[:3])
+            raise WeightsError(
+                f"{name} holds names ({first}, ...) that are neither those of {model.name} "
+                "nor of its backbone; `cirkd weights inspect` says what it is"
+            )
+        kind, state, dropped, preprocessing = match.kind, match.state, match.dropped, match.preprocessing
+    elif not any(entry.startswith("head.") for entry in state):
+        kind = "cirkd_ray backbone"
+    report, chosen = _match(model, state, kind, reinit_classifier)
+    return replace(report, source=name, dropped=report.dropped + dropped, preprocessing=preprocessing), chosen
+
+
 def is_reference(state: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of a whole network of the CIRKD release."""
-    heads = ("head.aspp.", "head.psp.", "head.block.", "head.conv_last.", "linear_pred.")
-    return any(name.startswith(heads) for name in state) and not any(n.startswith("encoder.") for n in state)
+    return any(name.startswith(_REFERENCE_HEADS) for name in state) and not any(
+        name.startswith(ENCODER) for name in state
+    )
 
 
 def _match(
-    model: SegmentationModel, state: StateDict, source: str, kind: str, reinit_classifier: bool
+    model: SegmentationModel, state: StateDict, kind: str, reinit_classifier: bool
 ) -> tuple[WeightsReport, StateDict]:
     """Compare names and shapes; the entries to load are the model's own where they stay fresh."""
     own = model.state_dict()
-    mismatched, reinitialised = [], []
+    missing, mismatched, reinitialised, fresh = [], [], [], []
     chosen: StateDict = {}
     for name, value in own.items():
         if name not in state:
-            continue
-        if state[name].shape == value.shape:
+            chosen[name] = value
+            if kind.endswith("backbone") and not name.startswith(ENCODER):
+                fresh.append(name)
+            # PyTorch before 0.4.1 did not count batches; the count only matters for cumulative averages.
+            elif not name.endswith(".num_batches_tracked"):
+                missing.append(name)
+        elif state[name].shape == value.shape:
             chosen[name] = state[name]
         elif reinit_classifier and name.startswith(CLASSIFIERS) and state[name].shape[1:] == value.shape[1:]:
             chosen[name] = value
@@ -163,15 +209,15 @@ def _match(
     surplus = [name for name in state if name not in own]
     dropped = [name for name in surplus if model.auxiliary is None and name.startswith("auxiliary.")]
     report = WeightsReport(
-        source=source,
+        source="",
         kind=kind,
-        loaded=len(chosen) - len(reinitialised),
-        missing=tuple(name for name in own if name not in state),
+        loaded=sum(name in state and name not in reinitialised for name in chosen),
+        missing=tuple(missing),
         unexpected=tuple(name for name in surplus if name not in dropped),
         mismatched=tuple(mismatched),
         reinitialised=tuple(reinitialised),
+        fresh=tuple(fresh),
         dropped=tuple(dropped),
-        preprocessing=CAFFE if kind == "reference" else None,
     )
     return report, chosen
 

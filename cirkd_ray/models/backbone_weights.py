@@ -1,0 +1,98 @@
+"""ImageNet weights of backbones from the CIRKD release, timm or torchvision, in our encoders' names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from cirkd_ray.models.build import parse_name
+from cirkd_ray.models.files import StateDict
+from cirkd_ray.models.reference_names import reference_encoder_names
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.types import CAFFE, Preprocessing
+
+ENCODER = "encoder.body."
+
+# What stands behind the features in a classification network, in the names of timm, torchvision and the
+# release.
+_CLASSIFICATION = re.compile(
+    r"(fc|fc_norm|norm|head|head_dist|head_drop|head_norm|classifier|last_linear|pre_logits|global_pool|attn_pool"
+    r"|conv_head|conv2|bn2|final_conv|norm_head|mask_token|features\.18)(\.|$)"
+)
+
+
+@dataclass(frozen=True)
+class BackboneMatch:
+    """A backbone file read as that of one network.
+
+    Attributes:
+        kind: `reference backbone`, `timm backbone` or `torchvision backbone`.
+        state: the entries in our names; those without a place keep their own.
+        dropped: entries of the classification head.
+        preprocessing: what the weights expect, where their origin says so.
+    """
+
+    kind: str
+    state: StateDict
+    dropped: tuple[str, ...]
+    preprocessing: Preprocessing | None
+
+
+def match_backbone(state: Mapping[str, Tensor], model: SegmentationModel) -> BackboneMatch | None:
+    """Read `state` as ImageNet weights of the model's encoder, or None where the names are of no known kind.
+
+    The kind whose names are found most often is taken; fewer than half of the encoder's entries are no match.
+    """
+    for prefix in ("backbone.", "encoder.", "pretrained."):
+        if state and all(name.startswith(prefix) for name in state):
+            state = {name.removeprefix(prefix): value for name, value in state.items()}
+    own = [name.removeprefix(ENCODER) for name in model.state_dict() if name.startswith(ENCODER)]
+    best: tuple[int, str, dict[str, str]] = (len(own) // 2, "", {})
+    for kind, table in _tables(model.name, own, state):
+        found = sum(name in table for name in state)
+        best = max(best, (found, kind, table), key=lambda item: item[0])
+    _, kind, table = best
+    if not kind:
+        return None
+    placed = {table[name]: value for name, value in state.items() if name in table}
+    rest = {name: value for name, value in state.items() if name not in table}
+    dropped = tuple(name for name in rest if _CLASSIFICATION.match(name))
+    kept = {name: value for name, value in rest.items() if name not in dropped}
+    # Caffe's ResNets are the one origin whose input the file itself implies.
+    caffe = kind == "reference backbone" and parse_name(model.name).backbone_name.startswith("resnet")
+    ours = {ENCODER + name: value for name, value in placed.items()}
+    return BackboneMatch(kind, ours | kept, dropped, CAFFE if caffe else None)
+
+
+def _tables(model_name: str, own: list[str], state: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Kind and table (their name -> ours) of every origin that this encoder may have weights from."""
+    architecture = parse_name(model_name)
+    backbone_name = architecture.backbone_name
+    if ":" not in model_name:
+        theirs = reference_encoder_names(backbone_name, own)
+        yield "reference backbone", {name.removeprefix("net."): ours for ours, name in theirs.items()}
+    present = set(state)
+    yield "timm backbone", {_timm_name(name, present): name for name in own}
+    if architecture.backbone.timm_name == "mobilenetv2_100":
+        flat = reference_encoder_names("mobilenetv2", own)
+        yield "torchvision backbone", {_torchvision_mobilenetv2(name): ours for ours, name in flat.items()}
+
+
+def _timm_name(name: str, present: set[str]) -> str:
+    """Our name as timm's whole network has it: its feature extractors fold `stages.0` into `stages_0`."""
+    candidates = (name, name.removeprefix("model."), re.sub(r"^([a-z]\w*?)_(\d+)\.", r"\1.\2.", name))
+    return next((candidate for candidate in candidates if candidate in present), candidates[-1])
+
+
+def _torchvision_mobilenetv2(reference: str) -> str:
+    """torchvision groups convolution, norm and activation; the release keeps them in one list."""
+    match = re.fullmatch(r"net\.(features\.(\d+)\.conv)\.(\d)(\..+)", reference)
+    if match is None:
+        return reference.removeprefix("net.")
+    place = int(match[3])
+    nested = {0: "0.0", 1: "0.1", 3: "1", 4: "2"} if match[2] == "1" else {}
+    nested = nested or {0: "0.0", 1: "0.1", 3: "1.0", 4: "1.1", 6: "2", 7: "3"}
+    return f"{match[1]}.{nested[place]}{match[4]}"

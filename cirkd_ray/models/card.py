@@ -1,0 +1,67 @@
+"""`model.json`, the card of a saved network: where it lies and how it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cirkd_ray.errors import WeightsError
+from cirkd_ray.models.files import read_metadata
+
+WEIGHTS_FILE = "student.safetensors"
+CARD_FILE = "model.json"
+FORMAT = 1
+
+
+def locate(path: Path) -> tuple[Path, Path]:
+    """The weights file and the card (which may not exist) that a run's folder or either of them means.
+
+    Raises:
+        WeightsError: there is nothing at `path`, or no weights.
+    """
+    if path.is_dir():
+        weights, card = path / WEIGHTS_FILE, path / CARD_FILE
+    elif path.suffix == ".json":
+        weights, card = path.with_name(WEIGHTS_FILE), path
+    elif path.name == WEIGHTS_FILE:
+        weights, card = path, path.with_name(CARD_FILE)
+    else:
+        weights, card = path, path.with_suffix(".json")
+    if not path.exists():
+        raise WeightsError(f"nothing at {path}; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+    if not weights.is_file():
+        raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
+    return weights, card
+
+
+def find_card(path: str | Path) -> dict[str, Any] | None:
+    """The card of the weights at `path`, or None where they have none."""
+    weights, card = locate(Path(path))
+    embedded = weights.suffix == ".safetensors" and "model" in read_metadata(weights)
+    return read_card(card, weights) if card.is_file() or embedded else None
+
+
+def read_card(path: Path, weights: Path) -> dict[str, Any]:
+    """`model.json`, or its copy in the safetensors file's metadata.
+
+    Raises:
+        WeightsError: there is neither, or it is not a card that this version reads.
+    """
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+    elif weights.suffix == ".safetensors" and "model" in (metadata := read_metadata(weights)):
+        text = metadata["model"]
+    else:
+        raise WeightsError(
+            f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
+        )
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
+    if not isinstance(card, dict) or not isinstance(card.get("settings"), dict):
+        raise WeightsError(f"{path} is not a model card of cirkd_ray")
+    if card.get("format") != FORMAT:
+        raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")
+    return card
