@@ -13,7 +13,7 @@ from cirkd_ray.models.backbones import Backbone, find_backbone
 from cirkd_ray.models.encoders import Encoder
 from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
 from cirkd_ray.models.heads.fcn import FCNHead
-from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.models.segmentation import EncoderDecoder
 from cirkd_ray.registry import validate
 from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
 
@@ -102,7 +102,7 @@ def model_settings(name: str) -> type[BaseModel]:
     return create_model(f"{name}_settings", __base__=(head, NetworkSettings))
 
 
-def build_model(name: str, *, num_classes: int, where: str = "model", **settings: Any) -> SegmentationModel:
+def build_model(name: str, *, num_classes: int, where: str = "model", **settings: Any) -> EncoderDecoder:
     """Build a network with fresh weights (a function of torch's random state).
 
     Args:
@@ -130,7 +130,7 @@ def build_model(name: str, *, num_classes: int, where: str = "model", **settings
     )
     auxiliary = _auxiliary(encoder.info, num_classes, values, where) if values["aux"] else None
     preprocessing = _preprocessing(values["preprocessing"], encoder)
-    return SegmentationModel(
+    return EncoderDecoder(
         encoder,
         head,
         auxiliary,

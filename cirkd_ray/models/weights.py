@@ -207,7 +207,11 @@ def _match(
         else:
             mismatched.append((name, tuple(value.shape), tuple(state[name].shape)))
     surplus = [name for name in state if name not in own]
-    dropped = [name for name in surplus if model.auxiliary is None and name.startswith("auxiliary.")]
+    dropped = [
+        name
+        for name in surplus
+        if getattr(model, "auxiliary", None) is None and name.startswith("auxiliary.")
+    ]
     report = WeightsReport(
         source="",
         kind=kind,

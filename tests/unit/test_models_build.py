@@ -79,7 +79,7 @@ def test_taps_are_only_returned_when_asked_for_and_checked():
         assert model(torch.zeros(1, 3, 32, 32)).stages is None
         model.taps = frozenset({"stage2"})
         assert set(model(torch.zeros(1, 3, 32, 32)).stages) == {"stage2"}
-    with pytest.raises(ConfigError, match="no encoder stage 'stage9'"):
+    with pytest.raises(ConfigError, match="no inner map 'stage9'"):
         model.taps = frozenset({"stage9"})
 
 

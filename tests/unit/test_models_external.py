@@ -1,0 +1,150 @@
+"""Teachers from elsewhere: torchvision's, and a user's module by import path."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torchvision.models import segmentation
+
+from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.models.external import ExternalModel, load_module, torchvision_model
+from cirkd_ray.types import CAFFE
+
+USER_MODULE = '''
+from torch import nn
+from cirkd_ray.models.external import ExternalModel
+from cirkd_ray.types import CAFFE
+
+class Net(nn.Module):
+    """Returns a tuple, a list inside a dictionary, and class scores at image size."""
+    def __init__(self, classes, width):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3, stride=4, padding=1)
+        self.score = nn.Conv2d(width, classes, 1)
+        self.unused = nn.Conv2d(1, 1, 1)
+    def forward(self, x):
+        feature = self.stem(x)
+        low = self.score(feature)
+        return nn.functional.interpolate(low, x.shape[-2:], mode="bilinear"), {"inner": [feature, low]}
+
+def factory(num_classes, width=8, outputs=None):
+    outputs = outputs or {"logits": "1.inner.1", "feature": "@stem", "early": "@score:input"}
+    return ExternalModel(Net(num_classes, width), outputs=outputs, preprocessing=CAFFE, name="mine")
+
+def bare():
+    return Net(2, 4)
+
+setting = 3
+'''
+
+
+@pytest.fixture(autouse=True)
+def user_package(tmp_path, monkeypatch):
+    (tmp_path / "my_networks.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(__import__("sys").modules, "my_networks", raising=False)
+
+
+def test_users_module_is_measured_and_tapped():
+    model = load_module("my_networks:factory?width=12", num_classes=5)
+    assert (model.name, model.num_classes, model.preprocessing) == ("mine", 5, CAFFE)
+    assert model.channels == {"feature": 12, "early": 12}
+    assert model.strides == {"logits": 4, "feature": 4, "early": 4}
+    assert not model.training
+    images = torch.randn(2, 3, 40, 56)
+    output = model(images)
+    assert output.logits.shape == (2, 5, 10, 14)
+    assert output.aux is None
+    assert output.stages is None
+    torch.testing.assert_close(output.logits, model.module.score(output.feature))
+    model.taps = frozenset({"early"})
+    assert torch.equal(model(images).tap("early"), output.feature)
+
+
+def test_gradients_reach_the_image_but_nothing_is_kept_between_calls():
+    model = load_module("my_networks:factory", num_classes=2)
+    images = torch.randn(1, 3, 32, 32, requires_grad=True)
+    model(images).logits.sum().backward()
+    assert images.grad.abs().sum() > 0
+    assert model._seen == {}
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("my_networks", "not of the form package.module:factory"),
+        ("no_such_package.x:f", "cannot import 'no_such_package.x' .*PYTHONPATH"),
+        ("my_networks:factry", "has no factory 'factry'; did you mean 'factory'"),
+        ("my_networks:setting", "has no factory 'setting'"),
+        ("my_networks:factory?widht=3", "takes no argument 'widht'; did you mean 'width'"),
+        ("my_networks:factory?width", "'width' is not NAME=VALUE"),
+        ("my_networks:bare", "returned Net; wrap it: .*ExternalModel"),
+        ("my_networks:factory?outputs={logits: '1.inner.1'}", "lacks 'feature'"),
+        (
+            "my_networks:factory?outputs={logits: '1.iner.1', feature: '@stem'}",
+            "no 'iner'; did you mean 'inner'",
+        ),
+        ("my_networks:factory?outputs={logits: '7', feature: '@stem'}", "tuple has no '7'"),
+        (
+            "my_networks:factory?outputs={logits: '1', feature: '@stem'}",
+            "logits is no N x C x h x w tensor but has dict",
+        ),
+        (
+            "my_networks:factory?outputs={logits: '@scor', feature: '@stem'}",
+            "no submodule 'scor'; did you mean 'score'",
+        ),
+        ("my_networks:factory?outputs={logits: '@score:out', feature: '@stem'}", "it is NAME or NAME:input"),
+        ("my_networks:factory?outputs={logits: '@unused', feature: '@stem'}", "'@unused' takes no part"),
+        (
+            "my_networks:factory?outputs={logits: '@score', feature: '@stem', aux: '@stem'}",
+            "aux has 8 classes",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(spec, message):
+    with pytest.raises(ConfigError, match=message):
+        load_module(spec, num_classes=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "stride"), [("deeplabv3_mobilenet_v3_large", 16), ("lraspp_mobilenet_v3_large", 8)]
+)
+def test_torchvision_networks_give_their_own_scores(name, stride, tmp_path):
+    """Resized to the image, the tapped logits are what torchvision returns."""
+    torch.manual_seed(0)
+    options = {} if "lraspp" in name else {"aux_loss": True}
+    original = getattr(segmentation, name)(
+        weights=None, weights_backbone=None, num_classes=7, **options
+    ).eval()
+    torch.save(original.state_dict(), tmp_path / "weights.pth")
+    spec = f"cirkd_ray.models.external:torchvision_model?name={name}&weights={tmp_path / 'weights.pth'}"
+    model = load_module(spec, num_classes=7)
+    assert model.strides["logits"] == stride
+    images = torch.randn(1, 3, 64, 96)
+    with torch.inference_mode():
+        expected, output = original(images), model(images)
+    for mine, theirs in ((output.logits, "out"), (output.aux, "aux")):
+        if theirs in expected:
+            resized = nn.functional.interpolate(
+                mine, (64, 96), mode="bilinear", align_corners=model.align_corners
+            )
+            torch.testing.assert_close(resized, expected[theirs])
+    assert (output.aux is None) == ("lraspp" in name)
+
+
+def test_torchvision_resnets_have_stages():
+    with torch.device("meta"):
+        module = segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=4)
+        outputs = {"logits": "@classifier", "feature": "@classifier.4:input", "stage1": "@backbone.layer1"}
+        model = ExternalModel(module, outputs=outputs)
+    assert model.channels == {"feature": 512, "stage1": 256}
+    assert model.strides == {"logits": 8, "feature": 8, "stage1": 4}
+
+
+def test_torchvision_bad_name_and_weights(tmp_path):
+    with pytest.raises(ConfigError, match="no segmentation network 'deeplabv3_resnet5'; did you mean"):
+        torchvision_model("deeplabv3_resnet5")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pth")
+    with pytest.raises(WeightsError, match=r"x.pth does not fit lraspp_mobilenet_v3_large"):
+        torchvision_model("lraspp_mobilenet_v3_large", weights=str(tmp_path / "x.pth"))
