@@ -72,7 +72,7 @@ class SegmentationDataset(ABC):
 
     Attributes:
         classes: names and palette.
-        splits: the names of the splits.
+        splits: the names of the splits; empty where the data decide.
         needs_root: false for a set that is drawn rather than read.
         default_crop: (height, width) of the published recipes.
     """
@@ -117,7 +117,7 @@ def build_dataset(
         DataError: the root is not given, or does not hold what the data set expects.
     """
     cls = DATASETS.get(name)
-    if split not in cls.splits:
+    if cls.splits and split not in cls.splits:
         raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
     if cls.needs_root and root is None:
         raise DataError(

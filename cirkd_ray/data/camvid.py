@@ -21,6 +21,11 @@ class CamVid(FileDataset):
     A split is what `lists/camvid_SPLIT_list.txt` (or SegNet's `SPLIT.txt`) names, or the folder where there
     is no list; `trainval` is train followed by val.
 
+    Args:
+        split: `train`, `val`, `test` or `trainval`.
+        root: the folder that holds them.
+        subset: use the files that are there, rather than refuse a set with holes.
+
     Raises:
         DataError: the folders are not there, the split is empty, or files of it are missing.
     """
@@ -31,13 +36,14 @@ class CamVid(FileDataset):
     labels = LabelMap({**{i: i for i in range(11)}, 11: IGNORE_LABEL})
     hint = "train/ trainannot/ val/ valannot/ test/ testannot/ with NAME.png files"
 
-    def __init__(self, *, split: str, root: str | Path) -> None:
-        super().__init__(split=split, root=root)
+    def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
+        super().__init__(split=split, root=root, subset=subset)
+        ids: list[str] = []
         for part in ("train", "val") if split == "trainval" else (split,):
-            self.require_folders(part, f"{part}annot")
-            self.ids += self._listed(part)
-        self.require_samples()
-        self.require_files()
+            for folder in (part, f"{part}annot"):
+                self.find_folder(folder)
+            ids += self._listed(part)
+        self.settle(ids)
 
     def image_file(self, sample_id: str) -> str:
         """`train/0001TP_006690.png`."""

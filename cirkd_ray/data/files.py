@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
+import lzma
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -85,12 +87,20 @@ def class_set(name: str) -> ClassSet:
     return ClassSet(tuple(row[0] for row in rows), tuple((row[1], row[2], row[3]) for row in rows))
 
 
+def packaged_list(name: str, split: str) -> list[str]:
+    """The ids of a split of the packaged data set `name`."""
+    packed = (resources.files("cirkd_ray.data") / "meta" / "lists" / f"{name}_{split}.txt.xz").read_bytes()
+    return lzma.decompress(packed).decode("utf-8").split()
+
+
 class FileDataset(SegmentationDataset):
-    """A split whose images and labels are files; a subclass finds `ids` and says where each one's files lie.
+    """A split whose images and labels are files; a subclass finds the ids and says where each one's files
+    lie.
 
     Attributes:
         storage: the root.
         ids: the samples' ids in order.
+        missing: paths below the root of files of the split that are not there (only with `subset`).
         labels: the map from stored values to class indices.
         has_labels: false for a test split without public labels; its label maps are all ignored.
         hint: the expected layout in a few words, for the message about a wrong root.
@@ -100,10 +110,12 @@ class FileDataset(SegmentationDataset):
     labels: LabelMap
     has_labels: bool = True
 
-    def __init__(self, *, split: str, root: str | Path) -> None:
+    def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
         self.split = split
+        self.subset = subset
         self.storage: Storage = open_storage(root)
         self.ids: list[str] = []
+        self.missing: list[str] = []
 
     def image_file(self, sample_id: str) -> str:
         """Path of the image below the root."""
@@ -140,55 +152,54 @@ class FileDataset(SegmentationDataset):
             )
         return self.labels(stored, where)
 
-    def require_folders(self, *folders: str) -> None:
-        """Check the layout.
+    def find_folder(self, *candidates: str) -> str:
+        """The first of these folders that holds anything.
 
         Raises:
-            DataError: a folder is missing or empty; the message says what the data set expects.
+            DataError: none does; the message says what the data set expects.
         """
-        for folder in folders:
-            if not self.storage.names(folder):
-                where = self.storage.where(folder)
-                raise DataError(
-                    f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}"
-                )
+        for folder in candidates:
+            if self.storage.names(folder):
+                return folder
+        where = self.storage.where(candidates[0])
+        raise DataError(f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}")
 
-    def require_samples(self) -> None:
-        """Check that the split is not empty.
+    def settle(self, ids: Iterable[str]) -> None:
+        """Take `ids` as the split's, after a look at every folder for their files.
 
         Raises:
-            DataError: it is.
+            DataError: the split is empty, an id comes twice, or files are missing (which `subset` allows);
+                the first ones are named and all are counted.
         """
-        if not self.ids:
-            raise DataError(
-                f"{self.storage.where('')}: the split {self.split!r} has no images; expected {self.hint}"
-            )
-
-    def require_files(self) -> None:
-        """Check that every image and label is there, with one listing a folder.
-
-        Raises:
-            DataError: files are missing; the first ones are named and all are counted.
-        """
-        missing = self.missing_files()
-        if missing:
-            shown = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
-            raise DataError(
-                f"{self.storage.where('')}: {len(missing)} files of {self.split!r} are missing: {shown}"
-            )
-
-    def missing_files(self) -> list[str]:
-        """Paths below the root of the images and labels that are not there, in order."""
+        wanted = list(ids)
+        twice = [name for name, count in Counter(wanted).items() if count > 1]
+        if twice:
+            raise DataError(f"{self._of_split()}: {len(twice)} ids come twice: {_some(twice)}")
         present: dict[str, frozenset[str]] = {}
 
-        def absent(paths: Iterable[str]) -> Iterable[str]:
-            for path in paths:
-                folder, _, name = path.rpartition("/")
-                if folder not in present:
-                    present[folder] = frozenset(self.storage.names(folder))
-                if name not in present[folder]:
-                    yield path
+        def absent(path: str) -> bool:
+            folder, _, name = path.rpartition("/")
+            if folder not in present:
+                present[folder] = frozenset(self.storage.names(folder))
+            return name not in present[folder]
 
-        images = absent(self.image_file(i) for i in self.ids)
-        labels = absent(self.label_file(i) for i in self.ids) if self.has_labels else ()
-        return [*images, *labels]
+        for sample_id in wanted:
+            paths = [self.image_file(sample_id)] + ([self.label_file(sample_id)] if self.has_labels else [])
+            lacking = [path for path in paths if absent(path)]
+            self.missing += lacking
+            if not lacking:
+                self.ids.append(sample_id)
+        if self.missing and not self.subset:
+            raise DataError(
+                f"{self._of_split()}: {len(self.missing)} files are missing: {_some(self.missing)} "
+                f"(to use what is there: data.subset=true)"
+            )
+        if not self.ids:
+            raise DataError(f"{self._of_split()}: no images; expected {self.hint}")
+
+    def _of_split(self) -> str:
+        return f"{self.storage.where('')}, split {self.split!r}"
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

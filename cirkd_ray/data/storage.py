@@ -50,7 +50,7 @@ class LocalStorage:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
         try:
             return sorted(os.listdir(self.root / folder))  # noqa: PTH208 - a third of iterdir's time on 100 000 files
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
             raise DataError(f"{self.where(folder)}: cannot be listed ({error.strerror or error})") from None

@@ -94,13 +94,13 @@ def test_a_wrong_root_says_what_is_expected(small: Path, tmp_path: Path) -> None
 def test_an_empty_split_is_an_error(small: Path) -> None:
     for path in (small / "val").iterdir():
         path.rename(path.with_suffix(".txt"))
-    with pytest.raises(DataError, match="the split 'val' has no images"):
+    with pytest.raises(DataError, match="split 'val': no images; expected train/ trainannot/"):
         build_dataset("camvid", split="val", root=small)
 
 
 def test_missing_files_are_counted_and_named_when_the_set_is_opened(small: Path) -> None:
     (small / "valannot" / "a b.png").unlink()
-    with pytest.raises(DataError, match=r"1 files of 'val' are missing: valannot/a b\.png"):
+    with pytest.raises(DataError, match=r"split 'val': 1 files are missing: valannot/a b\.png"):
         build_dataset("camvid", split="val", root=small)
 
 

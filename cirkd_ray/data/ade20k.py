@@ -1,0 +1,51 @@
+"""ADE20K in the form of SceneParse150: 20210 train, 2000 val images, 150 classes.
+
+B. Zhou et al.: Scene Parsing through ADE20K Dataset, CVPR 2017.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from cirkd_ray.data.base import DATASETS
+from cirkd_ray.data.files import FileDataset, LabelMap, class_set, metadata
+from cirkd_ray.types import IGNORE_LABEL
+
+
+@DATASETS.register("ade20k")
+class ADE20K(FileDataset):
+    """`images/training/ADE_train_00000001.jpg` with `annotations/training/ADE_train_00000001.png`, ...
+
+    Stored 1..150 are the classes 0..149; stored 0 is ignored. Padding is marked after this map, so it never
+    becomes a class (in the reference it is ignored only because bytes saturate).
+
+    Args:
+        split: `train` or `val`.
+        root: the folder that holds `images` and `annotations`, or one that holds `ADEChallengeData2016`.
+        subset: use the files that are there, rather than refuse a set with holes.
+
+    Raises:
+        DataError: the folders are not there, or files of the split are missing.
+    """
+
+    default_crop: ClassVar[tuple[int, int]] = (512, 512)
+    classes = class_set("ade20k")
+    labels = LabelMap({0: IGNORE_LABEL, **{value: value - 1 for value in range(1, 151)}})
+    hint = "images/training, images/validation, annotations/training, annotations/validation"
+
+    def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
+        super().__init__(split=split, root=root, subset=subset)
+        part = {"train": "training", "val": "validation"}[split]
+        self._images = self.find_folder(*(f"{base}images/{part}" for base in ("", "ADEChallengeData2016/")))
+        self._labels = self.find_folder(self._images.replace("images", "annotations"))
+        count = metadata("ade20k")["splits"][split]
+        self.settle(f"ADE_{split}_{number:08d}" for number in range(1, count + 1))
+
+    def image_file(self, sample_id: str) -> str:
+        """`images/validation/ADE_val_00000001.jpg`."""
+        return f"{self._images}/{sample_id}.jpg"
+
+    def label_file(self, sample_id: str) -> str:
+        """`annotations/validation/ADE_val_00000001.png`."""
+        return f"{self._labels}/{sample_id}.png"

@@ -1,0 +1,54 @@
+"""Pascal VOC 2012 with SBD's additional labels ("VOC Aug"): 10582 train, 1449 val images, 21 classes.
+
+M. Everingham et al.: The Pascal Visual Object Classes Challenge, IJCV 2010; B. Hariharan et al.: Semantic
+Contours from Inverse Detectors, ICCV 2011.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from cirkd_ray.data.base import DATASETS
+from cirkd_ray.data.files import FileDataset, LabelMap, class_set, packaged_list
+from cirkd_ray.types import IGNORE_LABEL
+
+
+@DATASETS.register("voc")
+class VOC(FileDataset):
+    """`JPEGImages/X.jpg` with `SegmentationClassAug/X.png`, or `SegmentationClass/X.png` for val.
+
+    Labels may be gray or palette PNGs: both are read as indices (the reference reads palette PNGs as colours
+        turned
+    to gray, which makes class 12 out of 33). 255 is ignored.
+
+    Args:
+        split: `train` (the list known as train_aug) or `val`.
+        root: the folder that holds `JPEGImages`, or one that holds `VOCdevkit/VOC2012`.
+        subset: use the files that are there, rather than refuse a set with holes.
+
+    Raises:
+        DataError: the folders are not there, or files of the split are missing.
+    """
+
+    default_crop: ClassVar[tuple[int, int]] = (512, 512)
+    classes = class_set("voc")
+    labels = LabelMap({**{i: i for i in range(21)}, IGNORE_LABEL: IGNORE_LABEL})
+    hint = "JPEGImages/ and SegmentationClassAug/, there or in VOCdevkit/VOC2012/"
+
+    def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
+        super().__init__(split=split, root=root, subset=subset)
+        bases = ("", "VOC2012/", "VOCdevkit/VOC2012/")
+        self._images = self.find_folder(*(f"{base}JPEGImages" for base in bases))
+        base = self._images.removesuffix("JPEGImages")
+        both = ("SegmentationClassAug", "SegmentationClass")
+        self._labels = self.find_folder(*(base + name for name in (both if split == "train" else both[::-1])))
+        self.settle(packaged_list("voc", split))
+
+    def image_file(self, sample_id: str) -> str:
+        """`JPEGImages/2007_000033.jpg`."""
+        return f"{self._images}/{sample_id}.jpg"
+
+    def label_file(self, sample_id: str) -> str:
+        """`SegmentationClassAug/2007_000033.png`."""
+        return f"{self._labels}/{sample_id}.png"
