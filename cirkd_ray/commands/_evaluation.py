@@ -42,7 +42,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     add_set(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="neighbours of equal size run together"
+        "--batch-size", type=int, default=1, metavar="N", help="images of equal size run together"
     )
     parser.add_argument(
         "--loaders", type=int, default=0, metavar="N", help="processes that read images, per worker"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import distributed as dist
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.engine.boundary import BoundaryMatrix
-from cirkd_ray.engine.inference import Views, inference, predict_logits
+from cirkd_ray.engine.inference import Views, inference, predict_logits, predicted_classes
 from cirkd_ray.engine.metrics import ConfusionMatrix, areas
 from cirkd_ray.engine.preview import Picture, preprocessing_of, take_pictures
 from cirkd_ray.errors import ConfigError, DataError
@@ -105,7 +105,8 @@ def evaluate(
         precision: "bf16" or "fp16" for autocast.
         rank, world_size: which share of the images.
         workers: processes that read images; 0 reads in this one.
-        batch_size: consecutive images of one size that are run together.
+        batch_size: images of one size that are run together. Networks round a little differently in
+            batches, so counts that are equal on any number of ranks to the last pixel need 1.
         limit: only the first so many images of the set.
         batches: a loader made by `eval_loader` with the same rank, world size and limit, so that its
             processes live on between evaluations; by default one is made for this call.
@@ -131,7 +132,9 @@ def evaluate(
     preprocessing = preprocessing or preprocessing_of(model)
     counts = _Counts(dataset.classes, total, device, boundary, per_image)
     with inference(model, device=device, precision=precision):
-        seconds = _count(model, preprocessing, batches, device, views or Views(), counts, on_images)
+        seconds = _count(
+            model, preprocessing, batches, device, views or Views(), batch_size, counts, on_images
+        )
         if world_size > 1:
             seconds = counts.reduce(seconds)
     made = take_pictures(
@@ -153,20 +156,50 @@ def _count(
     batches: Iterable[Batch],
     device: torch.device,
     views: Views,
+    batch_size: int,
     counts: _Counts,
     on_images: Callable[[int], None] | None,
 ) -> float:
     """Predict and count this rank's images; returns the seconds that it took."""
     start = time.perf_counter()
-    for batch in batches:
-        sent = to_device(batch, device)
+    for batch in joined((to_device(batch, device) for batch in batches), batch_size):
         size = (batch.labels.shape[1], batch.labels.shape[2])
-        counts.add(sent, predict_logits(model, preprocessing, sent.images, size=size, **vars(views)))
+        counts.add(batch, predict_logits(model, preprocessing, batch.images, size=size, **vars(views)))
         if on_images is not None:
             on_images(len(batch.indices))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - start
+
+
+def joined(batches: Iterable[DeviceBatch], size: int) -> Iterator[DeviceBatch]:
+    """Batches of up to `size` images of one height and width, whatever their order in the set.
+
+    Images wait on the device, as bytes, until enough of their size are there; at most `8 * size` do.
+    """
+    waiting: dict[torch.Size, list[DeviceBatch]] = {}
+
+    def taken(shape: torch.Size) -> DeviceBatch:
+        group = waiting.pop(shape)
+        if len(group) == 1:
+            return group[0]
+        images, labels = torch.cat([b.images for b in group]), torch.cat([b.labels for b in group])
+        return DeviceBatch(images, labels, None, torch.cat([b.indices for b in group]))
+
+    def images(shape: torch.Size) -> int:
+        return sum(len(batch.indices) for batch in waiting.get(shape, ()))
+
+    for batch in batches:
+        shape = batch.images.shape[1:]
+        if 0 < images(shape) > size - len(batch.indices):
+            yield taken(shape)
+        waiting.setdefault(shape, []).append(batch)
+        if images(shape) >= size:
+            yield taken(shape)
+        elif sum(map(images, waiting)) > 8 * size:
+            yield taken(max(waiting, key=images))
+    for shape in list(waiting):
+        yield taken(shape)
 
 
 class _Counts:
@@ -187,7 +220,7 @@ class _Counts:
                 f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
                 "evaluate it on the data set that it was trained for"
             )
-        prediction = logits.argmax(1)
+        prediction = predicted_classes(logits)
         matrices = self.confusion.update(prediction, batch.labels)
         if self.boundary is not None:
             self.boundary.update(prediction, batch.labels)

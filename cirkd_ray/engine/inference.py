@@ -108,6 +108,22 @@ def predict_logits(
     return total if views == 1 else total.div_(views)
 
 
+def predicted_classes(scores: Tensor) -> Tensor:
+    """Class of the highest score, the first of equals: N x K x H x W scores -> N x H x W integers.
+
+    On the CPU `argmax` over a dimension that is not the last costs several percent of a small network's
+    forward pass; a pass per class over whole maps is about three times as fast.
+    """
+    classes = scores.shape[1]
+    if scores.device.type != "cpu" or classes > 256:
+        return scores.argmax(1)
+    best, result = scores[:, 0].clone(), torch.zeros_like(scores[:, 0], dtype=torch.uint8)
+    for index in range(1, classes):
+        result.masked_fill_(scores[:, index] > best, index)
+        torch.maximum(best, scores[:, index], out=best)
+    return result
+
+
 def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     """Height and width of an image of `size` seen at `scale`: rounded, at least one pixel."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))

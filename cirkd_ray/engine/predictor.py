@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.codec import decode_image
 from cirkd_ray.engine.evaluator import load_network
-from cirkd_ray.engine.inference import Views, inference, predict_logits
+from cirkd_ray.engine.inference import Views, inference, predict_logits, predicted_classes
 from cirkd_ray.engine.local import local_device
 from cirkd_ray.engine.precision import choose_precision
 from cirkd_ray.errors import ConfigError, DataError
@@ -112,7 +112,7 @@ class Predictor:
         pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None]
         with inference(self.model, device=self.device, precision=self.precision):
             logits = predict_logits(self.model, self.model.preprocessing, pixels, **vars(self.views))
-            found: UInt8 = logits.argmax(1)[0].to(torch.uint8).cpu().numpy()
+            found: UInt8 = predicted_classes(logits)[0].to(torch.uint8).cpu().numpy()
         return found
 
     def predict(self, sources: Iterable[Source], failures: list[str]) -> Iterator[Prediction]:

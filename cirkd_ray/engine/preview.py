@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from cirkd_ray.data.base import Sample, SegmentationDataset
-from cirkd_ray.engine.inference import Views, inference, predict_logits
+from cirkd_ray.engine.inference import Views, inference, predict_logits, predicted_classes
 from cirkd_ray.types import Preprocessing
 
 UInt8 = NDArray[np.uint8]
@@ -53,7 +53,7 @@ def take_pictures(
             predict_logits(network, pixels, image, size=sample.size, **vars(seen))
             for network, pixels, seen in networks
         ]
-        return [score.argmax(1)[0].to(torch.uint8).cpu().numpy() for score in scores]
+        return [predicted_classes(score)[0].to(torch.uint8).cpu().numpy() for score in scores]
 
     with inference(model, teacher, device=device, precision=precision):
         samples = (dataset.load(index) for index in indices if 0 <= index < len(dataset))

@@ -24,7 +24,6 @@ def everything(rank: int = 0, world_size: int = 1):
         world_size=world_size,
         boundary=True,
         per_image=True,
-        batch_size=2,
         pictures=(0, 5),
     )
 

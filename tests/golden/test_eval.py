@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cirkd_ray.engine.inference import predict_logits
+from cirkd_ray.engine.inference import predict_logits, predicted_classes
 from cirkd_ray.engine.metrics import ConfusionMatrix
 from cirkd_ray.models import build_model
 from cirkd_ray.models.weights import load_weights
@@ -44,7 +44,7 @@ def test_evaluation_equals_the_reference(network, case):
         logits[:, :, ::7, ::5].numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max()
     )
 
-    prediction = logits.argmax(1)
+    prediction = predicted_classes(logits)
     assert (prediction.numpy() == stored["prediction"]).mean() > 0.999
     confusion = ConfusionMatrix(CLASSES)
     confusion.update(torch.from_numpy(stored["prediction"].astype(np.int64)), labels)

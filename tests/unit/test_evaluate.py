@@ -9,10 +9,17 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from cirkd_ray.data.loader import eval_loader
+from cirkd_ray.data.loader import DeviceBatch, eval_loader
 from cirkd_ray.engine.boundary import BoundaryMatrix, boundary
-from cirkd_ray.engine.evaluate import evaluate
-from cirkd_ray.engine.inference import Views, Window, inference, predict_logits, window_corners
+from cirkd_ray.engine.evaluate import evaluate, joined
+from cirkd_ray.engine.inference import (
+    Views,
+    Window,
+    inference,
+    predict_logits,
+    predicted_classes,
+    window_corners,
+)
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IMAGENET, Preprocessing
 from tests.tiny import RandomSet, TinyNet
@@ -95,6 +102,15 @@ def test_windows_cover_every_pixel_and_stay_inside(length, size, stride):
     assert len(corners) == len(set(corners))
 
 
+@pytest.mark.parametrize("classes", [1, 2, 19, 300])
+def test_predicted_classes_are_those_of_the_highest_scores(classes):
+    scores = torch.randn(2, classes, 5, 7, generator=torch.Generator().manual_seed(classes)).round(decimals=1)
+    found = predicted_classes(scores).long()
+    assert torch.equal(scores.gather(1, found[:, None])[:, 0], scores.amax(1))
+    earlier = torch.arange(classes)[:, None, None] < found[:, None]
+    assert not ((scores == scores.amax(1, keepdim=True)) & earlier).any()
+
+
 def test_bad_views_are_named():
     for settings, message in (
         ({"scales": ()}, "scales"),
@@ -130,9 +146,34 @@ def test_evaluate_equals_a_loop_over_images():
 
 
 def test_batches_hold_images_of_one_size_and_all_are_counted():
-    data, seen = RandomSet(count=7, sizes=((16, 20), (16, 20), (24, 20))), []
-    evaluate(NET, data, device="cpu", batch_size=4, on_images=seen.append)
-    assert seen == [2, 1, 1, 1, 1, 1]
+    data, seen = RandomSet(count=11, sizes=((16, 20), (16, 20), (24, 20))), []
+    batched = evaluate(NET, data, device="cpu", batch_size=4, on_images=seen.append, per_image=True)
+    assert sorted(seen) == [3, 4, 4]
+    alone = evaluate(NET, data, device="cpu", per_image=True)
+    assert abs(batched.per_image - alone.per_image).sum() <= 4  # rounding may turn a pixel
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_joined_batches_hold_every_image_once_and_few_wait(size):
+    sizes = [(8, 8), (8, 12), (12, 8), *((4 + 4 * i, 8) for i in range(30)), *[(8, 8)] * 9]
+    batches = [
+        DeviceBatch(torch.zeros(1, 3, *s), torch.zeros(1, *s), None, torch.tensor([i]))
+        for i, s in enumerate(sizes)
+    ]
+    given = 0
+
+    def counted():
+        nonlocal given
+        for batch in batches:
+            given += 1
+            yield batch
+
+    taken = []
+    for batch in joined(counted(), size):
+        assert len(batch.indices) == len(batch.images) == len(batch.labels) <= size
+        taken += batch.indices.tolist()
+        assert given - len(taken) <= 8 * size
+    assert sorted(taken) == list(range(len(sizes)))
 
 
 def test_metrics_are_plain_numbers_with_a_score_a_class():
