@@ -1,4 +1,4 @@
-"""Evaluation: what upsampling, choosing classes, confusion matrix and boundaries cost beside the forward pass.
+"""Evaluation: what upsampling, choosing classes, confusion matrix and boundaries cost beside the network.
 
 Each part is timed alone; the best of several repetitions counts.
 """

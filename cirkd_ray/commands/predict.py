@@ -183,9 +183,14 @@ def _check(args: argparse.Namespace) -> int:
     """Check a submission against the split's images."""
     from rich.console import Console
 
+    from cirkd_ray.data.files import packaged_list
     from cirkd_ray.engine.submission import check_submission, server_names
+    from cirkd_ray.errors import ConfigError
 
-    problems = check_submission(args.check_submission, server_names(_dataset(args)))
+    if args.data not in (None, "cityscapes"):
+        raise ConfigError(f"--check-submission: only Cityscapes has such a server, not {args.data}")
+    names = server_names(_dataset(args)) if args.root else packaged_list("cityscapes", args.split or "test")
+    problems = check_submission(args.check_submission, names)
     return _report(args.check_submission, problems, Console(soft_wrap=True, highlight=False))
 
 

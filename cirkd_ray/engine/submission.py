@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -17,14 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.files import FileDataset
+from cirkd_ray.data.cityscapes import LABEL_IDS, Cityscapes
 from cirkd_ray.errors import ConfigError, DataError
 
 UInt8 = NDArray[np.uint8]
 
 SIZE = (1024, 2048)
-LABEL_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
-"""The label id of each of the 19 evaluated classes."""
 _KEY = re.compile(r"[a-z-]+_\d{6}_\d{6}")
 _STAMP = (1980, 1, 1, 0, 0, 0)
 _SHOWN = 5
@@ -103,13 +101,15 @@ def image_key(name: str) -> str:
     return found.group()
 
 
-def check_submission(path: str | Path, expected: Iterable[str], size: tuple[int, int] = SIZE) -> list[str]:
+def check_submission(
+    path: str | Path, expected: Iterable[str], size: tuple[int, int] | None = None
+) -> list[str]:
     """What is wrong with a submission; an empty list means that it is fit to send.
 
     Args:
         path: a zip file, or a folder with the PNGs.
         expected: names or paths of the images that must be there.
-        size: height and width of the test images.
+        size: height and width of the images; by default that of Cityscapes.
 
     Raises:
         DataError: it is neither a zip file nor a folder.
@@ -131,7 +131,7 @@ def check_submission(path: str | Path, expected: Iterable[str], size: tuple[int,
                 if match.group() not in keys:
                     problems.append(f"{name}: no such image in this split")
                 else:
-                    problems += _problems_of(name, files.read(name), size)
+                    problems += _problems_of(name, files.read(name), size or SIZE)
     missing = sorted(keys - set(found))
     if missing:
         problems.insert(0, f"{len(missing)} of {len(keys)} images have no prediction: {_some(missing)}")
@@ -139,26 +139,14 @@ def check_submission(path: str | Path, expected: Iterable[str], size: tuple[int,
 
 
 def server_names(dataset: SegmentationDataset | None) -> list[str]:
-    """Names of a data set's images, which must be Cityscapes with its 19 classes.
+    """Names of the images of a Cityscapes split.
 
     Raises:
         ConfigError: it is another data set.
     """
-    if not isinstance(dataset, FileDataset) or stored_ids(dataset) != dict(enumerate(LABEL_IDS)):
-        raise ConfigError(
-            "--submission: only Cityscapes (--data cityscapes --split test) has a server of this form"
-        )
+    if not isinstance(dataset, Cityscapes):
+        raise ConfigError("--submission: only Cityscapes (--data cityscapes --split test) has such a server")
     return [dataset.name(index) for index in range(len(dataset))]
-
-
-def stored_ids(dataset: FileDataset) -> Mapping[int, int]:
-    """The value of each class in the data set's own label files: the smallest where there are several."""
-    ids: dict[int, int] = {}
-    for stored in np.flatnonzero(dataset.labels.possible).tolist():
-        index = int(dataset.labels.table[stored])
-        if index < len(dataset.classes):
-            ids.setdefault(index, stored)
-    return dict(sorted(ids.items()))
 
 
 def _problems_of(name: str, data: bytes, size: tuple[int, int]) -> list[str]:

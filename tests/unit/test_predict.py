@@ -123,8 +123,6 @@ def test_worst_images_of_a_split(model, tmp_path, capsys):
     ],
 )
 def test_mistakes_are_named(model, arguments, message, tmp_path, capsys):
-    if "--submission" in arguments:
-        pytest.importorskip("cirkd_ray.data.cityscapes")
     assert main(["predict", str(model), "--out", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
 

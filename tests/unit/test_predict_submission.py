@@ -8,12 +8,15 @@ import zipfile
 import cv2
 import numpy as np
 import pytest
+import torch
 
-from cirkd_ray.data.files import FileDataset, LabelMap
+from cirkd_ray.cli import main
+from cirkd_ray.data import build_dataset
+from cirkd_ray.data.cityscapes import LABEL_IDS
 from cirkd_ray.engine import submission
-from cirkd_ray.engine.submission import LABEL_IDS, Submission, check_submission
+from cirkd_ray.engine.submission import Submission, check_submission
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.types import ClassSet
+from cirkd_ray.models import build_model, save_model
 
 NAMES = [f"leftImg8bit/test/berlin/berlin_{i:06d}_000019_leftImg8bit.png" for i in range(3)]
 SIZE = (16, 32)
@@ -138,24 +141,51 @@ def test_impossible_labels_and_names_are_refused(tmp_path):
             archive.add("photo.png", labels())
 
 
-class Fake(FileDataset):
-    """A file data set with the given map from stored values to classes."""
+@pytest.fixture
+def cityscapes(tmp_path):
+    """Three small images under the names of the test split."""
+    for seed, name in enumerate(NAMES):
+        path = tmp_path / "cityscapes" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = np.random.default_rng(seed).integers(0, 256, (*SIZE, 3), dtype=np.uint8)
+        path.write_bytes(png(picture))
+    return tmp_path / "cityscapes"
 
-    def __init__(self, mapping: dict[int, int]) -> None:
-        self.labels, self.ids = LabelMap(mapping), NAMES
-        self.classes = ClassSet(tuple(map(str, range(19))), ((0, 0, 0),) * 19)
 
-    def image_file(self, sample_id: str) -> str:
-        return sample_id
+def test_the_test_split_is_predicted_into_a_submission(cityscapes, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(submission, "SIZE", SIZE)
+    data = build_dataset("cityscapes", split="test", root=cityscapes, subset=True)
+    assert submission.server_names(data) == NAMES
+    torch.manual_seed(0)
+    network = build_model("deeplabv3_mobilenetv2", num_classes=19)
+    save_model(network, tmp_path / "model", classes=data.classes, data="cityscapes")
+    where = ["--root", str(cityscapes), "--set", "data.subset=true"]
+    sent = tmp_path / "sent.zip"
+    assert main(["predict", str(tmp_path / "model"), *where, "--submission", str(sent)]) == 0
+    assert "fit to send" in capsys.readouterr().out
+    with zipfile.ZipFile(sent) as archive:
+        values = {
+            int(v)
+            for n in archive.namelist()
+            for v in np.unique(cv2.imdecode(np.frombuffer(archive.read(n), np.uint8), 0))
+        }
+    assert values <= set(LABEL_IDS)
+    assert main(["predict", "--check-submission", str(sent), *where]) == 0
+    assert main(["predict", "--check-submission", str(sent)]) == 1  # of all 1525 images
+    assert "1522 of 1525 images have no prediction" in capsys.readouterr().out
+    (cityscapes / NAMES[1]).write_bytes(b"damaged")
+    assert main(["predict", str(tmp_path / "model"), *where, "--submission", str(sent)]) == 1
+    printed = capsys.readouterr().out
+    assert "skipped" in printed
+    assert "1 of 3 images have no prediction" in printed
 
 
-def test_only_cityscapes_can_be_submitted():
-    mapping = dict.fromkeys(range(34), 255) | {stored: i for i, stored in enumerate(LABEL_IDS)}
-    assert submission.server_names(Fake(mapping)) == NAMES
-    with pytest.raises(ConfigError, match="only Cityscapes"):
-        submission.server_names(Fake({i: i for i in range(19)}))
-    with pytest.raises(ConfigError, match="only Cityscapes"):
-        submission.server_names(None)
+def test_only_cityscapes_can_be_submitted(capsys):
+    for other in (None, build_dataset("shapes", split="val")):
+        with pytest.raises(ConfigError, match="only Cityscapes"):
+            submission.server_names(other)
+    assert main(["predict", "--check-submission", "x.zip", "--data", "voc"]) == 2
+    assert "only Cityscapes" in capsys.readouterr().err
 
 
 def test_large_real_size_is_the_default(tmp_path):
