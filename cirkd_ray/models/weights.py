@@ -54,7 +54,7 @@ class WeightsReport:
 
 
 @functools.cache
-def _layout(model_name: str, aux: bool) -> dict[str, tuple[int, ...]]:
+def layout(model_name: str, aux: bool) -> dict[str, tuple[int, ...]]:
     """Name and shape of every entry of the published network, built without memory.
 
     Shapes of the classifier are those of one class.
@@ -80,12 +80,12 @@ def convert_reference(state_dict: Mapping[str, Tensor], model_name: str) -> Stat
     """
     state = strip_prefixes(state_dict)
     aux = any(name.startswith("auxlayer.") for name in state)
-    layout = _layout(model_name, aux)
-    ours = {theirs: name for name, theirs in reference_names(model_name, layout).items()}
+    shapes = layout(model_name, aux)
+    ours = {theirs: name for name, theirs in reference_names(model_name, shapes).items()}
     result = {}
     for theirs, value in state.items():
         name = ours.get(theirs, theirs)
-        shape = layout.get(name, ())
+        shape = shapes.get(name, ())
         result[name] = value.reshape(*value.shape, 1, 1) if len(shape) == 4 and value.ndim == 2 else value
     return result
 

@@ -1,0 +1,167 @@
+"""What a weights file is: whose names it has, which network fits it, how many classes it scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cirkd_ray.models.backbone_weights import ENCODER, match_backbone
+from cirkd_ray.models.backbones import BACKBONES
+from cirkd_ray.models.build import PUBLISHED, build_model, parse_name
+from cirkd_ray.models.card import find_card, locate
+from cirkd_ray.models.files import read_weights
+from cirkd_ray.models.reference_names import reference_names
+from cirkd_ray.models.weights import CLASSIFIERS, is_reference, layout
+
+_HEAD_SIGNS = {
+    "head.aspp.": "deeplabv3",
+    "head.psp.": "pspnet",
+    "head.ppm_conv.": "upernet",
+    "linear_pred.": "segformer",
+}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One network compared with the file.
+
+    Attributes:
+        name: the network, as `build_model` knows it; for a backbone file, one network that has this encoder.
+        missing, unexpected, mismatched: entries that do not fit, in the file's names; the number of classes
+            is free.
+    """
+
+    name: str
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[str, ...] = ()
+
+    @property
+    def problems(self) -> int:
+        """Number of entries that do not fit."""
+        return len(self.missing) + len(self.unexpected) + len(self.mismatched)
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a weights file.
+
+    Attributes:
+        path: the file.
+        kind: `cirkd_ray`, `reference`, `... backbone`, `torchvision segmentation` or `unknown`.
+        tensors: number of entries.
+        parameters: number of values, without statistics of norms.
+        num_classes: classes that it scores, where it has a classifier.
+        best: the network that fits best, where there is a guess.
+    """
+
+    path: Path
+    kind: str
+    tensors: int
+    parameters: int
+    num_classes: int | None
+    best: Candidate | None
+
+
+def inspect(path: str | Path) -> Inspection:
+    """Look into a weights file; nothing is loaded into a network.
+
+    Raises:
+        WeightsError: the file cannot be read.
+    """
+    file = locate(Path(path))[0]
+    state = read_weights(file)
+    kind, best = _guess(state, path)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    parameters = sum(value.numel() for name, value in state.items() if not name.endswith(statistics))
+    return Inspection(file, kind, len(state), parameters, _num_classes(state, kind), best)
+
+
+def _guess(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, Candidate | None]:
+    """Kind and best network."""
+    if any(name.startswith((ENCODER, "head.classifier.")) for name in state):
+        kind = "cirkd_ray" if any(name.startswith("head.") for name in state) else "cirkd_ray backbone"
+        card = find_card(path)
+        return kind, Candidate(card["name"]) if card else None
+    if is_reference(state):
+        return "reference", _best_reference(state)
+    if any(name.startswith("classifier.") for name in state) and any(
+        n.startswith("backbone.") for n in state
+    ):
+        return "torchvision segmentation", None
+    return _best_backbone(state)
+
+
+def _best_reference(state: Mapping[str, Tensor]) -> Candidate | None:
+    """The published network whose names and shapes agree best."""
+    head = next((head for sign, head in _HEAD_SIGNS.items() if any(n.startswith(sign) for n in state)), None)
+    names = [name for name, (its_head, _, _) in PUBLISHED.items() if its_head == head]
+    candidates = (_compare_reference(state, name) for name in names)
+    return min(candidates, key=lambda candidate: candidate.problems, default=None)
+
+
+def _compare_reference(state: Mapping[str, Tensor], name: str) -> Candidate:
+    """Names and shapes against one published network."""
+    ours = layout(name, any(entry.startswith("auxlayer.") for entry in state))
+    theirs = reference_names(name, ours)
+    shapes = {theirs[entry]: shape for entry, shape in ours.items()}
+    classifiers = {theirs[entry] for entry in ours if entry.startswith(CLASSIFIERS)}
+    mismatched = []
+    for entry, value in state.items():
+        expected = shapes.get(entry, tuple(value.shape))
+        found = tuple(value.shape)
+        if entry in classifiers:
+            expected, found = expected[1:], found[1:]
+        if found + (1, 1) * (len(expected) == 4 and len(found) == 2) != expected:
+            mismatched.append(entry)
+    counters = "num_batches_tracked"
+    missing = tuple(e for e in shapes if e not in state and not e.endswith(counters))
+    return Candidate(name, missing, tuple(e for e in state if e not in shapes), tuple(mismatched))
+
+
+def _best_backbone(state: Mapping[str, Tensor]) -> tuple[str, Candidate | None]:
+    """The published encoder whose names and shapes agree best."""
+    best: tuple[str, Candidate | None] = ("unknown", None)
+    for backbone in BACKBONES:
+        name = next(name for name, (_, its, _) in PUBLISHED.items() if its == backbone)
+        with torch.device("meta"):
+            model = build_model(name, num_classes=1)
+        match = match_backbone(state, model)
+        if match is None:
+            continue
+        own = {k: v.shape for k, v in model.state_dict().items() if k.startswith(ENCODER)}
+        placed = match.state
+        candidate = Candidate(
+            name,
+            tuple(e for e in own if e not in placed and not e.endswith("num_batches_tracked")),
+            tuple(e for e in placed if e not in own),
+            tuple(e for e, value in placed.items() if e in own and value.shape != own[e]),
+        )
+        if best[1] is None or candidate.problems < best[1].problems:
+            best = (match.kind, candidate)
+    return best
+
+
+def _num_classes(state: Mapping[str, Tensor], kind: str) -> int | None:
+    """Rows of the classifier of a whole network."""
+    names = {
+        "cirkd_ray": ("head.classifier.weight",),
+        "reference": (
+            "head.block.4.weight",
+            "head.classifier.weight",
+            "head.conv_last.1.weight",
+            "linear_pred.weight",
+        ),
+        "torchvision segmentation": ("classifier.4.weight", "classifier.low_classifier.weight"),
+    }
+    weight = next((state[name] for name in names.get(kind, ()) if name in state), None)
+    return None if weight is None else int(weight.shape[0])
+
+
+def encoder_of(name: str) -> str:
+    """What a network's encoder is called, for messages."""
+    return parse_name(name).backbone_name

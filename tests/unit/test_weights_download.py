@@ -1,0 +1,182 @@
+"""Downloads against a server on the loopback: resumed, checked, and told plainly when they fail."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+
+import pytest
+
+from cirkd_ray.errors import WeightsError
+from cirkd_ray.models.build import parse_name
+from cirkd_ray.models.catalogue import KNOWN_FILES
+from cirkd_ray.models.download import download
+
+DATA = bytes(range(256)) * 4000
+SHA = hashlib.sha256(DATA).hexdigest()
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves DATA; `breaks` is the number of answers that end after a third of what they announce."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.breaks = 0
+        self.errors: list[int] = []
+        self.ranges: list[str | None] = []
+        self.honour_range = True
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self) -> None:
+        wanted = self.headers.get("Range")
+        self.server.ranges.append(wanted)
+        if self.server.errors:
+            return self.send_error(self.server.errors.pop(0))
+        if self.path.endswith("page"):
+            return self._answer(200, b"<html>sign in</html>", "text/html; charset=utf-8")
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.honour_range else 0
+        if start >= len(DATA):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(DATA)}")
+            return self.end_headers()
+        return self._answer(206 if start else 200, DATA[start:], "application/octet-stream")
+
+    def _answer(self, status: int, body: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.server.breaks:
+            self.server.breaks -= 1
+            body = body[: len(body) // 3]
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        """Silence."""
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in ("http_proxy", "HTTP_PROXY", "no_proxy", "NO_PROXY", "CIRKD_OFFLINE", "HF_HUB_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    instance = Server()
+    thread = threading.Thread(target=instance.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield instance
+    instance.shutdown()
+    instance.server_close()
+
+
+def fetch(server, target, **options):
+    return download(f"{server.url}/{options.pop('path', 'file.pth')}", target, pause=0.01, **options)
+
+
+def test_a_file_arrives_whole_with_progress(server, tmp_path):
+    told = []
+    path = fetch(server, tmp_path / "deep" / "file.pth", sha256=SHA[:8], progress=lambda *n: told.append(n))
+    assert path.read_bytes() == DATA
+    assert told[-1] == (len(DATA), len(DATA))
+    assert [p.name for p in path.parent.iterdir()] == ["file.pth"]
+
+
+def test_broken_connections_are_resumed(server, tmp_path):
+    server.breaks = 2
+    assert fetch(server, tmp_path / "f", sha256=SHA).read_bytes() == DATA
+    third = len(DATA) // 3
+    assert server.ranges == [None, f"bytes={third}-", f"bytes={third + (len(DATA) - third) // 3}-"]
+
+
+def test_a_later_call_goes_on_where_this_one_gave_up(server, tmp_path):
+    server.breaks = 1
+    with pytest.raises(WeightsError, match=rf"after {len(DATA) // 3} of .*tried 1 times.*bytes are kept"):
+        fetch(server, tmp_path / "f", attempts=1)
+    assert not (tmp_path / "f").exists()
+    assert fetch(server, tmp_path / "f").read_bytes() == DATA
+    assert server.ranges[-1] == f"bytes={len(DATA) // 3}-"
+
+
+def test_a_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
+    server.breaks, server.honour_range = 1, False
+    assert fetch(server, tmp_path / "f", sha256=SHA).read_bytes() == DATA
+
+
+def test_a_whole_part_is_taken_and_a_strange_one_thrown_away(server, tmp_path):
+    (tmp_path / "a.part").write_bytes(DATA)
+    assert fetch(server, tmp_path / "a", sha256=SHA).read_bytes() == DATA
+    (tmp_path / "b.part").write_bytes(DATA + b"more")
+    assert fetch(server, tmp_path / "b", sha256=SHA).read_bytes() == DATA
+
+
+def test_a_wrong_checksum_is_not_kept(server, tmp_path):
+    with pytest.raises(WeightsError, match=rf"SHA-256 is {SHA[:16]}\.\.\., not 0123: not kept"):
+        fetch(server, tmp_path / "f", sha256="0123")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_there_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "f").write_bytes(DATA)
+    fetch(server, tmp_path / "f", sha256=SHA)
+    assert server.ranges == []
+    (tmp_path / "f").write_bytes(b"damaged")
+    assert fetch(server, tmp_path / "f", sha256=SHA).read_bytes() == DATA
+
+
+def test_passing_trouble_is_tried_again_and_refusals_are_not(server, tmp_path):
+    server.errors = [503, 429]
+    assert fetch(server, tmp_path / "a").read_bytes() == DATA
+    server.errors = [404, 404]
+    with pytest.raises(WeightsError, match="the server answers 404"):
+        fetch(server, tmp_path / "b")
+    assert server.errors == [404]
+
+
+def test_a_web_page_is_no_file(server, tmp_path):
+    with pytest.raises(WeightsError, match="answers with a web page"):
+        fetch(server, tmp_path / "f", path="page")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("variable", ["CIRKD_OFFLINE", "HF_HUB_OFFLINE"])
+def test_offline_touches_no_network(server, tmp_path, monkeypatch, variable):
+    monkeypatch.setenv(variable, "1")
+    with pytest.raises(WeightsError, match=r"offline .*put it at .*f"):
+        fetch(server, tmp_path / "f")
+    assert server.ranges == []
+    monkeypatch.setenv(variable, "0")
+    fetch(server, tmp_path / "f")
+
+
+def test_a_proxy_is_asked(server, tmp_path, monkeypatch):
+    """The proxy is the server; the address behind it does not exist."""
+    monkeypatch.setenv("http_proxy", server.url)
+    path = download("http://weights.invalid/file.pth", tmp_path / "f", sha256=SHA, attempts=1)
+    assert path.read_bytes() == DATA
+
+
+def test_no_server_at_all(tmp_path, server):
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(WeightsError, match=r"refused.*tried 2 times"):
+        fetch(server, tmp_path / "f", attempts=2)
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://host/file", "/a/path"])
+def test_only_http(url, tmp_path):
+    with pytest.raises(WeightsError, match="not an http or https address"):
+        download(url, tmp_path / "f")
+
+
+def test_known_files_name_networks_that_exist():
+    assert len(KNOWN_FILES) > 10
+    for entry in KNOWN_FILES.values():
+        parse_name(entry.model)
+        assert entry.url.startswith("https://")
+        assert not entry.sha256 or (len(entry.sha256) == 8 and int(entry.sha256, 16) >= 0)
