@@ -31,13 +31,15 @@ def _list(_: argparse.Namespace) -> int:
     from cirkd_ray.config import load_tree, parse
 
     table = Table("recipe", "student", "teacher", "losses", "steps", "published mIoU", box=None)
+    for column in table.columns:
+        column.no_wrap = True  # names are for copying
     for name in recipe_names():
         spec = parse(load_tree(name), name)
         losses = ", ".join(k for k, loss in spec.distill.losses.items() if loss) if spec.distill else "-"
         teacher = (spec.teacher.train or spec.teacher.weights or spec.teacher.module or "-") if spec.teacher else "-"
         figure = f"{spec.published.miou:.2f} ({spec.published.split})" if spec.published else "-"
         table.add_row(name, spec.model.name, teacher, losses, str(spec.train.steps), figure)
-    Console(soft_wrap=True).print(table)
+    Console(width=200, soft_wrap=True).print(table)
     return 0
 
 

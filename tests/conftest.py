@@ -1,0 +1,57 @@
+"""What tests share: a trained tiny teacher, and one Ray for all tests that need it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # comparisons between processes need the same order of additions
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests marked `gpu` skip where there is none; tests that need Ray come last, so that it starts once."""
+    import torch
+
+    for item in items:
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    items.sort(key=lambda item: "ray" in item.keywords)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny trained teacher."""
+    from cirkd_ray.engine.local import run_local
+    from cirkd_ray.engine.rundir import RunDirectory
+    from tests.tinyrun import tiny_baseline
+
+    directory = RunDirectory(tmp_path_factory.mktemp("teacher") / "run")
+    spec = tiny_baseline(train={"steps": 2, "validate_every": 2}, model={"head_channels": 24})
+    directory.create(spec)
+    run_local(spec, directory)
+    return directory.path
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray of four CPUs."""
+    import ray
+
+    from cirkd_ray.cluster.session import ray_session
+
+    os.environ.pop("RAY_ADDRESS", None)
+    with ray_session(minimum_cpus=4):
+        assert ray.cluster_resources()["CPU"] >= 4
+        yield

@@ -1,0 +1,141 @@
+"""Recipes: composition, overrides, and errors that say where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cirkd_ray.composition import apply_overrides, flatten, merge, parse_override, recipe_names
+from cirkd_ray.config import WeightSchedule, from_tree, load_run, load_tree, parse
+from cirkd_ray.errors import ConfigError
+
+SMALL = {"model": {"name": "deeplabv3:resnet10t"}, "data": {"name": "shapes"}}
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_shipped_recipe_resolves_and_resolving_again_changes_nothing(name: str) -> None:
+    spec = load_run(name)
+    assert spec.name == name
+    assert from_tree(spec.to_dict()) == spec
+    assert from_tree(yaml.safe_load(spec.to_yaml())) == spec
+
+
+def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
+    spec = from_tree({**SMALL, "teacher": {"weights": "t"}, "distill": {"losses": {"m": {"kind": "cirkd_memory"}}}})
+    leaves = flatten(spec.to_dict())
+    assert leaves["distill.losses.m.temperature"] == 0.1
+    assert leaves["distill.losses.m.weights.memory_pixel"] == 0.1
+    assert leaves["data.crop"] == [128, 256]
+    assert leaves["data.height"] == 128
+    assert "model.output_stride" in leaves
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lrr=1", "optim.lrr: no such setting; did you mean 'lr'?"),
+        ("optim.lr=fast", "optim.lr: "),
+        ("optim.lr=-1", "optim.lr: "),
+        ("trian.steps=5", "trian: no such setting; did you mean 'train'?"),
+        ("train.steps=0", "train.steps: "),
+        ("model.name=deeplabv3_resnet81", "did you mean 'deeplabv3_resnet18'?"),
+        ("model.output_strid=8", "model.output_strid: no such setting; did you mean 'output_stride'?"),
+        ("data.name=camvit", "did you mean 'camvid'?"),
+        ("data.hight=64", "data.hight: no such setting; did you mean 'height'?"),
+        ("data.val_split=vall", "data.val_split: 'shapes' has no split 'vall'; did you mean 'val'?"),
+        ("distill.losses.kd.kind=kdd", "no loss named 'kdd'"),
+        ("distill.losses.kd.temprature=2", "distill.losses.kd.temprature: no such setting; did you mean 'temperature'?"),
+        ("distill.losses.kd.temperature=-2", "distill.losses.kd.temperature: "),
+        ("distill.losses.cirkd_memory.weights.memory_pixl=1", "did you mean 'memory_pixel'?"),
+        ("distill.losses.kd.weights={kd: 1}", "give weight (all terms) or weights"),
+        ("teacher=null", "distill needs a teacher"),
+        ("teacher.weights=x", "give exactly one of train, weights, module; got train and weights"),
+    ],
+)
+def test_wrong_settings_are_named_with_the_nearest_right_one(override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_run("quickstart", [override])
+    assert message in str(error.value)
+    assert len(str(error.value).splitlines()) <= 2
+
+
+def test_one_override_function_sets_what_the_command_line_says() -> None:
+    tree = apply_overrides({"a": {"b": 1}, "c": None}, {"a.b": 2, "c.d.e": [1], "f": "x"})
+    assert tree == {"a": {"b": 2}, "c": {"d": {"e": [1]}}, "f": "x"}
+    assert parse_override("optim.lr=1e-2") == ("optim.lr", "1e-2")  # YAML 1.1 reads a text; pydantic a number
+    assert load_run("quickstart", ["optim.lr=1e-2"]).optim.lr == 0.01
+    assert load_run("quickstart", {"optim.lr": 0.01}) == load_run("quickstart", ["optim.lr=0.01"])
+    assert load_run("quickstart", ["distill=null"]).distill is None
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=1", "a=[1"])
+def test_overrides_that_cannot_be_read(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(text)
+
+
+def test_an_override_through_a_value_that_is_no_mapping() -> None:
+    with pytest.raises(ConfigError, match=r"seed\.x: seed is 0"):
+        apply_overrides({"seed": 0}, {"seed.x": 1})
+
+
+def test_own_recipe_extends_a_shipped_one_and_drops_a_loss(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: quickstart\ndistill: {losses: {kd: null}}\noptim: {lr: 0.5}\n")
+    spec = load_run(str(path))
+    assert spec.name == "mine"
+    assert spec.distill is not None
+    assert list(spec.distill.losses) == ["cirkd_minibatch", "cirkd_memory"]
+    assert (spec.optim.lr, spec.optim.name) == (0.5, load_run("quickstart").optim.name)
+    other = tmp_path / "other.yaml"
+    other.write_text("extends: mine.yaml\n")  # beside the file that names it
+    assert load_run(str(other)).optim.lr == 0.5
+
+
+def test_published_figures_are_not_inherited(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: camvid/teacher_deeplabv3_resnet101\n")
+    assert load_run(str(path)).published is None
+    assert load_run("camvid/teacher_deeplabv3_resnet101").published is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: [1\n", "r.yaml:2:1"),
+        ("- 1\n", "a recipe is a mapping"),
+        ("seed: 1\nseed: 2\n", "r.yaml:2:1: key 'seed' given twice"),
+        ("extends: quickstrat\n", "did you mean 'quickstart'?"),
+        ("extends: r.yaml\n", "extends itself"),
+        ("extends: {a: 1}\n", "extends takes a recipe's name"),
+    ],
+)
+def test_recipe_files_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        load_tree(str(path))
+    assert message in str(error.value)
+
+
+def test_merge_replaces_lists_and_lays_mappings_over_each_other() -> None:
+    assert merge({"a": {"b": 1, "c": [1, 2]}}, {"a": {"c": [3]}, "d": 1}) == {"a": {"b": 1, "c": [3]}, "d": 1}
+
+
+def test_removing_every_loss_is_an_error() -> None:
+    gone = {f"distill.losses.{name}": None for name in ("kd", "cirkd_minibatch", "cirkd_memory")}
+    with pytest.raises(ConfigError, match="no loss is left"):
+        load_run("quickstart", gone)
+
+
+def test_weight_schedule() -> None:
+    schedule = WeightSchedule(warmup=0.1, decay_from=0.5, decay_to=0.2)
+    values = [schedule.factor(step, 100) for step in (0, 4, 9, 50, 75, 100)]
+    assert values == pytest.approx([0.1, 0.5, 1.0, 1.0, 0.6, 0.2])
+    assert WeightSchedule().factor(100, 100) == 1.0
+
+
+def test_a_spec_needs_no_torch_to_be_parsed() -> None:
+    assert parse({"model": {"name": "anything", "extra": 1}}).model.settings == {"extra": 1}
