@@ -8,6 +8,7 @@ from typing import Any
 
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models.files import read_metadata
+from cirkd_ray.types import Preprocessing
 
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "model.json"
@@ -40,6 +41,16 @@ def find_card(path: str | Path) -> dict[str, Any] | None:
     weights, card = locate(Path(path))
     embedded = weights.suffix == ".safetensors" and "model" in read_metadata(weights)
     return read_card(card, weights) if card.is_file() or embedded else None
+
+
+def find_preprocessing(path: str | Path) -> Preprocessing | None:
+    """What the weights at `path` expect, where their card or their metadata says so."""
+    card = find_card(path)
+    if card is not None:
+        return Preprocessing.from_dict(card["preprocessing"])
+    weights, _ = locate(Path(path))
+    text = read_metadata(weights).get("preprocessing") if weights.suffix == ".safetensors" else None
+    return Preprocessing.from_dict(json.loads(text)) if text else None
 
 
 def read_card(path: Path, weights: Path) -> dict[str, Any]:

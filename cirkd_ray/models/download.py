@@ -19,7 +19,7 @@ Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be, where the server says so."""
 
 
-def offline() -> bool:
+def offline_requested() -> bool:
     """Whether the environment forbids the network: `CIRKD_OFFLINE` or `HF_HUB_OFFLINE` is set and not 0."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("CIRKD_OFFLINE", "HF_HUB_OFFLINE"))
 
@@ -29,6 +29,7 @@ def download(
     target: Path,
     *,
     sha256: str = "",
+    offline: bool | None = None,
     attempts: int = 4,
     timeout: float = 30.0,
     pause: float = 1.0,
@@ -43,6 +44,7 @@ def download(
         url: http or https.
         target: where the whole file goes; its folder is created.
         sha256: the checksum or its beginning, in hexadecimal.
+        offline: use no network; by default what the environment says (see `offline_requested`).
         attempts: how often to try; a pause that doubles lies between two.
         timeout: seconds without an answer that count as a failure.
         pause: seconds before the second attempt.
@@ -56,10 +58,8 @@ def download(
         raise WeightsError(f"{url} is not an http or https address")
     if target.is_file() and _matches(target, sha256):
         return target
-    if offline():
-        raise WeightsError(
-            f"offline as CIRKD_OFFLINE or HF_HUB_OFFLINE asks: fetch {url} elsewhere, put it at {target}"
-        )
+    if offline_requested() if offline is None else offline:
+        raise WeightsError(f"offline, and no whole {target} is there: fetch {url} elsewhere and put it there")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     _persist(url, part, attempts, timeout, pause, progress)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from cirkd_ray.models.backbone_weights import ENCODER, match_backbone
 from cirkd_ray.models.backbones import BACKBONES
-from cirkd_ray.models.build import PUBLISHED, build_model, parse_name
+from cirkd_ray.models.build import PUBLISHED, build_model
 from cirkd_ray.models.card import find_card, locate
 from cirkd_ray.models.files import read_weights
 from cirkd_ray.models.reference_names import reference_names
@@ -126,7 +126,10 @@ def _compare_reference(state: Mapping[str, Tensor], name: str) -> Candidate:
 def _best_backbone(state: Mapping[str, Tensor]) -> tuple[str, Candidate | None]:
     """The published encoder whose names and shapes agree best."""
     best: tuple[str, Candidate | None] = ("unknown", None)
+    transformer = any("patch_embed1." in name for name in state)  # large ones take long to build, even empty
     for backbone in BACKBONES:
+        if backbone.startswith("mit_") != transformer:
+            continue
         name = next(name for name, (_, its, _) in PUBLISHED.items() if its == backbone)
         with torch.device("meta"):
             model = build_model(name, num_classes=1)
@@ -160,8 +163,3 @@ def _num_classes(state: Mapping[str, Tensor], kind: str) -> int | None:
     }
     weight = next((state[name] for name in names.get(kind, ()) if name in state), None)
     return None if weight is None else int(weight.shape[0])
-
-
-def encoder_of(name: str) -> str:
-    """What a network's encoder is called, for messages."""
-    return parse_name(name).backbone_name

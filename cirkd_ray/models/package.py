@@ -15,12 +15,14 @@ from safetensors.torch import save_file
 
 import cirkd_ray
 from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.models.backbone_weights import ENCODER
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, locate, read_card
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.models.weights import load_weights
 from cirkd_ray.types import ClassSet, Preprocessing
 
+ENCODER_FILE = "encoder.safetensors"
 _RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
 
 
@@ -80,6 +82,35 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
         save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
     with _replacing(folder / CARD_FILE) as path:
         path.write_text(text + "\n", encoding="utf-8")
+
+
+def save_encoder(model: SegmentationModel, folder: str | Path) -> Path:
+    """Write the encoder alone as `encoder.safetensors`, for `load_weights` into any network that has it.
+
+    Returns:
+        The file.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: value.contiguous() for name, value in model.state_dict().items() if name.startswith(ENCODER)
+    }
+    metadata = {"format": "pt", "preprocessing": json.dumps(model.preprocessing.to_dict())}
+    with _replacing(folder / ENCODER_FILE) as path:
+        save_file(tensors, path, metadata=metadata)
+    return folder / ENCODER_FILE
+
+
+def numbered_classes(count: int) -> ClassSet:
+    """`class 0` and so on, in the colours of VOC: the number's bits go to the channels in turn."""
+    palette = []
+    for number in range(count):
+        channels = [
+            sum((number >> (3 * place + channel) & 1) << (7 - place) for place in range(8))
+            for channel in range(3)
+        ]
+        palette.append((channels[0], channels[1], channels[2]))
+    return ClassSet(tuple(f"class {number}" for number in range(count)), tuple(palette))
 
 
 @contextlib.contextmanager

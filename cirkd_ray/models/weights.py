@@ -13,7 +13,7 @@ from torch import Tensor
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models.backbone_weights import ENCODER, match_backbone
 from cirkd_ray.models.build import build_model
-from cirkd_ray.models.card import find_card, locate
+from cirkd_ray.models.card import find_preprocessing, locate
 from cirkd_ray.models.files import StateDict, read_weights, strip_prefixes, tensors_of
 from cirkd_ray.models.reference_names import reference_names
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -151,9 +151,8 @@ def compare(
     """
     preprocessing = None
     if isinstance(source, (str, Path)):
-        name, card = str(source), find_card(source)
+        name, preprocessing = str(source), find_preprocessing(source)
         state = read_weights(locate(Path(source))[0])
-        preprocessing = Preprocessing.from_dict(card["preprocessing"]) if card else None
     else:
         name = "a state dict"
         state = strip_prefixes(tensors_of(source, name))

@@ -147,7 +147,7 @@ def test_a_web_page_is_no_file(server, tmp_path):
 @pytest.mark.parametrize("variable", ["CIRKD_OFFLINE", "HF_HUB_OFFLINE"])
 def test_offline_touches_no_network(server, tmp_path, monkeypatch, variable):
     monkeypatch.setenv(variable, "1")
-    with pytest.raises(WeightsError, match=r"offline .*put it at .*f"):
+    with pytest.raises(WeightsError, match=r"offline, and no whole .*f is there: fetch .*"):
         fetch(server, tmp_path / "f")
     assert server.ranges == []
     monkeypatch.setenv(variable, "0")

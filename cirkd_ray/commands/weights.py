@@ -1,0 +1,311 @@
+"""Other people's weights: say what a file is, convert it, try it, fetch a known one."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+HELP = "inspect, import, verify and get weights"
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from cirkd_ray.models.download import Progress
+    from cirkd_ray.models.inspection import Inspection
+    from cirkd_ray.models.segmentation import SegmentationModel
+    from cirkd_ray.models.weights import WeightsReport
+    from cirkd_ray.types import ClassSet
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """`inspect`, `import`, `verify`, `get`."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+
+    inspect = actions.add_parser(
+        "inspect", help="whose weights these are, of which network, what does not fit"
+    )
+    inspect.add_argument("path", metavar="PATH")
+    inspect.add_argument("--model", metavar="NAME", help="compare with this network instead of the likeliest")
+    _add_settings(inspect)
+
+    convert = actions.add_parser(
+        "import", help="convert weights of the CIRKD release, timm or torchvision to a folder of this package"
+    )
+    convert.add_argument("path", metavar="PATH")
+    convert.add_argument("--model", metavar="NAME", help="the network (default: the one that fits)")
+    convert.add_argument("--data", metavar="NAME", help="data set that names and colours the classes")
+    convert.add_argument(
+        "--out", metavar="DIR", help="folder to write (default: weights/ and the file's name)"
+    )
+    _add_settings(convert)
+
+    verify = actions.add_parser("verify", help="load the weights and run one forward")
+    verify.add_argument("path", metavar="PATH")
+    verify.add_argument("--model", metavar="NAME", help="the network, where the file does not say")
+    verify.add_argument("--size", type=int, nargs=2, default=(256, 512), metavar=("HEIGHT", "WIDTH"))
+    _add_settings(verify)
+
+    get = actions.add_parser(
+        "get", help="download a known file, or any by its address; without a name, list them"
+    )
+    get.add_argument("name", nargs="?", metavar="NAME_OR_URL")
+    get.add_argument("--out", default="weights", metavar="DIR", help="where files go (default: weights/)")
+    get.add_argument("--sha256", default="", metavar="HEX", help="the checksum or its beginning")
+    get.add_argument(
+        "--offline", action="store_true", help="use no network: succeed only where the file is there"
+    )
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        dest="settings",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a setting of the network",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what was asked for."""
+    actions = {"inspect": _inspect, "import": _import, "verify": _verify, "get": _get}
+    return actions[args.action](args)
+
+
+def _print(table: Table) -> None:
+    """Print a table in the terminal's width, or whole where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    console.width = console.width if console.is_terminal else 240
+    console.print(table)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from rich.table import Table
+
+    from cirkd_ray.models.inspection import inspect
+
+    found = inspect(args.path)
+    table = Table(box=None, show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("file", str(found.path))
+    table.add_row("holds", f"{found.tensors} tensors, {found.parameters / 1e6:.2f} M parameters")
+    table.add_row("kind", _KINDS.get(found.kind, found.kind))
+    if found.num_classes is not None:
+        table.add_row("classes", str(found.num_classes))
+    for label, text in _fit(args, found):
+        table.add_row(label, text)
+    _print(table)
+    return 0
+
+
+_KINDS = {
+    "cirkd_ray": "a network of this package",
+    "cirkd_ray backbone": "an encoder of this package",
+    "reference": "a network of the CIRKD release",
+    "reference backbone": "an ImageNet backbone of the CIRKD release",
+    "timm backbone": "an ImageNet backbone of timm",
+    "torchvision backbone": "an ImageNet backbone of torchvision",
+    "torchvision segmentation": "a segmentation network of torchvision: a teacher by "
+    "module=cirkd_ray.models.external:torchvision_model?name=NAME&weights=PATH",
+    "unknown": "unknown; name a network with --model to see what does not fit",
+}
+
+
+def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
+    """Rows of the network and of what does not fit it."""
+    if args.model is not None or (found.best is not None and found.kind == "cirkd_ray"):
+        from cirkd_ray.models.weights import compare, explain
+
+        name = args.model or found.best.name  # type: ignore[union-attr]
+        report, _ = compare(_network(args, name, found), args.path)
+        problems = explain(report)
+        return [
+            ("network", f"{name}: {problems.strip() or f'fits ({report.loaded} entries)'}"),
+            *_aside(report),
+        ]
+    if found.best is None:
+        return []
+    name = found.best.name
+    what = f"the encoder of {name}" if found.kind.endswith("backbone") else name
+    if not found.best.problems:
+        return [("network", f"{what}: fits"), ("next", f"cirkd weights import {args.path} --model {name}")]
+    lists = {k: getattr(found.best, k) for k in ("missing", "unexpected", "mismatched")}
+    rows = [
+        (k, f"{len(v)}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}") for k, v in lists.items() if v
+    ]
+    return [("network", f"nearest is {what}, which it does not fit"), *rows]
+
+
+def _aside(report: WeightsReport) -> list[tuple[str, str]]:
+    """Rows of what a load leaves out or starts afresh."""
+    notes = (
+        ("dropped", report.dropped, "have no place in this network"),
+        ("fresh", report.fresh, "of the heads keep fresh values"),
+        ("reinitialised", report.reinitialised, "of the classifier start afresh"),
+    )
+    return [(label, f"{len(names)} entries {why}, e.g. {names[0]}") for label, names, why in notes if names]
+
+
+def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> SegmentationModel:
+    """The network of that name, or the one that fits the file."""
+    from cirkd_ray.errors import WeightsError
+    from cirkd_ray.models.build import build_model
+
+    if name is None:
+        if found.best is None or found.best.problems:
+            raise WeightsError(f"{found.path} does not say which network it is; name it with --model NAME")
+        name = found.best.name
+    settings: dict[str, Any] = {}
+    for item in args.settings:
+        key, value = _setting(item)
+        settings[key] = value
+    return build_model(name, num_classes=found.num_classes or 2, where=name, **settings)
+
+
+def _setting(item: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value read as YAML."""
+    import yaml
+
+    from cirkd_ray.errors import ConfigError
+
+    key, equals, value = item.partition("=")
+    if not equals:
+        raise ConfigError(f"--set {item!r} is not NAME=VALUE")
+    return key, yaml.safe_load(value)
+
+
+def _import(args: argparse.Namespace) -> int:
+    from cirkd_ray.models.inspection import inspect
+    from cirkd_ray.models.package import save_encoder, save_model
+    from cirkd_ray.models.weights import load_weights
+
+    found = inspect(args.path)
+    model = _network(args, args.model, found)
+    report = load_weights(model, args.path)
+    folder = Path(args.out) if args.out else Path("weights") / found.path.stem
+    if report.kind.endswith("backbone"):
+        target = save_encoder(model, folder)
+        use = f"--set model.weights={target}"
+    else:
+        save_model(model, folder, _classes(args.data, model.num_classes), source=found.path.name)
+        target, use = folder, f"--set teacher.weights={folder}"
+    print(f"{_KINDS[report.kind]}: {report.loaded} entries of {model.name} -> {target}")
+    for _, text in _aside(report):
+        print(f"  {text}")
+    print(f"expects {model.preprocessing.channels} images; use it with {use}")
+    return 0
+
+
+def _classes(data: str | None, count: int) -> ClassSet:
+    """Names and colours from a data set, or numbers and the colours of VOC."""
+    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.models.package import numbered_classes
+
+    if data is None:
+        return numbered_classes(count)
+    from cirkd_ray.data import DATASETS
+
+    classes: ClassSet = DATASETS.get(data).classes
+    if len(classes) != count:
+        raise ConfigError(f"--data {data}: {len(classes)} classes, but these weights score {count}")
+    return classes
+
+
+def _verify(args: argparse.Namespace) -> int:
+    import time
+
+    import torch
+
+    from cirkd_ray.errors import WeightsError
+    from cirkd_ray.models.card import find_card
+    from cirkd_ray.models.inspection import inspect
+    from cirkd_ray.models.package import load_model
+    from cirkd_ray.models.weights import load_weights
+
+    found = inspect(args.path)
+    if found.kind == "cirkd_ray" and args.model is None and find_card(args.path) is not None:
+        model = load_model(args.path).model
+    else:
+        model = _network(args, args.model, found)
+        for _, text in _aside(load_weights(model, args.path)):
+            print(text)
+    images = torch.randint(0, 256, (1, 3, *args.size), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        start = time.perf_counter()
+        logits = model.eval()(model.preprocessing(images)).logits
+        seconds = time.perf_counter() - start
+    if not logits.isfinite().all():
+        raise WeightsError(f"{found.path}: {model.name} gives scores that are not finite")
+    shares = torch.bincount(logits.argmax(1).flatten(), minlength=model.num_classes).float()
+    height, width = args.size
+    print(
+        f"{model.name}: {height} x {width} -> {' x '.join(map(str, logits.shape[1:]))} scores from "
+        f"{logits.min():.3g} to {logits.max():.3g} in {seconds:.2f} s; "
+        f"{int((shares > 0).sum())} of {model.num_classes} classes predicted on noise"
+    )
+    return 0
+
+
+def _get(args: argparse.Namespace) -> int:
+    from cirkd_ray.errors import ConfigError, nearest
+    from cirkd_ray.models.catalogue import KNOWN_FILES
+    from cirkd_ray.models.download import download
+
+    if args.name is None:
+        return _list_known()
+    if "://" in args.name:
+        url, file, checksum, model = (
+            args.name,
+            args.name.partition("?")[0].rsplit("/", 1)[-1],
+            args.sha256,
+            "NAME",
+        )
+    elif args.name in KNOWN_FILES:
+        known = KNOWN_FILES[args.name]
+        url, file, checksum, model = known.url, known.file, args.sha256 or known.sha256, known.model
+    else:
+        raise ConfigError(f"no known weights named {args.name!r}{nearest(args.name, KNOWN_FILES)}")
+    target = Path(args.out) / (file or "weights")
+    with _progress(target.name) as told:
+        path = download(url, target, sha256=checksum, offline=args.offline or None, progress=told)
+    print(f"{path}\nnext: cirkd weights import {path} --model {model}")
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(name: str) -> Iterator[Progress | None]:
+    """A progress bar on a terminal, nothing elsewhere."""
+    import rich.progress
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn(name), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with rich.progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda have, total: bar.update(task, completed=have, total=total)
+
+
+def _list_known() -> int:
+    """Print the table of known files."""
+    from rich.table import Table
+
+    from cirkd_ray.models.catalogue import KNOWN_FILES
+
+    table = Table(box=None)
+    for column in ("name", "network", "what it is"):
+        table.add_column(column, overflow="fold")
+    for entry in KNOWN_FILES.values():
+        table.add_row(entry.name, entry.model, entry.note)
+    _print(table)
+    return 0

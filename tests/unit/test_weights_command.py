@@ -1,0 +1,180 @@
+"""`cirkd weights`: inspect, import, verify, get, as they are typed."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+import torchvision
+
+from cirkd_ray.cli import main
+from cirkd_ray.models import build_model, load_model, save_model
+from cirkd_ray.models.package import numbered_classes
+from cirkd_ray.models.weights import load_weights, to_reference
+from cirkd_ray.types import CAFFE, ClassSet
+
+NAME = "deeplabv3_mobilenetv2"
+
+
+@pytest.fixture(scope="module")
+def official(tmp_path_factory):
+    """A file as the release publishes it, and the network that is in it."""
+    torch.manual_seed(0)
+    model = build_model(NAME, num_classes=11).eval()
+    path = tmp_path_factory.mktemp("official") / "deeplabv3_mbv2_citys_best.pth"
+    torch.save({f"module.{k}": v for k, v in to_reference(model.state_dict(), NAME).items()}, path)
+    return path, model
+
+
+def cirkd(capsys, *words: object) -> tuple[int, str]:
+    """Exit code, and what was printed on both streams."""
+    code = main(["weights", *map(str, words)])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_inspect_names_the_network(official, capsys):
+    code, text = cirkd(capsys, "inspect", official[0])
+    assert code == 0
+    assert "a network of the CIRKD release" in text
+    assert "deeplabv3_mobilenetv2: fits" in text
+    assert "classes 11" in " ".join(text.split())
+    assert "3.23 M parameters" in text
+
+
+def test_inspect_says_what_does_not_fit(official, tmp_path, capsys):
+    state = torch.load(official[0], weights_only=True)
+    del state["module.head.block.0.weight"]
+    state["module.head.extra"] = torch.zeros(1)
+    torch.save(state, tmp_path / "odd.pth")
+    code, text = cirkd(capsys, "inspect", tmp_path / "odd.pth")
+    assert code == 0
+    assert "nearest is deeplabv3_mobilenetv2" in text
+    assert "1: head.block.0.weight" in text
+    assert "1: head.extra" in text
+
+
+def test_inspect_against_a_named_network(official, capsys):
+    assert "fits (" in cirkd(capsys, "inspect", official[0], "--model", NAME)[1]
+    _, text = cirkd(capsys, "inspect", official[0], "--model", NAME, "--set", "head_channels=64")
+    assert "of another shape" in text
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: torchvision.models.mobilenet_v2().state_dict(), "an ImageNet backbone of torchvision"),
+        (lambda: {"head.weight": torch.zeros(3)}, "unknown; name a network"),
+        (
+            lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+                weights_backbone=None
+            ).state_dict(),
+            "a segmentation network of torchvision",
+        ),
+        (lambda: build_model("fcn:test_resnet", num_classes=2).state_dict(), "a network of this package"),
+    ],
+)
+def test_inspect_knows_other_makes(make, expected, tmp_path, capsys):
+    torch.save(make(), tmp_path / "x.pth")
+    code, text = cirkd(capsys, "inspect", tmp_path / "x.pth")
+    assert code == 0
+    assert expected in text
+
+
+def test_import_makes_a_folder_that_loads(official, tmp_path, capsys):
+    path, model = official
+    code, text = cirkd(capsys, "import", path, "--data", "camvid", "--out", tmp_path / "out")
+    assert code == 0
+    assert f"teacher.weights={tmp_path / 'out'}" in text
+    loaded = load_model(tmp_path / "out")
+    assert loaded.preprocessing == CAFFE
+    assert loaded.classes.names[0] == "sky" or len(loaded.classes) == 11
+    images = torch.randn(1, 3, 33, 47)
+    with torch.inference_mode():
+        assert torch.equal(loaded.model(images).logits, model(images).logits)
+
+
+def test_import_checks_the_classes(official, tmp_path, capsys):
+    code, text = cirkd(capsys, "import", official[0], "--data", "shapes", "--out", tmp_path / "out")
+    assert code == 2
+    assert "classes, but these weights score 11" in text
+    assert not (tmp_path / "out").exists()
+
+
+def test_import_of_a_backbone_starts_a_student(tmp_path, capsys):
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(state, tmp_path / "timm.pth")
+    code, text = cirkd(
+        capsys, "import", tmp_path / "timm.pth", "--model", "pspnet:test_resnet", "--out", tmp_path / "out"
+    )
+    assert code == 0
+    assert "an ImageNet backbone of timm" in text
+    student = build_model("deeplabv3:test_resnet", num_classes=4)
+    report = load_weights(student, tmp_path / "out" / "encoder.safetensors")
+    assert report.kind == "cirkd_ray backbone"
+    assert report.preprocessing == build_model("pspnet:test_resnet", num_classes=2).preprocessing
+    assert torch.equal(student.encoder.body.conv1[0].weight, state["conv1.0.weight"])
+
+
+def test_import_needs_to_know_the_network(tmp_path, capsys):
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "timm.pth")
+    code, text = cirkd(capsys, "import", tmp_path / "timm.pth")
+    assert code == 2
+    assert "does not say which network it is; name it with --model NAME" in text
+
+
+def test_import_of_the_wrong_network_lists_what_differs(official, tmp_path, capsys):
+    code, text = cirkd(capsys, "import", official[0], "--model", "pspnet_resnet18", "--out", tmp_path / "out")
+    assert code == 2
+    assert "does not fit pspnet_resnet18" in text
+    assert "missing: encoder.body.conv1.0.weight" in text
+
+
+def test_verify_runs_a_forward(official, tmp_path, capsys):
+    code, text = cirkd(capsys, "verify", official[0], "--size", 64, 96)
+    assert code == 0
+    assert "64 x 96 -> 11 x 8 x 12 scores" in text
+    save_model(official[1], tmp_path, ClassSet(("a",) * 11, ((0, 0, 0),) * 11))
+    assert cirkd(capsys, "verify", tmp_path, "--size", 32, 32)[0] == 0
+
+
+def test_verify_finds_scores_that_are_not_finite(official, tmp_path, capsys):
+    state = torch.load(official[0], weights_only=True)
+    state["module.head.block.4.bias"][3] = float("nan")
+    torch.save(state, tmp_path / "nan.pth")
+    code, text = cirkd(capsys, "verify", tmp_path / "nan.pth", "--size", 32, 32)
+    assert code == 2
+    assert "gives scores that are not finite" in text
+
+
+def test_get_lists_and_refuses(capsys, tmp_path):
+    code, text = cirkd(capsys, "get")
+    assert code == 0
+    assert "cirkd_cityscapes_deeplabv3_resnet101" in text
+    code, text = cirkd(capsys, "get", "cirkd_cityscapes_deeplabv3_resnet11")
+    assert code == 2
+    assert "did you mean 'cirkd_cityscapes_deeplabv3_resnet101'" in text
+    code, text = cirkd(capsys, "get", "torchvision_resnet18", "--offline", "--out", tmp_path)
+    assert code == 2
+    assert "offline, and no whole" in text
+
+
+def test_missing_files_and_bad_settings_are_users_errors(official, capsys, tmp_path):
+    code, text = cirkd(capsys, "inspect", tmp_path / "absent.pth")
+    assert code == 2
+    assert "nothing at" in text
+    code, text = cirkd(capsys, "verify", official[0], "--set", "dropout")
+    assert code == 2
+    assert "--set 'dropout' is not NAME=VALUE" in text
+    code, text = cirkd(capsys, "verify", official[0], "--set", "droput=0")
+    assert code == 2
+    assert "did you mean 'dropout'" in text
+
+
+def test_numbered_classes_have_vocs_colours():
+    classes = numbered_classes(21)
+    assert classes.names[20] == "class 20"
+    assert classes.palette[:4] == ((0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0))
+    assert classes.palette[15] == (192, 128, 128)
+    assert classes.palette[20] == (0, 64, 128)
+    assert len(set(numbered_classes(182).palette)) == 182
