@@ -98,7 +98,15 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
 
 
 def _default_folder(model: str, job: EvaluationJob) -> Path:
+    """Evaluations of one model that look at the images in different ways do not overwrite each other."""
     from cirkd_ray.engine.evaluator import is_run
 
-    name = f"{job.data}-{job.split}"
+    views = job.views
+    parts = [job.data, job.split]
+    parts += ["scales", *(f"{scale:g}" for scale in views.scales)] if views.scales != (1.0,) else []
+    parts += ["flip"] if views.flip else []
+    parts += ["window", "x".join(map(str, views.window.size))] if views.window else []
+    parts += [views.average] if views.average != "logits" else []
+    parts += ["first", str(job.limit)] if job.limit else []
+    name = "-".join(parts)
     return Path(model) / "eval" / name if is_run(model) else Path("runs") / f"eval-{Path(model).stem}-{name}"

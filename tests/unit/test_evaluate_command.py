@@ -88,6 +88,8 @@ def test_a_runs_own_data_is_the_default(model, tmp_path, monkeypatch):
     assert main(["eval", str(run), "--worst", "0", "--bootstrap", "0"]) == 0
     report = json.loads((run / "eval" / "shapes-val" / "evaluation.json").read_text())
     assert report["data"]["images"] == 3
+    assert main(["eval", str(run), "--worst", "0", "--bootstrap", "0", "--flip", "--limit", "1"]) == 0
+    assert sorted(p.name for p in (run / "eval").iterdir()) == ["shapes-val", "shapes-val-flip-first-1"]
     known = _evaluation.run_data(str(run))
     assert (known["name"], known["height"], known["val_split"]) == ("shapes", 32, "val")
     assert "workers" not in known
