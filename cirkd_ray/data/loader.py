@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
+import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -213,7 +215,9 @@ def _same(batches: Any) -> Any:
     return batches
 
 
-def _start_worker(worker_id: int) -> None:
+def _start_worker(environment: dict[str, str], worker_id: int) -> None:
+    # A forkserver's children have the environment that it was started with, perhaps by an earlier loader.
+    os.environ.update(environment)
     # A process a core: OpenCV's own threads would only fight each other.
     cv2.setNumThreads(0)
 
@@ -239,7 +243,7 @@ class Batches(Iterable[Batch]):
                 "multiprocessing_context": context,
                 "persistent_workers": True,
                 "prefetch_factor": prefetch,
-                "worker_init_fn": _start_worker,
+                "worker_init_fn": functools.partial(_start_worker, dict(os.environ)),
                 "timeout": min(timeout, _POLL),
             }
         self._timeout = timeout

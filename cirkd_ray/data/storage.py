@@ -1,22 +1,35 @@
-"""Where a data set's files lie: a folder of this machine, or anything that fsspec can reach."""
+"""Where a data set's files lie: a folder of this machine, or what fsspec can reach (s3://, gs://, ...)."""
 
 from __future__ import annotations
 
 import os
+import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
+from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.errors import DataError
+
+T = TypeVar("T")
 
 
 class Storage(Protocol):
-    """Read access to the files below one root, by paths relative to it with `/` between parts."""
+    """The files below one root, by paths relative to it with `/` between parts."""
 
     def read(self, path: str) -> bytes:
         """The file's content.
 
         Raises:
             DataError: it is not there or cannot be read.
+        """
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make or replace the file: whole, or not at all.
+
+        Raises:
+            DataError: it cannot be written.
         """
 
     def names(self, folder: str) -> list[str]:
@@ -27,39 +40,169 @@ class Storage(Protocol):
 
 
 class LocalStorage:
-    """A folder of this machine.
-
-    Raises:
-        DataError: there is no such folder.
-    """
+    """A folder of this machine."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
-        if not self.root.is_dir():
-            kind = "is not a folder" if self.root.exists() else "does not exist"
-            raise DataError(f"data.root: {self.root} {kind}")
 
     def read(self, path: str) -> bytes:
         """The file's content."""
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
-            raise DataError(f"{self.where(path)}: cannot be read ({error.strerror or error})") from None
+            raise DataError(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make or replace the file: whole, or not at all."""
+        target = self.root / path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(target, data)
+        except OSError as error:
+            raise DataError(f"{target}: cannot be written ({_reason(error)})") from None
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
         try:
-            return sorted(os.listdir(self.root / folder))  # noqa: PTH208 - a third of iterdir's time on 100 000 files
+            return sorted(os.listdir(self.root / folder))  # noqa: PTH208 - a third of iterdir's time
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise DataError(f"{self.where(folder)}: cannot be listed ({error.strerror or error})") from None
+            raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
 
     def where(self, path: str) -> str:
         """The path in full, for messages."""
         return str(self.root / path)
 
 
-def open_storage(root: str | Path) -> Storage:
-    """The storage behind a data root."""
-    return LocalStorage(root)
+class RemoteStorage:
+    """Files behind a URL, read through a local cache (see `DiskCache`); failed requests are tried again.
+
+    Credentials, endpoints and the like come from where the protocol's own tools take them (for S3 the AWS_...
+    variables and files) or from fsspec's configuration (FSSPEC_S3_...).
+
+    Args:
+        url: the root, with its protocol.
+        cache: where read files are kept; by default as the environment says.
+        tries: how often a request is made before its error counts.
+        pause: seconds before the second try; doubled each time.
+    """
+
+    def __init__(self, url: str, cache: DiskCache | None = None, tries: int = 4, pause: float = 0.5) -> None:
+        self.url = url.rstrip("/")
+        self.cache = DiskCache.from_environment() if cache is None else cache
+        self.tries, self.pause = tries, pause
+        self._connection: tuple[Any, str] | None = None
+
+    def read(self, path: str) -> bytes:
+        """The file's content, from the cache where it is there."""
+        where = self.where(path)
+        held = self.cache.get(where)
+        if held is not None:
+            return held
+        filesystem, root = self._open()
+        data: bytes = self._try(lambda: filesystem.cat_file(f"{root}/{path}"), where)
+        self.cache.put(where, data)
+        return data
+
+    def write(self, path: str, data: bytes) -> None:
+        """Make or replace the file; object stores do it whole or not at all."""
+        filesystem, root = self._open()
+
+        def put() -> None:
+            # Object stores have no folders; others need them.
+            filesystem.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
+            filesystem.pipe_file(f"{root}/{path}", data)
+
+        self._try(put, self.where(path))
+
+    def names(self, folder: str) -> list[str]:
+        """Sorted names of what lies directly in the folder; empty where there is no such folder."""
+        filesystem, root = self._open()
+        target = f"{root}/{folder}".rstrip("/")
+
+        def listing() -> list[str]:
+            filesystem.invalidate_cache(target)
+            try:
+                found = filesystem.ls(target, detail=False)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+            return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found if str(path) != target})
+
+        return self._try(listing, self.where(folder))
+
+    def where(self, path: str) -> str:
+        """The path in full, for messages."""
+        return f"{self.url}/{path}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A connection belongs to its process: loader processes open their own.
+        return {**self.__dict__, "_connection": None}
+
+    def _open(self) -> tuple[Any, str]:
+        """fsspec's filesystem and the root's path in it."""
+        if self._connection is None:
+            import fsspec
+
+            try:
+                filesystem, root = fsspec.core.url_to_fs(self.url)
+            except (ImportError, ValueError) as error:
+                raise DataError(f"{self.url}: {_reason(error)}") from None
+            self._connection = filesystem, str(root).rstrip("/")
+        return self._connection
+
+    def _try(self, request: Callable[[], T], where: str) -> T:
+        """The request's answer; errors that may pass are met by waiting."""
+        for attempt in range(self.tries):
+            try:
+                return request()
+            except (FileNotFoundError, PermissionError) as error:
+                raise DataError(f"{where}: {_reason(error)}") from None
+            except Exception as error:  # each protocol's library has exceptions of its own
+                if attempt + 1 == self.tries:
+                    raise DataError(f"{where}: {_reason(error)} ({self.tries} tries)") from error
+                time.sleep(self.pause * 2**attempt)
+        raise AssertionError("unreachable")
+
+
+def open_storage(root: str | Path, create: bool = False) -> Storage:
+    """The storage behind a root: a URL with a protocol, or a folder.
+
+    Args:
+        create: make the folder where it does not exist.
+
+    Raises:
+        DataError: there is no such folder, or it cannot be made.
+    """
+    text = str(root)
+    if "://" in text and not text.startswith(("file://", "local://")):
+        return RemoteStorage(text)
+    storage = LocalStorage(text.partition("://")[2] if "://" in text else text)
+    if create:
+        try:
+            storage.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise DataError(f"{storage.root}: cannot be made ({_reason(error)})") from None
+    elif not storage.root.is_dir():
+        kind = "is not a folder" if storage.root.exists() else "does not exist"
+        raise DataError(f"data.root: {storage.root} {kind}")
+    return storage
+
+
+def write_whole(target: Path, data: bytes) -> None:
+    """Write a file so that it is seen whole or not at all."""
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        os.replace(temporary, target)  # noqa: PTH105 - replaces on every platform
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _reason(error: BaseException) -> str:
+    """What an exception says, in one short line."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    return text.splitlines()[0][:160]

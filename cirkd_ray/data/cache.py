@@ -1,0 +1,120 @@
+"""A bounded folder of files that came over the network."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+import warnings
+import zlib
+from pathlib import Path
+
+_CHECK = 4
+_SCAN_SHARE = 64
+_FULL_SHARE, _KEEP_SHARE = 0.75, 0.65
+
+
+class DiskCache:
+    """Keeps contents by name; the least recently used go when the limit is passed.
+
+    Several processes may share the folder. Each looks at its size after having added 1/64 of the limit, and
+    makes room when 3/4 of it are taken, so up to 16 of them stay below the limit. Contents are checked when
+    read: a damaged file is a miss. A folder that cannot be written switches the cache off, with a warning.
+
+    Contents are kept by name alone: after replacing files behind a URL, empty the folder.
+
+    Args:
+        folder: where the files are kept.
+        limit: bytes that they may take; 0 keeps none.
+    """
+
+    def __init__(self, folder: str | Path, limit: int) -> None:
+        self.folder = Path(folder)
+        self.limit = limit
+        self._added = 0
+        self._working = limit > 0
+
+    @classmethod
+    def from_environment(cls) -> DiskCache:
+        """As CIRKD_CACHE (a folder) and CIRKD_CACHE_GB (20 by default) say."""
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
+        folder = os.environ.get("CIRKD_CACHE") or f"{base}/cirkd"
+        return cls(folder, int(float(os.environ.get("CIRKD_CACHE_GB", "20")) * 1e9))
+
+    def get(self, name: str) -> bytes | None:
+        """The content kept under that name, or None."""
+        if not self._working:
+            return None
+        path = self._path(name)
+        try:
+            kept = path.read_bytes()
+        except OSError:
+            return None
+        content, check = kept[:-_CHECK], kept[-_CHECK:]
+        if len(kept) < _CHECK or zlib.crc32(content).to_bytes(_CHECK, "little") != check:
+            path.unlink(missing_ok=True)
+            return None
+        with contextlib.suppress(OSError):
+            os.utime(path)
+        return content
+
+    def put(self, name: str, content: bytes) -> None:
+        """Keep a content, unless it alone would fill a quarter of the cache."""
+        if not self._working or len(content) > self.limit / 4:
+            return
+        path = self._path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, temporary = tempfile.mkstemp(dir=path.parent)
+            try:
+                with os.fdopen(handle, "wb") as file:
+                    file.write(content)
+                    file.write(zlib.crc32(content).to_bytes(_CHECK, "little"))
+                os.replace(temporary, path)  # noqa: PTH105
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            self._working = False
+            warnings.warn(
+                f"{self.folder}: cache switched off ({error.strerror}); CIRKD_CACHE names another",
+                stacklevel=2,
+            )
+            return
+        self._added += len(content)
+        if self._added > self.limit / _SCAN_SHARE:
+            self._added = 0
+            self._shrink()
+
+    def size(self) -> int:
+        """Bytes that all files take."""
+        return sum(size for _, size, _ in self._files())
+
+    def _path(self, name: str) -> Path:
+        key = hashlib.sha256(name.encode()).hexdigest()
+        return self.folder / key[:2] / key[2:]
+
+    def _files(self) -> list[tuple[int, int, str]]:
+        """(time of last use, bytes, path) of every file."""
+        found = []
+        for folder, _, names in os.walk(self.folder):
+            for name in names:
+                path = f"{folder}/{name}"
+                try:
+                    status = os.stat(path)  # noqa: PTH116 - many files
+                except OSError:
+                    continue  # another process removed it
+                found.append((status.st_mtime_ns, status.st_size, path))
+        return found
+
+    def _shrink(self) -> None:
+        files = sorted(self._files())
+        total = sum(size for _, size, _ in files)
+        if total <= self.limit * _FULL_SHARE:
+            return
+        for _, size, path in files:
+            if total <= self.limit * _KEEP_SHARE:
+                break
+            Path(path).unlink(missing_ok=True)
+            total -= size

@@ -1,0 +1,276 @@
+"""The ready-to-train form of a data set: a file a sample, images as tiles, labels as class indices.
+
+A reader decodes only the tiles that a crop needs. A prepared root takes the place of the original one: the
+same data set name, settings and splits, another `root` (see `cirkd data prepare`).
+
+Root: `manifest.json`; for each split `SPLIT/index-*.jsonl` (one line a sample: name, file, bytes, sha256,
+height, width; or name and error) and `SPLIT/NUMBER.safetensors` with the tensors `image` and `label` (the
+tiles, row by row) and `image_ends` and `label_ends` (where each tile ends).
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import safetensors
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.numpy import load as load_tensors
+
+from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.codec import decode_image
+from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
+from cirkd_ray.errors import DataError
+from cirkd_ray.types import ClassSet
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+
+class Manifest(BaseModel):
+    """The content of `manifest.json`, which is written last: where it is, all is there.
+
+    Attributes:
+        format: version of the form.
+        dataset: registered name.
+        settings: the data set's own settings that decided the labels.
+        classes, palette: names and colours.
+        splits: number of samples of each split.
+        skipped: samples left out because they could not be read, with the reason.
+        options: how images were encoded.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: int
+    dataset: str
+    settings: dict[str, Any]
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    splits: dict[str, int]
+    skipped: dict[str, str]
+    options: dict[str, Any]
+
+
+def find_manifest(root: str | Path) -> Manifest | None:
+    """The manifest of a prepared root; None where the root is not one.
+
+    Raises:
+        DataError: it is damaged or of another version.
+    """
+    storage = open_storage(root)
+    if MANIFEST not in storage.names(""):
+        return None
+    try:
+        content = json.loads(storage.read(MANIFEST))
+        if not isinstance(content, dict) or "format" not in content or "dataset" not in content:
+            return None  # some other program's manifest
+        manifest = Manifest.model_validate(content)
+    except (ValueError, ValidationError) as error:
+        raise DataError(f"{storage.where(MANIFEST)}: damaged ({str(error).splitlines()[0]})") from None
+    if manifest.format != FORMAT:
+        raise DataError(
+            f"{storage.where(MANIFEST)}: of format {manifest.format}, this version reads {FORMAT}"
+        )
+    return manifest
+
+
+def open_prepared(
+    root: str | Path, manifest: Manifest, name: str, split: str, settings: Mapping[str, Any]
+) -> SegmentationDataset:
+    """A split of a prepared root.
+
+    Raises:
+        DataError: it holds another data set, was prepared with other settings, or lacks the split.
+    """
+    if manifest.dataset != name:
+        raise DataError(f"{root}: holds the prepared data set {manifest.dataset!r}, not {name!r}")
+    if split not in manifest.splits:
+        have = ", ".join(manifest.splits)
+        raise DataError(
+            f"{root}: the split {split!r} was not prepared, only {have}; run cirkd data prepare again"
+        )
+    for key, value in manifest.settings.items():
+        if settings.get(key) != value:
+            raise DataError(
+                f"{root}: was prepared with {key}={value!r}, the recipe says {settings.get(key)!r}"
+            )
+    return PreparedDataset(root, manifest, split)
+
+
+class PreparedDataset(SegmentationDataset):
+    """One split of a prepared root."""
+
+    def __init__(self, root: str | Path, manifest: Manifest, split: str) -> None:
+        self.storage: Storage = open_storage(root)
+        self.split = split
+        self.classes = ClassSet(manifest.classes, manifest.palette)
+        self.rows = read_index(self.storage, split)
+        if len(self.rows) != manifest.splits[split]:
+            raise DataError(
+                f"{self.storage.where(split)}: the index has {len(self.rows)} samples, "
+                f"the manifest says {manifest.splits[split]}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def name(self, index: int) -> str:
+        """The name that the sample has in the original data set."""
+        return str(self.rows[index][0])
+
+    def file(self, index: int) -> tuple[str, str]:
+        """Path below the root and SHA-256 of the sample's file."""
+        return self.rows[index][1:3]
+
+    def open(self, index: int) -> TiledSample:
+        """The sample, of which nothing but the header is decoded yet."""
+        name, path, _ = self.rows[index]
+        where = self.storage.where(path)
+        if isinstance(self.storage, LocalStorage):
+            return TiledSample(name, _MappedFile(where), where)
+        return TiledSample(name, _Content(self.storage.read(path), where), where)
+
+    def load(self, index: int) -> Sample:
+        """Decode the whole sample."""
+        tiled = self.open(index)
+        height, width = tiled.size
+        return Sample(
+            tiled.image_window(0, 0, height, width), tiled.label_window(0, 0, height, width), tiled.name
+        )
+
+
+def read_index(storage: Storage, split: str) -> list[tuple[str, str, str]]:
+    """(name, file, sha256) of every sample of a split, in order."""
+    rows: list[tuple[str, str, str]] = []
+    for part in storage.names(split):
+        if part.startswith("index-") and part.endswith(".jsonl"):
+            path = f"{split}/{part}"
+            try:
+                for line in storage.read(path).decode().splitlines():
+                    row = json.loads(line)
+                    if "error" not in row:
+                        rows.append((row["name"], row["file"], row["sha256"]))
+            except (ValueError, KeyError) as error:
+                raise DataError(f"{storage.where(path)}: damaged ({error})") from None
+    return rows
+
+
+class TiledSample:
+    """A sample of which windows are decoded (see `base.Readable`)."""
+
+    def __init__(self, name: str, tensors: _MappedFile | _Content, where: str) -> None:
+        self.name = name
+        self._tensors = tensors
+        self._where = where
+        try:
+            self.size = (int(tensors.facts["height"]), int(tensors.facts["width"]))
+            self._tile = int(tensors.facts["tile"])
+        except (KeyError, ValueError):
+            raise DataError(f"{where}: not a sample file of cirkd data prepare") from None
+        self._columns = -(-self.size[1] // self._tile)
+
+    def image_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
+        """RGB window of the image."""
+        return self._window("image", (top, left, bottom, right), (3,))
+
+    def label_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
+        """Window of the labels."""
+        return self._window("label", (top, left, bottom, right), ())
+
+    def _window(self, kind: str, bounds: tuple[int, int, int, int], channels: tuple[int, ...]) -> UInt8:
+        (top, left, bottom, right), side = bounds, self._tile
+        ends = self._tensors.whole(f"{kind}_ends")
+        window: UInt8 = np.empty((bottom - top, right - left, *channels), np.uint8)
+        for row in range(top // side, (bottom - 1) // side + 1):
+            for column in range(left // side, (right - 1) // side + 1):
+                number = row * self._columns + column
+                start = int(ends[number - 1]) if number else 0
+                data = self._tensors.part(kind, start, int(ends[number]))
+                y, x = row * side, column * side
+                shape = (min(side, self.size[0] - y), min(side, self.size[1] - x), *channels)
+                tile = self._decode(kind, data, shape)
+                y0, y1, x0, x1 = max(top, y), min(bottom, y + side), max(left, x), min(right, x + side)
+                window[y0 - top : y1 - top, x0 - left : x1 - left] = tile[y0 - y : y1 - y, x0 - x : x1 - x]
+        return window
+
+    def _decode(self, kind: str, data: bytes, shape: tuple[int, ...]) -> UInt8:
+        if kind == "image":
+            tile = decode_image(data, self._where)
+        else:
+            try:
+                tile = np.frombuffer(zlib.decompress(data), np.uint8).reshape(shape)
+            except (zlib.error, ValueError) as error:
+                raise DataError(f"{self._where}: damaged labels ({error})") from None
+        if tile.shape != shape:
+            raise DataError(f"{self._where}: a tile is {tile.shape}, expected {shape}")
+        return tile
+
+
+class _MappedFile:
+    """Parts of a safetensors file of this machine; only what is asked for is read."""
+
+    def __init__(self, path: str) -> None:
+        try:
+            open_file: Any = safetensors.safe_open
+            self._file = open_file(path, framework="numpy")
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{path}: damaged or missing ({error})") from None
+        self.facts: dict[str, str] = self._file.metadata() or {}
+
+    def whole(self, name: str) -> NDArray[np.int64]:
+        array: NDArray[np.int64] = self._file.get_tensor(name)
+        return array
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        content: bytes = self._file.get_slice(name)[start:end].tobytes()
+        return content
+
+
+class _Content:
+    """The same from the file's bytes."""
+
+    def __init__(self, data: bytes, where: str) -> None:
+        try:
+            self._tensors = load_tensors(data)
+            length = int.from_bytes(data[:8], "little")
+            self.facts: dict[str, str] = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+        except (safetensors.SafetensorError, ValueError) as error:
+            raise DataError(f"{where}: damaged ({error})") from None
+
+    def whole(self, name: str) -> NDArray[np.int64]:
+        array: NDArray[np.int64] = self._tensors[name]
+        return array
+
+    def part(self, name: str, start: int, end: int) -> bytes:
+        content: bytes = self._tensors[name][start:end].tobytes()
+        return content
+
+
+def encode_tiles(image: UInt8, tile: int, quality: int | None) -> list[bytes]:
+    """Tiles of an RGB image, row by row: JPEG (4:2:0) of that quality, or PNG (lossless) where it is None."""
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 4] if quality is None else [cv2.IMWRITE_JPEG_QUALITY, quality]
+    extension, tiles = (".png" if quality is None else ".jpg"), []
+    for y in range(0, image.shape[0], tile):
+        for x in range(0, image.shape[1], tile):
+            part = cv2.cvtColor(image[y : y + tile, x : x + tile], cv2.COLOR_RGB2BGR)
+            done, data = cv2.imencode(extension, part, options)
+            if not done:
+                raise DataError("a tile could not be encoded")
+            tiles.append(data.tobytes())
+    return tiles
+
+
+def encode_labels(label: UInt8, tile: int) -> list[bytes]:
+    """Tiles of a label map, row by row, deflated."""
+    return [
+        zlib.compress(np.ascontiguousarray(label[y : y + tile, x : x + tile]).tobytes(), 6)
+        for y in range(0, label.shape[0], tile)
+        for x in range(0, label.shape[1], tile)
+    ]
