@@ -17,7 +17,7 @@ from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.engine.boundary import BoundaryMatrix
 from cirkd_ray.engine.inference import Views, inference, predict_logits, predicted_classes
 from cirkd_ray.engine.metrics import ConfusionMatrix, areas
-from cirkd_ray.engine.preview import Picture, preprocessing_of, take_pictures
+from cirkd_ray.engine.preview import Picture, Preview, preprocessing_of
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocessing
 
@@ -93,40 +93,29 @@ def evaluate(
 ) -> EvaluationResult:
     """Evaluate `model` on the data set; every rank calls it and gets the same scores.
 
-    Rank r takes images r, r + world_size, ...: nothing is padded or counted twice, so the counts are those of
-    one process. Where `world_size` is above 1 and `torch.distributed` is not initialised, the result is the
-    rank's share.
+    Rank r takes images r, r + world_size, ...: nothing is padded or counted twice. Where `world_size` is
+    above 1 and `torch.distributed` is not initialised, the result is the rank's share (see `merge_results`).
 
     Args:
         model: returns a `SegmentationOutput`; its modules' modes are the same afterwards.
-        dataset: one split.
-        device: where the model is.
         preprocessing: how it wants its pixels; by default its attribute of that name.
         precision: "bf16" or "fp16" for autocast.
-        rank, world_size: which share of the images.
         workers: processes that read images; 0 reads in this one.
-        batch_size: images of one size that are run together. Networks round a little differently in
-            batches, so counts that are equal on any number of ranks to the last pixel need 1.
+        batch_size: images of one size that are run together. Networks round a little differently in batches:
+            counts that are equal on any number of ranks to the last pixel need 1.
         limit: only the first so many images of the set.
-        batches: a loader made by `eval_loader` with the same rank, world size and limit, so that its
-            processes live on between evaluations; by default one is made for this call.
-        pictures: indices whose images and predictions rank 0 hands back (those below the set's length).
-        teacher: also predicts the pictures.
+        batches: a loader made by `eval_loader` for the same rank, world size and limit, whose processes live
+            on between evaluations; by default one is made for this call.
+        pictures: indices of images that rank 0 hands back with their predictions, `teacher`'s as well.
         views: scales, flip and windows; by default the whole image once.
-        boundary: also compute boundary IoU.
-        per_image: also keep each image's areas.
+        boundary, per_image: also compute boundary IoU; also keep each image's areas.
         on_images: called after each batch with the number of its images.
 
     Raises:
         ConfigError: the network scores another number of classes than the data set has, or a bad setting.
         DataError: an unreadable sample, or labels that are no class (found at the end).
     """
-    device = torch.device(device)
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
-    total = len(dataset) if limit is None else min(limit, len(dataset))
+    device, total = torch.device(device), _total(len(dataset), rank, world_size, limit)
     if batches is None:
         batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
     preprocessing = preprocessing or preprocessing_of(model)
@@ -135,19 +124,20 @@ def evaluate(
         seconds = _count(
             model, preprocessing, batches, device, views or Views(), batch_size, counts, on_images
         )
-        if world_size > 1:
-            seconds = counts.reduce(seconds)
-    made = take_pictures(
-        model,
-        dataset,
-        pictures if rank == 0 else (),
-        device=device,
-        preprocessing=preprocessing,
-        teacher=teacher,
-        precision=precision,
-        views=views,
-    )
+    if world_size > 1:
+        seconds = counts.reduce(seconds)
+    shown = Preview(model, preprocessing, device, precision, views or Views(), teacher)
+    made = shown.pictures(dataset, pictures if rank == 0 else ())
     return counts.result(dataset, total, seconds, made)
+
+
+def _total(images: int, rank: int, world_size: int, limit: int | None) -> int:
+    """How many images all ranks count together."""
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
+    return images if limit is None else min(limit, images)
 
 
 def _count(

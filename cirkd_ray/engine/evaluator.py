@@ -15,7 +15,7 @@ from cirkd_ray.engine.evaluate import EvaluationResult, evaluate
 from cirkd_ray.engine.inference import Views
 from cirkd_ray.engine.local import local_device
 from cirkd_ray.engine.precision import choose_precision
-from cirkd_ray.engine.preview import Picture, take_pictures
+from cirkd_ray.engine.preview import Picture, Preview
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import load_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -122,13 +122,9 @@ class Evaluator:
 
     def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
         """Those images with their predictions, seen as the job says."""
-        return take_pictures(
-            self.model,
-            self.dataset,
-            indices,
-            device=self.device,
-            precision=self.precision,
-            views=self.job.views,
+        model, views = self.model, self.job.views
+        return Preview(model, model.preprocessing, self.device, self.precision, views).pictures(
+            self.dataset, indices
         )
 
 

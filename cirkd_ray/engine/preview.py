@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
@@ -27,37 +28,43 @@ class Picture(NamedTuple):
     teacher: UInt8 | None = None
 
 
-def take_pictures(
-    model: nn.Module,
-    dataset: SegmentationDataset,
-    indices: Sequence[int],
-    *,
-    device: torch.device | str,
-    preprocessing: Preprocessing | None = None,
-    teacher: nn.Module | None = None,
-    precision: str | None = None,
-    views: Views | None = None,
-) -> tuple[Picture, ...]:
-    """The images of these indices (those below the set's length) with what the networks make of them.
+@dataclass(frozen=True)
+class Preview:
+    """Networks whose predictions are to be looked at.
 
-    The arguments are those of `evaluate`; `views` are the model's, the teacher sees the whole image once.
+    Attributes:
+        model: the network.
+        preprocessing: how it wants its pixels.
+        device: where the networks are.
+        precision: of both networks; see `inference`.
+        views: of the model; the teacher sees the whole image once.
+        teacher: another network to look at beside it.
     """
-    device = torch.device(device)
-    networks = [(model, preprocessing or preprocessing_of(model), views or Views())]
-    if teacher is not None:
-        networks.append((teacher, preprocessing_of(teacher), Views()))
 
-    def predict(sample: Sample) -> list[UInt8]:
-        image = torch.from_numpy(sample.image).to(device).permute(2, 0, 1)[None]
+    model: nn.Module
+    preprocessing: Preprocessing
+    device: torch.device
+    precision: str | None = None
+    views: Views = field(default_factory=Views)
+    teacher: nn.Module | None = None
+
+    def pictures(self, dataset: SegmentationDataset, indices: Sequence[int]) -> tuple[Picture, ...]:
+        """The images of these indices, those below the set's length, with their predictions."""
+        with inference(self.model, self.teacher, device=self.device, precision=self.precision):
+            samples = (dataset.load(index) for index in indices if 0 <= index < len(dataset))
+            return tuple(Picture(s.name, s.image, s.label, *self._predict(s)) for s in samples)
+
+    def _predict(self, sample: Sample) -> list[UInt8]:
+        """The model's label map, and the teacher's."""
+        networks = [(self.model, self.preprocessing, self.views)]
+        if self.teacher is not None:
+            networks.append((self.teacher, preprocessing_of(self.teacher), Views()))
+        image = torch.from_numpy(sample.image).to(self.device).permute(2, 0, 1)[None]
         scores = [
             predict_logits(network, pixels, image, size=sample.size, **vars(seen))
             for network, pixels, seen in networks
         ]
         return [predicted_classes(score)[0].to(torch.uint8).cpu().numpy() for score in scores]
-
-    with inference(model, teacher, device=device, precision=precision):
-        samples = (dataset.load(index) for index in indices if 0 <= index < len(dataset))
-        return tuple(Picture(s.name, s.image, s.label, *predict(s)) for s in samples)
 
 
 def preprocessing_of(model: nn.Module) -> Preprocessing:
