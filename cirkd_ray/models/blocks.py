@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -57,9 +58,35 @@ def normalise(norm: nn.Module, x: Tensor) -> Tensor:
 
 def resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
     """Bilinear resize of an N x C x h x w map to the height and width of `like`."""
-    if x.shape[-2:] == like.shape[-2:]:
+    if not tracing() and x.shape[-2:] == like.shape[-2:]:
         return x
     return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=align_corners)
+
+
+def tracing() -> bool:
+    """Whether a graph for any image size is being recorded, which must not depend on the sizes at hand."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+
+
+def adaptive_average_pool(x: Tensor, bins: int) -> Tensor:
+    """N x C x bins x bins means of an N x C x h x w map, as `F.adaptive_avg_pool2d`.
+
+    That operator cannot be exported for maps of any size; there the same means are taken as two matrix
+    products.
+    """
+    if not tracing():
+        return F.adaptive_avg_pool2d(x, bins)
+    rows, columns = (_pooling_matrix(side, bins, x) for side in x.shape[-2:])
+    return rows @ x @ columns.transpose(0, 1)
+
+
+def _pooling_matrix(side: int, bins: int, like: Tensor) -> Tensor:
+    """bins x side weights: bin i takes the mean from floor(i side / bins) to ceil((i + 1) side / bins)."""
+    place = torch.arange(side, device=like.device)
+    index = torch.arange(bins, device=like.device).unsqueeze(1)
+    first, end = index * side // bins, ((index + 1) * side + bins - 1) // bins
+    inside = ((place >= first) & (place < end)).to(like.dtype)
+    return inside / inside.sum(1, keepdim=True)
 
 
 def init_convolutions(module: nn.Module) -> None:

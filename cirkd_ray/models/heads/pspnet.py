@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, ClassVar
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.models.blocks import ConvNormAct, init_convolutions, resize
+from cirkd_ray.models.blocks import ConvNormAct, adaptive_average_pool, init_convolutions, resize
 from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
 
 
@@ -55,5 +54,5 @@ class PSPNetHead(Head):
         x = stages[-1]
         maps = [x]
         for bins, reduce in zip(self.bins, self.pools, strict=True):
-            maps.append(resize(reduce(F.adaptive_avg_pool2d(x, bins)), x, align_corners=True))
+            maps.append(resize(reduce(adaptive_average_pool(x, bins)), x, align_corners=True))
         return self.dropout(self.fuse(torch.cat(maps, dim=1)))  # type: ignore[no-any-return]

@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.models.blocks import ConvNormAct, init_convolutions, resize
+from cirkd_ray.models.blocks import ConvNormAct, adaptive_average_pool, init_convolutions, resize
 from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
 
 
@@ -58,7 +57,7 @@ class UPerNetHead(Head):
         x = stages[-1]
         pooled = [x]
         for bins, reduce in zip(self.bins, self.pools, strict=True):
-            pooled.append(reduce(resize(F.adaptive_avg_pool2d(x, bins), x, align_corners=False)))
+            pooled.append(reduce(resize(adaptive_average_pool(x, bins), x, align_corners=False)))
         top = self.pool_fuse(torch.cat(pooled, dim=1))
         pyramid = [top]
         for stage, lateral, smooth in zip(stages[-2::-1], self.lateral[::-1], self.smooth[::-1], strict=True):
