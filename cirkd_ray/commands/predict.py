@@ -31,6 +31,7 @@ SHOWN = 20
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model(parser, optional=True)
     parser.add_argument("inputs", nargs="*", metavar="IMAGE", help="image files, or folders of them")
     add_data(parser)
