@@ -24,6 +24,14 @@ IMPOSSIBLE = -1
 """Entry of an id map for stored values that must not occur."""
 
 
+class SizeMismatch(DataError):
+    """A label map is not of its image's size."""
+
+
+class ImpossibleLabels(DataError):
+    """A label map holds values that the data set does not have."""
+
+
 class LabelMap:
     """Stored label value -> class index, by a table of 256 entries.
 
@@ -49,7 +57,7 @@ class LabelMap:
         """
         for low, high in self._impossible:
             if cv2.countNonZero(cv2.inRange(stored, low, high)):
-                raise DataError(f"{where}: {self._complaint(stored)}")
+                raise ImpossibleLabels(f"{where}: {self._complaint(stored)}")
         return stored if self.identity else cv2.LUT(stored, self.table)
 
     def _complaint(self, stored: UInt8) -> str:
@@ -146,7 +154,7 @@ class FileDataset(SegmentationDataset):
         where = self.storage.where(path)
         stored = decode_label(self.storage.read(path), where)
         if stored.shape != size:
-            raise DataError(
+            raise SizeMismatch(
                 f"{where}: the label is {stored.shape[1]}x{stored.shape[0]} pixels, its image "
                 f"{self.image_file(self.ids[index])} {size[1]}x{size[0]}"
             )

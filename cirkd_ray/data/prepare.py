@@ -56,7 +56,7 @@ def prepare(
     encoding: Encoding | None = None,
     workers: int = 1,
     skip_bad: bool = False,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Callable[[int], None] | None = None,
 ) -> Manifest:
     """Write the prepared form of a data set; what an interrupted call has finished is kept.
 
@@ -70,7 +70,7 @@ def prepare(
         target: a folder or a URL.
         workers: threads (decoding and encoding run without Python's lock).
         skip_bad: leave unreadable samples out and list them in the manifest, instead of stopping.
-        progress: called with the split, the number of samples done and their total.
+        progress: called with the number of samples that a part had, after each.
 
     Raises:
         DataError: a sample is bad, the target cannot be written or holds a preparation of something else.
@@ -98,7 +98,7 @@ def prepare(
                 skipped |= {row["name"]: row["error"] for row in rows if "error" in row}
                 counts[split] += sum("error" not in row for row in rows)
                 if progress:
-                    progress(split, min(start + _PART, len(data)), len(data))
+                    progress(len(numbers))
     classes = next(iter(splits.values())).classes
     manifest = Manifest(
         format=FORMAT,

@@ -1,0 +1,197 @@
+"""The check finds every fault of every file, counts right, and stays small however large the set is."""
+
+from __future__ import annotations
+
+import io
+import json
+import resource
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cirkd_ray.cli import main
+from cirkd_ray.data import build_dataset
+from cirkd_ray.data.ade20k import ADE20K
+from cirkd_ray.data.check import check
+from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
+from cirkd_ray.data.files import packaged_list
+from tests.paths import data_root
+from tests.unit.test_data_sets import make_folder, open_set, write_pair
+
+
+def png(content: np.ndarray) -> bytes:
+    return bytes(cv2.imencode(".png", content)[1].tobytes())
+
+
+def saved(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def bad(tmp_path: Path) -> Path:
+    """Ten samples: two good ones, a gray one, one turned by its camera, and six with a fault each."""
+    names = {
+        f"train/{n}": 1 for n in ("a good", "b good", "c gray", "d turned", "e cut", "f empty", "g size")
+    }
+    names |= {f"train/{n}": 1 for n in ("h value", "i colour", "j gone")}
+    root = make_folder(tmp_path, {"classes": ["x", "y"]}, names)
+    images, labels = root / "images/train", root / "labels/train"
+    (images / "c gray.png").write_bytes(png(np.full((5, 7), 9, np.uint8)))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (images / "d turned.png").unlink()
+    (images / "d turned.jpg").write_bytes(saved(Image.new("RGB", (7, 5)), "JPEG", exif=exif))
+    (images / "e cut.png").write_bytes((images / "e cut.png").read_bytes()[:-30])
+    (images / "f empty.png").write_bytes(b"")
+    (labels / "g size.png").write_bytes(png(np.zeros((5, 8), np.uint8)))
+    (labels / "h value.png").write_bytes(png(np.full((5, 7), 77, np.uint8)))
+    (labels / "i colour.png").write_bytes(png(np.zeros((5, 7, 3), np.uint8)))
+    (labels / "j gone.png").unlink()
+    return root
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_every_fault_is_found_and_the_rest_counted(bad: Path, workers: int) -> None:
+    done: list[int] = []
+    report = check(build_dataset("folder", split="train", root=bad, subset=True), workers, done.append)
+    assert [(f.kind, f.message.split(": ")[0].rsplit("/", 1)[1]) for f in report.findings] == [
+        ("missing file", "j gone.png"),
+        ("unreadable", "e cut.png"),
+        ("unreadable", "f empty.png"),
+        ("size mismatch", "g size.png"),
+        ("impossible label", "h value.png"),
+        ("unreadable", "i colour.png"),
+    ]
+    assert not report.sound
+    assert sum(done) == 9
+    assert report.images == 4
+    assert report.pixels.tolist() == [0, 4 * 35]
+    assert report.seen.tolist() == [0, 4]
+    assert dict(report.sizes) == {(5, 7): 4}
+    assert dict(report.formats) == {"L": 1}
+    assert report.turned == 1
+
+
+def test_camvid_is_sound_and_counted_right() -> None:
+    root = data_root("camvid")
+    report = check(build_dataset("camvid", split="val", root=root))
+    expected = json.loads((data_root("meta") / "camvid.json").read_text())["pixel_counts"]["val"]
+    assert report.sound
+    assert [*report.pixels.tolist(), report.ignored] == list(expected.values())
+    assert dict(report.sizes) == {(360, 480): 101}
+
+
+def test_an_odd_error_does_not_end_the_check(bad: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = open_set("folder", "train", bad, subset=True)
+    whole = data.load_label
+
+    def odd(index: int, size: tuple[int, ...]) -> np.ndarray:
+        if index == 1:
+            raise RuntimeError("never seen before")
+        return whole(index, size)
+
+    monkeypatch.setattr(data, "load_label", odd)
+    findings = check(data).findings
+    assert ("program error", "images/train/b good.png: RuntimeError: never seen before") in [
+        (f.kind, f.message) for f in findings
+    ]
+    assert len(findings) == 7
+
+
+def test_the_command_prints_a_table_and_says_so_in_its_exit_code(
+    bad: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = tmp_path / "report.json"
+    assert main(["data", "check", "folder", str(bad), "--split", "train", "--json", str(report)]) == 1
+    shown = capsys.readouterr().out
+    assert "size mismatch: 1" in shown
+    assert "i colour.png: holds RGB values" in shown
+    written = json.loads(report.read_text())["train"]
+    assert len(written["findings"]) == 6
+    assert written["classes"][1] == {"name": "y", "pixels": 140, "images": 4}
+    make_folder(tmp_path / "good", {"classes": ["x"]}, {"train/a": 0})
+    assert main(["data", "check", "folder", str(tmp_path / "good"), "--split", "train"]) == 0
+    assert main(["data", "check", "folder", str(tmp_path / "nowhere")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["data", "check", "foldr", str(bad)]) == 2
+    assert "did you mean 'folder'" in capsys.readouterr().err
+
+
+def test_a_prepared_root_is_checked_by_its_checksums(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make_folder(tmp_path / "raw", {"classes": ["x", "y"]}, {"train/a": 0, "train/b": 1})
+    arguments = [
+        "data",
+        "prepare",
+        "folder",
+        str(root),
+        str(tmp_path / "out"),
+        "--split",
+        "train",
+        "--lossless",
+    ]
+    assert main(arguments) == 0
+    assert "data.root=" in capsys.readouterr().out
+    again = ["data", "check", "folder", str(tmp_path / "out"), "--split", "train"]
+    assert main(again) == 0
+    path = tmp_path / "out" / "train" / "000001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    assert main(again) == 1
+    assert "differs from its checksum" in capsys.readouterr().out
+
+
+def many(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> CocoStuff164k:
+    """COCO-Stuff's train list of which every file is the same small pair."""
+    stem = packaged_list("coco_stuff_164k", "val")[0]
+    write_pair(root, f"images/train2017/{stem}.jpg", f"annotations/train2017/{stem}.png", np.full((9, 9), 5))
+    content = {
+        "images": (root / f"images/train2017/{stem}.jpg").read_bytes(),
+        "annotations": (root / f"annotations/train2017/{stem}.png").read_bytes(),
+    }
+    with monkeypatch.context() as patch:
+        ids = packaged_list("coco_stuff_164k", "train")[:count]
+        present = {
+            "images/train2017": [f"{i}.jpg" for i in ids],
+            "annotations/train2017": [f"{i}.png" for i in ids],
+        }
+        from cirkd_ray.data.storage import LocalStorage
+
+        patch.setattr(
+            LocalStorage, "names", lambda self, folder: present.get(folder, ["x"] if folder == "" else [])
+        )
+        data = CocoStuff164k(split="train", root=root, subset=True)
+    monkeypatch.setattr(data.storage, "read", lambda path: content[path.partition("/")[0]])
+    return data
+
+
+@pytest.mark.parametrize("count", [1500, pytest.param(118287, marks=pytest.mark.slow)])
+def test_a_set_as_large_as_coco_takes_little_memory(
+    count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = many(tmp_path, count, monkeypatch)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report = check(data, 2)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    assert (len(data), report.images, report.pixels[5]) == (count, count, count * 81)
+    assert grown < 60, f"{grown:.0f} MB more"
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 1 << 20
+
+
+def test_missing_files_of_a_large_list_are_all_reported(tmp_path: Path) -> None:
+    write_pair(
+        tmp_path,
+        "images/validation/ADE_val_00000007.jpg",
+        "annotations/validation/ADE_val_00000007.png",
+        np.eye(3),
+    )
+    report = check(ADE20K(split="val", root=tmp_path, subset=True))
+    assert len(report.findings) == 3998
+    assert report.images == 1
