@@ -23,7 +23,8 @@ def main(submission_id: str) -> int:
         return STILL_RUNNING
     if job.status == JobStatus.SUCCEEDED:
         return 0
-    sys.stderr.write(f"job {submission_id}: {job.status.value.lower()}: {(job.message or "no reason given").splitlines()[0]}\n")
+    reason = (job.message or "no reason given").splitlines()[0]
+    sys.stderr.write(f"job {submission_id}: {job.status.value.lower()}: {reason}\n")
     return job.driver_exit_code if job.driver_exit_code else 1
 
 
