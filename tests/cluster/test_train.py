@@ -1,0 +1,172 @@
+"""Runs as Ray Train jobs: the same figures as without Ray, retries, and continuing what was killed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cirkd_ray.cluster.resources import plan_run
+from cirkd_ray.cluster.train import fit
+from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.engine.local import run_local
+from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.engine.stages import open_directory
+from cirkd_ray.errors import ConfigError, DataError, TrainingError
+from tests.paths import REPO
+from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
+
+pytestmark = pytest.mark.ray
+
+
+def on_ray(spec: RunSpec, path: Path) -> RunDirectory:
+    directory = RunDirectory(path)
+    open_directory(directory, spec, resume=True)
+    fit(spec, directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def undisturbed(teacher: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    spec = tiny_distillation(teacher, train={"steps": 60, "validate_every": 30, "checkpoint_every": 10, "log_every": 10})
+    return on_ray(spec, tmp_path_factory.mktemp("undisturbed") / "run")
+
+
+def test_a_run_on_two_workers_leaves_a_whole_run_directory(undisturbed: RunDirectory) -> None:
+    result = undisturbed.read_result()
+    assert result is not None
+    assert result["workers"] == 2
+    assert result["steps"] == 60
+    assert [row["step"] for row in undisturbed.read_metrics()] == [10, 20, 30, 40, 50, 60]
+    kept = sorted(p.name for p in undisturbed.checkpoints.glob("step_*"))
+    assert kept == ["step_00000050", "step_00000060"]
+    assert (undisturbed.path / "student.safetensors").is_file()
+    assert list(undisturbed.tensorboard.iterdir())
+
+
+def test_a_killed_worker_costs_nothing_but_time(undisturbed: RunDirectory, tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        while not killed:
+            time.sleep(0.02)
+            if len(directory.read_metrics()) < 3:
+                continue
+            mine = {p.pid for p in psutil.Process().children(recursive=True)}
+            workers = [p for p in psutil.process_iter(["pid", "name"]) if "RayTrainWorker" in (p.info["name"] or "")]
+            for process in workers or _ray_train_workers():
+                if process.pid in mine:
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+                    return
+
+    thread = threading.Thread(target=kill_one_worker, daemon=True)
+    thread.start()
+    on_ray(undisturbed.spec(), directory.path)
+    thread.join(timeout=5)
+    assert killed
+    assert "continuing at step" in (directory.path / "log.txt").read_text()
+    assert figures(directory) == figures(undisturbed)
+
+
+def _ray_train_workers() -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if any("RayTrainWorker" in part for part in process.cmdline()):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def test_a_killed_driver_is_continued_with_resume(undisturbed: RunDirectory, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    spec = undisturbed.spec()
+    recipe.write_text(spec.to_yaml())
+    command = [sys.executable, "-m", "cirkd_ray", "train", str(recipe), "--out", str(tmp_path), "--name", "run", "--resume"]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    environment.pop("RAY_ADDRESS", None)
+    directory = RunDirectory(tmp_path / "run")
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 180
+    while len(directory.read_metrics()) < 2 and driver.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    psutil.wait_procs(children, timeout=30)  # its Ray ends with it
+    for child in children:
+        if child.is_running():
+            child.kill()
+    assert directory.read_result() is None
+    before = len(directory.read_metrics())
+    assert 2 <= before < 6
+    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240)
+    assert "continuing at step" in (directory.path / "log.txt").read_text()
+    assert figures(directory) == figures(undisturbed)
+
+
+def test_a_users_error_in_a_worker_is_not_retried_and_arrives_as_itself(ray_cluster: None, tmp_path: Path) -> None:
+    spec = tiny_baseline(optim={"lr": 1e30, "warmup_steps": 0})
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match="is not finite at step"):
+        on_ray(spec, tmp_path / "run")
+    log = tmp_path / "run" / "log.txt"
+    assert not log.exists() or "continuing" not in log.read_text()
+    assert time.monotonic() - started < 120
+
+
+def test_bad_data_found_by_one_rank_names_the_file(ray_cluster: None, tmp_path: Path) -> None:
+    import cv2
+    import numpy as np
+
+    root = tmp_path / "camvid"
+    for split in ("train", "val"):
+        for index in range(6):
+            for folder, image in ((split, np.zeros((40, 60, 3), np.uint8)), (f"{split}annot", np.zeros((40, 60), np.uint8))):
+                (root / folder).mkdir(parents=True, exist_ok=True)
+                cv2.imwrite(str(root / folder / f"{index}.png"), image)
+    (root / "train" / "4.png").write_bytes(b"no image")
+    tree = tiny_tree()
+    tree["data"] = {"name": "camvid", "root": str(root), "crop": [32, 64]}
+    with pytest.raises(DataError, match=r"4\.png"):
+        on_ray(from_tree(tree), tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("cluster", "available", "message"),
+    [
+        ({"workers": 3}, {"CPU": 8}, "train.batch_size: 4 does not divide over cluster.workers=3"),
+        ({"workers": 4}, {"CPU": 2}, "needs 4 x 1 CPU, the cluster has 2 CPU"),
+        ({"device": "cuda"}, {"CPU": 8}, "the cluster has no GPU"),
+    ],
+)
+def test_runs_that_do_not_fit_are_refused(cluster: dict[str, object], available: dict[str, float], message: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        plan_run(tiny_baseline(cluster=cluster), available)
+    assert message in str(error.value)
+
+
+def test_plans_count_the_loaders_processes_and_the_gpus() -> None:
+    spec = tiny_baseline(cluster={"workers": "auto", "device": "auto"}, data={"workers": 3})
+    plan = plan_run(spec, {"CPU": 64, "GPU": 8})
+    assert (plan.workers, plan.cpus, plan.gpus) == (4, 4.0, 1)  # 8 GPUs, but a batch of 4
+    assert plan_run(spec, {"CPU": 8}).workers == 2
+    assert plan_run(spec, {"CPU": 4}).per_worker() == {"CPU": 4.0}
+
+
+def test_local_and_ray_give_the_same_run(ray_cluster: None, tmp_path: Path) -> None:
+    spec = tiny_baseline(cluster={"workers": 1})
+    here = RunDirectory(tmp_path / "here")
+    here.create(spec)
+    run_local(spec, here)
+    assert figures(on_ray(spec, tmp_path / "there")) == figures(here)
