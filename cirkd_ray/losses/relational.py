@@ -66,7 +66,7 @@ def relational_kl(
     )
     if chunk_rows is None:
         budget = CHUNK_ELEMENTS.get(student_queries.device.type, CHUNK_ELEMENTS["cuda"])
-        chunk_rows = max(1, budget // max(1, student_keys.shape[0] * student_keys.shape[1]))
+        chunk_rows = max(1, budget // max(1, student_keys.shape[1]))
     with torch.autocast(student_queries.device.type, enabled=False):
         return _RelationalKL.apply(*tensors, bias, temperature, kd_temperature, chunk_rows)  # type: ignore[no-any-return]
 
@@ -87,48 +87,51 @@ class _RelationalKL(torch.autograd.Function):
         kd_temperature: float,
         chunk_rows: int,
     ) -> Tensor:
-        segments, scale = k_s.shape[0], 1.0 / (temperature * kd_temperature)
-        flat_s, flat_t = k_s.flatten(0, 1), k_t.flatten(0, 1)
-        flat_bias = None if bias is None else bias.flatten()
+        scale = 1.0 / (temperature * kd_temperature)
+        weights = weights * kd_temperature**2
+        scaled_s, scaled_t = q_s * scale, q_t * scale
         need_q, need_k = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        grad_q = torch.empty_like(q_s) if need_q else None
-        grad_k = torch.zeros_like(flat_s) if need_k else None
+        grad_q = torch.zeros_like(q_s) if need_q else None
+        grad_k = (
+            torch.zeros_like(k_s.transpose(1, 2), memory_format=torch.contiguous_format) if need_k else None
+        )
+        # Row weights go to the narrow factors of the products, never to the wide matrix.
+        weighted = scaled_s * weights.unsqueeze(1) if need_k else scaled_s
         loss = q_s.new_zeros(())
-        for start in range(0, q_s.shape[0], chunk_rows):
-            rows = slice(start, start + chunk_rows)
-            row_q, row_w = q_s[rows] * scale, weights[rows] * kd_temperature**2
-            kl, grad = _rows(row_q, q_t[rows] * scale, flat_s, flat_t, flat_bias, segments)
-            loss += torch.dot(row_w, kl)
-            # The row weight goes to the narrow factor of each product, not to the wide matrix.
-            if grad_q is not None:
-                torch.mul(grad @ flat_s, (row_w * scale).unsqueeze(1), out=grad_q[rows])
-            if grad_k is not None:
-                grad_k.addmm_(grad.T, row_q * row_w.unsqueeze(1))
-        ctx.save_for_backward(grad_q, grad_k)
-        ctx.key_shape = k_s.shape
+        for segment in range(k_s.shape[0]):
+            keys_s = k_s[segment]
+            columns_s, columns_t = keys_s.T.contiguous(), k_t[segment].T.contiguous()
+            row_bias = None if bias is None else bias[segment]
+            for start in range(0, q_s.shape[0], chunk_rows):
+                rows = slice(start, start + chunk_rows)
+                kl, grad = _rows(scaled_s[rows], scaled_t[rows], columns_s, columns_t, row_bias)
+                loss += torch.dot(weights[rows], kl)
+                if grad_q is not None:
+                    grad_q[rows].addmm_(grad, keys_s)
+                if grad_k is not None:
+                    grad_k[segment].addmm_(weighted[rows].T, grad)
+        if grad_q is not None:
+            grad_q *= (weights * scale).unsqueeze(1)
+        ctx.save_for_backward(grad_q, None if grad_k is None else grad_k.transpose(1, 2))
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_q, grad_k = ctx.saved_tensors
-        d_q = None if grad_q is None else grad * grad_q
-        d_k = None if grad_k is None else (grad * grad_k).view(ctx.key_shape)
-        return d_q, None, d_k, None, None, None, None, None, None
+        grad_q, grad_k = (None if t is None else grad * t for t in ctx.saved_tensors)
+        return grad_q, None, grad_k, None, None, None, None, None, None
 
 
-def _rows(
-    q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, bias: Tensor | None, segments: int
-) -> tuple[Tensor, Tensor]:
-    """KL of a chunk of rows summed over segments (r), and its gradient for the similarities (r x S*N)."""
-    log_s = _log_softmax(q_s, k_s, bias, segments)
-    log_t = _log_softmax(q_t, k_t, bias, segments)
-    p_t = log_t.exp()
-    kl = torch.linalg.vecdot(p_t, log_t.sub_(log_s)).sum(1)
-    return kl, log_s.exp_().sub_(p_t).flatten(1)
+def _rows(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """KL of a chunk of rows (r), and its gradient with respect to the student's similarities (r x N)."""
+    z_s, z_t = _similarity(q_s, k_s, bias), _similarity(q_t, k_t, bias)
+    p_s, p_t = z_s.softmax(1), z_t.softmax(1)
+    # KL = sum p_t (z_t - z_s) + lse(z_s) - lse(z_t), and lse(z) = max z - log max p spares a second exp.
+    lse_s, lse_t = (z.amax(1) - p.amax(1).log() for z, p in ((z_s, p_s), (z_t, p_t)))
+    kl = torch.linalg.vecdot(p_t, z_t.sub_(z_s)) + lse_s - lse_t
+    return kl, p_s.sub_(p_t)
 
 
-def _log_softmax(q: Tensor, k: Tensor, bias: Tensor | None, segments: int) -> Tensor:
-    """r x S x N log-probabilities of scaled queries (r x C) over each segment's keys (S*N x C)."""
-    similarity = q @ k.T if bias is None else torch.addmm(bias, q, k.T)
-    return similarity.view(q.shape[0], segments, -1).log_softmax(-1)
+def _similarity(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+    """r x N similarities of scaled queries (r x C) to keys (C x N)."""
+    return q @ k if bias is None else torch.addmm(bias, q, k)
