@@ -1,0 +1,285 @@
+"""Samples a second of each data set's input pipeline on one core, and how long a step waits for its data.
+
+Compared in turns, with the same augmentation: the straightforward way (whole image to float, scaled, padded,
+cut; labels by a loop over ids), this package on the original files, and on the prepared form. Without --root,
+files of each set's format and size are drawn first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from cirkd_ray.data import SegmentationDataset
+    from cirkd_ray.data.files import FileDataset
+    from cirkd_ray.data.transforms import TrainTransform
+
+MEAN = (122.7, 116.7, 104.0)
+HELP = "input pipelines: images/s a core, and time that a step waits"
+
+SETS: dict[str, tuple[tuple[int, int], str]] = {
+    "cityscapes": ((1024, 2048), ".png"),
+    "camvid": ((360, 480), ".jpg"),
+    "voc": ((375, 500), ".jpg"),
+    "ade20k": ((512, 683), ".jpg"),
+    "coco_stuff_164k": ((480, 640), ".jpg"),
+}
+"""(height, width) of the drawn images of each set, and their format."""
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The arguments."""
+    parser.add_argument("--data", action="append", metavar="NAME", help="repeatable (default: all file sets)")
+    parser.add_argument("--root", metavar="DIR", help="measure on these files (with one --data)")
+    parser.add_argument("--split", default="val", metavar="NAME", help="of --root (default: val)")
+    parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for each set (default: 6)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="loader processes of the second part"
+    )
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images a step of the second part")
+    parser.add_argument(
+        "--step-ms", type=float, default=200.0, metavar="MS", help="length of its pretended step"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and print two tables."""
+    import cv2
+    from rich.console import Console
+
+    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.report.bar import bar
+
+    names = args.data or list(SETS)
+    unknown = [name for name in names if name not in SETS and not args.root]
+    if unknown or (args.root and len(names) != 1) or min(args.seconds, args.batch, args.step_ms) <= 0:
+        raise ConfigError(
+            f"--data is one of {', '.join(SETS)}; --root goes with one --data; numbers are above 0"
+        )
+    cv2.setNumThreads(0)
+    speeds, waits = [], []
+    with tempfile.TemporaryDirectory() as folder, bar(len(names), "measure", "data sets") as advance:
+        for name in names:
+            forms = _both_forms(name, Path(folder) / name, args.root, args.split)
+            speeds.append((name, *measure(*forms, args.seconds)))
+            waits += _wait_rows(name, forms, args)
+            advance(1)
+    console = Console(soft_wrap=True)
+    console.print(_speed_table(speeds).rich())
+    console.print(_wait_table(waits, args).rich())
+    return 0
+
+
+def _both_forms(
+    name: str, folder: Path, root: str | None, split: str
+) -> tuple[FileDataset, SegmentationDataset]:
+    """A data set on its own files and prepared."""
+    from cirkd_ray.data import build_dataset
+    from cirkd_ray.data.files import FileDataset
+    from cirkd_ray.data.prepare import prepare
+    from cirkd_ray.errors import ConfigError
+
+    if root is None:
+        draw_set(name, folder / "raw")
+    raw = build_dataset(name, split=split, root=root or folder / "raw", subset=True)
+    if not isinstance(raw, FileDataset):
+        raise ConfigError(f"--root: {root} is prepared already; give the original files")
+    limit_ids(raw, 24)
+    prepare({split: raw}, name, {}, str(folder / "prepared"))
+    return raw, build_dataset(name, split=split, root=folder / "prepared")
+
+
+def limit_ids(data: FileDataset, count: int) -> None:
+    """Keep `count` of the samples, spread over the set."""
+    data.ids = data.ids[:: max(1, len(data.ids) // count)][:count]
+
+
+def draw_set(name: str, root: Path, count: int = 4) -> None:
+    """Files in the layout, size and format of the val split of `name`, drawn as street scenes."""
+    import cv2
+    import numpy as np
+
+    from cirkd_ray.data.files import packaged_list
+    from cirkd_ray.data.sampler import sample_rng
+    from cirkd_ray.data.street import draw_street
+
+    (height, width), extension = SETS[name]
+    stored = _stored_values(name)
+    for number in range(count):
+        image, label = draw_street(sample_rng(0, number), height, width)
+        if name == "camvid":
+            paths = f"val/{number}.png", f"valannot/{number}.png"
+        elif name == "ade20k":
+            stem = f"ADE_val_{number + 1:08d}"
+            paths = f"images/validation/{stem}.jpg", f"annotations/validation/{stem}.png"
+        else:
+            stem = packaged_list(name, "val")[number]
+            paths = {
+                "cityscapes": (
+                    f"leftImg8bit/val/{stem}_leftImg8bit.png",
+                    f"gtFine/val/{stem}_gtFine_labelIds.png",
+                ),
+                "voc": (f"JPEGImages/{stem}.jpg", f"SegmentationClass/{stem}.png"),
+                "coco_stuff_164k": (f"images/val2017/{stem}.jpg", f"annotations/val2017/{stem}.png"),
+            }[name]
+        contents = cv2.cvtColor(image, cv2.COLOR_RGB2BGR), stored[label]
+        for path, content, kind in zip(paths, contents, (extension, ".png"), strict=True):
+            (root / path).parent.mkdir(parents=True, exist_ok=True)
+            (root / path).write_bytes(cv2.imencode(kind, np.asarray(content))[1].tobytes())
+
+
+def _stored_values(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """A stored value of the set for each class of the drawn scenes, and for ignored pixels."""
+    import numpy as np
+
+    from cirkd_ray.data.cityscapes import LABEL_IDS
+
+    table = np.arange(256, dtype=np.uint8)
+    if name == "cityscapes":
+        table[:12], table[255] = LABEL_IDS[:12], 0
+    elif name == "camvid":
+        table[11], table[255] = 10, 11
+    elif name == "ade20k":
+        table[:12], table[255] = np.arange(1, 13), 0
+    elif name == "coco_stuff_164k":
+        table[11] = 12
+    return table
+
+
+def straightforward(
+    data: FileDataset, transform: TrainTransform, index: int, rng: np.random.Generator
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """The same augmentation without care: everything in float, everything scaled, ids by a loop.
+
+    Returns:
+        The image, 3 x h x w float32, RGB minus `MEAN` and zero where padded; the labels, h x w int32, 255 ignored.
+    """
+    import cv2
+    import numpy as np
+
+    from cirkd_ray.data.codec import decode_label
+
+    sample_id = data.ids[index]
+    image_file, label_file = (data.storage.where(f(sample_id)) for f in (data.image_file, data.label_file))
+    image = np.asarray(cv2.imdecode(np.fromfile(image_file, np.uint8), cv2.IMREAD_COLOR_RGB), np.float32)
+    stored = decode_label(Path(label_file).read_bytes(), label_file)
+    label = np.full(stored.shape, 255, np.int32)
+    for value in np.flatnonzero(data.labels.possible):
+        label[stored == value] = data.labels.table[value]
+    scale = float(transform.scales[int(rng.integers(len(transform.scales)))])
+    image = np.asarray(cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR))
+    label = cv2.resize(label, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+    image -= np.array(MEAN, np.float32)
+    (height, width), (crop_h, crop_w) = label.shape, transform.crop
+    below, right = max(crop_h - height, 0), max(crop_w - width, 0)
+    image = cv2.copyMakeBorder(image, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    label = cv2.copyMakeBorder(label, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(255,))
+    top = int(rng.integers(label.shape[0] - crop_h + 1))
+    left = int(rng.integers(label.shape[1] - crop_w + 1))
+    image, label = (
+        image[top : top + crop_h, left : left + crop_w],
+        label[top : top + crop_h, left : left + crop_w],
+    )
+    step = -1 if rng.random() < 0.5 else 1
+    return np.ascontiguousarray(image.transpose(2, 0, 1)[:, :, ::step]), np.ascontiguousarray(
+        label[:, ::step]
+    )
+
+
+def measure(raw: FileDataset, prepared: SegmentationDataset, seconds: float) -> tuple[float, float, float]:
+    """Images a second of CPU time: straightforward, this package on the files, and on the prepared form.
+
+    They take turns with the same draws, so that a busy machine slows all of them alike.
+    """
+    from cirkd_ray.data.transforms import TrainTransform
+
+    transform = TrainTransform(crop=raw.default_crop)
+    ways: list[Callable[[int, np.random.Generator], Any]] = [
+        lambda i, rng: straightforward(raw, transform, i, rng),
+        lambda i, rng: transform(raw.open(i), rng),
+        lambda i, rng: transform(prepared.open(i), rng),
+    ]
+    times = _take_turns(ways, len(raw), seconds)
+    return 1 / times[0], 1 / times[1], 1 / times[2]
+
+
+def _take_turns(
+    ways: Sequence[Callable[[int, np.random.Generator], Any]], count: int, seconds: float
+) -> list[float]:
+    """Mean CPU seconds a call of each way, over the same samples."""
+    import time
+
+    from cirkd_ray.data.sampler import sample_rng
+
+    spent, end, n = [0.0] * len(ways), time.monotonic() + seconds, 0
+    for way in ways:
+        way(0, sample_rng(0, 0))  # warm up
+    while n < 16 or time.monotonic() < end:
+        for number, way in enumerate(ways):
+            start = time.process_time()
+            way(n % count, sample_rng(1, n))
+            spent[number] += time.process_time() - start
+        n += 1
+    return [total / n for total in spent]
+
+
+def _wait_rows(
+    name: str, forms: Sequence[SegmentationDataset], args: argparse.Namespace
+) -> list[tuple[str, str, str]]:
+    """How long a step of `--step-ms` waits for its batch, with the files and with the prepared form."""
+    rows, step = [], args.step_ms / 1000
+    for form, data in zip(("files", "prepared"), forms, strict=True):
+        wait = data_wait(data, args.batch, args.workers, step)
+        rows.append((f"{name}, {form}", f"{1000 * wait:.0f} ms", f"{100 * wait / (wait + step):.0f} %"))
+    return rows
+
+
+def _wait_table(rows: Sequence[tuple[str, str, str]], args: argparse.Namespace) -> Any:
+    from cirkd_ray.report.tables import Sheet
+
+    title = f"waiting of a {args.step_ms:.0f} ms step, batch {args.batch}, {args.workers} loader processes"
+    return Sheet(("data set", "wait", "of the time"), tuple(rows), title)
+
+
+def data_wait(data: SegmentationDataset, batch: int, workers: int, step: float, steps: int = 8) -> float:
+    """Mean seconds between asking for a batch and having it, when a step takes `step` seconds."""
+    import time
+
+    from cirkd_ray.data.loader import train_loader
+    from cirkd_ray.data.transforms import TrainTransform
+
+    transform = TrainTransform(crop=data.default_crop)
+    total = steps + 2
+    loader = train_loader(data, transform, seed=0, global_batch=batch, total_steps=total, workers=workers)
+    waited = 0.0
+    for number in range(total):
+        start = time.monotonic()
+        next(loader)
+        if number >= 2:  # the first two contain the processes' start
+            waited += time.monotonic() - start
+        time.sleep(step)
+    return waited / steps
+
+
+def _speed_table(rows: Sequence[tuple[str, float, float, float]]) -> Any:
+    from cirkd_ray.report.tables import Sheet
+
+    columns = ("data set", "straightforward", "files", "", "prepared", "")
+    cells = [
+        (
+            name,
+            f"{naive:.1f}",
+            f"{files:.1f}",
+            f"{files / naive:.1f}x",
+            f"{ready:.1f}",
+            f"{ready / naive:.1f}x",
+        )
+        for name, naive, files, ready in rows
+    ]
+    return Sheet(columns, tuple(cells), "images/s on one core")
