@@ -1,7 +1,7 @@
 """The `cirkd` command: finds the subcommands in `cirkd_ray.commands` and runs one.
 
-A subcommand is a module with `HELP`, `configure(parser)` and `run(args) -> exit code`; it imports what is heavy inside
-`run`, so that `cirkd --help` answers at once.
+A subcommand is a module with `HELP`, `configure(parser)` and `run(args) -> exit code`; it imports what is
+heavy inside `run`, so that `cirkd --help` answers at once.
 """
 
 from __future__ import annotations
@@ -17,12 +17,27 @@ from types import ModuleType
 from cirkd_ray import __version__, commands
 from cirkd_ray.errors import UserError
 
-ORDER = ("train", "tune", "compare", "report", "eval", "predict", "data", "models", "weights", "export", "bench", "recipes")
+ORDER = (
+    "train",
+    "tune",
+    "compare",
+    "report",
+    "eval",
+    "predict",
+    "data",
+    "models",
+    "weights",
+    "export",
+    "bench",
+    "recipes",
+)
 
 
 def subcommands(package: ModuleType) -> dict[str, ModuleType]:
-    """Name -> module of every subcommand in a package; an underscore in a module's name is a dash on the command line."""
-    names = [module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")]
+    """Name -> module of every subcommand in a package; `a_b` is `a-b` on the command line."""
+    names = [
+        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
+    ]
     ranked = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
     return {name.replace("_", "-"): importlib.import_module(f"{package.__name__}.{name}") for name in ranked}
 

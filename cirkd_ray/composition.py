@@ -29,9 +29,11 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
     for key_node, _ in node.value:
         key = loader.construct_object(key_node, deep=True)
         if key in seen:
-            raise yaml.constructor.ConstructorError(None, None, f"key {key!r} given twice", key_node.start_mark)
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} given twice", key_node.start_mark
+            )
         seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+    return {str(key): value for key, value in loader.construct_mapping(node, deep=True).items()}
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -44,7 +46,7 @@ def read_yaml(path: Path) -> Tree:
         ConfigError: the file does not exist, is no YAML (with line and column) or holds something else.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 - a subclass of SafeLoader
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
@@ -69,7 +71,9 @@ class Source(NamedTuple):
         tree = read_yaml(self.path)
         if self.run is None:
             if set(tree) == {"runs"}:
-                raise ConfigError(f"{self.path}: holds several recipes; name one of {', '.join(_family(self.path))}")
+                raise ConfigError(
+                    f"{self.path}: holds several recipes; name one of {', '.join(_family(self.path))}"
+                )
             return tree
         found = tree["runs"][self.run] or {}
         if not isinstance(found, dict):
@@ -96,7 +100,7 @@ def recipe_names() -> list[str]:
 
 
 def find_recipe(name: str, beside: Path | None = None) -> Source:
-    """A recipe by its shipped name, or by the path of a YAML file (relative paths also from the file that names it)."""
+    """A recipe by its shipped name, or by the path of a YAML file (also relative to the file naming it)."""
     shipped, family = RECIPES / f"{name}.yaml", RECIPES / f"{Path(name).parent}.yaml"
     if shipped.is_file():
         return Source(shipped)
@@ -112,7 +116,10 @@ def find_recipe(name: str, beside: Path | None = None) -> Source:
 def merge(base: Any, change: Any) -> Any:
     """`change` laid over `base`: mappings merge key by key, everything else replaces."""
     if isinstance(base, dict) and isinstance(change, dict):
-        return {key: merge(base.get(key), change[key]) if key in change else base[key] for key in {**base, **change}}
+        return {
+            key: merge(base.get(key), change[key]) if key in change else base[key]
+            for key in {**base, **change}
+        }
     return deepcopy(change)
 
 

@@ -1,7 +1,8 @@
 """RunSpec: everything that decides a run, as one frozen, validated tree.
 
-`model`, `teacher.model`, `data` and each loss are open: beside the fields below they take the settings of the class
-that they name, which are validated against that class (see `registry.settings_model`) and filled in with its defaults.
+`model`, `teacher.model`, `data` and each loss are open: beside the fields below they take the settings of
+the class that they name, which are validated against that class (see `registry.settings_model`) and filled
+in with its defaults.
 """
 
 from __future__ import annotations
@@ -10,7 +11,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from cirkd_ray.composition import RECIPES, Tree, apply_overrides, compose, find_recipe, overrides_from
 from cirkd_ray.errors import ConfigError
@@ -38,8 +47,12 @@ class ModelSpec(_OpenSpec):
     """A network: its name, the weights it starts from and its own settings."""
 
     name: str
-    weights: str | None = Field(None, description="run folder, model.json, safetensors or .pth file to start from")
-    reinit_classifier: bool = Field(False, description="start with a new classifier where the number of classes differs")
+    weights: str | None = Field(
+        None, description="run folder, model.json, safetensors or .pth file to start from"
+    )
+    reinit_classifier: bool = Field(
+        False, description="start with a new classifier where the number of classes differs"
+    )
 
 
 class DataSpec(_OpenSpec):
@@ -49,11 +62,15 @@ class DataSpec(_OpenSpec):
     root: str | None = Field(None, description="folder that the data set lies in")
     train_split: str = "train"
     val_split: str = "val"
-    crop: tuple[PositiveInt, PositiveInt] | None = Field(None, description="height, width; None: the data set's own")
+    crop: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="height, width; None: the data set's own"
+    )
     scale_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
     scale_step: PositiveFloat = 0.1
     flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    max_class_share: float = Field(1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share")
+    max_class_share: float = Field(
+        1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share"
+    )
     workers: int = Field(0, ge=0, description="loader processes of each training worker")
 
 
@@ -70,7 +87,9 @@ class TeacherSpec(_Spec):
     def _one_source(self) -> TeacherSpec:
         given = [key for key in ("train", "weights", "module") if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of train, weights, module; got {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of train, weights, module; got {' and '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -95,7 +114,9 @@ class LossSpec(_OpenSpec):
 
     kind: str
     weight: float | None = Field(None, ge=0, description="weight of every term")
-    weights: dict[str, float] | None = Field(None, description="weight of each term; the published ones by default")
+    weights: dict[str, float] | None = Field(
+        None, description="weight of each term; the published ones by default"
+    )
     schedule: WeightSchedule | None = None
 
     @model_validator(mode="after")
@@ -132,7 +153,9 @@ class OptimSpec(_Spec):
     power: PositiveFloat = Field(0.9, description="of the poly schedule, lr (1 - t/T)^power")
     warmup_steps: int = Field(0, ge=0)
     clip_grad_norm: PositiveFloat | None = None
-    head_lr_factor: PositiveFloat = Field(1.0, description="learning rate of everything but the encoder, relative to lr")
+    head_lr_factor: PositiveFloat = Field(
+        1.0, description="learning rate of everything but the encoder, relative to lr"
+    )
 
 
 class TrainSpec(_Spec):
@@ -147,12 +170,18 @@ class TrainSpec(_Spec):
     checkpoint_every: PositiveInt = 800
     keep_checkpoints: int = Field(2, ge=2, description="one more than the last, in case that is damaged")
     pictures: int = Field(4, ge=0, description="validation images shown in TensorBoard")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field("auto", description="auto: bf16 on CUDA, else fp32")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on CUDA, else fp32"
+    )
     channels_last: bool = Field(True, description="on CUDA")
     sync_batchnorm: bool = Field(True, description="on CUDA with more than one worker")
-    ema: float | None = Field(None, gt=0, lt=1, description="decay of the averaged weights that are validated")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights that are validated"
+    )
     compile: bool = Field(False, description="torch.compile of student and teacher")
-    deterministic: bool = Field(False, description="deterministic CUDA kernels, for bit-for-bit resume on GPUs")
+    deterministic: bool = Field(
+        False, description="deterministic CUDA kernels, for bit-for-bit resume on GPUs"
+    )
 
 
 class ClusterSpec(_Spec):
@@ -219,7 +248,7 @@ def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
 
 
 def resolve(spec: RunSpec) -> RunSpec:
-    """Check the settings of every named class and fill in their defaults; the result is complete and idempotent."""
+    """Check the settings of every named class and fill in their defaults; doing so again changes nothing."""
     from cirkd_ray.resolution import resolved_tree
 
     return parse(resolved_tree(spec))

@@ -1,13 +1,13 @@
 """Name -> class, filled by a decorator; a package's modules are found and imported when first asked for.
 
-A class's settings are the keyword-only arguments of its `__init__` that have a default: their annotations (with
-pydantic's `Field` bounds in `Annotated`) are the one description from which recipes are validated, the JSON Schema is
-made and the class is built. A required argument is context that the caller supplies (channels, number of classes).
+A class's settings are the keyword-only arguments of its `__init__` that have a default: their annotations
+(with pydantic's `Field` bounds in `Annotated`) are the one description from which recipes are validated,
+the JSON Schema is made and the class is built. A required argument is context that the caller supplies
+(channels, number of classes).
 """
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import pkgutil
@@ -40,9 +40,14 @@ class Registry(Generic[T]):
 
         def decorate(cls: type[T]) -> type[T]:
             known = self._entries.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
                 where = f"{known.__module__}.{known.__qualname__}"
-                raise ConfigError(f"two classes register the {self.kind} {name!r}: {where} and {cls.__module__}")
+                raise ConfigError(
+                    f"two classes register the {self.kind} {name!r}: {where} and {cls.__module__}"
+                )
             self._entries[name] = cls
             return cls
 
@@ -87,10 +92,18 @@ class Registry(Generic[T]):
         return cls(**context, **{key: getattr(values, key) for key in type(values).model_fields})
 
 
-@functools.cache
-def settings_model(cls: type[Any]) -> type[BaseModel]:
+def settings_model(cls: type) -> type[BaseModel]:
     """The pydantic model of `cls`'s keyword-only arguments with defaults; unknown keys are errors."""
-    hints = get_type_hints(cls.__init__, include_extras=True)
+    if cls not in _MODELS:
+        _MODELS[cls] = _make_settings_model(cls)
+    return _MODELS[cls]
+
+
+_MODELS: dict[type, type[BaseModel]] = {}
+
+
+def _make_settings_model(cls: type) -> type[BaseModel]:
+    hints = get_type_hints(getattr(cls, "__init__"), include_extras=True)  # noqa: B009 - of the class itself
     fields: dict[str, Any] = {
         name: (hints[name], parameter.default)
         for name, parameter in inspect.signature(cls).parameters.items()
@@ -112,7 +125,11 @@ def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """pydantic's findings as `PATH: what is wrong`, one a line, at most five."""
     lines = []
     for item in error.errors()[:5]:
-        path = ".".join([where, *(str(part) for part in item["loc"])]) if where else ".".join(map(str, item["loc"]))
+        path = (
+            ".".join([where, *(str(part) for part in item["loc"])])
+            if where
+            else ".".join(map(str, item["loc"]))
+        )
         if item["type"] == "extra_forbidden":
             fields = _fields_at(model, item["loc"][:-1])
             lines.append(f"{path}: no such setting{nearest(str(item['loc'][-1]), fields)}")

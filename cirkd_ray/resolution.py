@@ -41,7 +41,9 @@ def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
     from cirkd_ray.models.build import model_settings, parse_name
 
     published = parse_name(model.name, where).defaults
-    return validate(model_settings(model.name), {**published, **model.settings}, where).model_dump(mode="json")
+    return validate(model_settings(model.name), {**published, **model.settings}, where).model_dump(
+        mode="json"
+    )
 
 
 def _data_settings(spec: RunSpec) -> dict[str, Any]:
@@ -52,7 +54,9 @@ def _data_settings(spec: RunSpec) -> dict[str, Any]:
     for key in ("train_split", "val_split"):
         split = getattr(spec.data, key)
         if split not in cls.splits:
-            raise ConfigError(f"data.{key}: {spec.data.name!r} has no split {split!r}{nearest(split, cls.splits)}")
+            raise ConfigError(
+                f"data.{key}: {spec.data.name!r} has no split {split!r}{nearest(split, cls.splits)}"
+            )
     return {**settings, "crop": list(spec.data.crop or cls.default_crop)}
 
 
@@ -64,7 +68,9 @@ def _loss_tree(loss: LossSpec, where: str) -> Tree:
     tree.update(validate(settings_model(cls), loss.settings, where).model_dump(mode="json"))
     unknown = [term for term in loss.weights or {} if term not in cls.terms]
     if unknown:
-        raise ConfigError(f"{where}.weights.{unknown[0]}: {loss.kind!r} has no such term{nearest(unknown[0], cls.terms)}")
+        raise ConfigError(
+            f"{where}.weights.{unknown[0]}: {loss.kind!r} has no such term{nearest(unknown[0], cls.terms)}"
+        )
     if loss.weights is not None or (loss.weight is None and len(cls.terms) > 1):
         defaults = {term: float(cls.default_weights.get(term, 1.0)) for term in cls.terms}
         tree["weights"] = {**defaults, **(loss.weights or {})}
@@ -97,8 +103,14 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     for definition in definitions.values():
         definition.pop("required", None)
-    _choose(definitions["LossSpec"], "kind", {name: settings_model(LOSSES.get(name)) for name in LOSSES.names()})
-    _choose(definitions["DataSpec"], "name", {name: settings_model(DATASETS.get(name)) for name in DATASETS.names()})
+    _choose(
+        definitions["LossSpec"], "kind", {name: settings_model(LOSSES.get(name)) for name in LOSSES.names()}
+    )
+    _choose(
+        definitions["DataSpec"],
+        "name",
+        {name: settings_model(DATASETS.get(name)) for name in DATASETS.names()},
+    )
     definitions["ModelSpec"]["properties"]["name"]["examples"] = model_names()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

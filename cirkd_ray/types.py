@@ -37,7 +37,9 @@ class SegmentationOutput(NamedTuple):
         Raises:
             KeyError: the network did not return such a map.
         """
-        value = {"logits": self.logits, "aux": self.aux, "feature": self.feature, **(self.stages or {})}.get(name)
+        value = {"logits": self.logits, "aux": self.aux, "feature": self.feature, **(self.stages or {})}.get(
+            name
+        )
         if value is None:
             have = ["logits", "feature", *(["aux"] if self.aux is not None else []), *(self.stages or {})]
             raise KeyError(f"no map named {name!r} in this network's output; it has {', '.join(have)}")
@@ -48,8 +50,8 @@ class SegmentationOutput(NamedTuple):
 class Preprocessing:
     """How a network wants its pixels: a property of its weights, stored beside them.
 
-    An RGB value v in 0..255 of channel c becomes `(v * scale - mean[c]) / std[c]`, with mean and std given in the
-    order of `channels`. Pixels that padding invented become exactly 0.
+    An RGB value v in 0..255 of channel c becomes `(v * scale - mean[c]) / std[c]`, with mean and std given
+    in the order of `channels`. Pixels that padding invented become exactly 0.
     """
 
     channels: Literal["rgb", "bgr"] = "rgb"

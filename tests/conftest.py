@@ -10,7 +10,9 @@ import pytest
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # comparisons between processes need the same order of additions
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # comparisons between processes need the same order of additions
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -20,7 +20,10 @@ def data_root(name: str = "") -> Path:
 
 def golden(name: str) -> Path:
     """A file of reference numbers: from `tests/golden`, CIRKD_GOLDEN or beside the repository."""
-    folders = [REPO / "tests" / "golden", Path(os.environ.get("CIRKD_GOLDEN", REPO.parent / "shared" / "golden"))]
+    folders = [
+        REPO / "tests" / "golden",
+        Path(os.environ.get("CIRKD_GOLDEN", REPO.parent / "shared" / "golden")),
+    ]
     for folder in folders:
         if (folder / name).is_file():
             return folder / name

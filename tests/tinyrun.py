@@ -32,7 +32,9 @@ def tiny_tree(**changes: Any) -> dict[str, Any]:
         "cluster": {"workers": 2, "max_failures": 2, "device": "cpu"},
     }
     for key, value in changes.items():
-        tree[key] = {**tree[key], **value} if isinstance(tree.get(key), dict) and isinstance(value, dict) else value
+        tree[key] = (
+            {**tree[key], **value} if isinstance(tree.get(key), dict) and isinstance(value, dict) else value
+        )
     return tree
 
 

@@ -40,7 +40,9 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
     if cluster.device == "cuda" and not gpus_there and not cluster.autoscaling:
         raise ConfigError("cluster.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
     on_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus_there > 0)
-    cpus = float(1 + spec.data.workers) if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)
+    cpus = (
+        float(1 + spec.data.workers) if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)
+    )
     share = spec.train.batch_size // spec.train.accumulate
     if cluster.workers == "auto":
         most = gpus_there if on_gpu else min(2, int(cpus_there // cpus))
@@ -63,6 +65,6 @@ def _check_fits(plan: Plan, cpus: float, gpus: int) -> None:
     if plan.total_cpus > cpus or plan.workers * plan.gpus > gpus:
         needs = f"{plan.workers} x {plan.cpus:g} CPU" + (f" and {plan.workers} x 1 GPU" if plan.gpus else "")
         raise ConfigError(
-            f"cluster.workers: the run needs {needs}, the cluster has {cpus:g} CPU and {gpus} GPU; lower cluster.workers "
-            "or data.workers, or set cluster.autoscaling=true to wait for nodes"
+            f"cluster.workers: the run needs {needs}, the cluster has {cpus:g} CPU and {gpus} GPU; lower "
+            "cluster.workers or data.workers, or set cluster.autoscaling=true to wait for nodes"
         )

@@ -29,7 +29,8 @@ def in_cluster() -> bool:
 
 @contextmanager
 def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
-    """Ray for the length of the block: the one that runs already, the cluster of the environment, or a new local one.
+    """Ray for the length of the block: the one that runs already, the cluster of the environment, or a new
+    local one.
 
     Args:
         minimum_cpus: CPUs that a new local cluster offers at least, even where the machine has fewer.
@@ -52,12 +53,19 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
         else:
             cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
             # The dashboard stays on: without it placement groups of stopped trials leak.
-            ray.init(address="local", num_cpus=cpus, log_to_driver=verbose, logging_level=level, include_dashboard=True)
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                log_to_driver=verbose,
+                logging_level=level,
+                include_dashboard=True,
+            )
     except (ConnectionError, ValueError, RuntimeError) as error:
         address = os.environ.get("RAY_ADDRESS", "local")
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
-            f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\nIs the head running, and are RAY_AUTH_MODE and its token set?"
+            f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\n"
+            "Is the head running, and are RAY_AUTH_MODE and its token set?"
         ) from None
     try:
         yield

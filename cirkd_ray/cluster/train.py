@@ -68,7 +68,8 @@ def worker(config: dict[str, Any]) -> None:
     """One rank of a run.
 
     Args:
-        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a checkpoint to
+        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a
+        checkpoint to
             start from where the directory has none, or None).
     """
     directory = RunDirectory(config["directory"])
@@ -92,7 +93,9 @@ def worker(config: dict[str, Any]) -> None:
 def write_failure(directory: RunDirectory, error: UserError) -> None:
     """Leave the reason of a failure where the driver finds it."""
     if directory.path.is_dir():
-        write_atomically(directory.path / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+        write_atomically(
+            directory.path / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)})
+        )
 
 
 def read_failure(directory: RunDirectory) -> UserError | None:
@@ -102,7 +105,7 @@ def read_failure(directory: RunDirectory) -> UserError | None:
         return None
     found = json.loads(path.read_text())
     kind = getattr(errors, found["kind"], UserError)
-    return kind(found["message"])  # type: ignore[no-any-return]
+    return kind(found["message"])
 
 
 def make_trainer(
@@ -172,5 +175,11 @@ def _explain(error: Exception, directory: RunDirectory) -> TrainingError:
     failures = getattr(error, "worker_failures", None) or {0: error}
     reasons = {str(failure).strip().splitlines()[-1] for failure in failures.values() if str(failure).strip()}
     kept = newest_checkpoint(directory.checkpoints, lambda text: None)
-    left = f"the last good checkpoint is {kept}; continue with --resume" if kept else "no checkpoint was written before"
-    return TrainingError(f"the workers failed ({'; '.join(sorted(reasons)) or type(error).__name__});\n{left}")
+    left = (
+        f"the last good checkpoint is {kept}; continue with --resume"
+        if kept
+        else "no checkpoint was written before"
+    )
+    return TrainingError(
+        f"the workers failed ({'; '.join(sorted(reasons)) or type(error).__name__});\n{left}"
+    )

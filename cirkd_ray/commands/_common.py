@@ -7,17 +7,26 @@ import argparse
 
 def add_recipe(parser: argparse.ArgumentParser, default: str | None = None) -> None:
     """RECIPE and `--set`."""
-    parser.add_argument("recipe", nargs="?" if default else None, default=default, help="a shipped recipe or a YAML file")
+    parser.add_argument(
+        "recipe", nargs="?" if default else None, default=default, help="a shipped recipe or a YAML file"
+    )
     add_set(parser)
 
 
 def add_set(parser: argparse.ArgumentParser) -> None:
     """`--set PATH=VALUE`, repeatable."""
     parser.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="PATH=VALUE", help="override a setting"
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override a setting",
     )
 
 
 def add_out(parser: argparse.ArgumentParser) -> None:
     """`--out DIR`."""
-    parser.add_argument("--out", default="runs", metavar="DIR", help="where runs are written (default: runs/)")
+    parser.add_argument(
+        "--out", default="runs", metavar="DIR", help="where runs are written (default: runs/)"
+    )

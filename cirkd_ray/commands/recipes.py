@@ -1,4 +1,4 @@
-"""List the shipped recipes, show one with every setting resolved, or print the JSON Schema of recipes for editors."""
+"""List the shipped recipes, show one with every setting resolved, or print the JSON Schema of recipes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ def _list(_: argparse.Namespace) -> int:
     for name in recipe_names():
         spec = parse(load_tree(name), name)
         losses = ", ".join(k for k, loss in spec.distill.losses.items() if loss) if spec.distill else "-"
-        teacher = (spec.teacher.train or spec.teacher.weights or spec.teacher.module or "-") if spec.teacher else "-"
+        teacher = (
+            (spec.teacher.train or spec.teacher.weights or spec.teacher.module or "-")
+            if spec.teacher
+            else "-"
+        )
         figure = f"{spec.published.miou:.2f} ({spec.published.split})" if spec.published else "-"
         table.add_row(name, spec.model.name, teacher, losses, str(spec.train.steps), figure)
     Console(width=200, soft_wrap=True).print(table)
@@ -49,7 +53,8 @@ def _show(args: argparse.Namespace) -> int:
     spec = load_run(args.recipe, args.overrides)
     if spec.published:
         note = f"; {spec.published.note}" if spec.published.note else ""
-        print(f"# published: {spec.published.miou:.2f} mIoU ({spec.published.split}), {spec.published.source}{note}")
+        figure = f"{spec.published.miou:.2f} mIoU ({spec.published.split})"
+        print(f"# published: {figure}, {spec.published.source}{note}")
     print(spec.to_yaml(), end="")
     return 0
 

@@ -1,7 +1,8 @@
 """Train a student from a teacher, a teacher, or a baseline.
 
-Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled into a
-smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on this machine.
+Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled
+into a smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on this
+machine.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const="",
         metavar="RUN",
-        help="continue RUN; without RUN: the run of --name (started if it does not exist yet), or this recipe's "
-        "latest unfinished run",
+        help="continue RUN; without RUN: the run of --name (started if it does not exist yet), "
+        "or this recipe's latest unfinished run",
     )
     parser.add_argument("--local", action="store_true", help="run in this process, without Ray")
 
@@ -68,9 +69,15 @@ def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]
     from cirkd_ray.errors import ConfigError
 
     if args.resume:  # a run by its path or its name; its own recipe counts
-        found = [RunDirectory(path) for path in (Path(args.resume), out / args.resume) if (path / "run.yaml").is_file()]
+        found = [
+            RunDirectory(path)
+            for path in (Path(args.resume), out / args.resume)
+            if (path / "run.yaml").is_file()
+        ]
         if not found:
-            raise ConfigError(f"--resume {args.resume}: no run there or in {out} (a run's folder holds run.yaml)")
+            raise ConfigError(
+                f"--resume {args.resume}: no run there or in {out} (a run's folder holds run.yaml)"
+            )
         if args.overrides:
             raise ConfigError("--resume RUN takes the run's own recipe; --set goes with --resume --name NAME")
         return found[0].spec(), found[0]
@@ -81,7 +88,9 @@ def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]
         return spec, RunDirectory(out / run_name(spec.name))
     latest = latest_run(out, spec.name)
     if latest is None:
-        raise ConfigError(f"--resume: no unfinished run of {spec.name} in {out}; leave --resume out to start one")
+        raise ConfigError(
+            f"--resume: no unfinished run of {spec.name} in {out}; leave --resume out to start one"
+        )
     return spec, latest
 
 

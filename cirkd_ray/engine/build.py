@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,17 +40,20 @@ class Run:
     precision: str
 
     @property
-    def evaluated(self) -> nn.Module:
+    def evaluated(self) -> SegmentationModel:
         """The network that is validated and exported: the averaged student where there is one."""
         average = self.step.average
-        return self.student if average is None else average.module
+        network = self.student if average is None else average.module
+        assert isinstance(network, SegmentationModel)
+        return network
 
 
 def build_datasets(spec: RunSpec) -> tuple[SegmentationDataset, SegmentationDataset]:
     """Training and validation split; whatever is wrong with the files' places shows here, before training."""
     splits = (spec.data.train_split, spec.data.val_split)
     train, val = (
-        build_dataset(spec.data.name, split=split, root=spec.data.root, **spec.data.settings) for split in splits
+        build_dataset(spec.data.name, split=split, root=spec.data.root, **spec.data.settings)
+        for split in splits
     )
     check_classes(len(train.classes), spec.data.name)
     return train, val
@@ -69,7 +73,8 @@ def build_teacher(spec: TeacherSpec, num_classes: int) -> SegmentationModel:
     """The frozen teacher.
 
     Raises:
-        ConfigError: it scores another number of classes than the data set has, or its recipe is not trained yet.
+        ConfigError: it scores another number of classes than the data set has, or its recipe is not trained
+        yet.
     """
     if spec.module is not None:
         from cirkd_ray.models.external import load_module
@@ -78,7 +83,9 @@ def build_teacher(spec: TeacherSpec, num_classes: int) -> SegmentationModel:
     elif spec.weights is None:
         raise ConfigError(f"teacher.train: {spec.train!r} has to be trained first; `cirkd train` does so")
     elif spec.model is not None:
-        teacher = build_network(spec.model.model_copy(update={"weights": spec.weights}), num_classes, "teacher.model")
+        teacher = build_network(
+            spec.model.model_copy(update={"weights": spec.weights}), num_classes, "teacher.model"
+        )
     else:
         teacher = load_model(spec.weights).model
     if teacher.num_classes != num_classes:
@@ -97,8 +104,8 @@ def seed_of(*numbers: int) -> int:
 def build_run(spec: RunSpec, world: World) -> Run:
     """Build data, networks, losses and optimisers of one rank.
 
-    The student's first weights depend on the seed and the network alone, so that methods that are compared start
-    from the same student.
+    The student's first weights depend on the seed and the network alone, so that methods that are compared
+    start from the same student.
     """
     device, precision = world.device, choose_precision(spec.train.precision, world.device)
     torch.use_deterministic_algorithms(spec.train.deterministic)
@@ -108,7 +115,11 @@ def build_run(spec: RunSpec, world: World) -> Run:
     torch.manual_seed(seed_of(spec.seed, 0))
     student = build_network(spec.model, classes, "model")
     torch.manual_seed(seed_of(spec.seed, 1))
-    teacher = build_teacher(spec.teacher, classes) if spec.distill is not None and spec.teacher is not None else None
+    teacher = (
+        build_teacher(spec.teacher, classes)
+        if spec.distill is not None and spec.teacher is not None
+        else None
+    )
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
     if teacher is not None:
@@ -133,19 +144,21 @@ def _build_step(
     """Move everything to the device, wrap what is trained, make the optimisers."""
     on_gpu = world.device.type == "cuda"
     channels_last = on_gpu and spec.train.channels_last
-    memory_format = torch.channels_last if channels_last else torch.preserve_format
     student = distiller.student
     assert isinstance(student, SegmentationModel)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
-        distiller = convert_sync_batchnorm(distiller)  # timm's: torch's drops the activations of BatchNormAct2d
-    distiller.to(world.device, memory_format=memory_format)
+        distiller = convert_sync_batchnorm(
+            distiller
+        )  # timm's: torch's drops the activations of BatchNormAct2d
+    _move(distiller, world.device, channels_last)
     if teacher is not None:
-        teacher.to(world.device, memory_format=memory_format)
+        _move(teacher, world.device, channels_last)
     average = None
     if spec.train.ema is not None:
-        average = AveragedModel(student, multi_avg_fn=get_ema_multi_avg_fn(spec.train.ema), use_buffers=True)
+        averaging = get_ema_multi_avg_fn(spec.train.ema)  # type: ignore[no-untyped-call]
+        average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
-    opponents = {
+    opponents: dict[str, torch.optim.Optimizer] = {
         name: torch.optim.Adam(loss.opponent.parameters(), **loss.opponent_optimizer())
         for name, loss in distiller.opponents()
         if loss.opponent is not None
@@ -172,16 +185,23 @@ def _build_step(
     )
 
 
+def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:
+    module.to(device)
+    if channels_last:
+        module.to(memory_format=torch.channels_last)
+
+
 def _wrap(distiller: Distiller, spec: RunSpec, world: World) -> nn.Module:
-    """DDP over the student and the losses' layers; buffers are not broadcast (see `average_batchnorm_statistics`)."""
+    """DDP over the student and the losses' layers; no buffer is broadcast."""
     if world.size == 1:
         return distiller
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # renamed in torch 2.15
+    renamed = "forward_sync_buffers"  # in torch 2.15
+    options: dict[str, Any] = {renamed if renamed in known else "broadcast_buffers": False}
     return DistributedDataParallel(
         distiller,
         device_ids=[world.device] if world.device.type == "cuda" else None,
-        **{buffers: False},
+        **options,
         gradient_as_bucket_view=True,
         # Without a weight the auxiliary head gets no gradient, which DDP has to be told.
         find_unused_parameters=spec.task.aux_weight == 0 or spec.task.weight == 0,

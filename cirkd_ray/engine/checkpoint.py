@@ -1,9 +1,9 @@
 """Complete checkpoints that are either whole or absent.
 
 A checkpoint is a folder `step_00000800` with `state.pt` (plain tensors and numbers, readable with
-`torch.load(weights_only=True)`) and `manifest.json` (step, bytes, SHA-256 of `state.pt`). It is written under another
-name and renamed when complete, and checked against its manifest before it is used, so a damaged one is passed over
-for the one before it.
+`torch.load(weights_only=True)`) and `manifest.json` (step, bytes, SHA-256 of `state.pt`). It is written
+under another name and renamed when complete, and checked against its manifest before it is used, so a
+damaged one is passed over for the one before it.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({reason}); free some space and start again with --resume.\n"
+            f"{folder}: the checkpoint could not be written ({reason}); free some space and start again "
+            "with --resume.\n"
             "The checkpoints before it are untouched."
         ) from None
     return folder

@@ -64,7 +64,7 @@ class Distiller(nn.Module):
         """The weighted sum, every unweighted term by name, and what the losses saw (for opponents)."""
         output = self.student(images)
         terms = self._task_terms(output, labels)
-        total = sum_terms(terms, self.task_weights())
+        total = output.logits.new_zeros(()) + sum_terms(terms, self.task_weights())
         inputs = None
         if teacher is not None:
             inputs = LossInputs(output, teacher, labels, step=step, micro=micro, seed=self.seed)
@@ -82,7 +82,9 @@ class Distiller(nn.Module):
         """The cross-entropy terms that have a weight."""
         if self.task.weight == 0:
             return {}
-        terms: dict[str, Tensor] = self.task_loss(output if self.task.aux_weight else output._replace(aux=None), labels)
+        terms: dict[str, Tensor] = self.task_loss(
+            output if self.task.aux_weight else output._replace(aux=None), labels
+        )
         return terms
 
     def _distil(
@@ -91,7 +93,10 @@ class Distiller(nn.Module):
         spec = self.specs[name]
         factor = spec.schedule.factor(inputs.step, self.steps) if spec.schedule else 1.0
         if factor == 0.0 and not any(p.requires_grad for p in loss.parameters()) and not list(loss.buffers()):
-            return {}, {}  # with parameters or queues it still runs: DDP waits for the gradients, queues must fill
+            return (
+                {},
+                {},
+            )  # with parameters or queues it still runs: DDP waits for the gradients, queues must fill
         found = loss(inputs)
         labelled = {term_name(name, loss, term): value for term, value in found.items()}
         weights = {term_name(name, loss, term): factor * term_weight(spec, term) for term in found}
@@ -135,7 +140,9 @@ def build_losses(
         if item is None:
             continue
         if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-            raise ConfigError(f"distill.losses.{name}: choose a name of letters, digits and _ that torch does not use")
+            raise ConfigError(
+                f"distill.losses.{name}: choose a name of letters, digits and _ that torch does not use"
+            )
         active = frozenset(t for t in LOSSES.get(item.kind).terms if term_weight(item, t) > 0)
         if active:
             where = f"distill.losses.{name}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -16,7 +16,7 @@ class World:
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @property
     def is_main(self) -> bool:
@@ -69,8 +69,8 @@ def minimum_over_ranks(values: Tensor, world: World) -> Tensor:
 def average_batchnorm_statistics(module: nn.Module, world: World) -> None:
     """Replace the running statistics of every BatchNorm by their mean over ranks, in one message.
 
-    Where BatchNorm is not synchronised (CPU) the ranks' running statistics drift apart; nothing in training reads
-    them, so it is enough to agree before they are used: at validation and at a checkpoint.
+    Where BatchNorm is not synchronised (CPU) the ranks' running statistics drift apart; nothing in training
+    reads them, so it is enough to agree before they are used: at validation and at a checkpoint.
     """
     if world.size == 1:
         return
@@ -80,9 +80,7 @@ def average_batchnorm_statistics(module: nn.Module, world: World) -> None:
         return
     flat = torch.cat([b.detach().reshape(-1) for b in buffers])
     dist.all_reduce(flat)
-    flat /= world.size
-    for buffer, mean in zip(buffers, flat.split([b.numel() for b in buffers]), strict=True):
-        buffer.copy_(mean.view_as(buffer))
+    _spread(flat / world.size, buffers)
 
 
 def average_gradients(parameters: list[nn.Parameter], world: World) -> None:
@@ -92,6 +90,10 @@ def average_gradients(parameters: list[nn.Parameter], world: World) -> None:
         return
     flat = torch.cat([g.reshape(-1) for g in gradients])
     dist.all_reduce(flat)
-    flat /= world.size
-    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
+    _spread(flat / world.size, gradients)
+
+
+def _spread(flat: Tensor, targets: list[Tensor]) -> None:
+    """Copy the pieces of a flat tensor back to where they came from."""
+    for target, piece in zip(targets, torch.split(flat, [t.numel() for t in targets]), strict=True):
+        target.copy_(piece.view_as(target))

@@ -29,4 +29,6 @@ def local_device(setting: str) -> torch.device:
 def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
     """Train in this process, or in this rank of an existing process group (torchrun)."""
     world = World.current(local_device(spec.cluster.device))
-    return train(spec, world, directory, LocalReporter(directory.checkpoints, spec.train.keep_checkpoints), listeners)
+    return train(
+        spec, world, directory, LocalReporter(directory.checkpoints, spec.train.keep_checkpoints), listeners
+    )

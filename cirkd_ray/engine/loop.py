@@ -77,7 +77,8 @@ def train(
         directory: the run's directory, seen by all ranks.
         reporter: takes figures and checkpoints.
         listeners: follow the run on the main rank.
-        resume_from: a checkpoint to start from where the directory has none (a run that continues another's weights).
+        resume_from: a checkpoint to start from where the directory has none (a run that continues another's
+        weights).
 
     Returns:
         The result, as it stands in `result.json`; the same on all ranks.
@@ -94,7 +95,9 @@ def train(
 class Loop:
     """One rank's run."""
 
-    def __init__(self, run: Run, directory: RunDirectory, reporter: Reporter, listeners: Sequence[Listener]) -> None:
+    def __init__(
+        self, run: Run, directory: RunDirectory, reporter: Reporter, listeners: Sequence[Listener]
+    ) -> None:
         self.r, self.spec, self.world = run, run.spec, run.world
         self.directory, self.reporter, self.listeners = directory, reporter, listeners
         self.progress = Progress()
@@ -184,7 +187,9 @@ class Loop:
 
     def _window_metrics(self, done: int, window: Window) -> dict[str, float]:
         """The window's figures; this is where the host waits for the device."""
-        means = mean_over_ranks({name: value / window.steps for name, value in window.terms.items()}, self.world)
+        means = mean_over_ranks(
+            {name: value / window.steps for name, value in window.terms.items()}, self.world
+        )
         seconds = time.perf_counter() - window.start
         images = window.steps * self.spec.train.batch_size
         metrics: dict[str, float] = {"step": done}
@@ -214,7 +219,9 @@ class Loop:
             return
         names = [(step, name) for step, name in bad if name != "total"] or bad
         step, name = min(names)
-        kept = f"the last good checkpoint is {self.saved}" if self.saved else "no checkpoint was written before"
+        kept = (
+            f"the last good checkpoint is {self.saved}" if self.saved else "no checkpoint was written before"
+        )
         raise TrainingError(
             f"loss {name!r} is not finite at step {step}; {kept}.\n"
             "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."

@@ -14,8 +14,8 @@ from cirkd_ray.config import OptimSpec
 def learning_rate_factor(spec: OptimSpec, step: int, steps: int) -> float:
     """Learning rate at `step` (from 0) of `steps`, relative to `spec.lr`.
 
-    `poly` is (1 - t/T)^power over the whole run (Chen et al., DeepLab, 2017); `cosine` and `poly` start after a
-    linear warm-up of `spec.warmup_steps` if there is one, without moving the end.
+    `poly` is (1 - t/T)^power over the whole run (Chen et al., DeepLab, 2017); `cosine` and `poly` start
+    after a linear warm-up of `spec.warmup_steps` if there is one, without moving the end.
     """
     if step < spec.warmup_steps:
         return (step + 1) / spec.warmup_steps
@@ -28,9 +28,11 @@ def learning_rate_factor(spec: OptimSpec, step: int, steps: int) -> float:
 
 
 def parameter_groups(model: nn.Module, extra: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
-    """Groups with a `scale` of the learning rate: the student's encoder, its head, and the losses' own layers.
+    """Groups with a `scale` of the learning rate: the student's encoder, its head, and the losses' own
+    layers.
 
-    AdamW does not decay norms and biases, as the SegFormer recipe does; SGD decays everything, as DeepLab's does.
+    AdamW does not decay norms and biases, as the SegFormer recipe does; SGD decays everything, as DeepLab's
+    does.
     """
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     named = [(f"student.{n}", p) for n, p in model.named_parameters()]

@@ -18,7 +18,7 @@ class Reporter(Protocol):
         """Where the main rank writes the checkpoint of that name, before `report` takes it over."""
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """After a validation or a checkpoint: figures that are equal on all ranks, and on the main rank the checkpoint."""
+        """After a validation or a checkpoint: figures of all ranks, and on the main rank the checkpoint."""
 
 
 class LocalReporter:

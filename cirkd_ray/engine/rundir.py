@@ -39,13 +39,19 @@ class RunDirectory:
             ConfigError: the directory exists and holds a run already, or cannot be made.
         """
         if self.recipe.exists():
-            raise ConfigError(f"{self.path}: holds a run already; choose another --name, or continue it with --resume")
+            raise ConfigError(
+                f"{self.path}: holds a run already; choose another --name, or continue it with --resume"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump({**spec.to_dict(), "_environment": environment()}, sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(
+                {**spec.to_dict(), "_environment": environment()}, sort_keys=False, allow_unicode=True
+            )
             write_atomically(self.recipe, text)
         except OSError as error:
-            raise ConfigError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from None
+            raise ConfigError(
+                f"{self.path}: cannot be written ({error.strerror}); choose another --out"
+            ) from None
 
     def spec(self) -> RunSpec:
         """The recipe that the run was started with.
@@ -93,7 +99,9 @@ class RunDirectory:
         try:
             found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
         except ValueError:
-            raise CheckpointError(f"{self.result}: is damaged; delete it and continue the run with --resume") from None
+            raise CheckpointError(
+                f"{self.result}: is damaged; delete it and continue the run with --resume"
+            ) from None
         return found
 
 
@@ -119,7 +127,16 @@ def _git_commit() -> str | None:
     package = Path(__file__).parent
     for folder in (package, Path.cwd()):
         try:
-            command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+            command = [
+                "git",
+                "-C",
+                str(folder),
+                "describe",
+                "--always",
+                "--dirty",
+                "--abbrev=40",
+                "--exclude=*",
+            ]
             found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
         except (OSError, subprocess.TimeoutExpired):
             return None

@@ -1,4 +1,4 @@
-"""What stands around a run: its directory and name, its teacher's own run, and continuing what was interrupted."""
+"""What stands around a run: its directory and name, its teacher's own run, going on after an interruption."""
 
 from __future__ import annotations
 
@@ -19,7 +19,14 @@ from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
 
-CHANGEABLE = ("cluster.", "data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures")
+CHANGEABLE = (
+    "cluster.",
+    "data.root",
+    "data.workers",
+    "train.log_every",
+    "train.keep_checkpoints",
+    "train.pictures",
+)
 """Settings that may differ when a run is continued: they do not change what it computes."""
 
 
@@ -63,14 +70,19 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     tree = {**tree, "data": shared["data"], "cluster": shared["cluster"], "seed": spec.seed}
     found = from_tree(apply_overrides(tree, overrides_from(spec.teacher.set)))
     if found.teacher is not None and found.teacher.train is not None and found.distill is not None:
-        raise ConfigError(f"teacher.train: {spec.teacher.train!r} trains a teacher itself; train it first, then give weights")
+        raise ConfigError(
+            f"teacher.train: {spec.teacher.train!r} trains a teacher itself; "
+            "train it first, then give teacher.weights"
+        )
     return found
 
 
 def fingerprint(spec: RunSpec) -> str:
     """Ten digits that are equal where two runs compute the same."""
     leaves = flatten(spec.to_dict())
-    kept = {k: v for k, v in leaves.items() if not k.startswith((*CHANGEABLE, "name", "description", "published"))}
+    kept = {
+        k: v for k, v in leaves.items() if not k.startswith((*CHANGEABLE, "name", "description", "published"))
+    }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -170,7 +182,9 @@ def locked(directory: RunDirectory) -> Iterator[None]:
         with lock:
             yield
     except Timeout:
-        raise ConfigError(f"{directory.path}: another process is running there; wait for it or end it first") from None
+        raise ConfigError(
+            f"{directory.path}: another process is running there; wait for it or end it first"
+        ) from None
     except PermissionError as error:
         raise ConfigError(f"{error.filename}: cannot be written; choose another --out") from None
 

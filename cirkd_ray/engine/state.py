@@ -47,6 +47,8 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
     except (KeyError, RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()
         detail = reason[1].strip() if len(reason) > 1 else reason[0]
-        raise CheckpointError(f"the checkpoint is of another recipe ({detail}); start a new run instead") from None
+        raise CheckpointError(
+            f"the checkpoint is of another recipe ({detail}); start a new run instead"
+        ) from None
     state.pop("spec")
     return state

@@ -80,7 +80,7 @@ class TrainStep:
         return self.spec.lr * learning_rate_factor(self.spec, step, self.steps)
 
     def __call__(self, step: int, batches: Sequence[DeviceBatch]) -> dict[str, Tensor]:
-        """Do step `step`; returns the detached, unweighted terms and their weighted sum `total`, on the device."""
+        """Do step `step`; returns the detached, unweighted terms and their weighted sum `total`."""
         set_learning_rate(self.optimizer, self.lr(step))
         self.optimizer.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
@@ -97,14 +97,18 @@ class TrainStep:
         self.nonfinite.watch(step, means)
         return means if norm is None else {**means, "grad_norm": norm}
 
-    def _accumulate(self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool) -> dict[str, Tensor]:
+    def _accumulate(
+        self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool
+    ) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; ranks exchange gradients at the last one only."""
         with self._synchronise(last):
             with autocast(self.precision, self.world.device):
                 teacher = self._teach(batch)
-                images = self.preprocessing(batch.images, batch.padding).contiguous(memory_format=self.memory_format)
+                images = self.preprocessing(batch.images, batch.padding).contiguous(
+                    memory_format=self.memory_format
+                )
                 total, terms, inputs = self.wrapped(images, batch.labels, teacher, step, micro)
-            self.scaler.scale(total * share).backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(total * share).backward()
         if inputs is not None:
             for name, loss in self.distiller.opponents():
                 self._oppose(name, loss, inputs, share)
@@ -122,7 +126,8 @@ class TrainStep:
         with torch.inference_mode():
             images = self.teacher_preprocessing(batch.images, batch.padding)
             out = self.teacher(images.contiguous(memory_format=self.memory_format))
-        # Losses save teacher maps for backward, which inference tensors refuse: copies of these few maps may be saved.
+        # Losses save teacher maps for backward, which inference tensors refuse: copies of these few maps
+        # may be saved.
         return SegmentationOutput(
             out.logits.clone(),
             None if out.aux is None else out.aux.clone(),

@@ -36,7 +36,9 @@ class _Tail:
         if not self.path.exists():
             return []
         if self.path.stat().st_size < self.position:
-            self.position = self.path.stat().st_size  # rewound by a resumed run: what is left was shown before
+            self.position = (
+                self.path.stat().st_size
+            )  # rewound by a resumed run: what is left was shown before
         with self.path.open("rb") as file:
             file.seek(self.position)
             text = file.read()

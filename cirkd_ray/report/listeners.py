@@ -41,7 +41,9 @@ class TensorBoardListener(Listener):
     def finish(self, result: Mapping[str, Any]) -> None:
         """Hyper-parameters beside the final figures."""
         if self.board is not None:
-            figures = {f"hparam/{kind}_miou": result[kind]["miou"] for kind in ("best", "last") if result.get(kind)}
+            figures = {
+                f"hparam/{kind}_miou": result[kind]["miou"] for kind in ("best", "last") if result.get(kind)
+            }
             self.board.hparams(self.hparams, figures)
             self.board.close()
 

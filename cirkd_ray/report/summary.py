@@ -16,7 +16,9 @@ from cirkd_ray.report.tables import Compared, comparison
 def compared(role: str, result: dict[str, Any]) -> Compared:
     """A run's row in the comparison: its best validation and the speed of its last."""
     best, last = result.get("best") or {}, result.get("last") or {}
-    return Compared(role, result["model"], best.get("miou"), result["parameters"], last.get("images_per_second"))
+    return Compared(
+        role, result["model"], best.get("miou"), result["parameters"], last.get("images_per_second")
+    )
 
 
 def teacher_row(outcome: Outcome) -> Compared | None:
@@ -51,5 +53,7 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}",
     ]
     if outcome.teacher is not None:
-        lines.append(f"teacher      {outcome.teacher.path}" + (" (trained before)" if outcome.teacher_reused else ""))
+        lines.append(
+            f"teacher      {outcome.teacher.path}" + (" (trained before)" if outcome.teacher_reused else "")
+        )
     console.print("\n".join(lines), highlight=False)

@@ -35,7 +35,9 @@ def on_ray(spec: RunSpec, path: Path) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def undisturbed(teacher: Path, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    spec = tiny_distillation(teacher, train={"steps": 60, "validate_every": 30, "checkpoint_every": 10, "log_every": 10})
+    spec = tiny_distillation(
+        teacher, train={"steps": 60, "validate_every": 30, "checkpoint_every": 10, "log_every": 10}
+    )
     return on_ray(spec, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
@@ -61,7 +63,9 @@ def test_a_killed_worker_costs_nothing_but_time(undisturbed: RunDirectory, tmp_p
             if len(directory.read_metrics()) < 3:
                 continue
             mine = {p.pid for p in psutil.Process().children(recursive=True)}
-            workers = [p for p in psutil.process_iter(["pid", "name"]) if "RayTrainWorker" in (p.info["name"] or "")]
+            workers = [
+                p for p in psutil.process_iter(["pid", "name"]) if "RayTrainWorker" in (p.info["name"] or "")
+            ]
             for process in workers or _ray_train_workers():
                 if process.pid in mine:
                     process.send_signal(signal.SIGKILL)
@@ -92,11 +96,24 @@ def test_a_killed_driver_is_continued_with_resume(undisturbed: RunDirectory, tmp
     recipe = tmp_path / "recipe.yaml"
     spec = undisturbed.spec()
     recipe.write_text(spec.to_yaml())
-    command = [sys.executable, "-m", "cirkd_ray", "train", str(recipe), "--out", str(tmp_path), "--name", "run", "--resume"]
+    command = [
+        sys.executable,
+        "-m",
+        "cirkd_ray",
+        "train",
+        str(recipe),
+        "--out",
+        str(tmp_path),
+        "--name",
+        "run",
+        "--resume",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     environment.pop("RAY_ADDRESS", None)
     directory = RunDirectory(tmp_path / "run")
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 180
     while len(directory.read_metrics()) < 2 and driver.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -115,7 +132,9 @@ def test_a_killed_driver_is_continued_with_resume(undisturbed: RunDirectory, tmp
     assert figures(directory) == figures(undisturbed)
 
 
-def test_a_users_error_in_a_worker_is_not_retried_and_arrives_as_itself(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_users_error_in_a_worker_is_not_retried_and_arrives_as_itself(
+    ray_cluster: None, tmp_path: Path
+) -> None:
     spec = tiny_baseline(optim={"lr": 1e30, "warmup_steps": 0})
     started = time.monotonic()
     with pytest.raises(TrainingError, match="is not finite at step"):
@@ -132,7 +151,10 @@ def test_bad_data_found_by_one_rank_names_the_file(ray_cluster: None, tmp_path: 
     root = tmp_path / "camvid"
     for split in ("train", "val"):
         for index in range(6):
-            for folder, image in ((split, np.zeros((40, 60, 3), np.uint8)), (f"{split}annot", np.zeros((40, 60), np.uint8))):
+            for folder, image in (
+                (split, np.zeros((40, 60, 3), np.uint8)),
+                (f"{split}annot", np.zeros((40, 60), np.uint8)),
+            ):
                 (root / folder).mkdir(parents=True, exist_ok=True)
                 cv2.imwrite(str(root / folder / f"{index}.png"), image)
     (root / "train" / "4.png").write_bytes(b"no image")
@@ -150,7 +172,9 @@ def test_bad_data_found_by_one_rank_names_the_file(ray_cluster: None, tmp_path: 
         ({"device": "cuda"}, {"CPU": 8}, "the cluster has no GPU"),
     ],
 )
-def test_runs_that_do_not_fit_are_refused(cluster: dict[str, object], available: dict[str, float], message: str) -> None:
+def test_runs_that_do_not_fit_are_refused(
+    cluster: dict[str, object], available: dict[str, float], message: str
+) -> None:
     with pytest.raises(ConfigError) as error:
         plan_run(tiny_baseline(cluster=cluster), available)
     assert message in str(error.value)

@@ -18,11 +18,15 @@ def run_ranks(function: Callable[..., Any], ranks: int, tmp_path: Path, *args: A
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    mp.start_processes(_rank, (function, ranks, port, str(tmp_path), args), nprocs=ranks, start_method="spawn")
+    mp.start_processes(
+        _rank, (function, ranks, port, str(tmp_path), args), nprocs=ranks, start_method="spawn"
+    )
     return [torch.load(tmp_path / f"rank{rank}.pt", weights_only=False) for rank in range(ranks)]
 
 
-def _rank(rank: int, function: Callable[..., Any], ranks: int, port: int, folder: str, args: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int, function: Callable[..., Any], ranks: int, port: int, folder: str, args: tuple[Any, ...]
+) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=ranks)

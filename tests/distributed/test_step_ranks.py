@@ -25,7 +25,11 @@ def whole_batch() -> DeviceBatch:
     """A batch with another share of ignored pixels in each image, and padding."""
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (BATCH, 3, 32, 64), dtype=torch.uint8, generator=generator)
-    labels = torch.randint(0, 12, (BATCH, 4, 8), generator=generator).repeat_interleave(8, 1).repeat_interleave(8, 2)
+    labels = (
+        torch.randint(0, 12, (BATCH, 4, 8), generator=generator)
+        .repeat_interleave(8, 1)
+        .repeat_interleave(8, 2)
+    )
     for image in range(BATCH):
         labels[image, : 8 * image] = -1
     padding = torch.zeros(BATCH, 32, 64, dtype=torch.bool)
@@ -57,7 +61,8 @@ def two_steps(tree: dict[str, Any]) -> dict[str, torch.Tensor]:
 def tree(teacher: Path) -> dict[str, Any]:
     spec = tiny_distillation(teacher, task={"weight": 1.0, "aux_weight": 0.4}, train={"batch_size": BATCH})
     plain = spec.to_dict()
-    # Relations within the local batch depend on how it is split, by definition; `gather` compares across ranks.
+    # Relations within the local batch depend on how it is split, by definition; `gather` compares across
+    # ranks.
     plain["distill"]["losses"]["minibatch"]["gather"] = True
     return plain
 
@@ -71,7 +76,9 @@ def test_gradients_weights_and_queues_equal_one_process(tree: dict[str, Any], tm
         if name == "total":
             continue
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, msg=f"ranks differ in {name}")
-        torch.testing.assert_close(first[name], expected, rtol=1e-4, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(
+            first[name], expected, rtol=1e-4, atol=2e-6, msg=lambda text, n=name: f"{n}: {text}"
+        )
     mean = (first["total"] + second["total"]) / 2
     torch.testing.assert_close(mean, one["total"], rtol=1e-5, atol=1e-6)
 
@@ -117,7 +124,7 @@ def test_two_ranks_resume_bit_for_bit(teacher: Path, tmp_path: Path) -> None:
     for run in runs:
         run.create(spec)
     run_ranks(interrupted_run, 2, tmp_path, spec, str(runs[0].path), None)
-    with pytest.raises(Exception, match="exit|Connection|closed|terminated"):
+    with pytest.raises(Exception, match=r"exit|Connection|closed|terminated"):
         run_ranks(interrupted_run, 2, tmp_path, spec, str(runs[1].path), 4)
     assert runs[1].read_result() is None
     run_ranks(interrupted_run, 2, tmp_path, spec, str(runs[1].path), None)

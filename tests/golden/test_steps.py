@@ -1,4 +1,4 @@
-"""Whole training steps against the CIRKD release: six steps of CIRKD, its queues corrected and as published."""
+"""Whole training steps against the CIRKD release: six of CIRKD, queues corrected and as published."""
 
 from __future__ import annotations
 
@@ -28,8 +28,12 @@ WEIGHTS = {"kd": 1.0, "minibatch": 1.0, "memory": {"memory_pixel": 0.1, "memory_
 
 def network(prefix: str) -> SegmentationModel:
     """DeepLabV3-R18 without dropout, filled by the rule under `prefix`."""
-    model = build_model("deeplabv3_resnet18", num_classes=CLASSES, dropout=0.0, aspp_dropout=0.0, aux_dropout=0.0)
-    shapes = {name: tuple(value.shape) for name, value in to_reference(model.state_dict(), model.name).items()}
+    model = build_model(
+        "deeplabv3_resnet18", num_classes=CLASSES, dropout=0.0, aspp_dropout=0.0, aux_dropout=0.0
+    )
+    shapes = {
+        name: tuple(value.shape) for name, value in to_reference(model.state_dict(), model.name).items()
+    }
     load_weights(model, {name: fill(f"{prefix}.{name}", shape) for name, shape in shapes.items()})
     return model
 
@@ -64,14 +68,24 @@ def make_step(mode: str) -> TrainStep:
         "memory": memory,
     }
     specs = {
-        name: LossSpec(kind=name, **({"weights": w} if isinstance(w, dict) else {"weight": w})) for name, w in WEIGHTS.items()
+        name: LossSpec(kind=name, **({"weights": w} if isinstance(w, dict) else {"weight": w}))
+        for name, w in WEIGHTS.items()
     }
     distiller = Distiller(student, losses, specs, TaskSpec(), STEPS)
     optim = OptimSpec(name="sgd", lr=0.02, momentum=0.9, weight_decay=1e-4)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, optim), optim)
     cpu = World()
     return TrainStep(
-        distiller, teacher, UNCHANGED, optimizer, {}, make_scaler("fp32", cpu.device), optim, STEPS, "fp32", cpu
+        distiller,
+        teacher,
+        UNCHANGED,
+        optimizer,
+        {},
+        make_scaler("fp32", cpu.device),
+        optim,
+        STEPS,
+        "fp32",
+        cpu,
     )
 
 
@@ -90,8 +104,10 @@ def test_six_steps_follow_the_reference(mode: str) -> None:
         task = terms["task"] + 0.4 * terms["task_aux"]
         memory = [terms["memory.memory_pixel"], terms["memory.memory_region"]]
         found.append([lr, task, terms["kd"], terms["minibatch"], *memory, terms["total"]])
-    # These networks multiply rounding noise by about 1000 a step: the same run in float64 is 5e-5 away at the second
-    # step and 9e-3 at the third (mode reference), so the first two are held tightly and the rest to the noise.
+    # These networks multiply rounding noise by about 1000 a step: the same run in float64 is 5e-5 away at
+    # the second
+    # step and 9e-3 at the third (mode reference), so the first two are held tightly and the rest to the
+    # noise.
     for number, tolerance in enumerate([1e-5, 5e-5, 1e-2, 0.1, 0.1, 0.1]):
         np.testing.assert_allclose(found[number], expected[number], rtol=tolerance, err_msg=f"step {number}")
     student = to_reference(step.distiller.student.state_dict(), "deeplabv3_resnet18")

@@ -16,15 +16,19 @@ from cirkd_ray.cli import main
 def test_help_imports_neither_torch_nor_ray() -> None:
     code = (
         "import sys; from cirkd_ray.cli import build_parser; build_parser().format_help();"
-        "heavy = {'torch', 'ray', 'cv2', 'timm', 'matplotlib', 'rich'} & set(sys.modules); sys.exit(f'{heavy}' if heavy else 0)"
+        "heavy = {'torch', 'ray', 'cv2', 'timm', 'matplotlib', 'rich'} & set(sys.modules);"
+        "sys.exit(f'{heavy}' if heavy else 0)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(
-    "argv", [["recipes", "show", "quickstrat"], ["train", "--set", "optim.lrr=1"], ["train", "--resume", "nowhere"]]
+    "argv",
+    [["recipes", "show", "quickstrat"], ["train", "--set", "optim.lrr=1"], ["train", "--resume", "nowhere"]],
 )
-def test_errors_of_the_user_are_short_and_exit_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_errors_of_the_user_are_short_and_exit_with_2(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert error.startswith("cirkd: ")

@@ -23,7 +23,9 @@ def test_every_shipped_recipe_resolves_and_resolving_again_changes_nothing(name:
 
 
 def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
-    spec = from_tree({**SMALL, "teacher": {"weights": "t"}, "distill": {"losses": {"m": {"kind": "cirkd_memory"}}}})
+    spec = from_tree(
+        {**SMALL, "teacher": {"weights": "t"}, "distill": {"losses": {"m": {"kind": "cirkd_memory"}}}}
+    )
     leaves = flatten(spec.to_dict())
     assert leaves["distill.losses.m.temperature"] == 0.1
     assert leaves["distill.losses.m.weights.memory_pixel"] == 0.1
@@ -46,7 +48,10 @@ def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
         ("data.hight=64", "data.hight: no such setting; did you mean 'height'?"),
         ("data.val_split=vall", "data.val_split: 'shapes' has no split 'vall'; did you mean 'val'?"),
         ("distill.losses.kd.kind=kdd", "no loss named 'kdd'"),
-        ("distill.losses.kd.temprature=2", "distill.losses.kd.temprature: no such setting; did you mean 'temperature'?"),
+        (
+            "distill.losses.kd.temprature=2",
+            "distill.losses.kd.temprature: no such setting; did you mean 'temperature'?",
+        ),
         ("distill.losses.kd.temperature=-2", "distill.losses.kd.temperature: "),
         ("distill.losses.cirkd_memory.weights.memory_pixl=1", "did you mean 'memory_pixel'?"),
         ("distill.losses.kd.weights={kd: 1}", "give weight (all terms) or weights"),

@@ -57,14 +57,24 @@ def new_run(spec: RunSpec, path: Path, *listeners: Listener) -> RunDirectory:
 
 @pytest.fixture(scope="module")
 def undisturbed(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
-    spec = tiny_distillation(teacher, train={"ema": 0.9, "accumulate": 2}, optim={"name": "adamw", "clip_grad_norm": 1.0})
+    spec = tiny_distillation(
+        teacher, train={"ema": 0.9, "accumulate": 2}, optim={"name": "adamw", "clip_grad_norm": 1.0}
+    )
     return new_run(spec, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def test_a_run_leaves_what_the_readme_says(undisturbed: RunDirectory) -> None:
     rows = undisturbed.read_metrics()
     assert [row["step"] for row in rows] == [2, 3, 4, 6]
-    assert {"lr", "images_per_second", "data_wait", "loss/total", "loss/task", "loss/kd", "loss/minibatch"} <= set(rows[0])
+    assert {
+        "lr",
+        "images_per_second",
+        "data_wait",
+        "loss/total",
+        "loss/task",
+        "loss/kd",
+        "loss/minibatch",
+    } <= set(rows[0])
     assert {"loss/memory.memory_pixel", "loss/memory.memory_region", "grad_norm"} <= set(rows[0])
     assert [row["step"] for row in rows if "miou" in row] == [3, 6]
     result = undisturbed.read_result()
@@ -89,7 +99,9 @@ def test_total_is_the_weighted_sum_of_the_terms(undisturbed: RunDirectory) -> No
 
 
 @pytest.mark.parametrize("step", [3, 4])
-def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(undisturbed: RunDirectory, tmp_path: Path, step: int) -> None:
+def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(
+    undisturbed: RunDirectory, tmp_path: Path, step: int
+) -> None:
     spec, path = undisturbed.spec(), tmp_path / "run"
     with pytest.raises(Killed):  # before the checkpoint of that step
         new_run(spec, path, KillAt(step))
@@ -99,12 +111,17 @@ def test_a_resumed_run_is_bit_for_bit_the_undisturbed_one(undisturbed: RunDirect
     assert figures(again) == figures(undisturbed)
     first, second = (load_file(run.path / "student.safetensors") for run in (undisturbed, again))
     assert all(torch.equal(first[name], second[name]) for name in first)
-    states = [torch.load(run.checkpoints / "step_00000006" / STATE, weights_only=True) for run in (undisturbed, again)]
+    states = [
+        torch.load(run.checkpoints / "step_00000006" / STATE, weights_only=True)
+        for run in (undisturbed, again)
+    ]
     for part in ("student", "losses", "average"):
         assert all(torch.equal(states[0][part][name], states[1][part][name]) for name in states[0][part])
 
 
-def test_a_truncated_checkpoint_is_passed_over_with_a_warning(undisturbed: RunDirectory, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_passed_over_with_a_warning(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
     path = tmp_path / "run"
     shutil.copytree(undisturbed.path, path)
     run = RunDirectory(path)
@@ -133,7 +150,10 @@ def test_a_changed_byte_is_noticed(undisturbed: RunDirectory, tmp_path: Path) ->
 
 
 def test_old_checkpoints_are_pruned(undisturbed: RunDirectory) -> None:
-    assert [path.name for path in list_checkpoints(undisturbed.checkpoints)] == ["step_00000006", "step_00000004"]
+    assert [path.name for path in list_checkpoints(undisturbed.checkpoints)] == [
+        "step_00000006",
+        "step_00000004",
+    ]
 
 
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(
@@ -158,7 +178,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(
 
 
 def test_a_non_finite_loss_stops_with_step_name_and_last_checkpoint(teacher: Path, tmp_path: Path) -> None:
-    spec = tiny_distillation(teacher, optim={"lr": 1e30, "warmup_steps": 0}, train={"checkpoint_every": 1, "log_every": 1})
+    spec = tiny_distillation(
+        teacher, optim={"lr": 1e30, "warmup_steps": 0}, train={"checkpoint_every": 1, "log_every": 1}
+    )
     with pytest.raises(TrainingError) as error:
         new_run(spec, tmp_path / "run")
     message = str(error.value)
@@ -180,7 +202,9 @@ def test_a_poisoned_term_is_named(teacher: Path, tmp_path: Path, monkeypatch: py
         return {name: value * float("nan") if calls["n"] == 4 else value for name, value in found.items()}
 
     monkeypatch.setattr(KD, "forward", poisoned)
-    with pytest.raises(TrainingError, match=r"loss 'kd' is not finite at step 3; the last good checkpoint is .*step_00000002"):
+    with pytest.raises(
+        TrainingError, match=r"loss 'kd' is not finite at step 3; the last good checkpoint is .*step_00000002"
+    ):
         new_run(tiny_distillation(teacher, train={"log_every": 10, "validate_every": 6}), tmp_path / "run")
 
 
@@ -217,7 +241,9 @@ def test_a_teacher_of_other_classes_is_refused_before_training(teacher: Path, tm
     model = build_model(card["name"], num_classes=3, **card["settings"])
     save_model(model, tmp_path / "teacher", ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
     with pytest.raises(ConfigError, match="scores 3 classes, the data set has 12"):
-        run_recipe(tiny_distillation(tmp_path / "teacher"), RunDirectory(tmp_path / "run"), tmp_path, run_local)
+        run_recipe(
+            tiny_distillation(tmp_path / "teacher"), RunDirectory(tmp_path / "run"), tmp_path, run_local
+        )
     assert not (tmp_path / "run").exists()
 
 

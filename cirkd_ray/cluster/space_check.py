@@ -1,0 +1,233 @@
+"""A search space against its recipe: everything that can be known to go wrong before a trial starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
+from cirkd_ray.cluster.space_file import SpaceFile
+from cirkd_ray.composition import Tree, apply_overrides, flatten
+from cirkd_ray.config import RunSpec, from_tree, load_tree
+from cirkd_ray.errors import ConfigError, nearest
+
+REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "images_per_second")
+MEASURED = ("latency_ms", "parameters")
+"""Of the student alone, measured when a trial starts: milliseconds for one validation image, and a count."""
+FIXED = ("cluster.", "teacher.train", "teacher.set", "train.validate_every", "train.checkpoint_every", "name", "seed")
+"""Settings that a sweep holds itself, so that sampling them would do nothing or break the comparison."""
+MUTABLE = re.compile(
+    r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
+    r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
+)
+"""What may change between a checkpoint and the run that goes on from it."""
+
+
+def base_run(space: SpaceFile) -> RunSpec:
+    """The resolved recipe of a trial before its own values, with the sweep's budget and cadence.
+
+    Raises:
+        ConfigError: the recipe or `set` is wrong.
+    """
+    sweep = space.spec
+    tree = load_tree(sweep.recipe)
+    plain = from_tree(tree)
+    _check_paths(space, "set", sweep.set, tree, plain)
+    try:
+        spec = from_tree(apply_overrides(tree, sweep.overrides()))
+    except ConfigError as error:
+        raise space.error(("set",), str(error)) from None
+    every = sweep.budget.report_every or max(1, spec.train.steps // 10)
+    cadence = {"train.validate_every": every, "train.checkpoint_every": every, "train.pictures": 0}
+    cadence["train.log_every"] = min(every, spec.train.log_every)
+    if sweep.scheduler.name in POPULATION:
+        cadence["train.keep_checkpoints"] = 100_000  # a donor's checkpoint must outlive its exploitation
+    return from_tree(apply_overrides(spec.to_dict(), cadence))
+
+
+def check_space(space: SpaceFile) -> RunSpec:
+    """Check a space; returns `base_run`.
+
+    Raises:
+        ConfigError: with the line of the setting and what to do.
+    """
+    spec = base_run(space)
+    _check_metrics(space)
+    _check_pair(space)
+    _check_schedule(space, spec)
+    _check_parameters(space, spec)
+    return spec
+
+
+def _check_paths(space: SpaceFile, key: str, values: Mapping[str, Any], tree: Tree, spec: RunSpec) -> None:
+    """Paths of `set` mean something in the recipe, before or after they are applied."""
+    try:
+        after = from_tree(apply_overrides(tree, dict(values)))
+    except ConfigError:
+        return  # reported with the value by the caller
+    known = {**paths_of(spec), **paths_of(after)}
+    for path in values:
+        if path not in known:
+            raise space.error((key, path), f"no such setting in recipe {space.spec.recipe!r}{nearest(path, known)}")
+
+
+def paths_of(spec: RunSpec) -> dict[str, Any]:
+    """Every dotted path of a resolved recipe, subtrees included."""
+    found: dict[str, Any] = {}
+    for path, value in flatten(spec.to_dict()).items():
+        parts = path.split(".")
+        for count in range(1, len(parts)):
+            found.setdefault(".".join(parts[:count]), None)
+        found[path] = value
+    return found
+
+
+def _check_metrics(space: SpaceFile) -> None:
+    for name in space.spec.metric:
+        if name not in (*REPORTED, *MEASURED):
+            hint = nearest(name, (*REPORTED, *MEASURED))
+            raise space.error(("metric", name), f"no run reports such a figure{hint}")
+    if space.spec.primary in MEASURED:
+        raise space.error(("metric",), f"{space.spec.primary} alone is known before training; put miou first")
+
+
+def _check_pair(space: SpaceFile) -> None:
+    """Scheduler, searcher and domains go together."""
+    sweep = space.spec
+    scheduler, searcher = sweep.scheduler.name, sweep.searcher.name
+    grids = [path for path, parameter in sweep.parameters.items() if parameter.kind == "grid"]
+    problem = None
+    if searcher == "grid" and len(grids) < len(sweep.parameters):
+        other = next(path for path in sweep.parameters if path not in grids)
+        raise space.error(("parameters", other), "searcher grid takes grids only; give a grid, or another searcher")
+    if grids and searcher not in ("grid", "random"):
+        raise space.error(("parameters", grids[0]), f"searcher {searcher} draws its values; make the grid a choice")
+    if (scheduler == "bohb") != (searcher == "bohb"):
+        problem = f"scheduler {scheduler} and searcher {searcher}: BOHB is both or neither"
+    elif scheduler in POPULATION and searcher != "random":
+        problem = f"scheduler {scheduler} changes values while trials train; it takes searcher random, not {searcher}"
+    elif sweep.multi_objective and scheduler != "none":
+        problem = f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none"
+    elif sweep.multi_objective and searcher in ("hyperopt", "bohb"):
+        problem = f"searcher {searcher} follows one metric, the space has {len(sweep.metric)}; use tpe"
+    if problem:
+        raise space.error(("scheduler", "name"), problem)
+    if scheduler in POPULATION:
+        _check_population(space)
+
+
+def _check_population(space: SpaceFile) -> None:
+    for path, parameter in space.spec.parameters.items():
+        if not MUTABLE.match(path) or parameter.when:
+            raise space.error(
+                ("parameters", path),
+                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are loss weights, "
+                "temperatures, optim.lr and their like, without conditions",
+            )
+        if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
+            raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
+    if space.spec.trials < 4:
+        raise space.error(("budget", "trials"), "a population needs at least 4 trials")
+
+
+def _check_schedule(space: SpaceFile, spec: RunSpec) -> None:
+    steps, every = spec.train.steps, spec.train.validate_every
+    scheduler = space.spec.scheduler
+    if every > steps:
+        raise space.error(("budget", "report_every"), f"{every} steps, but a trial has only {steps}")
+    for name in ("grace_steps", "perturb_every"):
+        value = getattr(scheduler, name)
+        if value is None:
+            continue
+        if value > steps:
+            raise space.error(("scheduler", name), f"{value} steps, but a trial has only {steps}")
+        if value % every:
+            raise space.error(("scheduler", name), f"{value} is no multiple of the {every} steps between reports")
+    if scheduler.name in (*PAUSING, "asha", "median") and steps // every < 2:
+        raise space.error(("budget", "report_every"), f"{scheduler.name} needs two reports or more in {steps} steps")
+
+
+def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
+    """Every path exists, every bound and option is a valid recipe, in every branch of its conditions."""
+    base = spec.to_dict()
+    for path, parameter in space.spec.parameters.items():
+        location = ("parameters", path)
+        if any(path == fixed or (fixed.endswith(".") and path.startswith(fixed)) for fixed in FIXED):
+            raise space.error(location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)")
+        for branch in _branches(space, path):
+            before = from_tree(apply_overrides(base, space.spec.settings(branch)))
+            known = paths_of(before)
+            if path not in known:
+                under = f" where {_shown(branch)}" if branch else ""
+                raise space.error(location, f"no such setting in {space.spec.recipe!r}{under}{nearest(path, known)}")
+            for value in parameter.extremes():
+                setting = {path: parameter.setting(value)}
+                try:
+                    _check_applied(apply_overrides(before.to_dict(), setting), setting)
+                except ConfigError as error:
+                    raise space.error((*location, parameter.kind), f"{value!r} cannot be used: {error}") from None
+
+
+def _check_applied(tree: Tree, settings: Mapping[str, Any]) -> None:
+    differing = differences(from_tree(tree), settings)
+    if differing:
+        raise ConfigError(f"the resolved recipe has {differing[0]}")
+
+
+def _branches(space: SpaceFile, path: str) -> list[dict[str, Any]]:
+    """Values of other choices under which the parameter at `path` counts; one empty branch if always."""
+    parameters = space.spec.parameters
+    order = list(parameters)
+    branches: list[dict[str, Any]] = [{}]
+    for other, wanted in parameters[path].when.items():
+        location = ("parameters", path, "when", other)
+        if other not in parameters or order.index(other) >= order.index(path):
+            raise space.error(location, f"names no parameter that stands before it{nearest(other, parameters)}")
+        options = parameters[other].options
+        allowed = wanted if isinstance(wanted, list) else [wanted]
+        for value in allowed:
+            if value not in options:
+                raise space.error(location, f"{other} is never {value!r}{nearest(str(value), map(str, options))}")
+        branches = [
+            {**parent, **branch, other: value}
+            for branch in branches
+            for value in allowed
+            for parent in _branches(space, other)
+        ]
+    return branches
+
+
+def _shown(branch: Mapping[str, Any]) -> str:
+    return " and ".join(f"{path} is {value}" for path, value in branch.items())
+
+
+def differences(spec: RunSpec, settings: Mapping[str, Any]) -> list[str]:
+    """Settings that are not in effect in a resolved recipe, as `PATH=FOUND, not WANTED`."""
+    found = paths_of(spec)
+    wrong = []
+    for path, wanted in settings.items():
+        leaves = flatten({path: wanted}) if isinstance(wanted, dict) else {path: wanted}
+        for leaf, value in leaves.items():
+            missing = leaf not in found
+            if missing and value is None:
+                continue  # null removes an entry
+            if missing or not _equal(found[leaf], value):
+                wrong.append(f"{leaf}={'nothing' if missing else repr(found[leaf])}, not {value!r}")
+    return wrong
+
+
+def _equal(found: Any, wanted: Any) -> bool:
+    if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
+        return len(found) == len(wanted) and all(map(_equal, found, wanted))
+    if isinstance(wanted, str) and not isinstance(found, str):  # YAML reads 1e-3 as a text, pydantic as a number
+        try:
+            return float(wanted) == found
+        except ValueError:
+            return False
+    return bool(found == wanted)
+
+
+def sweep_settings(sweep: SweepSpec, base: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
+    """The tree of one trial."""
+    return apply_overrides(dict(base), sweep.settings(values))
