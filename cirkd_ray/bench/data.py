@@ -158,7 +158,7 @@ def straightforward(
     """The same augmentation without care: everything in float, everything scaled, ids by a loop.
 
     Returns:
-        The image, 3 x h x w float32, RGB minus `MEAN` and zero where padded; the labels, h x w int32, 255 ignored.
+        The image, 3 x h x w float32, RGB minus `MEAN`, zero where padded; the labels, h x w int32.
     """
     import cv2
     import numpy as np
@@ -235,7 +235,7 @@ def _wait_rows(
     """How long a step of `--step-ms` waits for its batch, with the files and with the prepared form."""
     rows, step = [], args.step_ms / 1000
     for form, data in zip(("files", "prepared"), forms, strict=True):
-        wait = data_wait(data, args.batch, args.workers, step)
+        wait = data_wait(data, forms[0].default_crop, args.batch, args.workers, step)
         rows.append((f"{name}, {form}", f"{1000 * wait:.0f} ms", f"{100 * wait / (wait + step):.0f} %"))
     return rows
 
@@ -247,14 +247,16 @@ def _wait_table(rows: Sequence[tuple[str, str, str]], args: argparse.Namespace) 
     return Sheet(("data set", "wait", "of the time"), tuple(rows), title)
 
 
-def data_wait(data: SegmentationDataset, batch: int, workers: int, step: float, steps: int = 8) -> float:
+def data_wait(
+    data: SegmentationDataset, crop: tuple[int, int], batch: int, workers: int, step: float, steps: int = 8
+) -> float:
     """Mean seconds between asking for a batch and having it, when a step takes `step` seconds."""
     import time
 
     from cirkd_ray.data.loader import train_loader
     from cirkd_ray.data.transforms import TrainTransform
 
-    transform = TrainTransform(crop=data.default_crop)
+    transform = TrainTransform(crop=crop)
     total = steps + 2
     loader = train_loader(data, transform, seed=0, global_batch=batch, total_steps=total, workers=workers)
     waited = 0.0

@@ -135,7 +135,7 @@ def _show(args: argparse.Namespace) -> int:
     import cv2
     import numpy as np
 
-    from cirkd_ray.data.base import Sample
+    from cirkd_ray.data.base import DATASETS, Sample
     from cirkd_ray.data.sampler import sample_rng
     from cirkd_ray.data.sheet import contact_sheet
     from cirkd_ray.data.transforms import TrainTransform
@@ -151,7 +151,7 @@ def _show(args: argparse.Namespace) -> int:
     for n in numbers:
         sample = data.load(n)
         if args.augmented:
-            image, label = TrainTransform(crop=data.default_crop)(sample, sample_rng(0, n))
+            image, label = TrainTransform(crop=DATASETS.get(args.name).default_crop)(sample, sample_rng(0, n))
             sample = Sample(image, label, sample.name)
         samples.append(sample)
     sheet = contact_sheet(samples, data.classes)

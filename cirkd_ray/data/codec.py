@@ -89,7 +89,7 @@ def _narrow(label: np.ndarray, where: str) -> UInt8:
 def _ends_whole(data: bytes) -> bool:
     """False where the file's end mark is missing; some decoders fill up such an image with gray."""
     if data.startswith(b"\xff\xd8"):
-        return data.endswith(b"\xff\xd9")
+        return data[-64:].rstrip(b"\0\r\n").endswith(b"\xff\xd9")
     if data.startswith(PNG_SIGNATURE):
         return data[-8:-4] == b"IEND"
     return True

@@ -67,8 +67,9 @@ def to_device(batch: Batch, device: torch.device | str, channels_last: bool = Fa
     """
     images = batch.images.to(device, non_blocking=True)
     stored = batch.labels.to(device, non_blocking=True)
-    if not channels_last:
-        images = images.contiguous()
+    images = images.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
     labels = stored.to(torch.int64).masked_fill_(stored >= PADDING_LABEL, IGNORE_INDEX)
     padding = stored == PADDING_LABEL if batch.padded else None
     return DeviceBatch(images, labels, padding, batch.indices)

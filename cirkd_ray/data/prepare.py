@@ -83,6 +83,7 @@ def prepare(
     before = find_manifest(target)
     skipped = dict(before.skipped) if before else {}
     counts = dict(before.splits) if before else {}
+    unlabelled = {split for split, data in splits.items() if not getattr(data, "has_labels", True)}
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             counts[split] = 0
@@ -107,6 +108,7 @@ def prepare(
         classes=classes.names,
         palette=classes.palette,
         splits=counts,
+        unlabelled=tuple(sorted(unlabelled | set(before.unlabelled if before else ()))),
         skipped=skipped,
         options=asdict(encoding),
     )

@@ -42,6 +42,7 @@ class Manifest(BaseModel):
         settings: the data set's own settings that decided the labels.
         classes, palette: names and colours.
         splits: number of samples of each split.
+        unlabelled: splits whose labels are not public.
         skipped: samples left out because they could not be read, with the reason.
         options: how images were encoded.
     """
@@ -54,6 +55,7 @@ class Manifest(BaseModel):
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
     splits: dict[str, int]
+    unlabelled: tuple[str, ...] = ()
     skipped: dict[str, str]
     options: dict[str, Any]
 
@@ -111,6 +113,7 @@ class PreparedDataset(SegmentationDataset):
         self.storage: Storage = open_storage(root)
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
+        self.has_labels = split not in manifest.unlabelled
         self.rows = read_index(self.storage, split)
         if len(self.rows) != manifest.splits[split]:
             raise DataError(

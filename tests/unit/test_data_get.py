@@ -54,7 +54,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def mirror() -> Iterator[str]:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     Server.files, Server.limit, Server.asked = {}, None, []
     yield f"http://127.0.0.1:{server.server_address[1]}"

@@ -239,3 +239,18 @@ def test_a_drawn_set_can_be_prepared_too(tmp_path: Path) -> None:
     assert len(data) == 130
     assert data.load(129).image.mean() == pytest.approx(129, abs=1)
     assert data.load(129).label[0, 0] == 1
+
+
+def test_a_split_without_labels_stays_one(tmp_path: Path) -> None:
+    from cirkd_ray.data.files import packaged_list
+
+    stem = packaged_list("cityscapes", "test")[0]
+    path = tmp_path / "raw" / f"leftImg8bit/test/{stem}_leftImg8bit.png"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(cv2.imencode(".png", soft_image(20, 40, 0))[1].tobytes())
+    raw = build_dataset("cityscapes", split="test", root=tmp_path / "raw", subset=True)
+    prepare({"test": raw}, "cityscapes", {}, str(tmp_path / "out"))
+    data = build_dataset("cityscapes", split="test", root=tmp_path / "out")
+    assert isinstance(data, PreparedDataset)
+    assert not data.has_labels
+    assert (data.load(0).label == 255).all()

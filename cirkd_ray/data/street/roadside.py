@@ -68,6 +68,10 @@ def _house(stage: Stage, side: int, near: float, far: float) -> list[Item]:
             )
             colour = stage.tint(roof, (z0 + far) / 2, -side)
             stage.canvas.fill(stage.camera.project(*np.array(ridge).T), colour, Label.BUILDING)
+            if near > 1.5:
+                end = ((x, tall, near), (outer, tall, near), (middle, tall + pitched, near))
+                corners = stage.camera.project(*np.array(end).T)
+                stage.canvas.convex(corners, stage.tint(wall, near, -0.2), Label.BUILDING)
 
     return [(far, draw)]
 
