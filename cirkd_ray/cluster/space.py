@@ -1,4 +1,4 @@
-"""SweepSpec: a search-space file as a validated tree. What it means for its recipe is checked by `space_check`."""
+"""SweepSpec: a search-space file as a validated tree; `space_check` holds it against its recipe."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class Budget(_Spec):
     """What a sweep may spend."""
 
     trials: PositiveInt | None = Field(None, description="default: the whole grid, or 16")
-    steps: PositiveInt | None = Field(None, description="of a trial at most; default: the recipe's train.steps")
+    steps: PositiveInt | None = Field(
+        None, description="of a trial at most; default: the recipe's train.steps"
+    )
     report_every: PositiveInt | None = Field(
         None, description="steps between validations, where trials are judged; default: a tenth of steps"
     )
@@ -39,11 +41,19 @@ class Scheduler(_Spec):
     """When trials end early or change."""
 
     name: Literal["none", "asha", "hyperband", "bohb", "median", "pbt", "pb2"] = "none"
-    grace_steps: PositiveInt | None = Field(None, description="no trial is judged before; default: one report")
+    grace_steps: PositiveInt | None = Field(
+        None, description="no trial is judged before; default: one report"
+    )
     reduction_factor: float = Field(3.0, gt=1, description="ASHA, HyperBand: one in so many goes on")
-    perturb_every: PositiveInt | None = Field(None, description="PBT, PB2: steps between exploits; default: one report")
-    quantile: float = Field(0.25, gt=0, le=0.5, description="PBT, PB2: share that copies the best as large a share")
-    resample: float = Field(0.25, ge=0, le=1, description="PBT: probability of a new value instead of a scaled one")
+    perturb_every: PositiveInt | None = Field(
+        None, description="PBT, PB2: steps between exploits; default: one report"
+    )
+    quantile: float = Field(
+        0.25, gt=0, le=0.5, description="PBT, PB2: share that copies the best as large a share"
+    )
+    resample: float = Field(
+        0.25, ge=0, le=1, description="PBT: probability of a new value instead of a scaled one"
+    )
 
 
 class Searcher(_Spec):
@@ -51,7 +61,9 @@ class Searcher(_Spec):
 
     name: Literal["random", "grid", "tpe", "hyperopt", "bohb"] = "random"
     seed: int = Field(0, ge=0)
-    startup_trials: PositiveInt = Field(8, description="random trials before the model of TPE or HyperOpt is used")
+    startup_trials: PositiveInt = Field(
+        8, description="random trials before the model of TPE or HyperOpt is used"
+    )
 
 
 class Resources(_Spec):
@@ -76,8 +88,12 @@ class SweepSpec(_Spec):
     scheduler: Scheduler = Scheduler()
     searcher: Searcher = Searcher()
     resources: Resources = Resources()
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="trials use the first; controls and finalists all")
-    finalists: int = Field(1, ge=0, description="best configurations that are run with every seed, whole length")
+    seeds: tuple[int, ...] = Field(
+        (0,), min_length=1, description="trials use the first; controls and finalists all"
+    )
+    finalists: int = Field(
+        1, ge=0, description="best configurations that are run with every seed, whole length"
+    )
     controls: bool = Field(True, description="run the recipe without distillation and with its own values")
 
     @property
@@ -118,15 +134,19 @@ class SweepSpec(_Spec):
     def grid_points(self) -> list[dict[str, Any]]:
         """Every combination of the grids, each once, conditions observed."""
         paths = list(self.parameters)
-        points = [dict(zip(paths, combination, strict=True)) for combination in product(
-            *(self.parameters[path].options for path in paths))]
+        points = [
+            dict(zip(paths, combination, strict=True))
+            for combination in product(*(self.parameters[path].options for path in paths))
+        ]
         unique = {tuple(sorted(self.active(point).items(), key=str)): self.active(point) for point in points}
         return list(unique.values())
 
     def random_points(self, count: int) -> list[dict[str, Any]]:
         """`count` random configurations, a function of the searcher's seed."""
         random = np.random.default_rng(self.searcher.seed)
-        drawn = [{p: parameter.draw(random) for p, parameter in self.parameters.items()} for _ in range(count)]
+        drawn = [
+            {p: parameter.draw(random) for p, parameter in self.parameters.items()} for _ in range(count)
+        ]
         return [self.active(values) for values in drawn]
 
     @property

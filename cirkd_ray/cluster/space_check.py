@@ -15,7 +15,15 @@ from cirkd_ray.errors import ConfigError, nearest
 REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "images_per_second")
 MEASURED = ("latency_ms", "parameters")
 """Of the student alone, measured when a trial starts: milliseconds for one validation image, and a count."""
-FIXED = ("cluster.", "teacher.train", "teacher.set", "train.validate_every", "train.checkpoint_every", "name", "seed")
+FIXED = (
+    "cluster.",
+    "teacher.train",
+    "teacher.set",
+    "train.validate_every",
+    "train.checkpoint_every",
+    "name",
+    "seed",
+)
 """Settings that a sweep holds itself, so that sampling them would do nothing or break the comparison."""
 MUTABLE = re.compile(
     r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
@@ -69,7 +77,9 @@ def _check_paths(space: SpaceFile, key: str, values: Mapping[str, Any], tree: Tr
     known = {**paths_of(spec), **paths_of(after)}
     for path in values:
         if path not in known:
-            raise space.error((key, path), f"no such setting in recipe {space.spec.recipe!r}{nearest(path, known)}")
+            raise space.error(
+                (key, path), f"no such setting in recipe {space.spec.recipe!r}{nearest(path, known)}"
+            )
 
 
 def paths_of(spec: RunSpec) -> dict[str, Any]:
@@ -100,15 +110,23 @@ def _check_pair(space: SpaceFile) -> None:
     problem = None
     if searcher == "grid" and len(grids) < len(sweep.parameters):
         other = next(path for path in sweep.parameters if path not in grids)
-        raise space.error(("parameters", other), "searcher grid takes grids only; give a grid, or another searcher")
-    if grids and searcher not in ("grid", "random"):
-        raise space.error(("parameters", grids[0]), f"searcher {searcher} draws its values; make the grid a choice")
+        raise space.error(
+            ("parameters", other), "searcher grid takes grids only; give a grid, or another searcher"
+        )
+    if grids and searcher != "grid":
+        raise space.error(
+            ("parameters", grids[0]), f"searcher {searcher} draws its values; make the grid a choice"
+        )
     if (scheduler == "bohb") != (searcher == "bohb"):
         problem = f"scheduler {scheduler} and searcher {searcher}: BOHB is both or neither"
     elif scheduler in POPULATION and searcher != "random":
-        problem = f"scheduler {scheduler} changes values while trials train; it takes searcher random, not {searcher}"
+        problem = (
+            f"scheduler {scheduler} changes values while trials train; use searcher random, not {searcher}"
+        )
     elif sweep.multi_objective and scheduler != "none":
-        problem = f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none"
+        problem = (
+            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none"
+        )
     elif sweep.multi_objective and searcher in ("hyperopt", "bohb"):
         problem = f"searcher {searcher} follows one metric, the space has {len(sweep.metric)}; use tpe"
     if problem:
@@ -122,8 +140,8 @@ def _check_population(space: SpaceFile) -> None:
         if not MUTABLE.match(path) or parameter.when:
             raise space.error(
                 ("parameters", path),
-                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are loss weights, "
-                "temperatures, optim.lr and their like, without conditions",
+                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are loss "
+                "weights, temperatures, optim.lr and their like, without conditions",
             )
         if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
             raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
@@ -143,9 +161,13 @@ def _check_schedule(space: SpaceFile, spec: RunSpec) -> None:
         if value > steps:
             raise space.error(("scheduler", name), f"{value} steps, but a trial has only {steps}")
         if value % every:
-            raise space.error(("scheduler", name), f"{value} is no multiple of the {every} steps between reports")
+            raise space.error(
+                ("scheduler", name), f"{value} is no multiple of the {every} steps between reports"
+            )
     if scheduler.name in (*PAUSING, "asha", "median") and steps // every < 2:
-        raise space.error(("budget", "report_every"), f"{scheduler.name} needs two reports or more in {steps} steps")
+        raise space.error(
+            ("budget", "report_every"), f"{scheduler.name} needs two reports or more in {steps} steps"
+        )
 
 
 def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
@@ -154,19 +176,25 @@ def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
     for path, parameter in space.spec.parameters.items():
         location = ("parameters", path)
         if any(path == fixed or (fixed.endswith(".") and path.startswith(fixed)) for fixed in FIXED):
-            raise space.error(location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)")
+            raise space.error(
+                location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)"
+            )
         for branch in _branches(space, path):
             before = from_tree(apply_overrides(base, space.spec.settings(branch)))
             known = paths_of(before)
             if path not in known:
                 under = f" where {_shown(branch)}" if branch else ""
-                raise space.error(location, f"no such setting in {space.spec.recipe!r}{under}{nearest(path, known)}")
+                raise space.error(
+                    location, f"no such setting in {space.spec.recipe!r}{under}{nearest(path, known)}"
+                )
             for value in parameter.extremes():
                 setting = {path: parameter.setting(value)}
                 try:
                     _check_applied(apply_overrides(before.to_dict(), setting), setting)
                 except ConfigError as error:
-                    raise space.error((*location, parameter.kind), f"{value!r} cannot be used: {error}") from None
+                    raise space.error(
+                        (*location, parameter.kind), f"{value!r} cannot be used: {error}"
+                    ) from None
 
 
 def _check_applied(tree: Tree, settings: Mapping[str, Any]) -> None:
@@ -183,12 +211,16 @@ def _branches(space: SpaceFile, path: str) -> list[dict[str, Any]]:
     for other, wanted in parameters[path].when.items():
         location = ("parameters", path, "when", other)
         if other not in parameters or order.index(other) >= order.index(path):
-            raise space.error(location, f"names no parameter that stands before it{nearest(other, parameters)}")
+            raise space.error(
+                location, f"names no parameter that stands before it{nearest(other, parameters)}"
+            )
         options = parameters[other].options
         allowed = wanted if isinstance(wanted, list) else [wanted]
         for value in allowed:
             if value not in options:
-                raise space.error(location, f"{other} is never {value!r}{nearest(str(value), map(str, options))}")
+                raise space.error(
+                    location, f"{other} is never {value!r}{nearest(str(value), map(str, options))}"
+                )
         branches = [
             {**parent, **branch, other: value}
             for branch in branches
@@ -220,9 +252,11 @@ def differences(spec: RunSpec, settings: Mapping[str, Any]) -> list[str]:
 def _equal(found: Any, wanted: Any) -> bool:
     if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
         return len(found) == len(wanted) and all(map(_equal, found, wanted))
-    if isinstance(wanted, str) and not isinstance(found, str):  # YAML reads 1e-3 as a text, pydantic as a number
+    if isinstance(wanted, str) and not isinstance(
+        found, str
+    ):  # YAML reads 1e-3 as a text, pydantic as a number
         try:
-            return float(wanted) == found
+            return bool(float(wanted) == found)
         except ValueError:
             return False
     return bool(found == wanted)

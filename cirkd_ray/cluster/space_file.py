@@ -17,7 +17,9 @@ from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.registry import _fields_at
 
 Location = tuple[str | int, ...]
-OF_THE_SPACE = tuple(name for name in SweepSpec.model_fields if name not in ("set", "parameters", "description"))
+OF_THE_SPACE = tuple(
+    name for name in SweepSpec.model_fields if name not in ("set", "parameters", "description")
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,9 @@ def find_space(name: str) -> Path:
             return path.absolute()
         raise ConfigError(f"{name}: no such file; shipped spaces: {', '.join(space_names())}")
     if not shipped.is_file():
-        raise ConfigError(f"no search space {name!r}{nearest(name, space_names())} (or give the path of a YAML file)")
+        raise ConfigError(
+            f"no search space {name!r}{nearest(name, space_names())} (or give the path of a YAML file)"
+        )
     return shipped
 
 
@@ -62,8 +66,8 @@ def load_space(name: str, overrides: Iterable[str] = ()) -> SpaceFile:
 
     Args:
         name: a shipped space's name or a YAML file.
-        overrides: `PATH=VALUE`; paths that begin with a setting of the space (`budget.trials`, `scheduler.name`, ...)
-            change the space, all others the recipe of every trial.
+        overrides: `PATH=VALUE`; paths that begin with a setting of the space (`budget.trials`, `recipe`, ...) change
+            the space, all others the recipe of every trial.
 
     Raises:
         ConfigError: every wrong setting with its line.

@@ -1,0 +1,178 @@
+"""Search spaces: domains, conditions, and errors that name the line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cirkd_ray.cluster.parameters import Parameter
+from cirkd_ray.cluster.space import SweepSpec
+from cirkd_ray.cluster.space_check import check_space, differences
+from cirkd_ray.cluster.space_file import load_space
+from cirkd_ray.config import load_run
+from cirkd_ray.errors import ConfigError
+
+GOOD = """\
+recipe: quickstart
+parameters:
+  optim.name: {choice: [sgd, adamw]}
+  optim.momentum: {uniform: [0.5, 0.95], when: {optim.name: sgd}}
+  distill.losses.kd.weight: {loguniform: [0.1, 10.0]}
+budget: {trials: 4, steps: 40, report_every: 10}
+scheduler: {name: asha}
+"""
+
+
+def refused(tmp_path: Path, text: str) -> str:
+    file = tmp_path / "space.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        check_space(load_space(str(file)))
+    return str(error.value).removeprefix(str(file))
+
+
+def test_a_good_space_is_taken(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(GOOD)
+    space = load_space(str(file), ["budget.trials=9", "data.val_images=7"])
+    assert space.spec.trials == 9
+    spec = check_space(space)
+    assert (spec.train.steps, spec.train.validate_every, spec.train.checkpoint_every) == (40, 10, 10)
+    assert spec.data.settings["val_images"] == 7
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line", "message"),
+    [
+        (
+            "kd.weight:",
+            "kd.wieght:",
+            5,
+            "no such setting in 'quickstart'; did you mean 'distill.losses.kd.weight'?",
+        ),
+        ("optim.name: {", "optim.nam: {", 3, "did you mean 'optim.name'?"),
+        ("[0.5, 0.95]", "[0.5, 1.5]", 4, "1.5 cannot be used: optim.momentum"),
+        ("[0.5, 0.95]", "[0.95, 0.5]", 4, "uniform takes low < high"),
+        ("loguniform: [0.1, 10.0]", "loguniform: [0.0, 10.0]", 5, "bounds above 0"),
+        ("loguniform: [0.1, 10.0]", "logunifrom: [0.1, 10.0]", 5, "did you mean 'loguniform'?"),
+        ("loguniform: [0.1, 10.0]", "loguniform: [0.1, 10.0], choice: [1]", 5, "exactly one of"),
+        ("loguniform: [0.1, 10.0]", "loguniform: [low, high]", 5, "valid number"),
+        ("[sgd, adamw]", "[sgd, adam]", 3, "'adam' cannot be used"),
+        ("optim.name: sgd}", "optim.name: rmsprop}", 4, "optim.name is never 'rmsprop'"),
+        (
+            "when: {optim.name: sgd}",
+            "when: {optim.schedule: poly}",
+            4,
+            "names no parameter that stands before it",
+        ),
+        ("report_every: 10", "report_every: 50", 6, "50 steps, but a trial has only 40"),
+        ("{name: asha}", "{name: asha, grace_steps: 15}", 7, "15 is no multiple of the 10 steps"),
+        ("{name: asha}", "{name: ahsa}", 7, "'asha'"),
+        ("{name: asha}", "{name: bohb}", 7, "BOHB is both or neither"),
+        ("{name: asha}", "{name: pbt}", 3, "pbt changes settings of a network that trains on"),
+        ("{name: asha}", "{name: asha}\nsearcher: {name: grid}", 3, "searcher grid takes grids only"),
+        ("{name: asha}", "{name: asha}\nmetric: {mious: max}", 8, "did you mean 'miou'?"),
+        (
+            "{name: asha}",
+            "{name: asha}\nmetric: {miou: max, latency_ms: min}",
+            7,
+            "judges trials by one metric",
+        ),
+        ("{choice: [sgd, adamw]}", "{grid: [sgd, adamw]}", 3, "make the grid a choice"),
+        ("quickstart", "quikstart", None, "no recipe 'quikstart'; did you mean 'quickstart'?"),
+        ("budget:", "bugdet:", 6, "did you mean 'budget'?"),
+    ],
+)
+def test_what_is_wrong_is_refused_with_its_line(
+    tmp_path: Path, old: str, new: str, line: int | None, message: str
+) -> None:
+    assert old in GOOD
+    found = refused(tmp_path, GOOD.replace(old, new))
+    assert message in found
+    assert line is None or found.startswith(f":{line}: ")
+
+
+def test_a_key_given_twice_and_broken_yaml_name_the_line(tmp_path: Path) -> None:
+    assert "given twice" in refused(tmp_path, GOOD + "recipe: quickstart\n")
+    assert refused(tmp_path, "recipe: [quickstart\n").startswith(":2:")
+
+
+def test_one_teacher_serves_all_trials(tmp_path: Path) -> None:
+    text = GOOD.replace("optim.name: {choice: [sgd, adamw]}", "teacher.set: {choice: {a: [train.steps=2]}}")
+    assert "one teacher for all" in refused(tmp_path, text.replace("when: {optim.name: sgd}", ""))
+
+
+@pytest.mark.parametrize(
+    ("domain", "low", "high", "whole"),
+    [
+        ({"uniform": [2.0, 5.0]}, 2, 5, False),
+        ({"loguniform": [0.01, 10.0]}, 0.01, 10, False),
+        ({"quniform": [10, 60, 25]}, 10, 60, True),
+        ({"randint": [3, 5]}, 3, 5, True),
+    ],
+)
+def test_draws_stay_in_bounds_and_reach_both_ends(
+    domain: dict[str, list[float]], low: float, high: float, whole: bool
+) -> None:
+    parameter = Parameter.model_validate(domain)
+    random = np.random.default_rng(0)
+    values = [parameter.draw(random) for _ in range(2000)]
+    assert low <= min(values) <= low + 0.05 * (high - low)
+    assert high - 0.05 * (high - low) <= max(values) <= high
+    assert all(isinstance(value, int) == whole for value in values)
+    assert {parameter.round_to(value) for value in values} == set(values)
+
+
+def test_a_loguniform_spreads_over_the_decades() -> None:
+    random = np.random.default_rng(0)
+    values = [Parameter(loguniform=(1e-3, 1e1)).draw(random) for _ in range(4000)]
+    counts = np.histogram(np.log10(values), bins=4)[0]
+    assert counts.min() > 900
+
+
+def test_conditions_follow_the_values_drawn() -> None:
+    sweep = SweepSpec.model_validate(
+        {
+            "recipe": "quickstart",
+            "parameters": {
+                "a": {"choice": {"x": 1, "y": 2}},
+                "b": {"choice": [1, 2], "when": {"a": "x"}},
+                "c": {"uniform": [0, 1], "when": {"b": [2]}},
+            },
+        }
+    )
+    assert sweep.active({"a": "y", "b": 2, "c": 0.5}) == {"a": "y"}
+    assert sweep.active({"a": "x", "b": 2, "c": 0.5}) == {"a": "x", "b": 2, "c": 0.5}
+    assert sweep.settings({"a": "y"}) == {"a": 2}
+    points = sweep.random_points(300)
+    assert all(("b" in p) == (p["a"] == "x") and ("c" in p) == (p.get("b") == 2) for p in points)
+    assert {len(p) for p in points} == {1, 2, 3}
+    assert sweep.random_points(300) == points
+
+
+def test_a_grid_has_every_combination_once() -> None:
+    sweep = SweepSpec.model_validate(
+        {
+            "recipe": "quickstart",
+            "searcher": {"name": "grid"},
+            "parameters": {
+                "a": {"grid": ["x", "y"]},
+                "b": {"grid": [1, 2, 3], "when": {"a": "x"}},
+            },
+        }
+    )
+    assert sweep.grid_points() == [{"a": "x", "b": 1}, {"a": "x", "b": 2}, {"a": "x", "b": 3}, {"a": "y"}]
+    assert sweep.trials == 4
+
+
+def test_a_value_that_is_not_in_effect_is_found() -> None:
+    spec = load_run("quickstart")
+    assert (
+        differences(spec, {"optim.lr": spec.optim.lr, "data.crop": [96, 192], "teacher.weights": None}) == []
+    )
+    assert differences(spec, {"optim.lr": 0.1}) == [f"optim.lr={spec.optim.lr}, not 0.1"]
+    assert differences(spec, {"optim.rl": 0.1}) == ["optim.rl=nothing, not 0.1"]
+    losses = {"kd": {"kind": "kd", "temperature": 2.0}}
+    assert differences(spec, {"distill.losses": losses}) == ["distill.losses.kd.temperature=1.0, not 2.0"]
