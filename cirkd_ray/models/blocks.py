@@ -65,7 +65,7 @@ def resize(x: Tensor, like: Tensor, align_corners: bool) -> Tensor:
 
 def tracing() -> bool:
     """Whether a graph for any image size is being recorded, which must not depend on the sizes at hand."""
-    return torch.compiler.is_exporting() or torch.jit.is_tracing()
+    return torch.compiler.is_exporting() or bool(torch.jit.is_tracing())  # type: ignore[attr-defined,no-untyped-call]
 
 
 def adaptive_average_pool(x: Tensor, bins: int) -> Tensor:

@@ -84,7 +84,7 @@ def images_per_second(
     batch: int = 1,
     seconds: float = 2.0,
 ) -> float:
-    """Forward passes in eval mode: the median of single timings after a warm-up of three passes or a second."""
+    """Forwards in eval mode: the median of single timings after a warm-up of three passes or a second."""
     model = model.to(device).eval()
     images = torch.randn(batch, 3, *size, device=device)
     times: list[float] = []

@@ -78,9 +78,9 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
-    with _replacing(folder / WEIGHTS_FILE) as path:
+    with replacing(folder / WEIGHTS_FILE) as path:
         save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
-    with _replacing(folder / CARD_FILE) as path:
+    with replacing(folder / CARD_FILE) as path:
         path.write_text(text + "\n", encoding="utf-8")
 
 
@@ -96,7 +96,7 @@ def save_encoder(model: SegmentationModel, folder: str | Path) -> Path:
         name: value.contiguous() for name, value in model.state_dict().items() if name.startswith(ENCODER)
     }
     metadata = {"format": "pt", "preprocessing": json.dumps(model.preprocessing.to_dict())}
-    with _replacing(folder / ENCODER_FILE) as path:
+    with replacing(folder / ENCODER_FILE) as path:
         save_file(tensors, path, metadata=metadata)
     return folder / ENCODER_FILE
 
@@ -114,7 +114,7 @@ def numbered_classes(count: int) -> ClassSet:
 
 
 @contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """A temporary file beside `target` that takes its place when the block ends well."""
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
     os.close(handle)
