@@ -6,9 +6,9 @@ import functools
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -22,7 +22,8 @@ from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import DataError, UserError
 from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
 
-_POLL = 2.0
+T = TypeVar("T")
+_POLL = 10.0
 """Seconds between two looks at whether the loader processes live."""
 
 
@@ -258,23 +259,23 @@ class Batches(Iterable[Batch]):
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        iterator = iter(self._loader)
-        while (batches := self._next(iterator)) is not None:
+        iterator = self._attempt(lambda: iter(self._loader), patient=False)
+        while (batches := self._attempt(lambda: next(iterator, None))) is not None:
             if isinstance(batches, _Failure):
                 raise batches.error
             yield from batches
 
-    def _next(self, iterator: Iterator[Any]) -> list[Batch] | _Failure | None:
-        """What the loader has next, None at its end."""
-        # Only between two short waits does the loader look whether its processes live: with one long wait,
-        # the death of a forkserver's child (of which no signal arrives here) would be seen when the long wait
+    def _attempt(self, request: Callable[[], T], patient: bool = True) -> T:
+        """What the loader answers; its troubles as errors of the user's making."""
+        # Only between two waits does the loader look whether its processes live: with one long wait, the
+        # death of a forkserver's child (of which no signal arrives here) would be seen when the long wait
         # ends.
         give_up = time.monotonic() + self._timeout
         while True:
             try:
-                return next(iterator, None)
+                return request()
             except RuntimeError as error:
-                if "timed out" in str(error) and time.monotonic() < give_up:
+                if patient and "timed out" in str(error) and time.monotonic() < give_up:
                     continue
                 reason = _loader_trouble(error, self._timeout)
                 if reason is None:

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from cirkd_ray.data import Sample, SegmentationDataset, build_dataset
+from cirkd_ray.data import loader as loader_module
 from cirkd_ray.data.loader import Batch, eval_loader, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import ConfigError, DataError
@@ -111,7 +112,8 @@ def test_a_bad_file_is_named_without_a_traceback(workers: int) -> None:
     assert str(caught.value) == "/data/7.png: damaged or truncated (image file is truncated)"
 
 
-def test_a_killed_loader_process_is_an_error_not_a_hang() -> None:
+def test_a_killed_loader_process_is_an_error_not_a_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_module, "_POLL", 1.0)
     with pytest.raises(DataError, match=r"a loader process died .*out of memory"):
         run(Numbered(bad=7, trouble="killed"), workers=1)
 
@@ -158,6 +160,14 @@ def test_evaluation_batches_only_equal_sizes_and_can_be_repeated() -> None:
                 sample = data.load(int(index))
                 np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), sample.image)
                 np.testing.assert_array_equal(label.numpy(), sample.label)
+
+
+def test_an_evaluation_left_in_the_middle_can_be_begun_anew() -> None:
+    loader = eval_loader(Numbered(12), workers=1)
+    for batch in loader:
+        if int(batch.indices[0]) == 3:
+            break
+    assert [int(batch.indices[0]) for batch in loader] == list(range(12))
 
 
 def test_on_the_device_labels_are_signed_and_padding_is_marked() -> None:
