@@ -209,10 +209,8 @@ def _pairs(s: list[Tensor], t: list[Tensor], temperature: float) -> Tensor:
     return torch.cat(rows).mean()
 
 
-def enqueue(loss: Any, inputs: LossInputs) -> None:
-    """Both queues, an image and a class at a time."""
-    teacher = F.normalize(inputs.teacher.feature, dim=1).flatten(2).transpose(1, 2)
-    labels = labels_of(inputs.teacher.feature, inputs).flatten(1)
+def enqueue(loss: Any, teacher: Tensor, labels: Tensor, inputs: LossInputs) -> None:
+    """Both queues, an image and a class at a time; teacher: N x C x L, normalised, labels: N x L."""
     key = ("candidates", inputs.seed, inputs.step, inputs.micro)
     bits = pixel_bits(labels.shape[0], labels.shape[1], 0, labels.device, *key)
     for n in range(len(labels)):
@@ -220,19 +218,18 @@ def enqueue(loss: Any, inputs: LossInputs) -> None:
             member = (labels[n] == k).nonzero()[:, 0]
             if len(member) == 0:
                 continue
-            region = F.normalize(teacher[n, member].mean(0), dim=0).unsqueeze(0)
+            region = F.normalize(teacher[n][:, member].mean(1), dim=0).unsqueeze(0)
             chosen = member[bits[n, member].argsort(stable=True)[: loss.pixel_candidates]]
-            for queue, new in ((loss.region, region), (loss.pixel, teacher[n, chosen])):
-                slots = queue.queue.shape[1]
-                for vector in new:
-                    queue.queue[k, int(queue.ptr[k])] = vector
-                    queue.ptr[k] = (int(queue.ptr[k]) + 1) % slots
+            for queue, new in ((loss.region, region), (loss.pixel, teacher[n][:, chosen].T)):
+                start, slots = int(queue.ptr[k]), queue.queue.shape[1]
+                queue.queue[k, torch.arange(start, start + len(new)) % slots] = new
+                queue.ptr[k] = (start + len(new)) % slots
 
 
 def cirkd_memory(loss: Any, inputs: LossInputs) -> Terms:
-    with torch.no_grad():
-        enqueue(loss, inputs)
     labels = labels_of(inputs.student.feature, inputs)
+    teacher = F.normalize(inputs.teacher.feature, dim=1).flatten(2)
+    enqueue(loss, teacher, labels.flatten(1), inputs)
     s = torch.cat(pixels(loss.projector(inputs.student.feature), labels))
     t = torch.cat(pixels(inputs.teacher.feature, labels))
     terms = {}

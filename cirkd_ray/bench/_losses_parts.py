@@ -63,15 +63,14 @@ def enqueue_seconds(shape: Shape, clock: Clock) -> tuple[float, float]:
     inputs = make_inputs(shape, clock.device)
     ours = make_loss("cirkd_memory", shape, clock.device)
     other = copy.deepcopy(ours)
-    size = (shape.height, shape.width)
-    labels = resize_labels(inputs.labels, size).flatten(1)
+    labels = resize_labels(inputs.labels, (shape.height, shape.width)).flatten(1)
+    teacher = F.normalize(inputs.teacher.feature, dim=1)
 
     def vectorised() -> None:
-        ours._enqueue(tokens(F.normalize(inputs.teacher.feature, dim=1)), labels, inputs)  # type: ignore[operator]
+        ours._enqueue(tokens(teacher), labels, inputs)  # type: ignore[operator]
 
     def by_loops() -> None:
-        with torch.no_grad():
-            naive.enqueue(other, inputs)
+        naive.enqueue(other, teacher.flatten(2), labels, inputs)
 
     vectorised()
     first, second = best_seconds([vectorised, by_loops], clock)

@@ -117,15 +117,15 @@ class CirkdMemory(MapLoss):
         labels = pair.labels.flatten(1)
         self._enqueue(teacher, labels, inputs)
         weights = row_weights(student, None if pair.mask is None else pair.mask.flatten(1))
-        terms = {}
+        rows_s, rows_t, terms = student.flatten(0, 1), teacher.flatten(0, 1), {}
         for term in sorted(self.active):
             queue: memory.ClassQueue = getattr(self, QUEUES[term])
             key = (term, inputs.seed, inputs.step, inputs.micro)
             slots = memory.random_slots(queue.queue.shape[1], self.draws[term], student.device, *key)
             keys = queue.draw(slots).to(student.dtype).unsqueeze(0)
             terms[term] = relational_kl(
-                student.flatten(0, 1),
-                teacher.flatten(0, 1),
+                rows_s,
+                rows_t,
                 keys,
                 keys,
                 weights,

@@ -110,10 +110,10 @@ def _class_positions(labels: Tensor, bits: Tensor, num_classes: int, per_class: 
 
 def _pick(features: Tensor, position: Tensor, valid: Tensor) -> Tensor:
     """Rows of features (N x L x C) at N x K x P positions, zero where not valid."""
-    images, pixels, _ = features.shape
-    offset = torch.arange(images, device=features.device).view(-1, 1, 1) * pixels
-    rows = features.flatten(0, 1).index_select(0, (position + offset).flatten()).view(*position.shape, -1)
-    return rows.masked_fill(~valid.unsqueeze(-1), 0.0)
+    channels = features.shape[2]
+    index = position.flatten(1).unsqueeze(-1).expand(-1, -1, channels)
+    # gather takes the transposed view of a map as it is; an index into joined images would copy it first.
+    return features.gather(1, index).view(*position.shape, channels).masked_fill(~valid.unsqueeze(-1), 0.0)
 
 
 class ClassQueue(nn.Module):

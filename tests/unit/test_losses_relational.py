@@ -1,0 +1,123 @@
+"""The relational primitive against whole matrices and autograd."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from cirkd_ray.bench._losses_measure import peak_bytes
+from cirkd_ray.losses.relational import relational_kl
+
+CPU = torch.device("cpu")
+
+
+def tensors(seed: int = 0, rows: int = 7, segments: int = 3, keys: int = 5) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(rows, 4), (rows, 6), (segments, keys, 4), (segments, keys, 6)]
+    return [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+
+
+def whole(
+    q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, weights: Tensor, tau: float, kd: float, mask: Tensor
+) -> Tensor:
+    """The definition, with every matrix in full."""
+    total = q_s.new_zeros(())
+    for s in range(len(k_s)):
+        z_s, z_t = (q @ k[s][mask[s]].T / tau / kd for q, k in ((q_s, k_s), (q_t, k_t)))
+        p, q = z_t.softmax(1), z_s.softmax(1)
+        total = total + (weights * (p * (p / q).log()).sum(1)).sum()
+    return total * kd**2
+
+
+@pytest.mark.parametrize("chunk_rows", [1, 3, None])
+@pytest.mark.parametrize("masked", [False, True])
+def test_value_and_gradients(chunk_rows: int | None, masked: bool) -> None:
+    q_s, q_t, k_s, k_t = tensors()
+    weights = torch.rand(7, dtype=torch.float64)
+    weights[2] = 0.0
+    mask = torch.ones(3, 5, dtype=torch.bool)
+    if masked:
+        mask[0, 1], mask[2, 3:] = False, False
+    found = []
+    for function in ("ours", "whole"):
+        q, k = q_s.clone().requires_grad_(), k_s.clone().requires_grad_()
+        if function == "ours":
+            value = relational_kl(
+                q,
+                q_t,
+                k,
+                k_t,
+                weights,
+                temperature=0.5,
+                kd_temperature=3.0,
+                key_mask=mask,
+                chunk_rows=chunk_rows,
+            )
+        else:
+            value = whole(q, q_t, k, k_t, weights, 0.5, 3.0, mask)
+        (2.0 * value).backward()
+        found.append((value, q.grad, k.grad))
+    for mine, expected in zip(*found, strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_rows_without_a_valid_key_cost_nothing() -> None:
+    q_s, q_t, k_s, k_t = tensors()
+    q_s.requires_grad_()
+    none = torch.zeros(3, 5, dtype=torch.bool)
+    value = relational_kl(q_s, q_t, k_s, k_t, torch.ones(7), temperature=0.1, key_mask=none)
+    assert value.item() == 0.0
+    value.backward()
+    assert q_s.grad is not None
+    assert not bool(q_s.grad.any())
+
+
+def test_gradients_only_where_they_are_wanted() -> None:
+    q_s, q_t, k_s, k_t = tensors()
+    for wanted in (q_s, k_s):
+        for t in (q_s, k_s):
+            t.requires_grad_(t is wanted)
+        value = relational_kl(q_s, q_t, k_s, k_t, torch.ones(7), temperature=0.1)
+        (grad,) = torch.autograd.grad(value, wanted)
+        assert grad.shape == wanted.shape
+
+
+def test_autocast_does_not_touch_the_products() -> None:
+    arguments = [t.float() for t in tensors()]
+    expected = relational_kl(*arguments, torch.ones(7), temperature=0.1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = relational_kl(*arguments, torch.ones(7), temperature=0.1)
+        half = relational_kl(*(t.bfloat16() for t in arguments), torch.ones(7), temperature=0.1)
+    assert torch.equal(value, expected)
+    assert half.dtype == torch.float32
+
+
+def test_memory_grows_with_tokens_not_their_square() -> None:
+    def peak(tokens: int) -> int:
+        x = torch.nn.functional.normalize(torch.randn(tokens, 8)).requires_grad_()
+        k, weights = x.detach().unsqueeze(0), torch.full((tokens,), 1.0 / tokens)
+
+        def call() -> None:
+            relational_kl(
+                x, x.detach(), x.unsqueeze(0), k, weights, temperature=0.1, chunk_rows=16
+            ).backward()
+
+        return peak_bytes(call, CPU)
+
+    small, large = peak(1024), peak(2048)
+    assert large < 2.2 * small
+    assert large < 4 * 2048**2 / 8  # an eighth of one full matrix
+
+
+def test_traced_by_torch_compile() -> None:
+    q_s, q_t, k_s, k_t = tensors()
+    q_s.requires_grad_()
+
+    def loss(q: Tensor) -> Tensor:
+        return relational_kl(q, q_t, k_s, k_t, torch.ones(7), temperature=0.1, chunk_rows=4)
+
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(q_s), loss(q_s))
+    (mine,), (expected,) = (torch.autograd.grad(f(q_s), q_s) for f in (compiled, loss))
+    torch.testing.assert_close(mine, expected)
