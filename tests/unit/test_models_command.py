@@ -90,15 +90,16 @@ def test_unknown_names_are_users_errors(capsys):
     assert "timm has no backbone" in capsys.readouterr().err
 
 
-def test_speed_counts_images_not_batches():
+def test_speed_counts_images_not_batches(monkeypatch):
+    """On a clock that only the network moves: ten milliseconds a forward."""
+    now = [0.0]
+    monkeypatch.setattr("cirkd_ray.models.cost.time.perf_counter", lambda: now[0])
+
     class Slow(nn.Module):
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            import time
-
-            time.sleep(0.01)
+            now[0] += 0.01
             return images
 
-    model = Slow()
-    one, four = (images_per_second(model, (8, 8), torch.device("cpu"), batch=n, seconds=0.1) for n in (1, 4))
-    assert 40 < one < 101
-    assert 3 < four / one < 5
+    one, four = (images_per_second(Slow(), (8, 8), torch.device("cpu"), batch=n, seconds=0.1) for n in (1, 4))
+    assert one == pytest.approx(100)
+    assert four == pytest.approx(400)
