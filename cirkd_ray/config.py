@@ -167,6 +167,9 @@ class TrainSpec(_Spec):
     log_every: PositiveInt = 50
     validate_every: PositiveInt = 800
     validate_limit: PositiveInt | None = Field(None, description="validate on the first so many images only")
+    validate_batch_size: PositiveInt = Field(
+        1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
+    )
     checkpoint_every: PositiveInt = 800
     keep_checkpoints: int = Field(2, ge=2, description="one more than the last, in case that is damaged")
     pictures: int = Field(4, ge=0, description="validation images shown in TensorBoard")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.data.loader import DeviceBatch, to_device, train_loader
+from cirkd_ray.data.loader import Batches, DeviceBatch, eval_loader, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.engine.build import Run, build_run, seed_of
 from cirkd_ray.engine.checkpoint import checkpoint_name, newest_checkpoint, read_checkpoint, write_checkpoint
@@ -102,6 +102,7 @@ class Loop:
         self.directory, self.reporter, self.listeners = directory, reporter, listeners
         self.progress = Progress()
         self.saved: str | None = None
+        self.val_batches = self._validation_loader()
 
     def restore(self, resume_from: Path | None = None) -> None:
         """Take up the newest whole checkpoint, chosen by the main rank."""
@@ -163,6 +164,18 @@ class Loop:
             workers=spec.data.workers,
         )
         return (to_device(batch, self.world.device, self.world.device.type == "cuda") for batch in loader)
+
+    def _validation_loader(self) -> Batches:
+        """This rank's validation images; kept, so that its processes start once."""
+        train, total = self.spec.train, len(self.r.val_set)
+        return eval_loader(
+            self.r.val_set,
+            self.world.rank,
+            self.world.size,
+            self.spec.data.workers,
+            batch_size=train.validate_batch_size,
+            indices=range(min(train.validate_limit or total, total)),
+        )
 
     def _report(self, done: int, window: Window, validates: bool, saves: bool) -> None:
         """One line of metrics, with a validation and a checkpoint where they are due."""
@@ -239,6 +252,8 @@ class Loop:
             rank=world.rank,
             world_size=world.size,
             limit=spec.train.validate_limit,
+            batch_size=spec.train.validate_batch_size,
+            batches=self.val_batches,
             pictures=self._pictured(),
             teacher=self.r.teacher,
         )
