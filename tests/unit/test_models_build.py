@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+import timm
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
 
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import ConfigError, WeightsError
 from cirkd_ray.models import build_model
 from cirkd_ray.models.blocks import ConvNormAct
 from cirkd_ray.models.build import model_names, model_settings, parse_name
@@ -40,6 +41,21 @@ def small(**settings):
 def test_bad_names_and_settings_say_where_and_what(name, settings, message):
     with pytest.raises(ConfigError, match=message):
         build_model(name, num_classes=5, where="student", **settings)
+
+
+def test_a_failed_download_is_told_plainly(monkeypatch):
+    real = timm.create_model
+
+    def unplugged(name, pretrained=False, **options):
+        if pretrained:
+            raise ConnectionError("no route to host")
+        return real(name, **options)
+
+    monkeypatch.setattr(timm, "create_model", unplugged)
+    with pytest.raises(
+        WeightsError, match=r"model.pretrained: timm's weights of 'test_resnet' .*ConnectionError.*"
+    ):
+        build_model(SMALL, num_classes=2, pretrained=True)
 
 
 def test_a_network_needs_classes():
