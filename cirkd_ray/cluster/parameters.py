@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import yaml
@@ -56,9 +56,9 @@ class Parameter(BaseModel):
         return self
 
     @property
-    def kind(self) -> Literal["uniform", "loguniform", "quniform", "randint", "choice", "grid"]:
-        """Which domain it is."""
-        return next(kind for kind in KINDS if getattr(self, kind) is not None)  # type: ignore[return-value]
+    def kind(self) -> str:
+        """Which of `KINDS` it is."""
+        return next(kind for kind in KINDS if getattr(self, kind) is not None)
 
     @cached_property
     def options(self) -> dict[Scalar, Any]:
@@ -67,7 +67,7 @@ class Parameter(BaseModel):
         if found is None:
             return {}
         if isinstance(found, Mapping):
-            return dict(found)
+            return dict[Scalar, Any](found.items())
         return {option if isinstance(option, Scalar) else _text(option): option for option in found}
 
     @property

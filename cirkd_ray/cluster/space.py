@@ -149,6 +149,15 @@ class SweepSpec(_Spec):
         ]
         return [self.active(values) for values in drawn]
 
+    def tidy(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A sampler's values as values of the domains, without those that do not count."""
+        found = {
+            path: value if self.parameters[path].options else self.parameters[path].round_to(value)
+            for path, value in config.items()
+            if path in self.parameters
+        }
+        return self.active(found)
+
     @property
     def trials(self) -> int:
         """How many trials the sweep has."""

@@ -140,8 +140,8 @@ def _check_population(space: SpaceFile) -> None:
         if not MUTABLE.match(path) or parameter.when:
             raise space.error(
                 ("parameters", path),
-                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are loss "
-                "weights, temperatures, optim.lr and their like, without conditions",
+                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are "
+                "loss weights, temperatures, optim.lr and their like, without conditions",
             )
         if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
             raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")

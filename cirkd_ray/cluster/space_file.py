@@ -66,8 +66,8 @@ def load_space(name: str, overrides: Iterable[str] = ()) -> SpaceFile:
 
     Args:
         name: a shipped space's name or a YAML file.
-        overrides: `PATH=VALUE`; paths that begin with a setting of the space (`budget.trials`, `recipe`, ...) change
-            the space, all others the recipe of every trial.
+        overrides: `PATH=VALUE`; paths that begin with a setting of the space (`budget.trials`, `recipe`, ...)
+            change the space, all others the recipe of every trial.
 
     Raises:
         ConfigError: every wrong setting with its line.

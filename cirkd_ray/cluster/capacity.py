@@ -1,0 +1,96 @@
+"""How many runs fit on a cluster at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.space import PAUSING, SweepSpec
+from cirkd_ray.composition import apply_overrides
+from cirkd_ray.config import RunSpec, from_tree
+
+HEAD = "node:__internal_head__"
+DRIVER_BYTES = 2.2e9
+"""What a concurrent trial takes of the head's memory: its actor and its controller import torch."""
+RESIZING = ("train.batch_size", "train.accumulate", "data.workers")
+"""Settings whose value decides what a run takes of the cluster."""
+
+
+@dataclass(frozen=True)
+class Capacity:
+    """How many runs at a time, and why."""
+
+    count: int
+    reason: str
+
+
+def capacity(plan: Plan, available: Mapping[str, float], head_memory: float, limit: int | None) -> Capacity:
+    """How many runs like `plan` fit on `available` resources, at most `limit`, at least one.
+
+    Args:
+        plan: what each takes.
+        available: the cluster's resources.
+        head_memory: bytes on the head, where the runs' drivers live.
+        limit: the user's.
+    """
+    bounds = {
+        f"{available.get('CPU', 0):g} CPU / {plan.total_cpus:g}": int(
+            available.get("CPU", 0) // plan.total_cpus
+        )
+    }
+    if plan.gpus:
+        gpus = plan.workers * plan.gpus
+        bounds[f"{available.get('GPU', 0):g} GPU / {gpus}"] = int(available.get("GPU", 0) // gpus)
+    bounds[f"{head_memory / 1e9:.1f} GB on the head / {DRIVER_BYTES / 1e9:g}"] = int(
+        head_memory // DRIVER_BYTES
+    )
+    if limit is not None:
+        bounds[f"resources.concurrent={limit}"] = limit
+    reason = min(bounds, key=lambda key: bounds[key])
+    return Capacity(max(1, bounds[reason]), reason)
+
+
+def cluster_capacity(plan: Plan, limit: int | None = None) -> Capacity:
+    """`capacity` of the Ray that this process has joined."""
+    head = [node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
+    memory = head[0]["Resources"].get("memory", 0.0) if head else 0.0
+    return capacity(plan, ray.cluster_resources(), memory, limit)
+
+
+def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]) -> Plan:
+    """What the largest trial takes.
+
+    Raises:
+        ConfigError: some trial does not fit the cluster or its batch does not divide; with the arithmetic.
+    """
+    plans = [plan_run(base, available)]
+    for path, parameter in sweep.parameters.items():
+        if path in RESIZING:
+            for value in parameter.extremes():
+                tree = apply_overrides(base.to_dict(), {path: parameter.setting(value)})
+                plans.append(plan_run(from_tree(tree), available))
+    return max(plans, key=lambda plan: (plan.workers * plan.gpus, plan.total_cpus))
+
+
+def driver_resources(sweep: SweepSpec, count: int) -> dict[str, float]:
+    """What a trial's own actor takes: nothing but a place on the head.
+
+    Where the scheduler pauses trials, more are under way than run; then that place is what bounds them.
+    """
+    share = max(1e-4, int(1e4 / count) / 1e4) if sweep.scheduler.name in PAUSING else 1e-3
+    return {"CPU": 0, HEAD: share}
+
+
+def wanted_cpus(specs: Sequence[RunSpec]) -> float:
+    """CPUs that a local cluster must offer for each of these runs."""
+
+    def cpus(spec: RunSpec) -> float:
+        setting: Any = spec.cluster.cpus_per_worker
+        each = 1.0 + spec.data.workers if setting == "auto" else float(setting)
+        return each * (1 if spec.cluster.workers == "auto" else spec.cluster.workers)
+
+    return max(map(cpus, specs))

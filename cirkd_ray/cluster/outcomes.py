@@ -1,0 +1,58 @@
+"""What became of each trial, written while a sweep runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ray.tune import Callback
+
+from cirkd_ray.engine.rundir import write_atomically
+
+OUTCOME = "outcome.json"
+
+
+class TrialLog(Callback):  # type: ignore[misc]
+    """Writes `outcome.json` into the folder of each trial that has ended, and says so on standard output.
+
+    Args:
+        folder: the sweep's.
+        metric: shown with each trial.
+        total: number of trials of the sweep.
+    """
+
+    def __init__(self, folder: str, metric: str, total: int) -> None:
+        self.folder, self.metric, self.total = Path(folder), metric, total
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It has come to its end, or its scheduler has stopped it."""
+        last = trial.last_result or {}
+        whole = last.get("step") is not None and last.get("step") == last.get("steps")
+        self._write(trial.trial_id, "finished" if whole else "stopped", "", last)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It has failed for good."""
+        self._write(trial.trial_id, "failed", self._reason(trial), trial.last_result or {})
+
+    def _reason(self, trial: Any) -> str:
+        failed = self.folder / "trials" / trial.trial_id / "failed.json"
+        if failed.is_file():
+            return str(json.loads(failed.read_text())["message"])
+        file = trial.error_file
+        lines = Path(file).read_text().strip().splitlines() if file and Path(file).is_file() else []
+        return next((line.strip() for line in reversed(lines) if line.strip()), "its process was lost")
+
+    def _write(self, trial_id: str, status: str, reason: str, last: dict[str, Any]) -> None:
+        from rich.console import Console
+
+        folder = self.folder / "trials" / trial_id
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / OUTCOME, json.dumps({"status": status, "reason": reason}))
+        ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
+        value = last.get(self.metric)
+        figure = f" at step {last.get('step')}, {self.metric} {value:.4f}" if value is not None else ""
+        text = (
+            f"trial {trial_id}: {status}{figure}{': ' + reason if reason else ''} ({ended} of {self.total})"
+        )
+        Console(soft_wrap=True).print(text, highlight=False, markup=False)

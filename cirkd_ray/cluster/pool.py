@@ -1,0 +1,78 @@
+"""Many runs on one cluster, as many at a time as fit; runs that are finished already are not done again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cirkd_ray.cluster.capacity import HEAD
+from cirkd_ray.cluster.train import fit
+from cirkd_ray.cluster.trial import Runner
+from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.engine.stages import open_directory
+from cirkd_ray.errors import UserError
+
+RETRIES = 2
+"""Of a run whose driver was lost; what its workers lose is retried by Ray Train."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: a name for messages, its resolved recipe and its folder."""
+
+    name: str
+    spec: RunSpec
+    folder: Path
+
+
+def run_jobs(
+    jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None], runner: Runner = fit
+) -> dict[str, dict[str, Any] | str]:
+    """Run them all on the Ray that this process has joined; name -> result, or why there is none."""
+    done: dict[str, dict[str, Any] | str] = {}
+    waiting = list(jobs)
+    running: dict[Any, Job] = {}
+    remote = ray.remote(_run).options(num_cpus=0, resources={HEAD: 1e-3}, max_retries=RETRIES)
+    while waiting or running:
+        while waiting and len(running) < at_a_time:
+            job = waiting.pop(0)
+            result = RunDirectory(job.folder).read_result()
+            if result is not None:
+                done[job.name] = result
+            else:
+                running[remote.remote(job.spec.to_dict(), str(job.folder), runner)] = job
+        if running:
+            (ready,), _ = ray.wait(list(running), num_returns=1)
+            job = running.pop(ready)
+            done[job.name] = _outcome(ready)
+            say(f"{job.name}: {_summary(done[job.name])} ({len(done)} of {len(jobs)})")
+    return {job.name: done[job.name] for job in jobs}
+
+
+def _run(tree: dict[str, Any], folder: str, runner: Runner) -> dict[str, Any]:
+    spec, directory = from_tree(tree), RunDirectory(folder)
+    open_directory(directory, spec, resume=True)
+    result: dict[str, Any] = runner(spec, directory, [], None)
+    return result
+
+
+def _outcome(reference: Any) -> dict[str, Any] | str:
+    try:
+        result: dict[str, Any] = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause
+        return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+    except ray.exceptions.RayError as error:
+        return str(error).strip().splitlines()[0]
+    return result
+
+
+def _summary(result: dict[str, Any] | str) -> str:
+    if isinstance(result, str):
+        return f"failed: {result.splitlines()[0]}"
+    return f"mIoU {100 * result['last']['miou']:.2f} %"

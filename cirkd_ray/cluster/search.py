@@ -1,0 +1,236 @@
+"""Ray Tune's searchers and schedulers for a SweepSpec; a package that is missing is named."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.schedulers import (
+    ASHAScheduler,
+    FIFOScheduler,
+    HyperBandForBOHB,
+    HyperBandScheduler,
+    MedianStoppingRule,
+    PopulationBasedTraining,
+    TrialScheduler,
+)
+from ray.tune.search import BasicVariantGenerator, Searcher
+
+from cirkd_ray.cluster.parameters import Parameter
+from cirkd_ray.cluster.space import POPULATION, SweepSpec
+from cirkd_ray.errors import ConfigError
+
+EXTRAS = {
+    "optuna": "optuna",
+    "hyperopt": "hyperopt",
+    "sklearn": "pb2",
+    "ConfigSpace": "bohb",
+    "hpbandster": "bohb",
+}
+"""Package -> extra of this project that installs it."""
+TIME = "report"
+"""A trial's time: the number of its reports. `training_iteration` starts again after a restore."""
+
+
+def require(package: str, user: str) -> Any:
+    """Import an optional package.
+
+    Raises:
+        ConfigError: it is not installed; with the command that installs it.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        extra = EXTRAS[package]
+        raise ConfigError(
+            f"{user} needs {package}, which is not installed: pip install 'cirkd-ray[{extra}]'"
+        ) from None
+
+
+class FixedPoints(Searcher):  # type: ignore[misc]
+    """Configurations that are known from the start: a grid, or random ones as a function of the seed."""
+
+    def __init__(self, points: Sequence[dict[str, Any]]) -> None:
+        super().__init__(metric=None, mode=None)
+        self.points = list(points)
+        self.given: dict[str, int] = {}
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        """Nothing to take over."""
+        return True
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """The next one."""
+        index = self.given.setdefault(trial_id, len(self.given))
+        return dict(self.points[index]) if index < len(self.points) else str(Searcher.FINISHED)
+
+    def on_trial_complete(self, trial_id: str, result: Any = None, error: bool = False) -> None:
+        """Nothing is learnt."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """For resuming."""
+        Path(checkpoint_path).write_bytes(pickle.dumps((self.points, self.given)))
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Go on after the last one given."""
+        self.points, self.given = pickle.loads(Path(checkpoint_path).read_bytes())
+
+
+class DefineByRun:
+    """A space as Optuna's define-by-run function: a parameter is asked for only where its condition holds."""
+
+    def __init__(self, sweep: SweepSpec) -> None:
+        self.sweep = sweep
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        """Suggest in the order of the file."""
+        values: dict[str, Any] = {}
+        for path, parameter in self.sweep.parameters.items():
+            if parameter.applies(values):
+                values[path] = parameter.suggest(trial, path)
+        return values
+
+
+def make_searcher(sweep: SweepSpec) -> Searcher | BasicVariantGenerator:
+    """The searcher of a space.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    searcher = sweep.searcher
+    if searcher.name == "grid":
+        return FixedPoints(sweep.grid_points()[: sweep.trials])
+    if sweep.scheduler.name in POPULATION:  # they take no other searcher
+        return BasicVariantGenerator(points_to_evaluate=sweep.random_points(sweep.trials))
+    if searcher.name == "random":
+        return FixedPoints(sweep.random_points(sweep.trials))
+    if searcher.name == "tpe":
+        return _optuna(sweep)
+    if searcher.name == "hyperopt":
+        hyperopt = require("hyperopt", "searcher hyperopt")
+        from ray.tune.search.hyperopt import HyperOptSearch
+
+        space = {path: _hyperopt(hyperopt.hp, path, p) for path, p in sweep.parameters.items()}
+        return HyperOptSearch(
+            space,
+            metric=sweep.primary,
+            mode=sweep.metric[sweep.primary],
+            n_initial_points=searcher.startup_trials,
+            random_state_seed=searcher.seed,
+        )
+    return _bohb(sweep)
+
+
+def _optuna(sweep: SweepSpec) -> Searcher:
+    optuna = require("optuna", "searcher tpe")
+    from ray.tune.search.optuna import OptunaSearch
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(
+        seed=sweep.searcher.seed, n_startup_trials=sweep.searcher.startup_trials, constant_liar=True
+    )
+    names, modes = list(sweep.metric), list(sweep.metric.values())
+    several = sweep.multi_objective
+    return OptunaSearch(
+        DefineByRun(sweep),
+        metric=names if several else names[0],
+        mode=modes if several else modes[0],
+        sampler=sampler,
+    )
+
+
+def _hyperopt(hp: Any, path: str, parameter: Parameter) -> Any:
+    """Conditions are not modelled: a value that does not count is drawn and dropped."""
+    import math
+
+    if parameter.options:
+        return hp.choice(path, list(parameter.options))
+    low, high = parameter.bounds
+    if parameter.loguniform:
+        return hp.loguniform(path, math.log(low), math.log(high))
+    return hp.uniform(path, low, high)  # whole and stepped numbers are rounded by SweepSpec.tidy
+
+
+def _bohb(sweep: SweepSpec) -> Searcher:
+    require("hpbandster", "searcher bohb")
+    space_of = require("ConfigSpace", "searcher bohb")
+    from ray.tune.search.bohb import TuneBOHB
+
+    space = space_of.ConfigurationSpace(seed=sweep.searcher.seed)
+    for path, parameter in sweep.parameters.items():
+        if parameter.options:
+            space.add(space_of.CategoricalHyperparameter(path, list(parameter.options)))
+        else:
+            low, high = parameter.bounds
+            log = parameter.loguniform is not None
+            space.add(space_of.UniformFloatHyperparameter(path, lower=low, upper=high, log=log))
+    return TuneBOHB(space, metric=sweep.primary, mode=sweep.metric[sweep.primary], seed=sweep.searcher.seed)
+
+
+def make_scheduler(sweep: SweepSpec, steps: int, report_every: int) -> TrialScheduler:
+    """The scheduler of a space whose longest trial has `steps`, with a report every `report_every`.
+
+    Raises:
+        ConfigError: a package is missing.
+    """
+    scheduler = sweep.scheduler
+    reports = -(-steps // report_every)
+    grace = (scheduler.grace_steps or report_every) // report_every
+    interval = (scheduler.perturb_every or report_every) // report_every
+    if scheduler.name == "asha":
+        # One more than there are: a trial that reaches the end ends by itself.
+        return ASHAScheduler(
+            time_attr=TIME, max_t=reports + 1, grace_period=grace, reduction_factor=scheduler.reduction_factor
+        )
+    if scheduler.name in ("hyperband", "bohb"):
+        kind = HyperBandScheduler if scheduler.name == "hyperband" else HyperBandForBOHB
+        return kind(time_attr=TIME, max_t=reports, reduction_factor=scheduler.reduction_factor)
+    if scheduler.name == "median":
+        return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=3)
+    if scheduler.name == "pbt":
+        return PopulationBasedTraining(
+            time_attr=TIME,
+            perturbation_interval=interval,
+            hyperparam_mutations={path: mutation(p) for path, p in sweep.parameters.items()},
+            quantile_fraction=scheduler.quantile,
+            resample_probability=scheduler.resample,
+            custom_explore_fn=sweep.tidy,
+        )
+    if scheduler.name == "pb2":
+        require("sklearn", "scheduler pb2")
+        from ray.tune.schedulers.pb2 import PB2
+
+        return PB2(
+            time_attr=TIME,
+            perturbation_interval=interval,
+            hyperparam_bounds={path: list(p.bounds) for path, p in sweep.parameters.items()},
+            quantile_fraction=scheduler.quantile,
+            custom_explore_fn=sweep.tidy,
+        )
+    return FIFOScheduler()
+
+
+def population_space(sweep: SweepSpec) -> dict[str, Any]:
+    """What PBT and PB2 want to be told of a space, besides its first points; empty for the others."""
+    if sweep.scheduler.name not in POPULATION:
+        return {}
+    found = {path: mutation(parameter) for path, parameter in sweep.parameters.items()}
+    return {
+        path: tune.choice(domain) if isinstance(domain, list) else domain for path, domain in found.items()
+    }
+
+
+def mutation(parameter: Parameter) -> Any:
+    """What PBT draws from; it scales numbers without regard to bounds, which `SweepSpec.tidy` puts right."""
+    if parameter.options:
+        return list(parameter.options)
+    low, high = parameter.bounds
+    if parameter.loguniform:
+        return tune.loguniform(low, high)
+    if parameter.randint:
+        return tune.randint(int(low), int(high) + 1)
+    return tune.uniform(low, high)

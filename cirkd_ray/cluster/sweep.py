@@ -1,0 +1,230 @@
+"""A sweep from its file to its result: teacher, trials, controls, finalists. The same call again goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.cluster.space import PAUSING, SweepSpec
+from cirkd_ray.cluster.space_check import check_space
+from cirkd_ray.cluster.space_file import SpaceFile
+from cirkd_ray.composition import apply_overrides, flatten, read_yaml
+from cirkd_ray.config import RunSpec, from_tree, load_tree
+from cirkd_ray.engine.preflight import check_run
+from cirkd_ray.engine.rundir import RunDirectory, write_atomically
+from cirkd_ray.engine.stages import locked, teacher_directory, teacher_recipe, train_teacher, with_weights
+from cirkd_ray.errors import ConfigError, TrainingError
+from cirkd_ray.report.sweep_data import SweepData, read_sweep
+
+SPACE, BASE, RESULT = "sweep.yaml", "base.yaml", "sweep.json"
+RETRIES = 2
+"""Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
+FREE = ("resources.", "budget.hours", "description")
+"""Settings of a space that may differ when a sweep is continued."""
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep that is under way.
+
+    Attributes:
+        spec: its space.
+        base: the resolved recipe of a trial before its own values.
+        folder: where everything goes.
+        out: where teachers are kept.
+    """
+
+    spec: SweepSpec
+    base: RunSpec
+    folder: Path
+    out: Path
+    say: Say
+
+
+def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool = False) -> SweepData:
+    """Run or continue a sweep; returns what its folder holds at the end.
+
+    Raises:
+        ConfigError: the space is wrong, does not fit the cluster or the folder holds another sweep.
+        TrainingError: no trial has finished.
+    """
+    base = check_space(space)
+    check_run(base)
+    sweep = Sweep(space.spec, base, folder, out, say)
+    with locked(RunDirectory(folder)):
+        _open(sweep, fresh)
+        from cirkd_ray.cluster.capacity import wanted_cpus
+
+        with ray_session(minimum_cpus=wanted_cpus([base])):
+            _run(sweep)
+    return read_sweep(folder)
+
+
+def _open(sweep: Sweep, fresh: bool) -> None:
+    """Make the folder, or check that it holds this very sweep."""
+    path = sweep.folder / SPACE
+    if fresh and sweep.folder.exists():
+        aside = sweep.folder.with_name(f"{sweep.folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
+        sweep.folder.rename(aside)
+        sweep.say(f"the sweep before is now {aside}")
+    if path.is_file():
+        before, now = (flatten(tree) for tree in (read_yaml(path), sweep.spec.model_dump(mode="json")))
+        changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
+        if changed:
+            key = sorted(changed)[0]
+            raise ConfigError(
+                f"{sweep.folder}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                "give the sweep another --name, or start it anew with --fresh"
+            )
+    sweep.folder.mkdir(parents=True, exist_ok=True)
+    for name, tree in ((SPACE, sweep.spec.model_dump(mode="json")), (BASE, sweep.base.to_dict())):
+        write_atomically(sweep.folder / name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def _run(sweep: Sweep) -> None:
+    """All that needs Ray."""
+    import ray
+
+    from cirkd_ray.cluster.capacity import cluster_capacity, largest_plan
+    from cirkd_ray.cluster.search import make_scheduler, make_searcher
+
+    (
+        make_searcher(sweep.spec),
+        make_scheduler(sweep.spec, 2, 1),
+    )  # a missing package shows before anything is trained
+    plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
+    fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
+    sweep.say(f"{sweep.spec.trials} trials, {fits.count} at a time ({fits.reason})")
+    started = time.perf_counter()
+    base = _with_teacher(sweep)
+    _search(sweep, base, fits.count)
+    trials = read_sweep(sweep.folder)
+    if not trials.ranked:
+        reasons = sorted({trial.reason for trial in trials.trials if trial.reason})
+        raise TrainingError(f"{sweep.folder}: no trial has come to a result; {'; '.join(reasons[:3])}")
+    _controls_and_finalists(sweep, base, trials, fits.count)
+    result = {"finished": time.time(), "seconds_of_the_last_call": time.perf_counter() - started}
+    write_atomically(sweep.folder / RESULT, json.dumps(result))
+
+
+def _with_teacher(sweep: Sweep) -> RunSpec:
+    """Train the teacher once for all trials, unless that has been done."""
+    base = sweep.base
+    if base.distill is None or base.teacher is None or base.teacher.train is None:
+        return base
+    from cirkd_ray.cluster.train import fit
+
+    directory = teacher_directory(base, sweep.out)
+    train_teacher(teacher_recipe(base), directory, fit, sweep.say)
+    return with_weights(base, directory.path)
+
+
+def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
+    """The trials, by Ray Tune."""
+    from cirkd_ray.cluster.trial import TrialPlan
+
+    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
+    tuner = make_tuner(plan, sweep.spec, longest(sweep.spec, base), base.train.validate_every, at_a_time)
+    tuner.fit()
+    ended = len(list(sweep.folder.glob("trials/*/outcome.json")))
+    if ended < sweep.spec.trials and sweep.spec.budget.hours is None:
+        raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
+
+
+def longest(spec: SweepSpec, base: RunSpec) -> int:
+    """Steps of the longest trial."""
+    parameter = spec.parameters.get("train.steps")
+    if parameter is None:
+        return base.train.steps
+    return int(max(parameter.setting(value) for value in parameter.extremes()))
+
+
+def make_tuner(
+    plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_time: int, runner: Any = None
+) -> Any:
+    """The Tuner: restored from the sweep's folder where that holds one, else new."""
+    # Read when Tune starts: paths stay as they are, and TrialLog alone says what happens.
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    from ray import tune
+
+    from cirkd_ray.cluster.capacity import driver_resources
+    from cirkd_ray.cluster.outcomes import TrialLog
+    from cirkd_ray.cluster.search import make_scheduler, make_searcher, population_space
+    from cirkd_ray.cluster.train import fit
+    from cirkd_ray.cluster.trial import make_trainable
+
+    trainable = tune.with_resources(make_trainable(plan, runner or fit), driver_resources(spec, at_a_time))
+    state = Path(plan.folder) / "tune"
+    if tune.Tuner.can_restore(str(state)):
+        return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+    single = None if spec.multi_objective else spec.primary
+    return tune.Tuner(
+        trainable,
+        param_space=population_space(spec),
+        tune_config=tune.TuneConfig(
+            metric=single,
+            mode=spec.metric[single] if single else None,
+            search_alg=make_searcher(spec),
+            scheduler=make_scheduler(spec, steps, report_every),
+            num_samples=spec.trials,
+            max_concurrent_trials=None if spec.scheduler.name in PAUSING else at_a_time,
+            time_budget_s=spec.budget.hours * 3600 if spec.budget.hours else None,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=state.name,
+            storage_path=str(state.parent),
+            failure_config=tune.FailureConfig(max_failures=RETRIES),
+            callbacks=[TrialLog(plan.folder, spec.primary, spec.trials)],
+            verbose=0,
+        ),
+    )
+
+
+def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a_time: int) -> None:
+    """The recipe's own values, and no distillation, at one budget and the same seeds; the best with all."""
+    from cirkd_ray.cluster.pool import Job, run_jobs
+
+    jobs = []
+    for seed in sweep.spec.seeds:
+        for name, spec in control_runs(base).items() if sweep.spec.controls else ():
+            jobs.append((f"controls/{name}-s{seed}", spec, seed))
+    for trial in trials.ranked[: sweep.spec.finalists]:
+        spec = from_tree(apply_overrides(base.to_dict(), trial.settings))
+        jobs += [(f"finalists/{trial.id}-s{seed}", spec, seed) for seed in sweep.spec.seeds[1:]]
+    run_jobs(
+        [
+            Job(name, from_tree({**spec.to_dict(), "seed": seed, "name": name}), sweep.folder / name)
+            for name, spec, seed in jobs
+        ],
+        at_a_time,
+        sweep.say,
+    )
+
+
+def control_runs(base: RunSpec) -> dict[str, RunSpec]:
+    """Name -> recipe of the controls: `defaults`, and `baseline` where there is distillation to leave out."""
+    runs = {"defaults": base}
+    if base.distill is not None:
+        runs["baseline"] = from_tree({**base.to_dict(), "distill": None, "teacher": None})
+    return runs
+
+
+def best_recipe(spec: SweepSpec, settings: dict[str, Any]) -> RunSpec:
+    """A configuration as a recipe of full length: the space's recipe and `set`, without the budget."""
+    tree = apply_overrides(load_tree(spec.recipe), {**spec.set, **settings})
+    tree["name"], tree["description"] = (
+        f"{spec.name}-best",
+        f"the best configuration of the sweep {spec.name}",
+    )
+    return from_tree(tree)

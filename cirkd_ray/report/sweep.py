@@ -1,0 +1,128 @@
+"""A sweep's tables: ranking, controls and finalists, budget."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from cirkd_ray.report.sweep_data import SweepData, Trial
+from cirkd_ray.report.tables import UNKNOWN, Sheet, percent
+
+SHARES = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
+"""Metrics in 0..1, shown in percent."""
+
+
+def ranking(data: SweepData, limit: int | None = None) -> Sheet:
+    """Trials, best first: their values, metrics, how far they came; failed ones last."""
+    paths = varied(data)
+    metrics = list(data.space["metric"])
+    ranked = data.ranked
+    others = [trial for trial in data.trials if trial not in ranked]
+    shown = [*ranked, *others][:limit]
+    short = short_names(paths)
+    columns = ("trial", *(figure_name(m) for m in metrics), "step", "status", *(short[p] for p in paths))
+    rows = [
+        (
+            trial.id,
+            *(figure(trial.figure(metric), metric) for metric in metrics),
+            f"{trial.step}/{trial.steps}",
+            trial.status,
+            *(value_text(trial.values.get(path)) for path in paths),
+        )
+        for trial in shown
+    ]
+    return Sheet(columns, tuple(rows), "Trials, those that ran longest first, then by the last validation")
+
+
+def fair_comparison(data: SweepData) -> Sheet:
+    """Controls and finalists at the whole budget, over the sweep's seeds."""
+    metric = data.metric
+    rows = []
+    groups: dict[str, list[float]] = {}
+    for trial in data.ranked[: data.space["finalists"]]:
+        runs = data.finalists.get(trial.id, {})
+        values = [*([trial.figure(metric)] if trial.status == "finished" else []), *_last(runs, metric)]
+        groups[f"trial {trial.id}"] = values
+    for name, runs in sorted(data.controls.items()):
+        groups[CONTROLS.get(name, name)] = _last(runs, metric)
+    for name, values in groups.items():
+        mean = statistics.mean(values) if values else None
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        lowest = figure(min(values), metric) if values else UNKNOWN
+        cells = (figure(mean, metric), figure(spread, metric), lowest, str(len(values)))
+        rows.append((name, *cells))
+    title = "The best and the controls: same steps, same seeds, last validation"
+    return Sheet(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
+
+
+CONTROLS = {"baseline": "control: no distillation", "defaults": "control: the recipe's own values"}
+
+
+def summary(data: SweepData) -> str:
+    """A few lines: how trials ended, and what early stopping saved."""
+    counts: dict[str, int] = {}
+    for trial in data.trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
+    spent, planned = data.steps_spent, data.steps_planned
+    saved = 100.0 * (1.0 - spent / planned) if planned else 0.0
+    lines = [
+        f"trials       {len(data.trials)}: {ended}",
+        f"budget       {spent} of {planned} training steps ({saved:.0f} % saved by early stopping)",
+    ]
+    for name, runs in sorted(data.controls.items()):
+        values = ", ".join(figure(value, data.metric) for value in _last(runs, data.metric))
+        lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values}")
+    lines += [
+        f"trial {t.id} failed: {t.reason.splitlines()[0]}"
+        for t in data.trials
+        if t.status == "failed" and t.reason
+    ]
+    return "\n".join(lines)
+
+
+def _last(runs: dict[int, dict[str, Any]], metric: str) -> list[float]:
+    return [float(result["last"][metric]) for _, result in sorted(runs.items()) if metric in result["last"]]
+
+
+def varied(data: SweepData) -> list[str]:
+    """The paths that the sweep varies."""
+    return list(data.space["parameters"])
+
+
+def short_names(paths: list[str]) -> dict[str, str]:
+    """Path -> as many of its last parts as tell it from the others."""
+    found = {}
+    for path in paths:
+        parts = path.split(".")
+        for count in range(1, len(parts) + 1):
+            tail = ".".join(parts[-count:])
+            if sum(other == tail or other.endswith(f".{tail}") for other in paths) == 1:
+                break
+        found[path] = tail
+    return found
+
+
+def figure_name(metric: str) -> str:
+    """For a table's head."""
+    names = {"miou": "mIoU %", "latency_ms": "latency ms"}
+    return names.get(metric, f"{metric} %" if metric in SHARES else metric)
+
+
+def figure(value: float | None, metric: str) -> str:
+    """A metric's value as text."""
+    if value is None or value != value:
+        return UNKNOWN
+    return percent(value) if metric in SHARES else f"{value:.4g}"
+
+
+def value_text(value: Any) -> str:
+    """A sampled value as text."""
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def finished(trials: list[Trial]) -> list[Trial]:
+    """Those that ran to their end."""
+    return [trial for trial in trials if trial.status == "finished"]

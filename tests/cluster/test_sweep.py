@@ -1,0 +1,95 @@
+"""Sweeps under Ray Tune with trials that do not train: schedulers, searchers, failures, exchanges."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cirkd_ray.cluster.sweep import make_tuner
+from cirkd_ray.report.sweep_data import SweepData, read_sweep
+from tests.cluster.sweep_stubs import stub_plan, stub_run
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+
+
+def swept(folder: Path, steps: int = 4, at_a_time: int = 4, **space: Any) -> SweepData:
+    plan, sweep = stub_plan(folder, steps, **space)
+    make_tuner(plan, sweep, steps, 1, at_a_time, stub_run).fit()
+    return read_sweep(folder)
+
+
+def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None, tmp_path: Path) -> None:
+    parameters = {"optim.lr": {"uniform": [0.001, 0.02]}, "task.aux_weight": {"choice": [1.0, 2.0]}}
+    data = swept(tmp_path / "s", parameters=parameters, budget={"trials": 6})
+    assert len(data.trials) == 6
+    expected = {True: "failed", False: "finished"}
+    for trial in data.trials:
+        if trial.values:
+            assert trial.status == expected[trial.values["task.aux_weight"] == 2.0]
+    failed = [trial for trial in data.trials if trial.status == "failed"]
+    assert failed
+    assert {trial.reason for trial in failed} == {"not finite"}
+    best = data.ranked[0]
+    assert best.figure("miou") == max(trial.figure("miou") for trial in data.ranked)
+    assert abs(best.settings["optim.lr"] - 0.01) == min(
+        abs(t.settings["optim.lr"] - 0.01) for t in data.ranked
+    )
+
+
+def test_asha_with_tpe_stops_bad_trials_early(ray_cluster: None, tmp_path: Path) -> None:
+    data = swept(
+        tmp_path / "s",
+        steps=8,
+        budget={"trials": 8},
+        scheduler={"name": "asha", "reduction_factor": 2},
+        searcher={"name": "tpe"},
+        parameters={"optim.lr": {"uniform": [0.001, 0.9]}},
+    )
+    assert {trial.status for trial in data.trials} == {"finished", "stopped"}
+    assert data.steps_spent < data.steps_planned == 64
+
+
+def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tmp_path: Path) -> None:
+    data = swept(
+        tmp_path / "s",
+        steps=12,
+        budget={"trials": 4},
+        scheduler={"name": "pbt", "perturb_every": 2, "quantile": 0.5},
+        parameters={"optim.lr": {"uniform": [0.001, 0.9]}},
+    )
+    exchanged = [trial for trial in data.trials if trial.generations > 1]
+    assert exchanged
+    for trial in exchanged:
+        last = data.folder / "trials" / trial.id / f"g{trial.generations - 1}"
+        about = json.loads((last / "trial.json").read_text())
+        donor = json.loads((Path(about["parent"]["path"]) / "state.json").read_text())
+        first = min((last / "checkpoints").iterdir())
+        assert json.loads((first / "state.json").read_text())["weights"] == donor["weights"]
+        assert about["parent"]["step"] > 0
+        assert trial.trained_steps + sum(step for step, _ in trial.parents) >= trial.step
+    assert all(0.001 <= trial.values["optim.lr"] <= 0.9 for trial in data.trials)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "searcher"), [("hyperband", "random"), ("median", "hyperopt"), ("pb2", "random")]
+)
+def test_the_other_schedulers_and_searchers_come_to_an_end(
+    ray_cluster: None, tmp_path: Path, scheduler: str, searcher: str
+) -> None:
+    pytest.importorskip({"hyperopt": "hyperopt", "random": "sklearn"}[searcher])
+    data = swept(tmp_path / "s", scheduler={"name": scheduler}, searcher={"name": searcher}, at_a_time=2)
+    assert len(data.ranked) == 4
+    assert any(trial.status == "finished" for trial in data.trials)
+
+
+def test_several_metrics_are_searched_for_together(ray_cluster: None, tmp_path: Path) -> None:
+    data = swept(
+        tmp_path / "s",
+        metric={"miou": "max", "images_per_second": "max"},
+        searcher={"name": "tpe"},
+        at_a_time=2,
+    )
+    assert [trial.status for trial in data.trials] == ["finished"] * 4

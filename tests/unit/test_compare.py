@@ -1,0 +1,157 @@
+"""Comparisons: statistics against independent computation, what may be compared, the tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from scipy import stats
+
+from cirkd_ray.cluster.compare import methods_of
+from cirkd_ray.commands.report import run as report_command
+from cirkd_ray.config import load_run
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.report.compare import csv_text, markdown, methods_table
+from cirkd_ray.report.compare_data import CompareData, read_comparison
+from cirkd_ray.report.statistics import compare_to_baseline, holm, paired_p, t_interval
+
+
+def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
+    random = np.random.default_rng(0)
+    draws = random.normal(3.0, 2.0, (2000, 4))
+    inside = [interval.low <= 3.0 <= interval.high for interval in map(t_interval, draws.tolist())]
+    assert 0.935 < np.mean(inside) < 0.965
+
+
+def test_one_run_has_a_mean_and_no_interval() -> None:
+    interval = t_interval([0.4])
+    assert interval.mean == 0.4
+    assert math.isnan(interval.low)
+    assert math.isnan(paired_p([0.1]))
+
+
+def test_the_paired_test_is_scipys_and_uses_common_seeds_only() -> None:
+    method, baseline = {0: 0.5, 1: 0.55, 2: 0.52, 3: 0.9}, {0: 0.48, 1: 0.5, 2: 0.51, 4: 0.1}
+    found = compare_to_baseline({"a": method}, baseline)["a"]
+    expected = stats.ttest_rel([0.5, 0.55, 0.52], [0.48, 0.5, 0.51])
+    assert found.seeds == 3
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.p_holm == pytest.approx(expected.pvalue)
+    low, high = expected.confidence_interval()
+    assert (found.difference.low, found.difference.high) == pytest.approx((low, high))
+
+
+def test_holm_by_hand() -> None:
+    found = holm({"a": 0.01, "b": 0.04, "c": 0.03, "d": math.nan})
+    assert found["a"] == pytest.approx(0.03)
+    assert found["c"] == pytest.approx(0.06)
+    assert found["b"] == pytest.approx(0.06)  # never below a smaller p's
+    assert math.isnan(found["d"])
+    assert holm({"a": 0.9, "b": 0.8}) == {"a": 1.0, "b": 1.0}
+
+
+def test_equal_differences_are_certain_and_no_difference_is_none() -> None:
+    assert paired_p([0.01, 0.01, 0.01]) == 0.0
+    assert paired_p([0.0, 0.0]) == 1.0
+
+
+def test_a_baseline_is_made_where_none_is_given() -> None:
+    spec = load_run("quickstart")
+    methods = methods_of([("quickstart", spec)])
+    assert list(methods) == ["baseline", "quickstart"]
+    assert methods["baseline"].distill is None
+    assert methods["baseline"].model == spec.model
+    given = methods_of([("quickstart", spec), ("quickstart/baseline", load_run("quickstart/baseline"))])
+    assert list(given) == ["baseline", "quickstart"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [("train.steps=7", "train.steps"), ("data.val_images=7", "data.val_images"), ("optim.lr=1", "optim.lr")],
+)
+def test_methods_that_differ_in_more_than_the_method_are_refused(change: str, message: str) -> None:
+    pair = [("a/kd", load_run("quickstart")), ("a/other", load_run("quickstart", [change]))]
+    with pytest.raises(ConfigError, match=f"{message}: is .* in kd and .* in other"):
+        methods_of(pair)
+    assert list(methods_of(pair, [message])) == ["baseline", "kd", "other"]
+
+
+def write_comparison_folder(folder: Path) -> None:
+    base = load_run("quickstart").to_dict()
+    methods = {"baseline": {**base, "distill": None, "teacher": None}, "kd": base, "cwd": base}
+    (folder / "teacher").mkdir(parents=True)
+    (folder / "teacher" / "result.json").write_text(json.dumps({"best": {"miou": 0.6}}))
+    (folder / "comparison.yaml").write_text(yaml.safe_dump({"methods": methods}, sort_keys=False))
+    (folder / "teachers.json").write_text(json.dumps({"kd": str(folder / "teacher")}))
+    (folder / "failures.json").write_text(json.dumps({"cwd-s2": "a loss is not finite"}))
+    shift = {"baseline": 0.0, "kd": 0.05, "cwd": 0.001}
+    for method in methods:
+        for seed in range(2 if method == "cwd" else 3):
+            run = folder / "runs" / f"{method}-s{seed}"
+            run.mkdir(parents=True)
+            (run / "run.yaml").write_text("{}")
+            last = 0.4 + shift[method] + 0.01 * seed + (0.001 * seed if method == "kd" else 0.0)
+            rows = [{"step": step, "miou": last * step / 20} for step in (10, 20)]
+            (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            result = {
+                "last": {"miou": last},
+                "best": {"miou": last + 0.01},
+                "seconds": 60,
+                "images_per_second": 5,
+            }
+            (run / "result.json").write_text(json.dumps({**result, "steps": 20}))
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> CompareData:
+    write_comparison_folder(tmp_path / "c")
+    return read_comparison(tmp_path / "c")
+
+
+def test_the_table_holds_the_figures(comparison: CompareData) -> None:
+    sheet = methods_table(comparison)
+    rows = {row[0]: dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows}
+    assert list(rows) == ["baseline", "kd", "cwd"]
+    assert rows["baseline"]["mIoU % (last)"] == "41.00"
+    assert rows["baseline"]["difference"] == ""
+    assert rows["kd"]["difference"] == "+5.10"
+    assert rows["kd"]["gap closed %"] == f"{100 * 0.051 / 0.19:.2f}"
+    assert rows["cwd"]["gap closed %"] == "-"
+    assert rows["cwd"]["seeds"] == "2"
+    assert float(rows["kd"]["p (Holm)"].removeprefix("< ")) < 0.01
+    assert "cwd-s2: a loss is not finite" in markdown(comparison)
+
+
+def test_the_csv_has_a_line_a_run(comparison: CompareData) -> None:
+    rows = list(csv.DictReader(io.StringIO(csv_text(comparison))))
+    assert [(row["method"], row["seed"]) for row in rows][:3] == [
+        ("baseline", "0"),
+        ("baseline", "1"),
+        ("baseline", "2"),
+    ]
+    assert len(rows) == 8
+    assert float(rows[0]["best_miou"]) == pytest.approx(0.41)
+
+
+def test_the_report_is_a_page_without_network_and_a_picture(comparison: CompareData) -> None:
+    import argparse
+
+    assert report_command(argparse.Namespace(folder=str(comparison.folder))) == 0
+    page = (comparison.folder / "report" / "index.html").read_text()
+    assert "data:image/png;base64," in page
+    assert "http" not in page.split("<pre>")[0].replace("data:image", "")
+    assert (comparison.folder / "report" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    assert (comparison.folder / "report" / "comparison.md").read_text().startswith("| method |")
+
+
+def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
+    import argparse
+
+    with pytest.raises(ConfigError, match="neither a sweep"):
+        report_command(argparse.Namespace(folder=str(tmp_path)))

@@ -1,0 +1,133 @@
+"""A sweep's folder read back, and its report."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cirkd_ray.cluster.space import SweepSpec
+from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
+from cirkd_ray.report.sweep_data import SweepData, read_sweep
+from cirkd_ray.report.sweep_figures import pareto_front
+from cirkd_ray.report.sweep_importance import importance
+from cirkd_ray.report.sweep_page import write_sweep
+
+PARAMETERS = {
+    "optim.lr": {"loguniform": [1e-3, 1e-1]},
+    "task.aux_weight": {"uniform": [0.0, 1.0]},
+    "optim.name": {"choice": ["sgd", "adamw"]},
+    "optim.momentum": {"uniform": [0.1, 0.9], "when": {"optim.name": "sgd"}},
+}
+
+
+def write_trial(folder: Path, name: str, values: dict[str, Any], curve: list[float], status: str) -> None:
+    run = folder / "trials" / name / "g0"
+    run.mkdir(parents=True)
+    (run / "trial.json").write_text(
+        json.dumps({"trial": name, "values": values, "settings": values, "parent": None})
+    )
+    (run / "run.yaml").write_text(yaml.safe_dump({"model": {"name": "m"}, "train": {"steps": 40}}))
+    rows = [{"step": 10 * (i + 1), "miou": value} for i, value in enumerate(curve)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (run.parent / "outcome.json").write_text(
+        json.dumps({"status": status, "reason": "out of memory" if status == "failed" else ""})
+    )
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> SweepData:
+    folder = tmp_path / "sweep"
+    spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": PARAMETERS, "seeds": [0, 1]})
+    for index, values in enumerate(spec.random_points(48)):
+        score = 0.5 - 0.2 * abs(math.log10(values["optim.lr"]) + 2)  # nothing but lr matters
+        whole = index % 4 != 3
+        curve = [score * k / 4 for k in range(1, 5 if whole else 2)]
+        write_trial(folder, f"t_{index:02d}", values, curve, "finished" if whole else "stopped")
+    write_trial(folder, "t_48", {}, [], "failed")
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    for seed in (0, 1):
+        run = folder / "controls" / f"baseline-s{seed}"
+        run.mkdir(parents=True)
+        (run / "result.json").write_text(json.dumps({"last": {"miou": 0.3 + 0.02 * seed}}))
+    return read_sweep(folder)
+
+
+def test_trials_that_ran_whole_rank_before_those_that_were_stopped(sweep: SweepData) -> None:
+    order = [trial.status for trial in sweep.ranked]
+    assert order == ["finished"] * 36 + ["stopped"] * 12
+    scores = [trial.figure("miou") for trial in sweep.ranked[:36]]
+    assert scores == sorted(scores, reverse=True)
+    assert ranking(sweep).rows[-1][:4] == ("t_48", "-", "0/40", "failed")
+
+
+def test_the_budget_counts_the_steps_that_were_not_trained(sweep: SweepData) -> None:
+    assert (sweep.steps_spent, sweep.steps_planned) == (36 * 40 + 12 * 10, 49 * 40)
+    assert "20 % saved" in summary(sweep)
+    assert "t_48 failed: out of memory" in summary(sweep)
+
+
+def test_controls_stand_beside_the_best(sweep: SweepData) -> None:
+    rows = {row[0]: row[1:] for row in fair_comparison(sweep).rows}
+    assert rows["control: no distillation"] == ("31.00", "1.41", "30.00", "2")
+    assert rows[f"trial {sweep.ranked[0].id}"][3] == "1"
+
+
+def test_importance_finds_the_parameter_that_matters(sweep: SweepData) -> None:
+    shares, how = importance(sweep)
+    assert next(iter(shares)) == "optim.lr"
+    assert shares["optim.lr"] > 0.6
+    assert set(shares) == set(PARAMETERS)
+    assert how == "fANOVA over 36 of 49 trials"
+
+
+def test_short_names_are_unique() -> None:
+    names = short_names(["a.kd.weight", "a.mem.weight", "optim.lr"])
+    assert list(names.values()) == ["kd.weight", "mem.weight", "lr"]
+
+
+def test_the_front_holds_what_nothing_beats(sweep: SweepData, tmp_path: Path) -> None:
+    space = {**sweep.space, "metric": {"miou": "max", "step": "min"}}
+    data = SweepData(sweep.folder, space, sweep.trials, {}, {})
+    assert pareto_front(data) == [sweep.ranked[0]]
+
+
+def test_the_report_has_its_pictures_and_needs_no_network(sweep: SweepData) -> None:
+    page = write_sweep(sweep)
+    text = page.read_text()
+    assert text.count("data:image/png;base64,") == 4
+    assert 'src="http' not in text
+    assert "<link" not in text
+    assert "<script" not in text
+    pictures = {path.name for path in page.parent.glob("*.png")}
+    assert pictures == {"learning_curves.png", "importance.png", "slices.png", "parallel_coordinates.png"}
+
+
+def test_tensorboard_shows_every_trial_with_its_values_and_metrics(sweep: SweepData) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    from tensorboard.plugins.hparams import plugin_data_pb2
+
+    write_sweep(sweep)
+    write_sweep(sweep)  # again: nothing stands twice
+    for trial in sweep.ranked:
+        (folder,) = (sweep.folder / "tensorboard").glob(trial.id)
+        events = EventAccumulator(str(folder)).Reload()
+        content = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+        start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+        assert start.hparams["lr"].number_value == pytest.approx(trial.values["optim.lr"])
+        assert start.hparams["name"].string_value == trial.values["optim.name"]
+        assert events.Scalars("hparam/miou")[-1].value == pytest.approx(trial.figure("miou"))
+        assert [event.step for event in events.Scalars("val/miou")] == [row["step"] for row in trial.rows]
+    assert len(list((sweep.folder / "tensorboard").iterdir())) == len(sweep.ranked)
+
+
+def test_a_sweep_without_a_result_can_be_looked_at(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    folder.mkdir()
+    spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": PARAMETERS})
+    (folder / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    assert "too few comparable trials" in write_sweep(read_sweep(folder)).read_text()
