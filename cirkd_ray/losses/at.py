@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, unit
 from cirkd_ray.losses.reduce import masked_mean
 
@@ -25,26 +25,7 @@ class AttentionTransfer(MapLoss):
 
     terms = ("at",)
     default_weights: ClassVar = {"at": 10_000.0}
-
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-            adapter="never",
-        )
+    adapted: ClassVar = "never"
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher = attention(pair.student, pair.mask), attention(pair.teacher, pair.mask)

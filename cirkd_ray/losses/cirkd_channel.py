@@ -13,7 +13,7 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import memory
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
 from cirkd_ray.losses.cirkd_memory import projector
-from cirkd_ray.losses.maps import MapLoss, MapPair, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
 
@@ -38,6 +38,7 @@ class CirkdChannel(MapLoss):
 
     terms = ("minibatch_channel", "memory_channel", "channel_mse")
     default_weights: ClassVar = {"minibatch_channel": 1.0, "memory_channel": 0.1, "channel_mse": 100.0}
+    adapted: ClassVar = "never"
 
     def __init__(
         self,
@@ -58,13 +59,12 @@ class CirkdChannel(MapLoss):
         mask_ignored: bool = True,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,
-            adapter="never",
         )
         if channel_keys > channel_memory:
             raise ConfigError(
@@ -107,8 +107,7 @@ class CirkdChannel(MapLoss):
     def _vectors(self, x: Tensor, mask: Tensor | None) -> Tensor:
         """N x C x L: each channel's normalised vector of pooled pixels, 0 where nothing counts."""
         if mask is not None:
-            valid = F.max_pool2d(mask.to(x.dtype).unsqueeze(1), self.pool, ceil_mode=True)
-            x = x.masked_fill(valid == 0, 0.0)
+            x = x.masked_fill(~pool_mask(mask, self.pool).unsqueeze(1), 0.0)
         return unit(x.flatten(2), dim=2)
 
     def _relation(self, q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, kd_temperature: float) -> Tensor:

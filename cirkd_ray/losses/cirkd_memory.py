@@ -52,6 +52,7 @@ class CirkdMemory(MapLoss):
 
     terms = ("memory_pixel", "memory_region")
     default_weights: ClassVar = {"memory_pixel": 0.1, "memory_region": 0.1}
+    adapted: ClassVar = "never"
 
     def __init__(
         self,
@@ -73,13 +74,12 @@ class CirkdMemory(MapLoss):
         mask_ignored: bool = True,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,
-            adapter="never",
         )
         self.temperature, self.kd_temperature = temperature, kd_temperature
         self.pixel_candidates, self.mode = pixel_candidates, mode

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
-from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, global_scale
 from cirkd_ray.losses.relational import relational_kl
 
@@ -33,6 +33,7 @@ class CirkdMinibatch(MapLoss):
     """
 
     terms = ("minibatch_pixel",)
+    adapted: ClassVar = "never"
 
     def __init__(
         self,
@@ -48,13 +49,12 @@ class CirkdMinibatch(MapLoss):
         mask_ignored: bool = True,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,
-            adapter="never",
         )
         self.temperature, self.pool, self.gather = temperature, pool, gather
 
@@ -81,11 +81,7 @@ class CirkdMinibatch(MapLoss):
         student, teacher, mask = pair.student, pair.teacher, pair.mask
         if self.pool > 1:
             student, teacher = (F.avg_pool2d(x, self.pool, ceil_mode=True) for x in (student, teacher))
-            if mask is not None:
-                mask = (
-                    F.max_pool2d(mask.to(student.dtype).unsqueeze(1), self.pool, ceil_mode=True).squeeze(1)
-                    > 0
-                )
+            mask = None if mask is None else pool_mask(mask, self.pool)
         return student, teacher, None if mask is None else mask.flatten(1)
 
 

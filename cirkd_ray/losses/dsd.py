@@ -36,6 +36,7 @@ class DSD(MapLoss):
 
     terms = ("psd", "csd")
     default_weights: ClassVar = {"psd": 1000.0, "csd": 10.0}
+    adapted: ClassVar = "never"
 
     def __init__(
         self,
@@ -49,13 +50,12 @@ class DSD(MapLoss):
         mask_ignored: bool = True,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,
-            adapter="never",
         )
         self.temperature = temperature
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 
@@ -23,26 +23,7 @@ class FitNet(MapLoss):
 
     terms = ("fitnet",)
     default_weights: ClassVar = {"fitnet": 10.0}
-
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-            adapter="always",
-        )
+    adapted: ClassVar = "always"
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         mask = None if pair.mask is None else pair.mask.unsqueeze(1)

@@ -28,6 +28,7 @@ class IFVD(MapLoss):
 
     terms = ("ifvd",)
     default_weights: ClassVar = {"ifvd": 20.0}
+    adapted: ClassVar = "never"
 
     def __init__(
         self,
@@ -40,13 +41,12 @@ class IFVD(MapLoss):
         mask_ignored: bool = False,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,
-            adapter="never",
         )
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

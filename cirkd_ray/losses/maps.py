@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,11 @@ def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     if x.shape[-2:] == size:
         return x
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+
+
+def pool_mask(mask: Tensor, size: int) -> Tensor:
+    """The mask (N x H x W) of a map pooled over size x size pixels: true if any of them counts."""
+    return F.max_pool2d(mask.to(torch.float32).unsqueeze(1), size, ceil_mode=True).squeeze(1) > 0
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -65,7 +70,7 @@ class MapPair(NamedTuple):
 class MapLoss(DistillationLoss):
     """Base of losses that compare one map of the student with one of the teacher.
 
-    The student's map passes an adapter (a 1x1 convolution without bias) where `adapter` asks for it, the
+    The student's map passes an adapter (a 1x1 convolution without bias) where `adapted` asks for it, the
     teacher's map is resized bilinearly to the student's size where they differ, and `compute` runs without
     autocast, in float32.
 
@@ -73,19 +78,22 @@ class MapLoss(DistillationLoss):
         student_channels, teacher_channels, num_classes: as every loss.
         student_tap, teacher_tap: `feature`, `logits`, `aux` or an encoder stage.
         mask_ignored: leave ignored pixels out.
-        adapter: `auto` where channels differ, `always`, or `never` for losses that compare relations.
+
+    Attributes:
+        adapted: `auto` where channels differ, `always`, or `never` for losses that compare relations.
     """
+
+    adapted: ClassVar[Literal["auto", "always", "never"]] = "auto"
 
     def __init__(
         self,
+        *,
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        *,
-        student_tap: str,
-        teacher_tap: str,
-        mask_ignored: bool,
-        adapter: Literal["auto", "always", "never"] = "auto",
+        student_tap: str = "feature",
+        teacher_tap: str = "feature",
+        mask_ignored: bool = True,
     ) -> None:
         super().__init__()
         self.student_tap, self.teacher_tap, self.mask_ignored = student_tap, teacher_tap, mask_ignored
@@ -95,7 +103,7 @@ class MapLoss(DistillationLoss):
         self.student_taps = frozenset({student_tap} - plain)
         self.teacher_taps = frozenset({teacher_tap} - plain)
         self.adapter: nn.Module = nn.Identity()
-        if adapter == "always" or (adapter == "auto" and self.student_width != self.teacher_width):
+        if self.adapted == "always" or (self.adapted == "auto" and self.student_width != self.teacher_width):
             self.adapter = nn.Conv2d(self.student_width, self.teacher_width, 1, bias=False)
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:

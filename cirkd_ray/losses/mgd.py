@@ -71,9 +71,9 @@ class MGD(MapLoss):
         mask_ignored: bool = True,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
-from cirkd_ray.losses.maps import MapLoss, MapPair, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.reduce import global_scale
 
 
@@ -32,6 +32,7 @@ class PairwiseSKD(MapLoss):
 
     terms = ("skd",)
     default_weights: ClassVar = {"skd": 10.0}
+    adapted: ClassVar = "never"
 
     def __init__(
         self,
@@ -45,13 +46,12 @@ class PairwiseSKD(MapLoss):
         mask_ignored: bool = True,
     ) -> None:
         super().__init__(
-            student_channels,
-            teacher_channels,
-            num_classes,
+            student_channels=student_channels,
+            teacher_channels=teacher_channels,
+            num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
             mask_ignored=mask_ignored,
-            adapter="never",
         )
         self.pool = pool
 
@@ -64,15 +64,12 @@ class PairwiseSKD(MapLoss):
 
     def _pooled(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         """Pooled, normalised map, 0 where no pixel counts; and which pooled pixels (N x h x w) count."""
-        if mask is not None:
-            x = x.masked_fill(~mask.unsqueeze(1), float("-inf"))
-        x = F.max_pool2d(x, self.pool, ceil_mode=True)
-        valid = (
-            torch.ones_like(x[:, 0])
-            if mask is None
-            else F.max_pool2d(mask.to(x.dtype).unsqueeze(1), self.pool, ceil_mode=True).squeeze(1)
-        )
-        return unit(x.masked_fill(valid.unsqueeze(1) == 0, 0.0)), valid
+        if mask is None:
+            x = F.max_pool2d(x, self.pool, ceil_mode=True)
+            return unit(x), torch.ones_like(x[:, 0], dtype=torch.bool)
+        x = F.max_pool2d(x.masked_fill(~mask.unsqueeze(1), float("-inf")), self.pool, ceil_mode=True)
+        valid = pool_mask(mask, self.pool)
+        return unit(x.masked_fill(~valid.unsqueeze(1), 0.0)), valid
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:

@@ -83,7 +83,7 @@ def test_all_ignored(kind: str) -> None:
     terms = loss(inputs)
     for name, value in terms.items():
         assert value.requires_grad, name
-        assert float(value) == pytest.approx(0.0, abs=1e-12), name
+        assert value.item() == pytest.approx(0.0, abs=1e-12), name
     assert all(bool(g.isfinite().all()) for g in gradients(terms, inputs))
 
 
