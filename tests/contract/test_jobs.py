@@ -1,0 +1,169 @@
+"""What is submitted to clusters: scripts, runtime environments, KubeRay manifests; needs no cluster."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shlex
+import subprocess
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cirkd_ray.cli import build_parser
+from cirkd_ray.cluster.space_file import space_names
+from tests.paths import REPO
+
+JOBS = REPO / "jobs"
+SCRIPTS = {
+    "train.sh": ["quickstart", "first", "--set", "train.steps=3"],
+    "tune.sh": ["smoke", "sweep", "--export", "best.yaml"],
+    "compare.sh": ["both", "quickstart", "--seeds", "2"],
+    "eval.sh": ["first", "2"],
+}
+MANIFESTS = sorted((JOBS / "kuberay").glob("*.yaml"))
+
+
+def run_script(
+    name: str, arguments: list[str], tmp_path: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a script with a stand-in for Python that writes down how it was called."""
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -m ] || exit 7\nprintf "%s\\n" "$@" > {tmp_path}/called\n'
+        f'while [ $# -gt 0 ]; do [ "$1" = --runtime-env ] && cp "$2" {tmp_path}/env.yaml; shift; done\n'
+        f'echo "$RAY_AUTH_MODE" > {tmp_path}/mode\n'
+    )
+    python.chmod(0o755)
+    clean = {key: value for key, value in os.environ.items() if not key.startswith(("RAY_", "CIRKD_"))}
+    return subprocess.run(
+        ["bash", str(JOBS / name), *arguments],
+        env={**clean, "CIRKD_PYTHON": str(python), **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_submits_a_command_that_exists_and_passes_the_exit_code_on(
+    name: str, tmp_path: Path
+) -> None:
+    done = run_script(
+        name, SCRIPTS[name], tmp_path, RAY_ADDRESS="http://head:8265", CIRKD_OUT="/shared/my runs"
+    )
+    assert done.returncode == 7, done.stderr  # of the look at the job's own exit code
+    called = (tmp_path / "called").read_text().splitlines()
+    assert called[:4] == ["-m", "ray.scripts.scripts", "job", "submit"]
+    assert called[called.index("--working-dir") + 1] == str(REPO)
+    entry = called[called.index("--") + 1 :]
+    assert entry[:3] == ["python", "-m", "cirkd_ray"]
+    parsed = build_parser().parse_args(entry[3:])
+    assert parsed.command == name.removesuffix(".sh")
+    assert any("/shared/my runs" in part for part in entry)
+    assert (tmp_path / "mode").read_text().strip() == ""
+
+
+def test_a_token_turns_token_authentication_on(tmp_path: Path) -> None:
+    run_script(
+        "train.sh", ["a", "b"], tmp_path, RAY_ADDRESS="http://h:1", CIRKD_OUT="/s", RAY_AUTH_TOKEN="secret"
+    )
+    assert (tmp_path / "mode").read_text().strip() == "token"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["quickstart"], {}, "usage: jobs/train.sh RECIPE NAME"),
+        (["quickstart", "a"], {"RAY_ADDRESS": "http://h:1"}, "set CIRKD_OUT"),
+        (["quickstart", "a"], {"CIRKD_OUT": "/s"}, "set RAY_ADDRESS"),
+        (
+            ["quickstart", "a"],
+            {"RAY_ADDRESS": "x", "CIRKD_OUT": "/s", "CIRKD_ENV": "conda"},
+            "CIRKD_ENV=conda",
+        ),
+    ],
+)
+def test_what_is_missing_is_named(
+    arguments: list[str], environment: dict[str, str], message: str, tmp_path: Path
+) -> None:
+    done = run_script("train.sh", arguments, tmp_path, **environment)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.parametrize("kind", sorted(path.stem for path in (JOBS / "env").glob("*.yaml")))
+def test_a_runtime_environment_is_valid_and_follows_the_dependencies(kind: str, tmp_path: Path) -> None:
+    from ray.runtime_env import RuntimeEnv
+
+    run_script("train.sh", ["a", "b"], tmp_path, RAY_ADDRESS="http://h:1", CIRKD_OUT="/s", CIRKD_ENV=kind)
+    tree = yaml.safe_load((tmp_path / "env.yaml").read_text())
+    RuntimeEnv(**tree)
+    assert "@PYPROJECT@" not in str(tree)
+    if kind == "pip":
+        assert tree["pip"]["packages"][0] == "${RAY_RUNTIME_ENV_CREATE_WORKING_DIR}"
+        assert tree["pip"]["packages"][1].startswith("# ")
+
+
+def strict(schema: Any) -> Any:
+    """An openAPIV3 schema as JSON Schema that takes no unknown fields."""
+    if isinstance(schema, list):
+        return [strict(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: strict(value) for key, value in schema.items()}
+    if found.get("x-kubernetes-int-or-string"):
+        return {"type": ["integer", "string"]}
+    if isinstance(found.get("properties"), dict) and "additionalProperties" not in found and "type" in found:
+        found["additionalProperties"] = bool(found.get("x-kubernetes-preserve-unknown-fields"))
+    if found.pop("nullable", False) and isinstance(found.get("type"), str):
+        found["type"] = [found["type"], "null"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def rayjob_schema() -> Any:
+    path = (
+        Path(os.environ.get("CIRKD_KUBERAY", REPO.parent / "shared" / "kuberay")) / "ray.io_rayjobs.yaml.gz"
+    )
+    if not path.is_file():
+        pytest.skip(f"KubeRay's resource definitions not found at {path}; set CIRKD_KUBERAY")
+    definition = yaml.load(
+        gzip.decompress(path.read_bytes()), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    )
+    (version,) = (v for v in definition["spec"]["versions"] if v["name"] == "v1")
+    return strict(version["schema"]["openAPIV3Schema"])
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_manifest_fits_kuberays_schema(path: Path, rayjob_schema: Any) -> None:
+    import jsonschema
+
+    manifest = yaml.safe_load(path.read_text())
+    validator = jsonschema.Draft7Validator(rayjob_schema)
+    assert [error.message for error in validator.iter_errors(manifest)] == []
+    wrong = deepcopy(manifest)
+    wrong["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]["imagee"] = "x"
+    assert list(validator.iter_errors(wrong)), "the schema would let anything through"
+
+
+@pytest.mark.parametrize("path", MANIFESTS, ids=lambda path: path.stem)
+def test_a_manifests_entry_point_is_a_command_that_resumes(path: Path) -> None:
+    spec = yaml.safe_load(path.read_text())["spec"]
+    assert spec["submissionMode"] == "K8sJobMode"
+    entry = shlex.split(spec["entrypoint"])
+    assert entry[:3] == ["python", "-m", "cirkd_ray"]
+    parsed = build_parser().parse_args(entry[3:])
+    assert parsed.name
+    assert parsed.out.startswith("/shared/")
+    if parsed.command == "train":
+        assert parsed.resume is not None
+    else:
+        assert parsed.space in space_names()
+    mounts = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
+        "volumeMounts"
+    ]
+    assert {"name": "shared", "mountPath": "/shared"} in mounts
