@@ -23,11 +23,11 @@ class AfDCD(MapLoss):
 
     Fan et al.: Augmentation-free Dense Contrastive Knowledge Distillation for Efficient Semantic Segmentation
     (NeurIPS 2023). `af_dcd_feature` is the squared error of a generated map as in `mgd`. For
-    `af_dcd_contrast` the generated map and the teacher's are max-pooled and cut into patches of p x p
-    pixels, and each pixel's channels into M groups. With similarity -|a - b|_1 / tau, each (pixel, group)
-    of the student is to be told by its teacher counterpart among the teacher's vectors of the *other*
-    groups in the patch: cross-entropy, summed over the groups, mean over pixels. Cityscapes weights: 2e-6
-    and 5e-3.
+    `af_dcd_contrast` the generated map and the teacher's are max-pooled, cut into patches of p x p pixels,
+    and each pixel's channels into M groups. With s(a, b) = -|a - b|_1 / tau, each (pixel, group) vector a of
+    the student has its teacher counterpart b as positive and the teacher's vectors c of the *other* groups in
+    the patch as negatives: `-log(exp s(a, b) / (exp s(a, b) + sum_c exp s(a, c)))`, summed over the groups,
+    mean over pixels. Cityscapes weights: 2e-6 and 5e-3.
 
     Chosen here, where paper and code leave room: the negatives are those of the authors' code (the other
     groups at every position of the patch; the same group at other positions is neither positive nor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,7 +29,10 @@ def segmentation_cross_entropy(
     size = labels.shape[-2:]
     if logits.shape[-2:] != size:
         logits = F.interpolate(logits, size=size, mode="bilinear", align_corners=align_corners)
-    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction="sum")
+    # CUDA's summed form adds in no fixed order and refuses where that is not allowed.
+    fixed_order = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
+    reduction = "none" if fixed_order else "sum"
+    total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction=reduction).sum()
     return total * global_scale((labels != ignore_index).sum()).to(total.dtype)
 
 
