@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,31 @@ VERBOSE = "CIRKD_RAY_LOGS"
 def in_cluster() -> bool:
     """Whether the environment names a cluster: `RAY_ADDRESS`, which a submitted job has too."""
     return bool(os.environ.get("RAY_ADDRESS"))
+
+
+@contextmanager
+def _addressed() -> Iterator[None]:
+    """Give a new local cluster a port that is known beforehand, and all its processes its address.
+
+    Ray Train has a stopped run's placement group removed by an actor that asks the state API whether the run
+    lives. Without an address that API refuses to choose where several clusters run on one machine, and what
+    stopped trials held is never given back.
+    """
+    from ray.util import get_node_ip_address
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 @contextmanager
@@ -53,13 +79,14 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
         else:
             cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
             # The dashboard stays on: without it placement groups of stopped trials leak.
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                log_to_driver=verbose,
-                logging_level=level,
-                include_dashboard=True,
-            )
+            with _addressed():
+                ray.init(
+                    address="local",
+                    num_cpus=cpus,
+                    log_to_driver=verbose,
+                    logging_level=level,
+                    include_dashboard=True,
+                )
     except (ConnectionError, ValueError, RuntimeError) as error:
         address = os.environ.get("RAY_ADDRESS", "local")
         reason = str(error).strip().splitlines()[0]
