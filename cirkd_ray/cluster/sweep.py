@@ -20,7 +20,14 @@ from cirkd_ray.composition import apply_overrides, flatten, read_yaml
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
-from cirkd_ray.engine.stages import locked, teacher_directory, teacher_recipe, train_teacher, with_weights
+from cirkd_ray.engine.stages import (
+    fingerprint,
+    locked,
+    teacher_directory,
+    teacher_recipe,
+    train_teacher,
+    with_weights,
+)
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.report.sweep_data import SweepData, read_sweep
 
@@ -83,6 +90,11 @@ def _open(sweep: Sweep, fresh: bool) -> None:
             key = sorted(changed)[0]
             raise ConfigError(
                 f"{sweep.folder}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                "give the sweep another --name, or start it anew with --fresh"
+            )
+        if fingerprint(from_tree(read_yaml(sweep.folder / BASE))) != fingerprint(sweep.base):
+            raise ConfigError(
+                f"{sweep.folder}: the recipe {sweep.spec.recipe!r} is not what it was when the sweep was started; "
                 "give the sweep another --name, or start it anew with --fresh"
             )
     sweep.folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,84 @@
+"""Sweeps that lose their driver or a trial's process go on where they were."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cirkd_ray.cluster.sweep import make_tuner
+from cirkd_ray.report.sweep_data import read_sweep
+from tests.cluster.sweep_stubs import slow_run, stub_plan
+from tests.paths import REPO
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+DRIVER = """
+import sys
+from pathlib import Path
+from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.cluster.sweep import make_tuner
+from tests.cluster.sweep_stubs import slow_run, stub_plan
+plan, sweep = stub_plan(Path(sys.argv[1]), 6, budget={"trials": 3}, searcher={"name": "tpe"})
+with ray_session(minimum_cpus=4):
+    make_tuner(plan, sweep, 6, 1, 2, slow_run).fit()
+"""
+
+
+def steps_of(folder: Path) -> dict[str, list[int]]:
+    return {trial.id: [row["step"] for row in trial.rows] for trial in read_sweep(folder).trials}
+
+
+def test_a_killed_driver_goes_on_by_the_same_call(tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    environment.pop("RAY_ADDRESS", None)
+    command = [sys.executable, "-c", DRIVER, str(folder)]
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 400
+    while not list(folder.glob("trials/*/outcome.json")) and driver.poll() is None and time.monotonic() < end:
+        time.sleep(0.1)
+    children = psutil.Process(driver.pid).children(recursive=True)
+    driver.kill()
+    driver.wait()
+    for child in psutil.wait_procs(children, timeout=30)[1]:
+        child.kill()
+    ended = {path.parent.name for path in folder.glob("trials/*/outcome.json")}
+    assert 1 <= len(ended) < 3
+    kept = {name: steps for name, steps in steps_of(folder).items() if name in ended}
+    subprocess.run(command, env=environment, check=True, timeout=700, stdout=subprocess.DEVNULL)
+    after = steps_of(folder)
+    assert {name: after[name] for name in kept} == kept  # not run again
+    assert [trial.status for trial in read_sweep(folder).trials] == ["finished"] * 3
+    assert all(steps == [1, 2, 3, 4, 5, 6] for steps in after.values())  # and the others not from the start
+
+
+def test_a_trial_whose_process_is_killed_goes_on(ray_cluster: None, tmp_path: Path) -> None:
+    folder = tmp_path / "s"
+    plan, sweep = stub_plan(folder, 6, budget={"trials": 1})
+    killed: list[int] = []
+
+    def kill_the_trial() -> None:
+        while not killed:
+            time.sleep(0.1)
+            if not any(len(steps) >= 2 for steps in steps_of(folder).values()):
+                continue
+            for process in psutil.Process().children(recursive=True):
+                if "ImplicitFunc" in " ".join(process.cmdline()):
+                    process.send_signal(signal.SIGKILL)
+                    killed.append(process.pid)
+
+    thread = threading.Thread(target=kill_the_trial, daemon=True)
+    thread.start()
+    make_tuner(plan, sweep, 6, 1, 1, slow_run).fit()
+    thread.join(timeout=5)
+    assert killed
+    (trial,) = read_sweep(folder).trials
+    assert trial.status == "finished"
+    assert [row["step"] for row in trial.rows] == [1, 2, 3, 4, 5, 6]

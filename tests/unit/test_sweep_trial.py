@@ -1,0 +1,179 @@
+"""One trial without Ray: applied configuration, generations, a donor's weights; what fits a cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from cirkd_ray.cluster.bridge import Pointer
+from cirkd_ray.cluster.capacity import capacity, driver_resources, largest_plan
+from cirkd_ray.cluster.resources import Plan
+from cirkd_ray.cluster.search import make_scheduler, make_searcher, require
+from cirkd_ray.cluster.space import SweepSpec
+from cirkd_ray.cluster.sweep import best_recipe, control_runs
+from cirkd_ray.cluster.trial import TrialPlan, check_applied, prepare
+from cirkd_ray.composition import apply_overrides
+from cirkd_ray.config import RunSpec, from_tree, load_run
+from cirkd_ray.engine.checkpoint import checkpoint_name, read_checkpoint
+from cirkd_ray.engine.distributed import World
+from cirkd_ray.engine.local import run_local
+from cirkd_ray.engine.loop import train
+from cirkd_ray.engine.reporter import LocalReporter
+from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.errors import ConfigError
+from tests.tinyrun import tiny_baseline
+
+SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}
+
+
+def plan_in(folder: Path) -> TrialPlan:
+    base = tiny_baseline(train={"steps": 4, "validate_every": 2, "checkpoint_every": 2})
+    return TrialPlan(str(folder), SweepSpec.model_validate(SPACE).model_dump(mode="json"), base.to_dict())
+
+
+def test_a_trial_writes_the_recipe_that_it_runs(tmp_path: Path) -> None:
+    spec, directory, parent = prepare(plan_in(tmp_path), tmp_path / "t1", {"optim.lr": 0.05}, None)
+    assert parent is None
+    assert spec.optim.lr == 0.05
+    assert RunDirectory(directory.path).spec() == spec
+    about = json.loads((directory.path / "trial.json").read_text())
+    assert about["settings"] == {"optim.lr": 0.05}
+
+
+def test_a_sampled_value_that_is_not_in_effect_fails_the_trial(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = tiny_baseline()
+    with pytest.raises(ConfigError, match=r"not in effect: optim\.lr=0\.02, not 0\.05"):
+        check_applied(spec, {"optim.lr": 0.05})
+    dropped = plan_in(tmp_path)
+    monkeypatch.setattr("cirkd_ray.cluster.trial.apply_overrides", lambda tree, settings: tree)
+    with pytest.raises(ConfigError, match="not in effect"):
+        prepare(dropped, tmp_path / "t1", {"optim.lr": 0.05}, None)
+
+
+def test_generations_follow_the_values_and_the_pointer(tmp_path: Path) -> None:
+    plan, folder = plan_in(tmp_path), tmp_path / "t1"
+
+    def generation(lr: float, pointer: Pointer | None) -> tuple[str, Path | None]:
+        _, directory, parent = prepare(plan, folder, {"optim.lr": lr}, pointer)
+        return directory.path.name, parent
+
+    own, donor = Pointer("t1", "/own", 2), Pointer("t2", "/donor", 2)
+    assert generation(0.05, None) == ("g0", None)
+    assert generation(0.05, own) == ("g0", None)  # retried, or paused and continued
+    assert generation(0.06, donor) == ("g1", Path("/donor"))  # exploited
+    assert generation(0.06, donor) == ("g1", Path("/donor"))  # killed before its first report
+    assert generation(0.06, Pointer("t1", "/own2", 4)) == ("g1", Path("/donor"))
+    assert generation(0.06, Pointer("t3", "/other", 4)) == ("g2", Path("/other"))
+
+
+def test_a_run_from_a_donors_checkpoint_has_its_weights_and_its_own_settings(tmp_path: Path) -> None:
+    plan = plan_in(tmp_path)
+    spec, donor, _ = prepare(plan, tmp_path / "t1", {"optim.lr": 0.05}, None)
+    run_local(spec, donor)
+    path = donor.checkpoints / checkpoint_name(2)
+    spec, heir, parent = prepare(plan, tmp_path / "t2", {"optim.lr": 1e-12}, Pointer("t1", str(path), 2))
+    frozen = from_tree(apply_overrides(spec.to_dict(), {"optim.lr": 1e-12, "optim.momentum": 0.0}))
+    world = World.current(torch.device("cpu"))
+    train(frozen, world, heir, LocalReporter(heir.checkpoints, 9), (), parent)
+    assert [row["step"] for row in heir.read_metrics()] == [4]
+    before, after = (read_checkpoint(p) for p in (path, heir.checkpoints / checkpoint_name(4)))
+    for name, tensor in before["student"].items():
+        if tensor.is_floating_point() and "running" not in name:
+            torch.testing.assert_close(after["student"][name], tensor, rtol=0, atol=1e-6)
+    assert heir.read_metrics()[0]["lr"] < 1e-11
+
+
+@pytest.mark.parametrize(
+    ("available", "memory", "limit", "count", "reason"),
+    [
+        ({"CPU": 8}, 1e12, None, 4, "8 CPU / 2"),
+        ({"CPU": 64, "GPU": 6}, 1e12, None, 3, "6 GPU / 2"),
+        ({"CPU": 64, "GPU": 64}, 11e9, None, 5, "11.0 GB on the head / 2.2"),
+        ({"CPU": 64, "GPU": 64}, 1e12, 2, 2, "resources.concurrent=2"),
+        ({"CPU": 64, "GPU": 64}, 0, None, 1, "0.0 GB on the head / 2.2"),
+    ],
+)
+def test_as_many_trials_run_as_fit(
+    available: dict[str, float], memory: float, limit: int | None, count: int, reason: str
+) -> None:
+    gpus = 1 if "GPU" in available else 0
+    found = capacity(Plan(2, 1.0, gpus), available, memory, limit)
+    assert (found.count, found.reason) == (count, reason)
+
+
+def test_a_trial_that_cannot_fit_is_refused_with_the_arithmetic() -> None:
+    space = {"recipe": "tiny", "parameters": {"data.workers": {"choice": [0, 3]}}}
+    with pytest.raises(ConfigError, match="needs 2 x 4 CPU, the cluster has 6 CPU"):
+        largest_plan(SweepSpec.model_validate(space), tiny_baseline(), {"CPU": 6})
+    assert largest_plan(SweepSpec.model_validate(space), tiny_baseline(), {"CPU": 8}).total_cpus == 8
+
+
+def test_paused_trials_are_bounded_by_places_on_the_head() -> None:
+    pbt = SweepSpec.model_validate({**SPACE, "scheduler": {"name": "pbt"}})
+    place = driver_resources(pbt, 3)
+    assert place["CPU"] == 0
+    assert 3 * place["node:__internal_head__"] <= 1 < 4 * place["node:__internal_head__"]
+    assert driver_resources(SweepSpec.model_validate(SPACE), 3)["node:__internal_head__"] == 1e-3
+
+
+def test_a_missing_package_is_named_with_its_extra() -> None:
+    with pytest.raises(ConfigError, match=r"needs hpbandster, .*cirkd-ray\[bohb\]"):
+        require("hpbandster" if not _installed("hpbandster") else "nowhere", "searcher bohb")
+
+
+def _installed(package: str) -> bool:
+    import importlib.util
+
+    if importlib.util.find_spec(package) is not None:
+        pytest.skip(f"{package} is installed")
+    return False
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha", "hyperband", "median", "pbt"])
+def test_every_scheduler_can_be_made(scheduler: str) -> None:
+    sweep = SweepSpec.model_validate({**SPACE, "scheduler": {"name": scheduler}})
+    assert make_scheduler(sweep, 40, 10) is not None
+    assert make_searcher(sweep) is not None
+
+
+def test_controls_and_best_recipe() -> None:
+    base = load_run("quickstart")
+    controls = control_runs(base)
+    assert controls["defaults"] == base
+    assert controls["baseline"].distill is None
+    assert list(control_runs(controls["baseline"])) == ["defaults"]
+    space = {
+        "recipe": "quickstart",
+        "parameters": SPACE["parameters"],
+        "budget": {"steps": 7},
+        "set": {"seed": 3},
+    }
+    best = best_recipe(SweepSpec.model_validate(space), {"optim.lr": 0.07})
+    assert (best.optim.lr, best.seed, best.train.steps) == (0.07, 3, base.train.steps)
+    assert best.teacher == base.teacher  # its full run trains, or finds, the recipe's own teacher
+
+
+def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) -> None:
+    from cirkd_ray.cluster.sweep import Sweep, _open
+
+    base, said = tiny_baseline(), []
+
+    def sweep(space: dict[str, object], spec: RunSpec = base) -> Sweep:
+        return Sweep(
+            SweepSpec.model_validate({**SPACE, **space}), spec, tmp_path / "s", tmp_path, said.append
+        )
+
+    _open(sweep({}), fresh=False)
+    _open(sweep({"resources": {"concurrent": 2}}), fresh=False)  # another cluster, the same sweep
+    with pytest.raises(ConfigError, match=r"was started with budget\.trials=None, not 3"):
+        _open(sweep({"budget": {"trials": 3}}), fresh=False)
+    with pytest.raises(ConfigError, match="the recipe 'tiny' is not what it was"):
+        _open(sweep({}, tiny_baseline(optim={"lr": 0.5})), fresh=False)
+    _open(sweep({"budget": {"trials": 3}}), fresh=True)
+    assert len(list(tmp_path.glob("s.old-*"))) == 1
+    assert said
