@@ -94,7 +94,7 @@ def _open(sweep: Sweep, fresh: bool) -> None:
             )
         if fingerprint(from_tree(read_yaml(sweep.folder / BASE))) != fingerprint(sweep.base):
             raise ConfigError(
-                f"{sweep.folder}: the recipe {sweep.spec.recipe!r} is not what it was when the sweep was started; "
+                f"{sweep.folder}: the recipe {sweep.spec.recipe!r} is not what it was when the sweep began; "
                 "give the sweep another --name, or start it anew with --fresh"
             )
     sweep.folder.mkdir(parents=True, exist_ok=True)

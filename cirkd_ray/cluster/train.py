@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cirkd_ray import errors
 from cirkd_ray.cluster.resources import Plan, plan_run
 from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.checkpoint import checkpoint_name, newest_checkpoint
 from cirkd_ray.engine.distributed import World
@@ -35,10 +36,13 @@ class RayReporter:
     def __init__(self, asynchronous: bool) -> None:
         modes = ray.train.CheckpointUploadMode
         self.mode = modes.ASYNC if asynchronous else modes.SYNC
+        self.folder: Path | None = None
 
     def checkpoint_folder(self, name: str) -> Path:
         """A folder on this node; Ray moves it to the run's directory."""
-        return Path(tempfile.mkdtemp(prefix="cirkd-checkpoint-")) / name
+        if self.folder is None:
+            self.folder = Path(tempfile.mkdtemp(prefix="cirkd-checkpoints-"))
+        return self.folder / name
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Every rank takes part."""
@@ -81,6 +85,8 @@ def worker(config: dict[str, Any]) -> None:
                 "runs must be written to storage that all nodes share"
             )
         spec = from_tree(config["spec"])
+        if sum(node["Alive"] for node in ray.nodes()) > 1:
+            spec = staged(spec)
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
         reporter = RayReporter(spec.cluster.async_checkpoints)
         resume_from = config.get("resume_from")

@@ -1,0 +1,57 @@
+"""A teacher's weights on each node once, not once for each trial that runs there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from filelock import FileLock
+
+from cirkd_ray.config import RunSpec, from_tree
+
+FILES = ("model.json", "student.safetensors")
+"""What of a run's folder is needed to load its network."""
+
+
+def staged(spec: RunSpec, cache: Path | None = None) -> RunSpec:
+    """The same run with its teacher's weights on this node's disk, copied there by the first that asks.
+
+    Args:
+        spec: a resolved recipe; one without a teacher, or whose teacher is no local file, comes back as it is.
+        cache: the node's folder of copies; default: in the system's folder of temporary files.
+    """
+    if spec.teacher is None or spec.teacher.weights is None:
+        return spec
+    source = Path(spec.teacher.weights)
+    files = [source / name for name in FILES] if source.is_dir() else [source]
+    if not all(file.is_file() for file in files):
+        return spec  # an address, or a mistake that loading it will name
+    folder = (cache or Path(tempfile.gettempdir()) / f"cirkd-weights-{os.getuid()}") / _version(files)
+    copied = folder if source.is_dir() else folder / source.name
+    if not folder.is_dir():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _copy(files, folder)
+    tree = spec.to_dict()
+    tree["teacher"]["weights"] = str(copied)
+    return from_tree(tree)
+
+
+def _version(files: list[Path]) -> str:
+    """A name for these very files: another path, size or time is another copy."""
+    facts = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+def _copy(files: list[Path], folder: Path) -> None:
+    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        for file in files:
+            shutil.copy2(file, partial / file.name)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
