@@ -17,10 +17,10 @@ FILES = ("model.json", "student.safetensors")
 
 
 def staged(spec: RunSpec, cache: Path | None = None) -> RunSpec:
-    """The same run with its teacher's weights on this node's disk, copied there by the first that asks.
+    """The same run with its teacher's weights on this node's own disk.
 
     Args:
-        spec: a resolved recipe; one without a teacher, or whose teacher is no local file, comes back as it is.
+        spec: a resolved recipe; without a teacher, or with one that is no local file, it comes back as it is.
         cache: the node's folder of copies; default: in the system's folder of temporary files.
     """
     if spec.teacher is None or spec.teacher.weights is None:

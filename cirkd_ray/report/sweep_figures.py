@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from cirkd_ray.report.sweep import SHARES, figure_name, short_names, value_text, varied
 from cirkd_ray.report.sweep_data import SweepData, Trial
@@ -130,7 +131,8 @@ class Scale:
 
     def __init__(self, parameter: Mapping[str, Any], values: Sequence[Any]) -> None:
         options = parameter.get("choice") or parameter.get("grid")
-        self.options = sorted({str(value) for value in values if value is not None}) if options else []
+        seen = {str(value) for value in values if value is not None}
+        self.options = [str(option) for option in options or () if str(option) in seen]
         bounds = next(
             (parameter[k] for k in ("loguniform", "uniform", "quniform", "randint") if parameter.get(k)), None
         )
@@ -187,6 +189,8 @@ def _slice(axes: Axes, data: SweepData, path: str) -> None:
         axes.set_xticks(range(len(scale.options)), scale.options, rotation=20, ha="right")
     elif scale.log:
         axes.set_xscale("log")
+        axes.set_xlim(scale.low, scale.high)
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def pareto_front(data: SweepData) -> list[Trial]:

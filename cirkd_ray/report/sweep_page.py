@@ -21,9 +21,9 @@ def write_sweep(data: SweepData) -> Path:
     page.note(summary(data))
     if data.controls or data.finalists:
         page.table(fair_comparison(data))
-    page.heading("Best recipe")
     best = data.folder / "best.yaml"
     if best.is_file():
+        page.heading("Best recipe")
         page.note(f"cirkd train {best}")
         page.code(best.read_text(encoding="utf-8"), "best.yaml")
     page.heading("Ranking")
