@@ -13,11 +13,12 @@ from typing import Any
 import yaml
 
 from cirkd_ray.cluster.session import ray_session
-from cirkd_ray.cluster.space import PAUSING, SweepSpec
+from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
 from cirkd_ray.cluster.space_check import check_space
 from cirkd_ray.cluster.space_file import SpaceFile
 from cirkd_ray.composition import apply_overrides, flatten, read_yaml
 from cirkd_ray.config import RunSpec, from_tree, load_tree
+from cirkd_ray.engine.checkpoint import prune_checkpoints
 from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
 from cirkd_ray.engine.stages import (
@@ -150,6 +151,9 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     ended = len(list(sweep.folder.glob("trials/*/outcome.json")))
     if ended < sweep.spec.trials and sweep.spec.budget.hours is None:
         raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
+    if sweep.spec.scheduler.name in POPULATION:  # kept all for exploitation until now
+        for checkpoints in sweep.folder.glob("trials/*/g*/checkpoints"):
+            prune_checkpoints(checkpoints, 1)
 
 
 def longest(spec: SweepSpec, base: RunSpec) -> int:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 
+from cirkd_ray.cluster.pool import Job, run_jobs
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.report.sweep_data import SweepData, read_sweep
 from tests.cluster.sweep_stubs import stub_plan, stub_run
+from tests.tinyrun import tiny_baseline
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
@@ -39,6 +41,7 @@ def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None
     )
 
 
+@pytest.mark.slow
 def test_asha_with_tpe_stops_bad_trials_early(ray_cluster: None, tmp_path: Path) -> None:
     data = swept(
         tmp_path / "s",
@@ -73,6 +76,7 @@ def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tm
     assert all(0.001 <= trial.values["optim.lr"] <= 0.9 for trial in data.trials)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("scheduler", "searcher"), [("hyperband", "random"), ("median", "hyperopt"), ("pb2", "random")]
 )
@@ -85,6 +89,7 @@ def test_the_other_schedulers_and_searchers_come_to_an_end(
     assert any(trial.status == "finished" for trial in data.trials)
 
 
+@pytest.mark.slow
 def test_several_metrics_are_searched_for_together(ray_cluster: None, tmp_path: Path) -> None:
     data = swept(
         tmp_path / "s",
@@ -93,3 +98,24 @@ def test_several_metrics_are_searched_for_together(ray_cluster: None, tmp_path: 
         at_a_time=2,
     )
     assert [trial.status for trial in data.trials] == ["finished"] * 4
+
+
+def test_a_pool_runs_what_is_left_and_survives_failures(ray_cluster: None, tmp_path: Path) -> None:
+    good = tiny_baseline(train={"steps": 2, "validate_every": 1})
+    bad = tiny_baseline(train={"steps": 2, "validate_every": 1}, task={"aux_weight": 2.0})
+    jobs = [Job(name, spec, tmp_path / name) for name, spec in (("a", good), ("bad", bad), ("b", good))]
+    said: list[str] = []
+    found = run_jobs(jobs, 2, said.append, stub_run)
+    assert list(found) == ["a", "bad", "b"]
+    assert found["bad"] == "not finite"
+    assert isinstance(found["a"], dict)
+    assert found["a"]["last"]["step"] == 2
+    assert sorted(text.split(" (")[0] for text in said) == [
+        "a: mIoU 99.00 %",
+        "b: mIoU 99.00 %",
+        "bad: failed: not finite",
+    ]
+    said.clear()
+    again = run_jobs([jobs[0], jobs[2]], 2, said.append, stub_run)
+    assert again == {name: found[name] for name in ("a", "b")}
+    assert said == []  # nothing was run again

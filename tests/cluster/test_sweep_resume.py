@@ -18,7 +18,7 @@ from cirkd_ray.report.sweep_data import read_sweep
 from tests.cluster.sweep_stubs import slow_run, stub_plan
 from tests.paths import REPO
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 DRIVER = """
 import sys
 from pathlib import Path

@@ -14,7 +14,9 @@ import pytest
 import yaml
 
 from cirkd_ray.cli import build_parser
-from cirkd_ray.cluster.space_file import space_names
+from cirkd_ray.cluster.space_check import check_space
+from cirkd_ray.cluster.space_file import load_space
+from cirkd_ray.config import load_run
 from tests.paths import REPO
 
 JOBS = REPO / "jobs"
@@ -161,8 +163,9 @@ def test_a_manifests_entry_point_is_a_command_that_resumes(path: Path) -> None:
     assert parsed.out.startswith("/shared/")
     if parsed.command == "train":
         assert parsed.resume is not None
+        load_run(parsed.recipe, parsed.overrides)
     else:
-        assert parsed.space in space_names()
+        check_space(load_space(parsed.space, parsed.overrides))
     mounts = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
         "volumeMounts"
     ]
