@@ -142,7 +142,12 @@ def build_loss(
         "teacher_channels": teacher_channels,
         "num_classes": num_classes,
     }
-    loss = LOSSES.build(kind, context, settings, where or f"loss {kind!r}")
+    where = where or f"loss {kind!r}"
+    try:
+        loss = LOSSES.build(kind, context, settings, where)
+    except ConfigError as error:
+        # Settings are named with their path already; what a constructor finds wrong is not.
+        raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
     loss.kind, loss.num_classes = kind, num_classes
     loss.activate(frozenset(cls.terms) if active is None else active)
     loss.register_forward_pre_hook(check_inputs)

@@ -181,7 +181,7 @@ def test_bad_settings_name_the_loss(kind: str) -> None:
     with pytest.raises(ConfigError, match=f"{kind}.*no term 'nonsense'"):
         build_loss(kind, **context(), active=frozenset({"nonsense"}), **small_settings(kind))
     if "student_tap" in fields:
-        with pytest.raises(ConfigError, match="stage9"):
+        with pytest.raises(ConfigError, match=f"loss {kind!r}.*stage9"):
             build_loss(kind, **context(), **{**small_settings(kind), "student_tap": "stage9"})
 
 

@@ -100,7 +100,9 @@ def test_queues_start_as_unit_vectors_that_do_not_depend_on_the_seed() -> None:
     ("memory", "keys"), [("pixel_memory", "pixel_keys"), ("region_memory", "region_keys")]
 )
 def test_memory_smaller_than_the_draw(memory: str, keys: str) -> None:
-    with pytest.raises(ConfigError, match=rf"{memory}=4 is smaller than the draw: {keys}"):
+    with pytest.raises(
+        ConfigError, match=rf"loss 'cirkd_memory': {memory}=4 is smaller than the draw: {keys}"
+    ):
         small_loss("cirkd_memory", **{memory: 4})
 
 
