@@ -119,6 +119,12 @@ class Parameter(BaseModel):
             return self._tidy(trial.suggest_float(path, low, high, step=self.quniform[2]))
         return trial.suggest_float(path, low, high, log=self.loguniform is not None)
 
+    def plain(self, value: Any) -> Any:
+        """A sampler's value as one of this domain's own: samplers return NumPy's types, and numbers between."""
+        if self.options:
+            return next(label for label in self.options if label == value)
+        return self.round_to(value)
+
     def round_to(self, value: float) -> Any:
         """A number of a continuous optimiser as one of this domain."""
         low, high = self.bounds

@@ -152,7 +152,7 @@ class SweepSpec(_Spec):
     def tidy(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A sampler's values as values of the domains, without those that do not count."""
         found = {
-            path: value if self.parameters[path].options else self.parameters[path].round_to(value)
+            path: self.parameters[path].plain(value)
             for path, value in config.items()
             if path in self.parameters
         }

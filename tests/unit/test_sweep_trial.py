@@ -177,3 +177,38 @@ def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) ->
     _open(sweep({"budget": {"trials": 3}}), fresh=True)
     assert len(list(tmp_path.glob("s.old-*"))) == 1
     assert said
+
+
+@pytest.mark.parametrize(
+    ("searcher", "package"),
+    [("random", "ray"), ("tpe", "optuna"), ("hyperopt", "hyperopt"), ("bohb", "hpbandster")],
+)
+def test_every_searchers_values_are_plain_values_of_their_domains(searcher: str, package: str) -> None:
+    pytest.importorskip(package)
+    parameters = {
+        "a": {"loguniform": [1e-3, 1e-1]},
+        "b": {"choice": ["x", "y"]},
+        "c": {"quniform": [10, 60, 10]},
+        "d": {"randint": [1, 4], "when": {"b": "x"}},
+        "e": {"choice": [False, True]},
+    }
+    scheduler = {"name": "bohb" if searcher == "bohb" else "none"}
+    sweep = SweepSpec.model_validate(
+        {"recipe": "tiny", "parameters": parameters, "searcher": {"name": searcher}, "scheduler": scheduler}
+    )
+    search = make_searcher(sweep)
+    for index in range(12):
+        config = search.suggest(f"t{index}")
+        values = sweep.tidy(config)
+        assert set(values) == {"a", "b", "c", "e"} | ({"d"} if values["b"] == "x" else set())
+        assert [type(values[name]) for name in ("a", "b", "c", "e")] == [float, str, int, bool]
+        assert 1e-3 <= values["a"] <= 1e-1
+        assert values["c"] in (10, 20, 30, 40, 50, 60)
+        assert values.get("d", 1) in (1, 2, 3, 4)
+        done = {
+            "miou": 0.01 * index,
+            "config": config,
+            "training_iteration": 1,
+            "hyperband_info": {"budget": 4},
+        }
+        search.on_trial_complete(f"t{index}", {**done, "trial_id": f"t{index}"})
