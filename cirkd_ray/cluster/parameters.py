@@ -120,7 +120,7 @@ class Parameter(BaseModel):
         return trial.suggest_float(path, low, high, log=self.loguniform is not None)
 
     def plain(self, value: Any) -> Any:
-        """A sampler's value as one of this domain's own: samplers return NumPy's types, and numbers between."""
+        """A sampler's value as one of this domain's: samplers return NumPy's types, and numbers between."""
         if self.options:
             return next(label for label in self.options if label == value)
         return self.round_to(value)
