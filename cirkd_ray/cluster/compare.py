@@ -147,7 +147,8 @@ def _run(
     for name, spec in methods.items():
         if spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None:
             directory = teacher_directory(spec, out)
-            train_teacher(teacher_recipe(spec), directory, fit, say)  # once, for all methods and seeds
+            if str(directory.path) not in teachers.values():  # once, for all methods and seeds
+                train_teacher(teacher_recipe(spec), directory, fit, say)
             spec = with_weights(spec, directory.path)
         if spec.teacher is not None and spec.teacher.weights is not None:
             teachers[name] = spec.teacher.weights
