@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -22,6 +23,7 @@ def resolved_tree(spec: RunSpec) -> Tree:
         ConfigError: an unknown class or setting, with its path and the nearest valid name.
     """
     tree = spec.to_dict()
+    _fix_places(tree)
     tree["model"].update(_model_settings(spec.model, "model"))
     if spec.teacher is not None and spec.teacher.model is not None:
         tree["teacher"]["model"].update(_model_settings(spec.teacher.model, "teacher.model"))
@@ -35,6 +37,20 @@ def resolved_tree(spec: RunSpec) -> Tree:
         if not tree["distill"]["losses"]:
             raise ConfigError("distill.losses: no loss is left; set distill=null to train without a teacher")
     return tree
+
+
+def _fix_places(tree: Tree) -> None:
+    """Relative paths are relative to where the command was given: workers run in folders of their own."""
+    teacher = tree["teacher"] or {}
+    for owner, key in (
+        (tree["data"], "root"),
+        (tree["model"], "weights"),
+        (teacher, "weights"),
+        (teacher.get("model") or {}, "weights"),
+    ):
+        place = owner.get(key)
+        if place is not None and "://" not in place:
+            owner[key] = str(Path(place).expanduser().absolute())
 
 
 def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from cirkd_ray.engine.optim import build_optimizer, parameter_groups
 from cirkd_ray.engine.precision import choose_precision, make_scaler
 from cirkd_ray.engine.step import TrainStep
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses.memory import require_memory
 from cirkd_ray.models import build_model, load_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.resolution import check_classes
@@ -108,6 +110,8 @@ def build_run(spec: RunSpec, world: World) -> Run:
     start from the same student.
     """
     device, precision = world.device, choose_precision(spec.train.precision, world.device)
+    if spec.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
     torch.use_deterministic_algorithms(spec.train.deterministic)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
     train_set, val_set = build_datasets(spec)
@@ -146,6 +150,7 @@ def _build_step(
     channels_last = on_gpu and spec.train.channels_last
     student = distiller.student
     assert isinstance(student, SegmentationModel)
+    require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
         distiller = convert_sync_batchnorm(
             distiller

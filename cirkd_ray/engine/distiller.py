@@ -25,6 +25,10 @@ class Distiller(nn.Module):
         task: weights of the cross-entropy terms.
         steps: length of the run, for weight schedules.
         seed: the run's seed, for the losses' random choices.
+
+    Attributes:
+        seen: what the losses saw in the last forward, where one of them has an opponent that learns from it.
+            It is no result of `forward`: DDP would take every map in it for one that gets a gradient.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class Distiller(nn.Module):
         self.task_loss = TaskLoss(align_corners=getattr(student, "align_corners", True))
         self.steps = steps
         self.seed = seed
+        self.seen: LossInputs | None = None
         for _, loss in self.opponents():
             assert loss.opponent is not None
             loss.opponent.requires_grad_(False)  # trained by its own optimiser, outside DDP
@@ -60,19 +65,19 @@ class Distiller(nn.Module):
 
     def forward(
         self, images: Tensor, labels: Tensor, teacher: SegmentationOutput | None, step: int, micro: int = 0
-    ) -> tuple[Tensor, dict[str, Tensor], LossInputs | None]:
-        """The weighted sum, every unweighted term by name, and what the losses saw (for opponents)."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum, and every unweighted term by name."""
         output = self.student(images)
         terms = self._task_terms(output, labels)
         total = output.logits.new_zeros(()) + sum_terms(terms, self.task_weights())
-        inputs = None
         if teacher is not None:
             inputs = LossInputs(output, teacher, labels, step=step, micro=micro, seed=self.seed)
             for name, loss in self.named_losses():
                 found, weights = self._distil(name, loss, inputs)
                 total = total + sum_terms(found, weights)
                 terms.update(found)
-        return total, terms, inputs
+            self.seen = inputs if self.opponents() else None
+        return total, terms
 
     def task_weights(self) -> dict[str, float]:
         """Weights of the cross-entropy terms."""

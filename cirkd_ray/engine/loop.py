@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from cirkd_ray.engine.evaluate import EvaluationResult, evaluate
 from cirkd_ray.engine.reporter import Listener, Reporter
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.engine.state import load_state, state_of
-from cirkd_ray.engine.step import NEVER
+from cirkd_ray.engine.step import NEVER, WEIGHTS
 from cirkd_ray.errors import TrainingError
 from cirkd_ray.models import save_model
 
@@ -101,24 +101,28 @@ class Loop:
         self.r, self.spec, self.world = run, run.spec, run.world
         self.directory, self.reporter, self.listeners = directory, reporter, listeners
         self.progress = Progress()
-        self.saved: str | None = None
+        self.started_from: str | None = None
         self.val_batches = self._validation_loader()
 
     def restore(self, resume_from: Path | None = None) -> None:
         """Take up the newest whole checkpoint, chosen by the main rank."""
-        path = ""
-        if self.world.is_main:
-            path = str(newest_checkpoint(self.directory.checkpoints, self._message) or resume_from or "")
-        path = broadcast_text(path, self.world)
+        self.started_from = str(resume_from) if resume_from else None
+        path = self._newest_checkpoint(self._message)
         if path:
             self.progress = Progress(**load_state(self.r, read_checkpoint(Path(path))))
-            self.saved = path
         if self.world.is_main:
             self.directory.rewind(self.progress.step)
             for listener in self.listeners:
                 listener.start(self.spec.to_dict(), self.progress.step)
             if path:
                 self._message(f"continuing at step {self.progress.step} from {path}")
+
+    def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
+        """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
+        path = ""
+        if self.world.is_main:
+            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
+        return broadcast_text(path, self.world)
 
     def run(self) -> dict[str, Any]:
         """All steps that are left, then the result."""
@@ -181,10 +185,14 @@ class Loop:
         """One line of metrics, with a validation and a checkpoint where they are due."""
         self.progress.step = done
         metrics = self._window_metrics(done, window)
+        if saves:
+            self.r.step.watch_weights(done - 1)
         self._check_finite()
         self.progress.seconds += metrics["seconds"]
         if validates or saves:
             average_batchnorm_statistics(self.r.step.distiller, self.world)
+            if self.r.step.average is not None:
+                average_batchnorm_statistics(self.r.step.average, self.world)
         result = self._validate(done) if validates else None
         if result is not None:
             metrics.update({k: v for k, v in result.metrics().items() if not k.startswith("iou/")})
@@ -232,11 +240,12 @@ class Loop:
             return
         names = [(step, name) for step, name in bad if name != "total"] or bad
         step, name = min(names)
-        kept = (
-            f"the last good checkpoint is {self.saved}" if self.saved else "no checkpoint was written before"
-        )
+        # Looked up, not remembered: the last one may still be on its way to the run's directory.
+        found = self._newest_checkpoint(lambda text: None)
+        kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
+        what = "the weights are not finite after" if name == WEIGHTS else f"loss {name!r} is not finite at"
         raise TrainingError(
-            f"loss {name!r} is not finite at step {step}; {kept}.\n"
+            f"{what} step {step}; {kept}.\n"
             "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
         )
 
@@ -287,7 +296,6 @@ class Loop:
         if self.world.is_main:
             path = self.reporter.checkpoint_folder(name)
             write_checkpoint(path, {**state_of(self.r), **vars(self.progress)})
-        self.saved = str(self.directory.checkpoints / name)
         return path
 
     def _finish(self) -> dict[str, Any]:

@@ -87,10 +87,16 @@ def fingerprint(spec: RunSpec) -> str:
 
 
 def teacher_directory(spec: RunSpec, out: Path) -> RunDirectory:
-    """Where a recipe's teacher is trained: one place for all runs that want the same teacher."""
+    """Where a recipe's teacher is trained: one place for all runs that want the same one on the same data.
+
+    Unlike a run that is continued, a teacher that is reused must not come from another `data.root`: there,
+    the same data set's name may stand for other images.
+    """
     assert spec.teacher is not None
     assert spec.teacher.train is not None
-    return RunDirectory(out / "teachers" / f"{slug(spec.teacher.train)}-{fingerprint(teacher_recipe(spec))}")
+    plan = teacher_recipe(spec)
+    digits = hashlib.sha256(f"{fingerprint(plan)} {plan.data.root}".encode()).hexdigest()[:10]
+    return RunDirectory(out / "teachers" / f"{slug(spec.teacher.train)}-{digits}")
 
 
 def with_weights(spec: RunSpec, weights: Path) -> RunSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
@@ -19,6 +20,8 @@ from cirkd_ray.engine.precision import autocast
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.types import Preprocessing, SegmentationOutput
 
+WEIGHTS = "weights"
+"""Stands among the terms for the weights that a step left."""
 NEVER = torch.iinfo(torch.int64).max
 
 
@@ -97,6 +100,11 @@ class TrainStep:
         self.nonfinite.watch(step, means)
         return means if norm is None else {**means, "grad_norm": norm}
 
+    def watch_weights(self, step: int) -> None:
+        """Look whether step `step` left weights that are finite, as a checkpoint of them should be."""
+        largest = nn.utils.get_total_norm([p.detach() for p in self.parameters], math.inf)
+        self.nonfinite.watch(step, {WEIGHTS: largest})
+
     def _accumulate(
         self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool
     ) -> dict[str, Tensor]:
@@ -107,11 +115,12 @@ class TrainStep:
                 images = self.preprocessing(batch.images, batch.padding).contiguous(
                     memory_format=self.memory_format
                 )
-                total, terms, inputs = self.wrapped(images, batch.labels, teacher, step, micro)
+                total, terms = self.wrapped(images, batch.labels, teacher, step, micro)
             self.scaler.scale(total * share).backward()
-        if inputs is not None:
-            for name, loss in self.distiller.opponents():
-                self._oppose(name, loss, inputs, share)
+        seen, self.distiller.seen = self.distiller.seen, None
+        if seen is not None:
+            for _, loss in self.distiller.opponents():
+                self._oppose(loss, seen, share)
         return {name: value.detach() for name, value in {**terms, "total": total}.items()}
 
     def _synchronise(self, last: bool) -> AbstractContextManager[None]:
@@ -145,7 +154,7 @@ class TrainStep:
         self.scaler.update()
         return norm
 
-    def _oppose(self, name: str, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
+    def _oppose(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
         """Gradients of a loss's opponent (a discriminator) on the same maps, detached from the student."""
         assert loss.opponent is not None
         loss.opponent.requires_grad_(True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -33,13 +34,13 @@ class _Tail:
         self.position = path.stat().st_size if from_end and path.exists() else 0
 
     def lines(self) -> list[str]:
-        if not self.path.exists():
+        try:
+            file = self.path.open("rb")
+        except FileNotFoundError:
             return []
-        if self.path.stat().st_size < self.position:
-            self.position = (
-                self.path.stat().st_size
-            )  # rewound by a resumed run: what is left was shown before
-        with self.path.open("rb") as file:
+        with file:
+            # A shorter file was rewound by a resumed run: what is left was shown before.
+            self.position = min(self.position, file.seek(0, os.SEEK_END))
             file.seek(self.position)
             text = file.read()
         whole = text[: text.rfind(b"\n") + 1]
@@ -84,5 +85,9 @@ class Follower:
         for line in self.log.lines():
             self.progress.message(line.split(" ", 2)[-1])
         for line in self.metrics.lines():
-            row = json.loads(line)
-            self.progress.update(int(row["step"]), row)
+            try:
+                row = json.loads(line)
+                step = int(row["step"])
+            except (ValueError, TypeError, KeyError):  # rewound while it was read: the rest of a line
+                continue
+            self.progress.update(step, row)

@@ -23,7 +23,7 @@ class TensorBoardListener(Listener):
 
     def start(self, spec: dict[str, Any], step: int) -> None:
         """Open the event file; what it holds after `step` is superseded."""
-        self.board = TensorBoard(self.directory.tensorboard, purge_step=step + 1 if step else None)
+        self.board = TensorBoard(self.directory.tensorboard, purge_step=step + 1)
         self.hparams = {k: v for k, v in flatten(spec).items() if isinstance(v, bool | int | float | str)}
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -144,3 +144,18 @@ def test_weight_schedule() -> None:
 
 def test_a_spec_needs_no_torch_to_be_parsed() -> None:
     assert parse({"model": {"name": "anything", "extra": 1}}).model.settings == {"extra": 1}
+
+
+def test_relative_places_are_fixed_where_the_command_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train's workers run in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    changes = ["data.root=data/camvid", "teacher={weights: runs/teacher}", "model.weights=s3://bucket/w.pth"]
+    spec = load_run("camvid/cirkd_deeplabv3_resnet18", changes)
+    monkeypatch.chdir("/")
+    assert spec.data.root == str(tmp_path / "data" / "camvid")
+    assert spec.teacher is not None
+    assert spec.teacher.weights == str(tmp_path / "runs" / "teacher")
+    assert spec.model.weights == "s3://bucket/w.pth"
+    assert from_tree(spec.to_dict()) == spec
