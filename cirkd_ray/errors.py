@@ -18,6 +18,10 @@ class DataError(UserError):
     """A data set, one of its files or a label is wrong."""
 
 
+class TransientError(DataError):
+    """Data could not be had for a reason that may pass: a loader process died, the storage did not answer."""
+
+
 class WeightsError(UserError):
     """A weights file does not exist, is damaged or does not fit the network."""
 

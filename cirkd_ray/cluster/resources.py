@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cirkd_ray.config import RunSpec
@@ -59,6 +59,27 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
     if not cluster.autoscaling:
         _check_fits(plan, cpus_there, gpus_there)
     return plan
+
+
+def check_nodes(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Whether each worker finds a node: what a cluster has in all says nothing of one node.
+
+    Raises:
+        ConfigError: too few places, with the arithmetic.
+    """
+    places = 0
+    for node in nodes:
+        rooms = [
+            node.get("CPU", 0.0) // plan.cpus,
+            *([node.get("GPU", 0.0) // plan.gpus] if plan.gpus else []),
+        ]
+        places += int(min(rooms))
+    if places < plan.workers:
+        raise ConfigError(
+            f"cluster.workers: {plan.workers} workers of {plan.cpus:g} CPU and {plan.gpus} GPU each are wanted, "
+            f"the {len(nodes)} nodes have room for {places}; lower cluster.workers, data.workers or "
+            "cluster.cpus_per_worker"
+        )
 
 
 def _check_fits(plan: Plan, cpus: float, gpus: int) -> None:

@@ -15,7 +15,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray import errors
-from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import RunSpec, from_tree
@@ -23,7 +23,7 @@ from cirkd_ray.engine.checkpoint import checkpoint_name, newest_checkpoint
 from cirkd_ray.engine.distributed import World
 from cirkd_ray.engine.loop import train
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
-from cirkd_ray.errors import ConfigError, TrainingError, UserError
+from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError
 from cirkd_ray.report.follow import Follower, RunLog
 from cirkd_ray.report.listeners import TensorBoardListener
 
@@ -66,6 +66,10 @@ class StopOnUserError(UserCallback):  # type: ignore[misc]
         failure = read_failure(RunDirectory(self.directory))
         if failure is not None:
             raise failure
+        for error in worker_exceptions.values():  # of a node that does not see the run's directory
+            reason = getattr(error, "_base_exc", error)
+            if isinstance(reason, UserError) and not isinstance(reason, TransientError):
+                raise reason
 
 
 def worker(config: dict[str, Any]) -> None:
@@ -73,8 +77,7 @@ def worker(config: dict[str, Any]) -> None:
 
     Args:
         config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a
-        checkpoint to
-            start from where the directory has none, or None).
+            checkpoint to start from where the directory has none, or None).
     """
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
@@ -91,6 +94,8 @@ def worker(config: dict[str, Any]) -> None:
         reporter = RayReporter(spec.cluster.async_checkpoints)
         resume_from = config.get("resume_from")
         train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
+    except TransientError:
+        raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
         write_failure(directory, error)
         raise
@@ -156,6 +161,8 @@ def fit(
         TrainingError: workers kept failing; the message names the last checkpoint.
     """
     plan = plan_run(spec, ray.cluster_resources())
+    if not spec.cluster.autoscaling:
+        check_nodes(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]])
     (directory.path / FAILURE).unlink(missing_ok=True)
     trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
     try:

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from cirkd_ray.data.base import SegmentationDataset, UInt8
 from cirkd_ray.data.sampler import batch_numbers, local_batch, sample_index, sample_rng
 from cirkd_ray.data.transforms import TrainTransform
-from cirkd_ray.errors import DataError, UserError
+from cirkd_ray.errors import TransientError, UserError
 from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
 
 T = TypeVar("T")
@@ -280,7 +280,7 @@ class Batches(Iterable[Batch]):
                 reason = _loader_trouble(error, self._timeout)
                 if reason is None:
                     raise
-                raise DataError(reason) from error
+                raise TransientError(reason) from error
 
 
 def _loader_trouble(error: RuntimeError, timeout: float) -> str | None:

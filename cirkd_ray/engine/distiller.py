@@ -97,11 +97,6 @@ class Distiller(nn.Module):
     ) -> tuple[dict[str, Tensor], dict[str, float]]:
         spec = self.specs[name]
         factor = spec.schedule.factor(inputs.step, self.steps) if spec.schedule else 1.0
-        if factor == 0.0 and not any(p.requires_grad for p in loss.parameters()) and not list(loss.buffers()):
-            return (
-                {},
-                {},
-            )  # with parameters or queues it still runs: DDP waits for the gradients, queues must fill
         found = loss(inputs)
         labelled = {term_name(name, loss, term): value for term, value in found.items()}
         weights = {term_name(name, loss, term): factor * term_weight(spec, term) for term in found}

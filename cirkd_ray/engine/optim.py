@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cirkd_ray.config import OptimSpec
+from cirkd_ray.models.segmentation import SegmentationModel
 
 
 def learning_rate_factor(spec: OptimSpec, step: int, steps: int) -> float:
@@ -27,26 +28,23 @@ def learning_rate_factor(spec: OptimSpec, step: int, steps: int) -> float:
     return 1.0
 
 
-def parameter_groups(model: nn.Module, extra: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
-    """Groups with a `scale` of the learning rate: the student's encoder, its head, and the losses' own
-    layers.
+def parameter_groups(student: SegmentationModel, extra: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
+    """Groups with a `scale` of the learning rate: the student's encoder, its head, the losses' own layers.
 
-    AdamW does not decay norms and biases, as the SegFormer recipe does; SGD decays everything, as DeepLab's
-    does.
+    AdamW spares what the student's groups call `no_decay` (norms, biases, position embeddings, tokens), as the
+    SegFormer recipe does; SGD decays everything, as DeepLab's does.
     """
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    named = [(f"student.{n}", p) for n, p in model.named_parameters()]
-    named += [(f"losses.{n}", p) for n, p in extra.named_parameters()]
-    for name, parameter in named:
-        if not parameter.requires_grad:
-            continue
-        scale = 1.0 if name.startswith("student.encoder.") else spec.head_lr_factor
-        decayed = spec.name == "sgd" or parameter.ndim > 1
-        groups.setdefault((scale, spec.weight_decay if decayed else 0.0), []).append(parameter)
-    return [
-        {"params": parameters, "scale": scale, "weight_decay": decay, "lr": spec.lr * scale}
-        for (scale, decay), parameters in groups.items()
-    ]
+    own = [p for p in extra.parameters() if p.requires_grad]
+    named = [*student.parameter_groups(), {"name": "losses", "params": [p for p in own if p.ndim > 1]}]
+    named.append({"name": "losses_no_decay", "params": [p for p in own if p.ndim <= 1]})
+    groups = []
+    for group in named:
+        scale = 1.0 if group["name"].startswith("encoder") else spec.head_lr_factor
+        decayed = spec.name == "sgd" or not group["name"].endswith("no_decay")
+        if group["params"]:
+            decay = spec.weight_decay if decayed else 0.0
+            groups.append({**group, "scale": scale, "weight_decay": decay, "lr": spec.lr * scale})
+    return groups
 
 
 def build_optimizer(groups: list[dict[str, Any]], spec: OptimSpec) -> torch.optim.Optimizer:

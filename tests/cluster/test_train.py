@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cirkd_ray.cluster.resources import plan_run
+from cirkd_ray.cluster.resources import check_nodes, plan_run
 from cirkd_ray.cluster.train import fit
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.local import run_local
@@ -178,6 +178,13 @@ def test_runs_that_do_not_fit_are_refused(
     with pytest.raises(ConfigError) as error:
         plan_run(tiny_baseline(cluster=cluster), available)
     assert message in str(error.value)
+
+
+def test_a_worker_that_fits_no_node_is_refused() -> None:
+    plan = plan_run(tiny_baseline(data={"workers": 5}), {"CPU": 16})
+    check_nodes(plan, [{"CPU": 6}, {"CPU": 10}])
+    with pytest.raises(ConfigError, match="the 4 nodes have room for 0"):
+        check_nodes(plan, [{"CPU": 4}] * 4)
 
 
 def test_plans_count_the_loaders_processes_and_the_gpus() -> None:

@@ -105,9 +105,9 @@ def test_six_steps_follow_the_reference(mode: str) -> None:
         memory = [terms["memory.memory_pixel"], terms["memory.memory_region"]]
         found.append([lr, task, terms["kd"], terms["minibatch"], *memory, terms["total"]])
     # These networks multiply rounding noise by about 1000 a step: the same run in float64 is 5e-5 away at
-    # the second step and 9e-3 at the third (mode reference), and another number of threads 8e-5 at the
+    # the second step and 9e-3 at the third (mode reference), and one thread instead of two 8e-5 at the
     # second. So the first is held tightly and the rest to the noise.
-    for number, tolerance in enumerate([1e-5, 2e-4, 1e-2, 0.1, 0.1, 0.1]):
+    for number, tolerance in enumerate([1e-5, 2e-4, 3e-2, 0.1, 0.1, 0.1]):
         np.testing.assert_allclose(found[number], expected[number], rtol=tolerance, err_msg=f"step {number}")
     student = to_reference(step.distiller.student.state_dict(), "deeplabv3_resnet18")
     projector = step.distiller.losses["memory"].state_dict()["projector.0.weight"]
