@@ -76,7 +76,7 @@ def check_nodes(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
         places += int(min(rooms))
     if places < plan.workers:
         raise ConfigError(
-            f"cluster.workers: {plan.workers} workers of {plan.cpus:g} CPU and {plan.gpus} GPU each are wanted, "
+            f"cluster.workers: {plan.workers} workers of {plan.cpus:g} CPU and {plan.gpus} GPU are wanted, "
             f"the {len(nodes)} nodes have room for {places}; lower cluster.workers, data.workers or "
             "cluster.cpus_per_worker"
         )

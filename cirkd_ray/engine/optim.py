@@ -31,7 +31,7 @@ def learning_rate_factor(spec: OptimSpec, step: int, steps: int) -> float:
 def parameter_groups(student: SegmentationModel, extra: nn.Module, spec: OptimSpec) -> list[dict[str, Any]]:
     """Groups with a `scale` of the learning rate: the student's encoder, its head, the losses' own layers.
 
-    AdamW spares what the student's groups call `no_decay` (norms, biases, position embeddings, tokens), as the
+    AdamW spares what the student's groups call `no_decay` (norms, biases, embeddings, tokens), as the
     SegFormer recipe does; SGD decays everything, as DeepLab's does.
     """
     own = [p for p in extra.parameters() if p.requires_grad]
