@@ -32,7 +32,7 @@ from cirkd_ray.engine.stages import (
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.report.sweep_data import SweepData, read_sweep
 
-SPACE, BASE, RESULT = "sweep.yaml", "base.yaml", "sweep.json"
+SPACE, BASE, TEACHER, RESULT = "sweep.yaml", "base.yaml", "teacher.txt", "sweep.json"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
 FREE = ("resources.", "budget.hours", "description")
@@ -137,6 +137,13 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
     from cirkd_ray.cluster.train import fit
 
     directory = teacher_directory(base, sweep.out)
+    used = sweep.folder / TEACHER
+    if used.is_file() and used.read_text() != str(directory.path):
+        raise ConfigError(
+            f"{sweep.folder}: began with the teacher in {used.read_text()}, whose recipe has changed since; "
+            "give the sweep another --name, or start it anew with --fresh"
+        )
+    write_atomically(used, str(directory.path))
     train_teacher(teacher_recipe(base), directory, fit, sweep.say)
     return with_weights(base, directory.path)
 

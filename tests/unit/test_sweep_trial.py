@@ -206,3 +206,23 @@ def test_every_searchers_values_are_plain_values_of_their_domains(searcher: str,
             "hyperband_info": {"budget": 4},
         }
         search.on_trial_complete(f"t{index}", {**done, "trial_id": f"t{index}"})
+
+
+def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cirkd_ray.cluster import sweep as module
+
+    trained: list[Path] = []
+    monkeypatch.setattr(
+        module, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
+    )
+    monkeypatch.setattr(module, "with_weights", lambda spec, path: spec)
+    sweep = module.Sweep(SweepSpec.model_validate(SPACE), load_run("quickstart"), tmp_path, tmp_path, print)
+    module._with_teacher(sweep)
+    module._with_teacher(sweep)
+    assert len(set(trained)) == 1
+    changed = load_run("quickstart", ["teacher.set=[train.steps=3]"])
+    with pytest.raises(ConfigError, match="whose recipe has changed since"):
+        module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print))
+    assert len(trained) == 2
