@@ -25,7 +25,6 @@ from cirkd_ray.cluster.space import POPULATION, SweepSpec
 from cirkd_ray.errors import ConfigError
 
 EXTRAS = {
-    "optuna": "optuna",
     "hyperopt": "hyperopt",
     "sklearn": "pb2",
     "ConfigSpace": "bohb",
@@ -126,7 +125,7 @@ def make_searcher(sweep: SweepSpec) -> Searcher | BasicVariantGenerator:
 
 
 def _optuna(sweep: SweepSpec) -> Searcher:
-    optuna = require("optuna", "searcher tpe")
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
