@@ -181,7 +181,7 @@ def test_a_set_as_large_as_coco_takes_little_memory(
     report = check(data, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert (len(data), report.images, report.pixels[5]) == (count, count, count * 81)
-    # The growth, not the whole: this process also ran other tests. `cirkd data check` alone starts near 400 MB.
+    # The growth, not the whole: this process has run other tests, too.
     assert grown < 60, f"{grown:.0f} MB more"
 
 
