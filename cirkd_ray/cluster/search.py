@@ -26,7 +26,6 @@ from cirkd_ray.errors import ConfigError
 
 EXTRAS = {
     "hyperopt": "hyperopt",
-    "sklearn": "pb2",
     "ConfigSpace": "bohb",
     "hpbandster": "bohb",
 }
@@ -200,7 +199,6 @@ def make_scheduler(sweep: SweepSpec, steps: int, report_every: int) -> TrialSche
             custom_explore_fn=sweep.tidy,
         )
     if scheduler.name == "pb2":
-        require("sklearn", "scheduler pb2")
         from ray.tune.schedulers.pb2 import PB2
 
         return PB2(

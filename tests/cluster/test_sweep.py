@@ -55,6 +55,7 @@ def test_asha_with_tpe_stops_bad_trials_early(ray_cluster: None, tmp_path: Path)
     assert data.steps_spent < data.steps_planned == 64
 
 
+@pytest.mark.slow
 def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tmp_path: Path) -> None:
     data = swept(
         tmp_path / "s",
