@@ -29,13 +29,13 @@ from cirkd_ray.registry import describe
 class _Spec(BaseModel):
     """Frozen; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
 class _OpenSpec(BaseModel):
     """Frozen; unknown keys are settings of the class that the spec names, checked by `resolve`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -161,9 +161,9 @@ class OptimSpec(_Spec):
 class TrainSpec(_Spec):
     """Length, batch, cadence and arithmetic of a run."""
 
-    steps: PositiveInt = 40_000
-    batch_size: PositiveInt = Field(16, description="global: split over the workers")
-    accumulate: PositiveInt = Field(1, description="micro-batches of each optimiser step")
+    steps: int = Field(40_000, gt=0, lt=2**31)
+    batch_size: int = Field(16, gt=0, lt=2**20, description="global: split over the workers")
+    accumulate: int = Field(1, gt=0, lt=2**20, description="micro-batches of each optimiser step")
     log_every: PositiveInt = 50
     validate_every: PositiveInt = 800
     validate_limit: PositiveInt | None = Field(None, description="validate on the first so many images only")

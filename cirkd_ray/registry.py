@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
@@ -134,8 +135,10 @@ def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
             fields = _fields_at(model, item["loc"][:-1])
             lines.append(f"{path}: no such setting{nearest(str(item['loc'][-1]), fields)}")
         else:
-            shown = "" if item["type"] == "missing" else f" (got {item['input']!r})"
-            lines.append(f"{path}: {item['msg'].removeprefix('Value error, ')}{shown}")
+            short = item["loc"] and isinstance(item["input"], str | int | float | bool | list | tuple | None)
+            shown = f" (got {reprlib.repr(item['input'])})" if short and item["type"] != "missing" else ""
+            prefix = f"{path}: " if path else ""
+            lines.append(f"{prefix}{item['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)
 
 

@@ -5,11 +5,9 @@ from __future__ import annotations
 import argparse
 
 
-def add_recipe(parser: argparse.ArgumentParser, default: str | None = None) -> None:
+def add_recipe(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     """RECIPE and `--set`."""
-    parser.add_argument(
-        "recipe", nargs="?" if default else None, default=default, help="a shipped recipe or a YAML file"
-    )
+    parser.add_argument("recipe", nargs="?" if optional else None, help="a shipped recipe or a YAML file")
     add_set(parser)
 
 

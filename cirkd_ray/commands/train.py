@@ -23,7 +23,7 @@ HELP = "train a student from a teacher, a teacher, or a baseline"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The arguments."""
-    add_recipe(parser, default="quickstart")
+    add_recipe(parser, optional=True)
     add_out(parser)
     parser.add_argument("--name", help="name of the run's directory (default: recipe, time and four digits)")
     parser.add_argument(
@@ -80,9 +80,16 @@ def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]
             )
         if args.overrides:
             raise ConfigError("--resume RUN takes the run's own recipe; --set goes with --resume --name NAME")
-        return found[0].spec(), found[0]
-    spec = load_run(args.recipe, args.overrides)
-    if args.name:
+        own = found[0].spec()
+        if args.name or args.recipe not in (None, own.name):
+            raise ConfigError(
+                f"--resume {args.resume}: continues {own.name}; leave the recipe and --name out"
+            )
+        return own, found[0]
+    spec = load_run(args.recipe or "quickstart", args.overrides)
+    if args.name is not None:
+        if args.name.strip() in ("", ".", "..") or "/" in args.name or len(args.name.encode()) > 200:
+            raise ConfigError(f"--name {args.name[:40]!r}: give the name of one folder, without '/'")
         return spec, RunDirectory(out / args.name)
     if args.resume is None:
         return spec, RunDirectory(out / run_name(spec.name))

@@ -42,6 +42,10 @@ class RunDirectory:
             raise ConfigError(
                 f"{self.path}: holds a run already; choose another --name, or continue it with --resume"
             )
+        if self.result.exists() or any(self.checkpoints.glob("step_*")):
+            raise ConfigError(
+                f"{self.path}: holds a run whose run.yaml is gone; put it back, or choose another --name"
+            )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             text = yaml.safe_dump(
@@ -96,6 +100,12 @@ class RunDirectory:
         """The result of a finished run, or None."""
         if not self.result.is_file():
             return None
+        for name in ("student.safetensors", "model.json"):
+            if not (self.path / name).is_file():
+                raise CheckpointError(
+                    f"{self.path}: is finished, but {name} is gone; delete result.json and train again "
+                    "with --resume to write it anew"
+                )
         try:
             found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
         except ValueError:

@@ -182,17 +182,22 @@ def locked(directory: RunDirectory) -> Iterator[None]:
     Raises:
         ConfigError: another process runs there.
     """
+    lock = FileLock(directory.path.parent / f".{directory.path.name}.lock", timeout=2)
     try:
         directory.path.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(directory.path.parent / f".{directory.path.name}.lock", timeout=2)
-        with lock:
-            yield
+        lock.acquire()
     except Timeout:
         raise ConfigError(
             f"{directory.path}: another process is running there; wait for it or end it first"
         ) from None
-    except PermissionError as error:
-        raise ConfigError(f"{error.filename}: cannot be written; choose another --out") from None
+    except OSError as error:
+        raise ConfigError(
+            f"{directory.path}: cannot be written ({error.strerror}); choose another --out or --name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def latest_run(out: Path, recipe: str) -> RunDirectory | None:

@@ -24,7 +24,17 @@ def test_help_imports_neither_torch_nor_ray() -> None:
 
 @pytest.mark.parametrize(
     "argv",
-    [["recipes", "show", "quickstrat"], ["train", "--set", "optim.lrr=1"], ["train", "--resume", "nowhere"]],
+    [
+        ["recipes", "show", "quickstrat"],
+        ["train", "--set", "optim.lrr=1"],
+        ["train", "--resume", "nowhere"],
+        ["train", "--name", ".."],
+        ["train", "--name", " "],
+        ["train", "--out", "/dev/null/x"],
+        ["train", "--set", "train.steps=99999999999999999999"],
+        ["train", "--set", "optim.lr=.inf"],
+        ["train", "--set", "teacher=null"],
+    ],
 )
 def test_errors_of_the_user_are_short_and_exit_with_2(
     argv: list[str], capsys: pytest.CaptureFixture[str]
