@@ -22,7 +22,7 @@ PACKAGES = ("torch", "torchvision", "ray", "timm", "numpy", "opencv-python-headl
 
 
 class RunDirectory:
-    """Paths and small files of one run; see DESIGN of the package's README for their meaning."""
+    """Paths and small files of one run; the README's "A run" says what each holds."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).expanduser().absolute()
@@ -97,21 +97,34 @@ class RunDirectory:
         write_atomically(self.result, json.dumps(dict(result), indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
+        """The result of a finished run, or None.
+
+        Raises:
+            CheckpointError: the file is damaged.
+        """
         if not self.result.is_file():
             return None
-        for name in ("student.safetensors", "model.json"):
-            if not (self.path / name).is_file():
-                raise CheckpointError(
-                    f"{self.path}: is finished, but {name} is gone; delete result.json and train again "
-                    "with --resume to write it anew"
-                )
         try:
             found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
         except ValueError:
             raise CheckpointError(
                 f"{self.result}: is damaged; delete it and continue the run with --resume"
             ) from None
+        return found
+
+    def read_finished(self) -> dict[str, Any] | None:
+        """`read_result` for those who go on to use the exported model.
+
+        Raises:
+            CheckpointError: the run is finished, but a file of its model is gone.
+        """
+        found = self.read_result()
+        for name in ("student.safetensors", "model.json") if found is not None else ():
+            if not (self.path / name).is_file():
+                raise CheckpointError(
+                    f"{self.path}: is finished, but {name} is gone; delete result.json and train again "
+                    "with --resume to write it anew"
+                )
         return found
 
 

@@ -139,14 +139,14 @@ def run_recipe(
             teacher = teacher_directory(spec, out)
             reused = train_teacher(teacher_recipe(spec), teacher, runner, say)
             spec = with_weights(spec, teacher.path)
-        result = directory.read_result() or runner(spec, directory)
+        result = directory.read_finished() or runner(spec, directory)
     return Outcome(directory, result, teacher, reused)
 
 
 def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
     """Train a teacher unless it is there; returns whether it was."""
     with locked(directory):
-        if directory.read_result() is not None:
+        if directory.read_finished() is not None:
             say(f"teacher {spec.model.name}: trained before, in {directory.path}")
             return True
         open_directory(directory, spec, resume=True)
