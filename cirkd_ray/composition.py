@@ -110,6 +110,8 @@ def find_recipe(name: str, beside: Path | None = None) -> Source:
         path = (base / name).expanduser()
         if path.suffix in (".yaml", ".yml") and path.is_file():
             return Source(path.resolve())
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise ConfigError(f"{name}: no such file; give a YAML file or a shipped name (`cirkd recipes list`)")
     raise ConfigError(f"no recipe {name!r}{nearest(name, recipe_names())} (`cirkd recipes list` shows all)")
 
 

@@ -132,14 +132,21 @@ def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
             else ".".join(map(str, item["loc"]))
         )
         if item["type"] == "extra_forbidden":
-            fields = _fields_at(model, item["loc"][:-1])
-            lines.append(f"{path}: no such setting{nearest(str(item['loc'][-1]), fields)}")
+            lines.append(f"{path}: no such setting{_hint(model, item['loc'])}")
         else:
             short = item["loc"] and isinstance(item["input"], str | int | float | bool | list | tuple | None)
             shown = f" (got {reprlib.repr(item['input'])})" if short and item["type"] != "missing" else ""
             prefix = f"{path}: " if path else ""
             lines.append(f"{prefix}{item['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)
+
+
+def _hint(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """The nearest setting beside an unknown one, or the one of its very name in another section."""
+    *sections, last = path
+    hint = nearest(str(last), _fields_at(model, tuple(sections)))
+    elsewhere = [f"{name}.{last}" for name in model.model_fields if last in _fields_at(model, (name,))]
+    return hint if "did you mean" in hint or not elsewhere else f"; did you mean {elsewhere[0]!r}?"
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

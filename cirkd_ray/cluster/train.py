@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.checkpoint import checkpoint_name, newest_checkpoint
+from cirkd_ray.engine.checkpoint import list_checkpoints, newest_checkpoint
 from cirkd_ray.engine.distributed import World
 from cirkd_ray.engine.loop import train
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
@@ -31,17 +31,26 @@ FAILURE = "failure.json"
 
 
 class RayReporter:
-    """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on."""
+    """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on.
 
-    def __init__(self, asynchronous: bool) -> None:
+    Args:
+        asynchronous: whether training goes on meanwhile.
+        taken: names of the checkpoints that are there. One that is written again was passed over as damaged;
+            it gets a name of its own, because Ray will prune the damaged one by its name.
+    """
+
+    def __init__(self, asynchronous: bool, taken: Collection[str] = ()) -> None:
         modes = ray.train.CheckpointUploadMode
         self.mode = modes.ASYNC if asynchronous else modes.SYNC
+        self.taken = taken
         self.folder: Path | None = None
 
     def checkpoint_folder(self, name: str) -> Path:
         """A folder on this node; Ray moves it to the run's directory."""
         if self.folder is None:
             self.folder = Path(tempfile.mkdtemp(prefix="cirkd-checkpoints-"))
+        while name in self.taken:
+            name += "-again"
         return self.folder / name
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
@@ -49,7 +58,7 @@ class RayReporter:
         ray.train.report(
             dict(metrics),
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
-            checkpoint_dir_name=checkpoint_name(int(metrics["step"])),
+            checkpoint_dir_name=None if checkpoint is None else checkpoint.name,  # the main rank's holds
             checkpoint_upload_mode=self.mode,
             delete_local_checkpoint_after_upload=True,
         )
@@ -91,7 +100,8 @@ def worker(config: dict[str, Any]) -> None:
         if sum(node["Alive"] for node in ray.nodes()) > 1:
             spec = staged(spec)
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        reporter = RayReporter(spec.cluster.async_checkpoints)
+        taken = [path.name for path in list_checkpoints(directory.checkpoints)]
+        reporter = RayReporter(spec.cluster.async_checkpoints, taken)
         resume_from = config.get("resume_from")
         train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
     except TransientError:

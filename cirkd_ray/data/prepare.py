@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -86,20 +86,13 @@ def prepare(
     unlabelled = {split for split, data in splits.items() if not getattr(data, "has_labels", True)}
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
+            store = functools.partial(_store, data, split, storage, encoding, skip_bad)
             counts[split] = 0
-            done = set(storage.names(split))
-            for start in range(0, len(data), _PART):
-                part = f"index-{start // _PART:06d}.jsonl"
-                numbers = range(start, min(start + _PART, len(data)))
-                rows = _rows(storage, split, part, [data.name(i) for i in numbers]) if part in done else None
-                if rows is None:
-                    store = functools.partial(_store, data, split, storage, encoding, skip_bad)
-                    rows = list(pool.map(store, numbers))
-                    storage.write(f"{split}/{part}", "".join(json.dumps(row) + "\n" for row in rows).encode())
+            for rows in _parts(split, data, storage, functools.partial(pool.map, store)):
                 skipped |= {row["name"]: row["error"] for row in rows if "error" in row}
                 counts[split] += sum("error" not in row for row in rows)
                 if progress:
-                    progress(len(numbers))
+                    progress(len(rows))
     classes = next(iter(splits.values())).classes
     manifest = Manifest(
         format=FORMAT,
@@ -131,6 +124,24 @@ def _agree(storage: Storage, plan: dict[str, Any]) -> None:
         raise DataError(f"{storage.where('')}: not empty and no preparation; choose another folder")
     else:
         storage.write(_PLAN, json.dumps(plan).encode())
+
+
+def _parts(
+    split: str,
+    data: SegmentationDataset,
+    storage: Storage,
+    store: Callable[[Sequence[int]], Iterable[dict[str, Any]]],
+) -> Iterator[list[dict[str, Any]]]:
+    """The lines of every part of a split's index; `store` writes the samples of a part that is not there."""
+    done = set(storage.names(split))
+    for start in range(0, len(data), _PART):
+        part = f"index-{start // _PART:06d}.jsonl"
+        numbers = range(start, min(start + _PART, len(data)))
+        rows = _rows(storage, split, part, [data.name(i) for i in numbers]) if part in done else None
+        if rows is None:
+            rows = list(store(numbers))
+            storage.write(f"{split}/{part}", "".join(json.dumps(row) + "\n" for row in rows).encode())
+        yield rows
 
 
 def _rows(storage: Storage, split: str, part: str, names: Sequence[str]) -> list[dict[str, Any]] | None:

@@ -11,6 +11,7 @@ from pydantic import Field
 from cirkd_ray.data.base import DATASETS, Sample, SegmentationDataset
 from cirkd_ray.data.sampler import keyed_generator
 from cirkd_ray.data.street import CLASSES, draw_street
+from cirkd_ray.errors import DataError
 
 _SCENES = {"train": 16, "val": 17}
 
@@ -26,10 +27,13 @@ class Shapes(SegmentationDataset):
 
     Args:
         split: `train` or `val`.
-        root: not used; there are no files.
+        root: None; there are no files.
         height, width: of the images, in pixels.
         train_images, val_images: how many scenes the splits have.
         seed: another seed is another set.
+
+    Raises:
+        DataError: a root is given.
     """
 
     classes = CLASSES
@@ -47,6 +51,8 @@ class Shapes(SegmentationDataset):
         val_images: Annotated[int, Field(ge=1)] = 200,
         seed: Annotated[int, Field(ge=0)] = 0,
     ) -> None:
+        if root is not None:
+            raise DataError(f"data.root: 'shapes' is drawn and reads no files; leave out {str(root)!r}")
         self.split, self.size, self.seed = split, (height, width), seed
         self.count = train_images if split == "train" else val_images
 

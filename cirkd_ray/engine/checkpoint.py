@@ -89,7 +89,7 @@ def newest_checkpoint(folder: Path, warn: Warn) -> Path | None:
         problem = complaint(path)
         if problem is None:
             return path
-        warn(f"checkpoint {path} is {problem}; using the one before it")
+        warn(f"checkpoint {path} is {problem}; it is passed over")
     return None
 
 

@@ -8,9 +8,17 @@ from cirkd_ray.engine.distiller import build_losses
 from cirkd_ray.engine.stages import teacher_recipe
 from cirkd_ray.errors import ConfigError, DataError
 
+SAMPLES = 4
+"""Images of each split that are read before a run starts; `cirkd data check` reads them all."""
+
+
+def spread(length: int, count: int = SAMPLES) -> list[int]:
+    """Up to `count` numbers below `length`, from the first to the last."""
+    return sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})
+
 
 def check_run(spec: RunSpec) -> None:
-    """Check a resolved recipe against its data and its teacher, and read one sample of each split.
+    """Check a resolved recipe against its data and its teacher, and read a few samples of each split.
 
     Raises:
         UserError: with the setting or file and what to do.
@@ -21,7 +29,8 @@ def check_run(spec: RunSpec) -> None:
     for dataset, split in ((train, spec.data.train_split), (val, spec.data.val_split)):
         if len(dataset) == 0:
             raise DataError(f"data: the split {split!r} of {spec.data.name!r} is empty")
-        dataset.load(0)
+        for index in spread(len(dataset)):
+            dataset.load(index)
     student = build_network(spec.model, len(train.classes), "model")
     if spec.distill is None or spec.teacher is None:
         return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator
@@ -145,12 +146,13 @@ def run_recipe(
 
 def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
     """Train a teacher unless it is there; returns whether it was."""
-    with locked(directory):
+    name = f"teacher {spec.model.name}"
+    with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
         if directory.read_finished() is not None:
-            say(f"teacher {spec.model.name}: trained before, in {directory.path}")
+            say(f"{name}: trained before, in {directory.path}")
             return True
         open_directory(directory, spec, resume=True)
-        say(f"teacher {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
+        say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False
 
@@ -176,16 +178,26 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
 
 
 @contextmanager
-def locked(directory: RunDirectory) -> Iterator[None]:
+def locked(directory: RunDirectory, wait: Callable[[], None] | None = None) -> Iterator[None]:
     """Hold a run's directory for this process.
 
+    Args:
+        directory: of the run.
+        wait: wait for another process that runs there, as long as it takes, and call this first.
+
     Raises:
-        ConfigError: another process runs there.
+        ConfigError: another process runs there and there is no `wait`, or the folder cannot be written.
     """
-    lock = FileLock(directory.path.parent / f".{directory.path.name}.lock", timeout=2)
+    lock = FileLock(directory.path.parent / f".{directory.path.name}.lock")
     try:
         directory.path.parent.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            if wait is None:
+                raise
+            wait()
+            lock.acquire()
     except Timeout:
         raise ConfigError(
             f"{directory.path}: another process is running there; wait for it or end it first"
@@ -201,7 +213,8 @@ def locked(directory: RunDirectory) -> Iterator[None]:
 
 
 def latest_run(out: Path, recipe: str) -> RunDirectory | None:
-    """The newest unfinished run of a recipe in `out`, or None."""
-    found = [RunDirectory(path.parent) for path in out.glob(f"{slug(recipe)}-*/run.yaml")]
-    unfinished = [run for run in found if not run.result.exists()]
+    """The newest unfinished run of a recipe in `out` that `run_name` named, or None."""
+    name = re.compile(re.escape(slug(recipe)) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
+    found = [RunDirectory(path.parent) for path in out.glob("*/run.yaml")]
+    unfinished = [run for run in found if name.fullmatch(run.path.name) and not run.result.exists()]
     return max(unfinished, key=lambda run: run.recipe.stat().st_mtime, default=None)

@@ -94,6 +94,7 @@ class TrainStep:
                 sums[name] = sums[name] + value if name in sums else value
         norm = self._update()
         self._update_opponents()
+        self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
         means = {name: value / len(batches) for name, value in sums.items()}
@@ -151,7 +152,6 @@ class TrainStep:
             self.scaler.unscale_(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_grad_norm).detach()
         self.scaler.step(self.optimizer)
-        self.scaler.update()
         return norm
 
     def _oppose(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
@@ -160,7 +160,7 @@ class TrainStep:
         loss.opponent.requires_grad_(True)
         with autocast(self.precision, self.world.device):
             value = loss.opponent_loss(inputs)
-        (value * share).backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(value * share).backward()
         loss.opponent.requires_grad_(False)
 
     def _update_opponents(self) -> None:
@@ -168,5 +168,5 @@ class TrainStep:
             assert loss.opponent is not None
             optimizer = self.opponent_optimizers[name]
             average_gradients(list(loss.opponent.parameters()), self.world)
-            optimizer.step()
+            self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)

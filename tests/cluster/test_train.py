@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from cirkd_ray.cluster.resources import check_nodes, plan_run
 from cirkd_ray.cluster.train import fit
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.engine.checkpoint import STATE, complaint
 from cirkd_ray.engine.local import run_local
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.engine.stages import open_directory
@@ -51,6 +53,18 @@ def test_a_run_on_two_workers_leaves_a_whole_run_directory(undisturbed: RunDirec
     assert kept == ["step_00000050", "step_00000060"]
     assert (undisturbed.path / "student.safetensors").is_file()
     assert list(undisturbed.tensorboard.iterdir())
+
+
+def test_a_damaged_checkpoint_is_passed_over_and_written_under_a_new_name(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed.path, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    directory.result.unlink()
+    with (directory.checkpoints / "step_00000060" / STATE).open("r+b") as file:
+        file.truncate(1000)
+    assert figures(on_ray(undisturbed.spec(), directory.path)) == figures(undisturbed)
+    assert complaint(directory.checkpoints / "step_00000060-again") is None
 
 
 def test_a_killed_worker_costs_nothing_but_time(undisturbed: RunDirectory, tmp_path: Path) -> None:

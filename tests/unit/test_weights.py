@@ -101,7 +101,7 @@ def test_long_lists_are_cut():
 def test_other_number_of_classes_is_refused_unless_asked_for():
     source, target = small(classes=5, seed=1), small(classes=3)
     fresh = target.head.classifier.weight.clone()
-    with pytest.raises(WeightsError, match="only the number of classes differs: reinit_classifier=true"):
+    with pytest.raises(WeightsError, match=r"only the number of classes differs: .*reinit_classifier=true"):
         load_weights(target, source.state_dict())
     report = load_weights(target, source.state_dict(), reinit_classifier=True)
     assert set(report.reinitialised) == {

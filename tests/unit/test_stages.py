@@ -1,0 +1,91 @@
+"""What stands around a run: its teacher, shared by several runs, and finding the one to go on with."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cirkd_ray.config import RunSpec
+from cirkd_ray.data import build_dataset
+from cirkd_ray.engine.preflight import spread
+from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.engine.stages import latest_run, locked, run_name, train_teacher
+from cirkd_ray.errors import CheckpointError, ConfigError, DataError
+from tests.tinyrun import tiny_baseline
+
+
+def stub_runner(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
+    for name in ("student.safetensors", "model.json"):
+        (directory.path / name).write_text("{}")
+    directory.write_result({"steps": spec.train.steps})
+    return directory.read_result() or {}
+
+
+def test_a_second_run_waits_for_the_teacher_that_another_trains(tmp_path: Path) -> None:
+    spec, directory = tiny_baseline(), RunDirectory(tmp_path / "teachers" / "t")
+    said: list[str] = []
+    entered, free = threading.Event(), threading.Event()
+
+    def slow(plan: RunSpec, where: RunDirectory) -> dict[str, Any]:
+        entered.set()
+        assert free.wait(30)
+        return stub_runner(plan, where)
+
+    first = threading.Thread(target=train_teacher, args=(spec, directory, slow, said.append))
+    first.start()
+    assert entered.wait(30)
+
+    def say(text: str) -> None:
+        said.append(text)
+        free.set()
+
+    assert train_teacher(spec, directory, stub_runner, say) is True
+    first.join()
+    assert ["training for" in said[0], "waiting for the process" in said[1], "trained before" in said[2]] == [
+        True
+    ] * 3
+
+
+def test_a_run_of_its_own_does_not_wait(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    with (
+        locked(directory),
+        pytest.raises(ConfigError, match="another process is running there"),
+        locked(directory),
+    ):
+        pass
+
+
+def test_a_teacher_whose_model_is_gone_is_named(tmp_path: Path) -> None:
+    spec, directory = tiny_baseline(), RunDirectory(tmp_path / "t")
+    assert train_teacher(spec, directory, stub_runner, lambda text: None) is False
+    (directory.path / "student.safetensors").unlink()
+    assert directory.read_result() == {"steps": 6}
+    with pytest.raises(CheckpointError, match=r"student\.safetensors is gone; delete result\.json"):
+        train_teacher(spec, directory, stub_runner, lambda text: None)
+
+
+def test_the_latest_run_is_one_of_this_recipe(tmp_path: Path) -> None:
+    for recipe in ("kd", "kd-strong"):
+        RunDirectory(tmp_path / run_name(recipe)).create(tiny_baseline(name=recipe))
+    RunDirectory(tmp_path / "kd-by-hand").create(tiny_baseline(name="kd"))
+    found = latest_run(tmp_path, "kd")
+    assert found is not None
+    assert found.spec().name == "kd"
+    assert found.path.name != "kd-by-hand"
+    found.write_result({})
+    assert latest_run(tmp_path, "kd") is None
+
+
+def test_the_samples_of_the_preflight_reach_both_ends() -> None:
+    assert spread(1) == [0]
+    assert spread(2) == [0, 1]
+    assert spread(101) == [0, 33, 67, 100]
+
+
+def test_drawn_scenes_take_no_root() -> None:
+    with pytest.raises(DataError, match=r"data\.root: 'shapes' is drawn"):
+        build_dataset("shapes", split="val", root="/images")
