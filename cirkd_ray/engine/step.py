@@ -160,7 +160,7 @@ class TrainStep:
         loss.opponent.requires_grad_(True)
         with autocast(self.precision, self.world.device):
             value = loss.opponent_loss(inputs)
-        self.scaler.scale(value * share).backward()
+        self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
         loss.opponent.requires_grad_(False)
 
     def _update_opponents(self) -> None:
