@@ -236,7 +236,7 @@ def explain(report: WeightsReport, limit: int = 6) -> str:
         lines.append(f"  {len(shown)} of another shape: {_listed(shown, limit)}")
         if all(name.startswith(CLASSIFIERS) for name, _, _ in report.mismatched):
             lines.append(
-                "  only the number of classes differs: model.reinit_classifier=true starts the classifier afresh"
+                "  only the number of classes differs: model.reinit_classifier=true starts it afresh"
             )
     return "\n".join(lines)
 
