@@ -61,11 +61,12 @@ def methods_of(specs: Sequence[tuple[str, RunSpec]], allow: Sequence[str] = ()) 
 
 
 def _short(names: Sequence[str]) -> list[str]:
-    """Names without the folders that all share."""
-    parts = [
-        Path(name).with_suffix("").parts if name.endswith((".yaml", ".yml")) else Path(name).parts
-        for name in names
-    ]
+    """Names without the folders that all share; of files, their stems where these differ."""
+    files = [name.endswith((".yaml", ".yml")) for name in names]
+    paths = [Path(name).with_suffix("") if f else Path(name) for name, f in zip(names, files, strict=True)]
+    parts = [(p.name,) if f else p.parts for p, f in zip(paths, files, strict=True)]
+    if len(set(parts)) < len(parts):
+        parts = [p.parts for p in paths]
     shared = 0
     while all(len(p) > shared + 1 for p in parts) and len({p[shared] for p in parts}) == 1:
         shared += 1

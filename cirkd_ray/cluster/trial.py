@@ -138,7 +138,7 @@ def _train(
     trial_id: str,
     figures: dict[str, float],
 ) -> None:
-    """Run and report; of a run that is finished already, its last line."""
+    """Run and report; of a run with nothing left to do, its last line."""
     every, steps = spec.train.validate_every, spec.train.steps
 
     def told(row: Mapping[str, Any], path: str | None) -> None:
@@ -148,15 +148,25 @@ def _train(
         report({**numbers, **figures, **place}, pointer)
 
     if directory.read_result() is not None:
-        rows = [row for row in directory.read_metrics() if "miou" in row]
-        told(rows[-1], None)
+        told(_last_line(directory), None)
         return
+    reported = False
     background = Fit(lambda bridge: runner(spec, directory, [bridge], parent))
     for row, path in background.reports():
         if row["step"] >= steps:
             background.join()  # the result is on disk before a scheduler may end the trial
         if "miou" in row and background.error is None:
+            reported = True
             told(row, path)
+    if not reported:  # it started from the last checkpoint of a donor that has finished
+        told(_last_line(directory), None)
+
+
+def _last_line(directory: RunDirectory) -> dict[str, Any]:
+    """The last validation of a finished run: its own, or its donor's where it had nothing left to train."""
+    rows = [row for row in directory.read_metrics() if "miou" in row]
+    last: dict[str, Any] = rows[-1] if rows else (directory.read_result() or {})["last"]
+    return last
 
 
 def _figures(sweep: SweepSpec, spec: RunSpec, folder: Path) -> dict[str, float]:

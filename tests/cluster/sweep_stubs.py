@@ -35,9 +35,9 @@ def stub_run(
     state = (
         json.loads((start / "state.json").read_text())
         if start
-        else {"step": 0, "weights": directory.path.parent.name}
+        else {"step": 0, "weights": directory.path.parent.name, "last": {}}
     )
-    last: dict[str, Any] = {}
+    last: dict[str, Any] = state["last"]
     for step in range(state["step"] + 1, spec.train.steps + 1):
         if step % spec.train.validate_every:
             continue
@@ -47,7 +47,7 @@ def stub_run(
         directory.append_metrics(last)
         folder = directory.checkpoints / f"step_{step:08d}"
         folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({"step": step, "weights": state["weights"]}))
+        (folder / "state.json").write_text(json.dumps({**state, "step": step, "last": last}))
         for callback in callbacks:
             callback.after_report(
                 run_context=None, metrics=[last], checkpoint=SimpleNamespace(path=str(folder))
