@@ -28,7 +28,7 @@ from cirkd_ray.bench._losses_measure import (
     peak_bytes,
 )
 from cirkd_ray.losses.maps import resize_labels, tokens
-from cirkd_ray.losses.relational import relational_kl
+from cirkd_ray.losses.symmetric import relational_kl_symmetric
 
 
 def token_rows(counts: list[int], clock: Clock, largest_naive: int) -> list[tuple[Any, ...]]:
@@ -43,7 +43,7 @@ def token_rows(counts: list[int], clock: Clock, largest_naive: int) -> list[tupl
             leaf = student.clone().requires_grad_()
             s, t = F.normalize(leaf), F.normalize(teacher)
             weights = torch.full((count,), 1.0 / count, device=device)
-            relational_kl(s, t, s.unsqueeze(0), t.unsqueeze(0), weights, temperature=0.1).backward()  # type: ignore[no-untyped-call]
+            relational_kl_symmetric(s.unsqueeze(0), t.unsqueeze(0), weights, temperature=0.1).backward()  # type: ignore[no-untyped-call]
 
         def plain(student: Tensor = student, teacher: Tensor = teacher) -> None:
             leaf = student.clone().requires_grad_()

@@ -146,7 +146,7 @@ def token_sheet(clock: Clock, small: bool) -> Sheet:
         per_token = f"{peak / count / 1024:.2f}"
         rows.append((str(count), f"{seconds * 1e3:.1f}", naive[0], f"{peak / MIB:.1f}", naive[1], per_token))
     columns = ("tokens", "ms", "naive ms", "peak MiB", "naive MiB", "KiB a token")
-    return Sheet(columns, tuple(rows), "relational_kl, one image to itself, channels 128/256")
+    return Sheet(columns, tuple(rows), "relational_kl_symmetric, one image to itself, channels 128/256")
 
 
 def enqueue_line(clock: Clock, small: bool) -> str:

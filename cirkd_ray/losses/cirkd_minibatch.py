@@ -11,8 +11,9 @@ from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
-from cirkd_ray.losses.reduce import all_gather, all_gather_grad, global_scale
+from cirkd_ray.losses.reduce import all_gather, all_gather_grad, global_scale, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
+from cirkd_ray.losses.symmetric import relational_kl_symmetric
 
 
 @LOSSES.register("cirkd_minibatch")
@@ -61,16 +62,20 @@ class CirkdMinibatch(MapLoss):
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher, mask = self._pooled(pair)
         student, teacher = tokens(unit(student)), tokens(unit(teacher))
-        keys_s, keys_t, key_mask = student, teacher, mask
-        if self.gather:
-            keys_s, keys_t = all_gather_grad(student), all_gather(teacher)
-            key_mask = None if mask is None else all_gather(mask.to(torch.uint8)).to(torch.bool)
+        weights = row_weights(student, mask)
+        if not self.gather or rank_and_world()[1] == 1:
+            loss = relational_kl_symmetric(
+                student, teacher, weights / student.shape[0], temperature=self.temperature, mask=mask
+            )
+            return {"minibatch_pixel": loss}
+        keys_s, keys_t = all_gather_grad(student), all_gather(teacher)
+        key_mask = None if mask is None else all_gather(mask.to(torch.uint8)).to(torch.bool)
         loss = relational_kl(
             student.flatten(0, 1),
             teacher.flatten(0, 1),
             keys_s,
             keys_t,
-            row_weights(student, mask) / keys_s.shape[0],
+            weights / keys_s.shape[0],
             temperature=self.temperature,
             key_mask=key_mask,
         )

@@ -12,6 +12,8 @@ independent, so they are worked through in chunks and both gradients are formed 
 similarity matrix is ever held whole, and memory grows with the number of queries plus keys. The result is
 exact, not an approximation.
 
+Where queries and keys are the same tokens, `symmetric.py` does the same with fewer products.
+
 There is no hand-written CUDA kernel: on the CPU three quarters of the time is in the four matrix products
 (`cirkd bench losses`), which a kernel of our own would not do faster; nothing was measured on a GPU yet.
 """
