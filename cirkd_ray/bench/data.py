@@ -51,10 +51,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print two tables."""
     import cv2
-    from rich.console import Console
 
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.bar import bar
+    from cirkd_ray.report.console import output
 
     names = args.data or list(SETS)
     unknown = [name for name in names if name not in SETS and not args.root]
@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
             speeds.append((name, *measure(*forms, args.seconds)))
             waits += _wait_rows(name, forms, args)
             advance(1)
-    console = Console(soft_wrap=True)
+    console = output()
     console.print(_speed_table(speeds).rich())
     console.print(_wait_table(waits, args).rich())
     return 0

@@ -34,11 +34,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Measure and print a table."""
     import torch
-    from rich.console import Console
 
     from cirkd_ray.engine.local import local_device
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.models import build_model
+    from cirkd_ray.report.console import output
     from cirkd_ray.report.tables import Sheet
 
     if args.repeat < 1 or args.classes < 1 or min(args.size) < 8:
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     )
     size = "x".join(map(str, args.size))
     title = f"{args.model}, {args.classes} classes, {size}, {device}, {torch.get_num_threads()} threads"
-    Console(soft_wrap=True).print(Sheet(("part", "ms", "% of forward"), rows, title).rich())
+    output().print(Sheet(("part", "ms", "% of forward"), rows, title).rich())
     return 0
 
 

@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print the tables."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler that counts memory is chatty
     import torch
-    from rich.console import Console
 
     from cirkd_ray.bench._losses_measure import SHAPES, Clock
     from cirkd_ray.engine.local import local_device
     from cirkd_ray.errors import ConfigError, nearest
     from cirkd_ray.losses import LOSSES
+    from cirkd_ray.report.console import output
 
     shapes = args.shape or ["cityscapes", "ade20k", "segformer"]
     for name in shapes:
@@ -54,9 +54,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--repeat must be at least 1")
     kinds = [name for name in args.loss or LOSSES.names() if LOSSES.get(name)]
     clock = Clock(local_device(args.device), args.repeat, args.clock == "cpu")
-    console, parts = Console(soft_wrap=True), args.part or PARTS
-    if not console.is_terminal:
-        console = Console(soft_wrap=True, width=120)
+    console, parts = output(), args.part or PARTS
     console.print(
         f"{clock.device}, {args.clock} time, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )

@@ -35,18 +35,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the comparison, write its table and plot, print the table."""
-    from rich.console import Console
-
     from cirkd_ray.cluster.compare import check_differ, methods_of, run_comparison
     from cirkd_ray.config import load_run
     from cirkd_ray.engine.stages import slug
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
+    from cirkd_ray.report.console import output
 
     if args.seeds < 1 or (args.concurrent is not None and args.concurrent < 1):
         raise ConfigError("--seeds and --concurrent take numbers from 1")
-    console = Console(soft_wrap=True)
+    console = output()
     specs = [(recipe, load_run(recipe, args.overrides)) for recipe in args.recipes]
     check_differ(args.differ, specs[0][1])
     methods = methods_of(specs, args.differ)

@@ -214,9 +214,9 @@ def _write(path: str, content: bytes) -> None:
 
 
 def _console() -> Console:
-    from rich.console import Console
+    from cirkd_ray.report.console import output
 
-    return Console(soft_wrap=True)
+    return output()
 
 
 @contextmanager

@@ -47,8 +47,7 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write the report, print it."""
     import json
 
-    from rich.console import Console
-
+    from cirkd_ray.report.console import output
     from cirkd_ray.report.tables import per_class
 
     job = make_job(args)
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(evaluation.to_dict(), allow_nan=False))
         return 0
-    console = Console(soft_wrap=True)
+    console = output()
     console.print(per_class(evaluation.result).rich())
     console.print(evaluation.scores().rich())
     console.print(evaluation.speed(), highlight=False)

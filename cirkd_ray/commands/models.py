@@ -43,10 +43,11 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cirkd_ray.models.cost import cost
+    from cirkd_ray.report.console import output
 
     names = _select(args.names)
     size = tuple(args.size) if args.size else None
-    console = Console(highlight=False)
+    console = output(highlight=False)
     console.width = console.width if console.is_terminal else 240
     rows: list[tuple[Cost, float | None]] = []
     with Console(stderr=True).status("counting") as status:

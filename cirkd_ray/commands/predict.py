@@ -84,10 +84,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Predict files, folders or a split; write the pictures and the submission."""
-    from rich.console import Console
-
     from cirkd_ray.engine.submission import Submission, check_submission, server_names
     from cirkd_ray.report.bar import bar
+    from cirkd_ray.report.console import output
     from cirkd_ray.report.written import write_prediction
 
     total, sources, dataset = _sources(args)
@@ -104,7 +103,7 @@ def _predict(args: argparse.Namespace) -> int:
                 submission.add(prediction.name, prediction.labels)
             done += 1
             advance(1)
-    console = Console(soft_wrap=True, highlight=False)
+    console = output(highlight=False)
     for failure in failures:
         console.print(f"skipped {failure}", markup=False)
     skipped = f", {len(failures)} skipped" if failures else ""
@@ -160,10 +159,9 @@ def _predictor(args: argparse.Namespace, dataset: SegmentationDataset | None) ->
 
 def _worst(args: argparse.Namespace) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
-    from rich.console import Console
-
     from cirkd_ray.commands.eval import evaluate_job
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.report.console import output
     from cirkd_ray.report.files import save_picture
 
     if args.inputs or args.worst < 1:
@@ -173,7 +171,7 @@ def _worst(args: argparse.Namespace) -> int:
     evaluation = evaluate_job(make_job(args), worst=args.worst)
     path = Path(args.out).expanduser() / "worst.png"
     save_picture(path, evaluation.worst_picture())
-    console = Console(soft_wrap=True, highlight=False)
+    console = output(highlight=False)
     for index, score in evaluation.worst:
         console.print(f"{score * 100:6.2f} %  {evaluation.result.names[index]}", markup=False)
     console.print(f"picture: {path}", markup=False)
@@ -182,17 +180,16 @@ def _worst(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """Check a submission against the split's images."""
-    from rich.console import Console
-
     from cirkd_ray.data.files import packaged_list
     from cirkd_ray.engine.submission import check_submission, server_names
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.report.console import output
 
     if args.data not in (None, "cityscapes"):
         raise ConfigError(f"--check-submission: only Cityscapes has such a server, not {args.data}")
     names = server_names(_dataset(args)) if args.root else packaged_list("cityscapes", args.split or "test")
     problems = check_submission(args.check_submission, names)
-    return _report(args.check_submission, problems, Console(soft_wrap=True, highlight=False))
+    return _report(args.check_submission, problems, output(highlight=False))
 
 
 def _report(path: str, problems: Sequence[str], console: Console) -> int:

@@ -15,16 +15,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the folder, write `report/`."""
-    from rich.console import Console
-
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.compare_data import COMPARISON, read_comparison
     from cirkd_ray.report.compare_page import write_comparison
+    from cirkd_ray.report.console import output
     from cirkd_ray.report.sweep_data import read_sweep
     from cirkd_ray.report.sweep_page import write_sweep
 
     folder = Path(args.folder).expanduser().absolute()
-    console = Console(soft_wrap=True)
+    console = output()
     if (folder / "sweep.yaml").is_file():
         page = write_sweep(read_sweep(folder))
         console.print(f"TensorBoard  tensorboard --logdir {folder / 'tensorboard'}", highlight=False)

@@ -39,11 +39,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then show the result."""
-    from rich.console import Console
-
     from cirkd_ray.engine.stages import run_recipe
+    from cirkd_ray.report.console import output
 
-    console = Console(soft_wrap=True)
+    console = output()
     out = Path(args.out).expanduser().absolute()
     spec, directory = _choose(args, out)
     console.print(f"{spec.name} -> {directory.path}", highlight=False)

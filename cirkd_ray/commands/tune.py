@@ -32,13 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the sweep, then show its ranking."""
-    from rich.console import Console
-
     from cirkd_ray.cluster.space_check import check_space
     from cirkd_ray.cluster.space_file import load_space
     from cirkd_ray.engine.stages import slug
+    from cirkd_ray.report.console import output
 
-    console = Console(soft_wrap=True)
+    console = output()
     if args.list:
         return _list(console)
     space = load_space(args.space, args.overrides)

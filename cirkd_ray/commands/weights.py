@@ -78,9 +78,9 @@ def run(args: argparse.Namespace) -> int:
 
 def _print(table: Table) -> None:
     """Print a table in the terminal's width, or whole where there is none."""
-    from rich.console import Console
+    from cirkd_ray.report.console import output
 
-    console = Console(highlight=False)
+    console = output(highlight=False)
     console.width = console.width if console.is_terminal else 240
     console.print(table)
 
