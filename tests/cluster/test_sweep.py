@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from ray.util import placement_group_table
+from ray.util.state import list_actors
 
 from cirkd_ray.cluster.pool import Job, run_jobs
 from cirkd_ray.cluster.sweep import make_tuner
@@ -102,6 +107,34 @@ def test_several_metrics_are_searched_for_together(ray_cluster: None, tmp_path: 
         at_a_time=2,
     )
     assert [trial.status for trial in data.trials] == ["finished"] * 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_two_hundred_trials_leave_nothing_behind(
+    ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def left() -> tuple[int, int, int]:
+        """Actors alive, placement groups not removed, folders of checkpoints on their way."""
+        actors = [actor for actor in list_actors(limit=10_000) if actor.state == "ALIVE"]
+        groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
+        return len(actors), len(groups), len(list(Path(tempfile.gettempdir()).glob("cirkd-checkpoints-*")))
+
+    swept(tmp_path / "warm", steps=2, at_a_time=2, budget={"trials": 2})
+    before, process, sizes = left(), psutil.Process(), []
+    for number, trials in enumerate((20, 200)):
+        start = time.monotonic()
+        data = swept(tmp_path / f"s{number}", steps=2, at_a_time=2, budget={"trials": trials})
+        seconds = (time.monotonic() - start) / trials
+        sizes.append(process.memory_info().rss / 2**20)
+        assert [trial.status for trial in data.trials] == ["finished"] * trials
+        with capsys.disabled():
+            print(f"\n{trials} trials: {seconds:.2f} s each, driver {sizes[-1]:.0f} MiB, left {left()}")
+    end = time.monotonic() + 60
+    while left() != before and time.monotonic() < end:
+        time.sleep(1)
+    assert left() == before
+    assert sizes[1] - sizes[0] < 150
 
 
 def test_a_pool_runs_what_is_left_and_survives_failures(ray_cluster: None, tmp_path: Path) -> None:
