@@ -70,7 +70,7 @@ class DIST(MapLoss):
 def _row_correlation(a: Tensor, b: Tensor) -> Tensor:
     """Pearson correlation of each row of a with that row of b."""
     a, b = (x - x.mean(1, keepdim=True) for x in (a, b))
-    return (a * b).sum(1) * torch.rsqrt((a.square().sum(1) + EPSILON) * (b.square().sum(1) + EPSILON))
+    return _correlation((a * b).sum(1), a.square().sum(1), b.square().sum(1))
 
 
 def _intra(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
@@ -81,6 +81,12 @@ def _intra(a: Tensor, b: Tensor, mask: Tensor | None) -> Tensor:
     mean = all_reduce_grad((both * weight).sum(0)) / count.clamp(min=1.0)
     a, b = ((both - mean) * weight).chunk(2, 1)
     covariance, var_a, var_b = all_reduce_grad(torch.stack([(a * b).sum(0), (a * a).sum(0), (b * b).sum(0)]))
-    correlation = covariance * torch.rsqrt((var_a + EPSILON) * (var_b + EPSILON))
-    distance: Tensor = (1.0 - correlation).mean() * count.clamp(max=1.0)
+    distance: Tensor = (1.0 - _correlation(covariance, var_a, var_b)).mean() * count.clamp(max=1.0)
     return distance
+
+
+def _correlation(covariance: Tensor, var_a: Tensor, var_b: Tensor) -> Tensor:
+    """Covariances over the roots of the variances; 0 where a variance is 0."""
+    # One root after the other: the gradient of the root of a product of two small variances is infinite in
+    # float32.
+    return covariance * torch.rsqrt(var_a + EPSILON) * torch.rsqrt(var_b + EPSILON)

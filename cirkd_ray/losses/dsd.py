@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import Annotated, ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -84,7 +85,12 @@ class DSD(MapLoss):
         size = (middle.shape[-2], middle.shape[-1])
         outer = (resize_map(full_precision(x), size) for x in (first, output.logits))
         maps = [attention(x, mask) for x in (next(outer), middle, next(outer))]
-        return [unit(a - b) for a, b in combinations(maps, 2)]
+        residuals = [unit(a - b) for a, b in combinations(maps, 2)]
+        if output.aux is None:
+            # First and last are one map. The gradient of normalising their difference, 0, would be the whole
+            # gradient over an epsilon, once with each sign: in float32 all others are lost in it.
+            residuals[1] = torch.zeros_like(maps[0])
+        return residuals
 
     def _gram(self, logits: Tensor, mask: Tensor | None) -> Tensor:
         """N x K x K inner products of the class channels' softmax over the pooled pixels."""

@@ -76,10 +76,31 @@ def test_gradcheck(kind: str) -> None:
     assert torch.autograd.gradcheck(value, student_maps(inputs), fast_mode=True, atol=1e-5)
 
 
+each_precision = pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["f64", "f32"])
+
+
+def unpredicted(inputs: LossInputs) -> LossInputs:
+    """Neither network ever gives the last class a chance."""
+    for output in (inputs.student, inputs.teacher):
+        for scores in (output.logits, output.aux):
+            assert scores is not None
+            scores.data[:, -1] = -30.0
+    return inputs
+
+
+def constant(inputs: LossInputs) -> LossInputs:
+    """Maps without any structure on both sides."""
+    for output in (inputs.student, inputs.teacher):
+        for x in output[:3]:
+            x.data.fill_(1.0)
+    return inputs
+
+
 @each_loss
-def test_all_ignored(kind: str) -> None:
+@each_precision
+def test_all_ignored(kind: str, dtype: torch.dtype) -> None:
     labels = torch.full((2, HEIGHT * SCALE, WIDTH * SCALE), -1)
-    loss, inputs = small_loss(kind).train(), make_inputs(labels=labels)
+    loss, inputs = small_loss(kind).to(dtype).train(), make_inputs(labels=labels, dtype=dtype)
     terms = loss(inputs)
     for name, value in terms.items():
         assert value.requires_grad, name
@@ -88,14 +109,17 @@ def test_all_ignored(kind: str) -> None:
 
 
 @each_loss
-@pytest.mark.parametrize("case", ["one class", "one image", "other size"])
-def test_odd_batches_are_finite(kind: str, case: str) -> None:
+@each_precision
+@pytest.mark.parametrize("case", ["one class", "one image", "other size", "unpredicted class", "constant"])
+def test_odd_batches_are_finite(kind: str, case: str, dtype: torch.dtype) -> None:
     inputs = {
-        "one class": lambda: make_inputs(labels=torch.full_like(make_labels(2), 1)),
-        "one image": lambda: make_inputs(images=1),
-        "other size": lambda: make_inputs(teacher_scale=2),
+        "one class": lambda: make_inputs(labels=torch.full_like(make_labels(2), 1), dtype=dtype),
+        "one image": lambda: make_inputs(images=1, dtype=dtype),
+        "other size": lambda: make_inputs(teacher_scale=2, dtype=dtype),
+        "unpredicted class": lambda: unpredicted(make_inputs(dtype=dtype)),
+        "constant": lambda: constant(make_inputs(dtype=dtype)),
     }[case]()
-    loss = small_loss(kind).train()
+    loss = small_loss(kind).to(dtype).train()
     terms = loss(inputs)
     assert bool(total(terms).isfinite())
     assert all(bool(g.isfinite().all()) for g in gradients(terms, inputs))
