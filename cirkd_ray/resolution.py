@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from pydantic import BaseModel
 
 from cirkd_ray.composition import Tree
@@ -49,8 +50,26 @@ def _fix_places(tree: Tree) -> None:
         (teacher.get("model") or {}, "weights"),
     ):
         place = owner.get(key)
-        if place is not None and "://" not in place:
-            owner[key] = str(Path(place).expanduser().absolute())
+        if place is not None:
+            owner[key] = _fixed(place)
+    module, query, arguments = (teacher.get("module") or "").partition("?")
+    if query:
+        teacher["module"] = f"{module}?{'&'.join(map(_fixed_argument, arguments.split('&')))}"
+
+
+def _fixed_argument(item: str) -> str:
+    """`weights=PATH` of a teacher's factory with its path fixed; other arguments as they are."""
+    key, _, text = item.partition("=")
+    try:
+        place = yaml.safe_load(text) if key == "weights" else None  # as `load_module` reads it
+    except yaml.YAMLError:
+        raise ConfigError(f"teacher.module: {item!r} cannot be read; is a quote or bracket open?") from None
+    return f"{key}={_fixed(place)}" if isinstance(place, str) else item
+
+
+def _fixed(place: str) -> str:
+    """That path from the root on; addresses stay as they are."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
 
 
 def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
@@ -69,7 +88,7 @@ def _data_settings(spec: RunSpec) -> dict[str, Any]:
     settings = validate(settings_model(cls), spec.data.settings, "data").model_dump(mode="json")
     for key in ("train_split", "val_split"):
         split = getattr(spec.data, key)
-        if split not in cls.splits:
+        if cls.splits and split not in cls.splits:  # a set without a list takes any name
             raise ConfigError(
                 f"data.{key}: {spec.data.name!r} has no split {split!r}{nearest(split, cls.splits)}"
             )

@@ -57,10 +57,12 @@ def test_each_row_states_its_figure_and_names_its_networks(name: str) -> None:
 def test_published_settings() -> None:
     cnn = load_run("cityscapes/cirkd_deeplabv3_resnet18")
     assert (cnn.train.steps, cnn.train.batch_size, cnn.optim.lr) == (40_000, 16, 0.02)
+    assert (cnn.optim.name, cnn.optim.momentum, cnn.optim.weight_decay) == ("sgd", 0.9, 1e-4)
     assert cnn.data.crop == (512, 1024)
     transformer = load_run("cityscapes/cwd_segformer_b0")
     assert (transformer.train.steps, transformer.train.batch_size) == (160_000, 8)
     assert (transformer.optim.name, transformer.optim.lr) == ("adamw", 2e-4)
+    assert (transformer.optim.weight_decay, transformer.data.crop) == (1e-4, (1024, 1024))
     assert transformer.distill is not None
     weights = {name: loss.weight for name, loss in transformer.distill.losses.items() if loss}
     assert weights == {"kd": 1, "adversarial": 0.001, "cwd_feature": 5, "cwd_logit": 0.3}

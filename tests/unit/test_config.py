@@ -160,3 +160,22 @@ def test_relative_places_are_fixed_where_the_command_was_given(
     assert spec.teacher.weights == str(tmp_path / "runs" / "teacher")
     assert spec.model.weights == "s3://bucket/w.pth"
     assert from_tree(spec.to_dict()) == spec
+
+
+def test_relative_weights_of_a_teachers_factory_are_fixed_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    factory = "cirkd_ray.models.external:torchvision_model"
+    for given, fixed in (
+        ("?name=fcn_resnet50&weights=w.pth", f"?name=fcn_resnet50&weights={tmp_path / 'w.pth'}"),
+        ("?weights=s3://bucket/w.pth", "?weights=s3://bucket/w.pth"),
+        ("?weights=null&name=fcn_resnet50", "?weights=null&name=fcn_resnet50"),
+        ("", ""),
+    ):
+        change = f'teacher={{module: "{factory}{given}"}}'
+        teacher = load_run("voc/cirkd_deeplabv3_resnet18", [change]).teacher
+        assert teacher is not None
+        assert teacher.module == factory + fixed
+    with pytest.raises(ConfigError, match=r"teacher.module: 'weights=\[' cannot be read"):
+        load_run("voc/cirkd_deeplabv3_resnet18", [f'teacher={{module: "{factory}?weights=["}}'])
