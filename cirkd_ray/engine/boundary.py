@@ -18,8 +18,8 @@ class BoundaryMatrix:
     A pixel belongs to its class's boundary when another class, an ignored pixel or the image's border lies
     within d pixels of it in either direction (a square window, as d erosions by 3 x 3 give it). d is a share
     of the image's diagonal, as in the paper. Class k's score is |G_d & P_d| / |G_d | P_d| over all images,
-    G_d and P_d being the boundary pixels of class k in the labels and in the prediction. Ignored pixels do not
-    count, and the prediction is cut out where the labels are ignored before its boundary is taken: both
+    G_d and P_d being the boundary pixels of class k in the labels and in the prediction. Ignored pixels do
+    not count, and the prediction is cut out where the labels are ignored before its boundary is taken: both
     boundaries have the rims of ignored regions, so a perfect prediction scores 1.
 
     Args:
@@ -46,8 +46,8 @@ class BoundaryMatrix:
         inside = torch.full_like(labels, self.num_classes)
         ignored = labels == IGNORE_INDEX
         truth = torch.where(boundary(labels, distance) | ignored, labels, inside)
-        # A network predicts classes on ignored pixels, too; without the cut the rim of an ignored region would
-        # be boundary in the labels alone, and a perfect prediction would miss it.
+        # A network predicts classes on ignored pixels, too; without the cut the rim of an ignored region
+        # would be boundary in the labels alone, and a perfect prediction would miss it.
         cut = torch.where(ignored, labels, prediction)
         predicted = torch.where(boundary(cut, distance), prediction, inside)
         self._confusion.update(predicted, truth)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
 import pytest
 
+from cirkd_ray.config import load_run
 from cirkd_ray.data import DATASETS, SegmentationDataset
 from cirkd_ray.data.base import build_dataset
 from cirkd_ray.errors import ConfigError, DataError
@@ -50,3 +52,12 @@ def test_wrong_arguments_are_errors_of_the_user(name: str, tmp_path_factory: pyt
         sample = data.load(0)
         assert sample.image.shape[:2] == sample.label.shape
         assert data.name(0) == sample.name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_of_every_data_set_resolves(name: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(f"model: {{name: deeplabv3:resnet10t}}\ndata: {{name: {name}}}\n")
+    spec = load_run(str(recipe))
+    assert spec.data.name == name
+    assert spec.data.crop == DATASETS.get(name).default_crop

@@ -12,15 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from cirkd_ray.config import RunSpec
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.checkpoint import STATE, list_checkpoints, newest_checkpoint
 from cirkd_ray.engine.local import run_local
+from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.reporter import Listener
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.engine.stages import open_directory, run_recipe
 from cirkd_ray.errors import CheckpointError, ConfigError, TrainingError
 from cirkd_ray.models import load_model
-from tests.tinyrun import figures, tiny_baseline, tiny_distillation
+from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
+from tests.unit.test_data_sets import make_folder
 
 
 class Killed(Exception):
@@ -259,3 +261,16 @@ def test_what_would_fail_later_is_refused_before_the_teacher_is_trained(tmp_path
 def test_a_batch_that_does_not_divide_names_both_numbers(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"5.*accumulate|accumulate.*5|5.*2"):
         new_run(tiny_baseline(train={"batch_size": 5, "accumulate": 2}), tmp_path / "run")
+
+
+def test_data_of_ones_own_is_checked_and_trained_on(tmp_path: Path) -> None:
+    root = make_folder(
+        tmp_path / "own", {"classes": ["a", "b"]}, {f"day/{n}": n % 2 for n in range(4)} | {"night/x": 1}
+    )
+    data = {"name": "folder", "root": str(root), "train_split": "day", "val_split": "night", "crop": [32, 32]}
+    tree = tiny_tree(train={"steps": 1, "validate_every": 1, "pictures": 0}) | {"data": data}
+    spec = from_tree(tree)
+    check_run(spec)
+    directory = new_run(spec, tmp_path / "run")
+    assert directory.read_metrics()[-1]["step"] == 1
+    assert load_model(directory.path).classes.names == ("a", "b")
