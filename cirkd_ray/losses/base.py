@@ -92,10 +92,6 @@ class DistillationLoss(nn.Module):
         """Arguments of `torch.optim.Adam` for the opponent's parameters."""
         raise NotImplementedError(f"{type(self).__name__} has no opponent")
 
-    def memory_bytes(self) -> int:
-        """Bytes that the loss keeps on the device between steps (its parameters and buffers)."""
-        return sum(t.numel() * t.element_size() for t in [*self.parameters(), *self.buffers()])
-
 
 LOSSES: Registry[DistillationLoss] = Registry("loss", "cirkd_ray.losses")
 

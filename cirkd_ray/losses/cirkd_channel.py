@@ -31,9 +31,9 @@ class CirkdChannel(MapLoss):
 
     A queue of vectors of pooled pixels fits one crop size: `length` is that number of pixels ((512 / 8 / 4) x
     (1024 / 8 / 4) = 512 for Cityscapes). Chosen here: of `candidates` vectors a step, every image of the
-    global batch gives an equal number of random channels; the queue is a true ring (the reference
-    overwrites its tail). Deviation from the reference: ignored pixels are 0 in the channel vectors
-    (`mask_ignored: false` counts them).
+    global batch gives an equal number of random channels, rounded up (the last images give fewer where it
+    does not divide); the queue is a true ring (the reference overwrites its tail). Deviation from the
+    reference: ignored pixels are 0 in the channel vectors (`mask_ignored: false` counts them).
     """
 
     terms = ("minibatch_channel", "memory_channel", "channel_mse")

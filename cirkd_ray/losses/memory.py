@@ -186,8 +186,13 @@ class ClassQueue(nn.Module):
         return self.queue.index_select(1, slots).flatten(0, 1).to(torch.float32)
 
 
-def available_bytes(device: torch.device) -> int | None:
-    """Free bytes of the device (of the container, where there is one), or None where unknown."""
+def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Free bytes of the device (of the container, where there is one), or None where unknown.
+
+    Args:
+        device: the host's memory for `cpu`.
+        cgroup: the folder of the container's limit, where there is one (cgroup v2).
+    """
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:
@@ -196,10 +201,13 @@ def available_bytes(device: torch.device) -> int | None:
     except (OSError, KeyError, ValueError):
         return None
     try:
-        limit, used = (int(Path("/sys/fs/cgroup", f).read_text()) for f in ("memory.max", "memory.current"))
-    except (OSError, ValueError):  # no such limit
+        limit, used = (int((cgroup / f).read_text()) for f in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # The kernel gives cached files up when memory is asked for. Not `file`: that counts /dev/shm, too.
+        cached = int(stat["inactive_file"]) + int(stat["active_file"])
+    except (OSError, KeyError, ValueError):  # no such limit
         return free
-    return min(free, limit - used)
+    return min(free, limit - used + cached)
 
 
 def refuse_if_too_large(size: int, device: torch.device, what: str) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from cirkd_ray.losses.memory import (
     ClassQueue,
+    available_bytes,
     pixel_bits,
     pixel_candidates,
     random_bits,
@@ -97,3 +100,20 @@ def test_nothing_new_changes_nothing() -> None:
     q.push(torch.zeros(2, 3, 1))
     assert torch.equal(q.queue, before)
     assert q.ptr.tolist() == [0, 0]
+
+
+def container(folder: Path, limit: str) -> Path:
+    (folder / "memory.max").write_text(f"{limit}\n")
+    (folder / "memory.current").write_text("990000\n")
+    (folder / "memory.stat").write_text(
+        "anon 290000\nfile 700000\nshmem 200000\ninactive_file 300000\nactive_file 200000\n"
+    )
+    return folder
+
+
+def test_cached_files_of_a_container_are_free_memory(tmp_path: Path) -> None:
+    assert available_bytes(CPU, container(tmp_path, "1000000")) == 1_000_000 - 990_000 + 500_000
+
+
+def test_a_container_without_a_limit_has_the_machines_memory(tmp_path: Path) -> None:
+    assert (available_bytes(CPU, container(tmp_path, "max")) or 0) > 10_000_000
