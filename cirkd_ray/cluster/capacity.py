@@ -79,10 +79,23 @@ def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]
 def driver_resources(sweep: SweepSpec, count: int) -> dict[str, float]:
     """What a trial's own actor takes: nothing but a place on the head.
 
-    Where the scheduler pauses trials, more are under way than run; then that place is what bounds them.
+    Where the scheduler pauses trials, more are under way than run; then that place is what bounds them: as
+    small as it can be without admitting one more, because other runs' drivers want a place as well.
     """
-    share = max(1e-4, int(1e4 / count) / 1e4) if sweep.scheduler.name in PAUSING else 1e-3
-    return {"CPU": 0, HEAD: share}
+    if sweep.scheduler.name not in PAUSING:
+        return {"CPU": 0, HEAD: 1e-3}
+    share = int(1e4 / (count + 1)) + 1
+    return {"CPU": 0, HEAD: max(1, share if share * count <= 1e4 else int(1e4 / count)) / 1e4}
+
+
+def placed(sweep: SweepSpec, base: RunSpec, plan: Plan) -> RunSpec:
+    """The recipe with the places that the sweep planned, so that a trial that is started while a node is away
+    waits for it, instead of failing or training elsewhere."""
+    tree = base.to_dict()
+    tree["cluster"] |= {"device": "cuda" if plan.gpus else "cpu", "autoscaling": True}
+    if not {"train.batch_size", "train.accumulate"} & set(sweep.parameters):
+        tree["cluster"]["workers"] = plan.workers
+    return from_tree(tree)
 
 
 def wanted_cpus(specs: Sequence[RunSpec]) -> float:

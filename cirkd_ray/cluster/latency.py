@@ -3,15 +3,44 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from cirkd_ray.cluster.resources import plan_run
+from cirkd_ray.cluster.space import SweepSpec
+from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.rundir import write_atomically
+
+MOST_STUDENTS = 32
+LATENCY = "latency"
+"""The folder of a sweep that keeps what was measured."""
+
+
+def measured_figures(sweep: SweepSpec) -> bool:
+    """Whether a sweep's metrics ask for what is known of a student before it is trained."""
+    return bool({"latency_ms", "parameters"} & set(sweep.metric))
+
+
+def measure_students(sweep: SweepSpec, base: RunSpec, folder: Path) -> None:
+    """Measure the students that a sweep can meet while nothing trains beside them.
+
+    Those of continuous settings are measured when a trial meets them.
+    """
+    if not measured_figures(sweep):
+        return
+    shaping = {path: p for path, p in sweep.parameters.items() if path.startswith("model.")}
+    values = [p.values() for p in shaping.values()]
+    if math.prod(len(v) for v in values) > MOST_STUDENTS or not all(values):
+        return
+    for chosen in itertools.product(*values):
+        settings = {path: p.setting(v) for (path, p), v in zip(shaping.items(), chosen, strict=True)}
+        latency_ms(from_tree(apply_overrides(base.to_dict(), settings)), folder)
 
 
 def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
@@ -27,7 +56,7 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
         measured = ray.get(
             ray.remote(_measure)
             .options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-            .remote(spec.to_dict())
+            .remote(spec.to_dict(), plan.gpus > 0)
         )
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({**measured, "model": key["model"]}))
@@ -35,7 +64,7 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
     return {name: float(found[name]) for name in ("latency_ms", "parameters")}
 
 
-def _measure(tree: dict[str, object]) -> dict[str, float]:
+def _measure(tree: dict[str, object], on_gpu: bool) -> dict[str, float]:
     import torch
 
     from cirkd_ray.engine.build import build_datasets, build_network
@@ -45,6 +74,6 @@ def _measure(tree: dict[str, object]) -> dict[str, float]:
     _, val = build_datasets(spec)
     model = build_network(spec.model, len(val.classes), "model")
     size = val.load(0).image.shape[:2]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device("cuda" if on_gpu else "cpu")
     rate = images_per_second(model, (int(size[0]), int(size[1])), device)
     return {"latency_ms": 1000.0 / rate, "parameters": float(sum(p.numel() for p in model.parameters()))}

@@ -25,6 +25,10 @@ class TrialLog(Callback):  # type: ignore[misc]
     def __init__(self, folder: str, metric: str, total: int) -> None:
         self.folder, self.metric, self.total = Path(folder), metric, total
 
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        """It runs, again perhaps: what became of it before does not count."""
+        (self.folder / "trials" / trial.trial_id / OUTCOME).unlink(missing_ok=True)
+
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It has come to its end, or its scheduler has stopped it."""
         last = trial.last_result or {}

@@ -82,6 +82,18 @@ class Parameter(BaseModel):
             return list(self.options)
         return [int(b) for b in self.bounds] if self.randint else [self._tidy(b) for b in self.bounds]
 
+    def values(self) -> list[Any]:
+        """Every value of an option or a whole number on a grid; empty where there is no end to them."""
+        if self.options:
+            return list(self.options)
+        low, high = self.bounds
+        if self.randint:
+            return list(range(int(low), int(high) + 1))
+        if self.quniform:
+            step = self.quniform[2]
+            return [self._tidy(low + step * k) for k in range(math.floor((high - low) / step + 1e-9) + 1)]
+        return []
+
     def setting(self, value: Any) -> Any:
         """What a drawn value sets in the recipe."""
         return self.options[value] if self.options else value

@@ -107,7 +107,8 @@ def _run(sweep: Sweep) -> None:
     """All that needs Ray."""
     import ray
 
-    from cirkd_ray.cluster.capacity import cluster_capacity, largest_plan
+    from cirkd_ray.cluster.capacity import cluster_capacity, largest_plan, placed
+    from cirkd_ray.cluster.latency import LATENCY, measure_students
     from cirkd_ray.cluster.search import make_scheduler, make_searcher
 
     (
@@ -118,7 +119,8 @@ def _run(sweep: Sweep) -> None:
     fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
     sweep.say(f"{sweep.spec.trials} trials, {fits.count} at a time ({fits.reason})")
     started = time.perf_counter()
-    base = _with_teacher(sweep)
+    base = placed(sweep.spec, _with_teacher(sweep), plan)
+    measure_students(sweep.spec, base, sweep.folder / LATENCY)
     _search(sweep, base, fits.count)
     trials = read_sweep(sweep.folder)
     if not trials.ranked:
@@ -188,8 +190,14 @@ def make_tuner(
 
     trainable = tune.with_resources(make_trainable(plan, runner or fit), driver_resources(spec, at_a_time))
     state = Path(plan.folder) / "tune"
+    limit = None if spec.scheduler.name in PAUSING else at_a_time
+    seconds = spec.budget.hours * 3600 if spec.budget.hours else None
     if tune.Tuner.can_restore(str(state)):
-        return tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+        tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
+        # What may differ on continuing; Ray has no public way to say so.
+        held = tuner._local_tuner._tune_config
+        held.max_concurrent_trials, held.time_budget_s = limit, seconds
+        return tuner
     single = None if spec.multi_objective else spec.primary
     return tune.Tuner(
         trainable,
@@ -200,8 +208,8 @@ def make_tuner(
             search_alg=make_searcher(spec),
             scheduler=make_scheduler(spec, steps, report_every),
             num_samples=spec.trials,
-            max_concurrent_trials=None if spec.scheduler.name in PAUSING else at_a_time,
-            time_budget_s=spec.budget.hours * 3600 if spec.budget.hours else None,
+            max_concurrent_trials=limit,
+            time_budget_s=seconds,
             trial_dirname_creator=lambda trial: trial.trial_id,
         ),
         run_config=tune.RunConfig(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
+import os
+import shutil
 import tempfile
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,35 +37,50 @@ FAILURE = "failure.json"
 class RayReporter:
     """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on.
 
+    The last one is waited for, so that a run is only finished when all of it is in its directory.
+
     Args:
+        directory: the run's.
+        steps: of the run.
         asynchronous: whether training goes on meanwhile.
-        taken: names of the checkpoints that are there. One that is written again was passed over as damaged;
-            it gets a name of its own, because Ray will prune the damaged one by its name.
     """
 
-    def __init__(self, asynchronous: bool, taken: Collection[str] = ()) -> None:
-        modes = ray.train.CheckpointUploadMode
-        self.mode = modes.ASYNC if asynchronous else modes.SYNC
-        self.taken = taken
-        self.folder: Path | None = None
+    def __init__(self, directory: RunDirectory, steps: int, asynchronous: bool) -> None:
+        self.steps, self.asynchronous = steps, asynchronous
+        self.local = local_checkpoints(directory)
+        # One that is written again was passed over as damaged. It gets a name of its own, because Ray will
+        # prune the damaged one by its name.
+        self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
+        self.cleared = False
 
     def checkpoint_folder(self, name: str) -> Path:
         """A folder on this node; Ray moves it to the run's directory."""
-        if self.folder is None:
-            self.folder = Path(tempfile.mkdtemp(prefix="cirkd-checkpoints-"))
+        if not self.cleared:  # of what a killed worker left
+            shutil.rmtree(self.local, ignore_errors=True)
+            self.cleared = True
         while name in self.taken:
             name += "-again"
-        return self.folder / name
+        return self.local / name
 
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
         """Every rank takes part."""
+        modes, last = ray.train.CheckpointUploadMode, int(metrics["step"]) >= self.steps
         ray.train.report(
             dict(metrics),
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
             checkpoint_dir_name=None if checkpoint is None else checkpoint.name,  # the main rank's holds
-            checkpoint_upload_mode=self.mode,
+            checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
             delete_local_checkpoint_after_upload=True,
         )
+        if last and checkpoint is not None:
+            with contextlib.suppress(OSError):
+                self.local.rmdir()
+
+
+def local_checkpoints(directory: RunDirectory) -> Path:
+    """Where a run's checkpoints lie on a worker's node until they are in its directory."""
+    digest = hashlib.sha256(str(directory.path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"cirkd-checkpoints-{os.getuid()}-{digest}"
 
 
 class StopOnUserError(UserCallback):  # type: ignore[misc]
@@ -100,8 +119,7 @@ def worker(config: dict[str, Any]) -> None:
         if sum(node["Alive"] for node in ray.nodes()) > 1:
             spec = staged(spec)
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        taken = [path.name for path in list_checkpoints(directory.checkpoints)]
-        reporter = RayReporter(spec.cluster.async_checkpoints, taken)
+        reporter = RayReporter(directory, spec.train.steps, spec.cluster.async_checkpoints)
         resume_from = config.get("resume_from")
         train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
     except TransientError:

@@ -17,7 +17,7 @@ from ray.train import UserCallback
 
 from cirkd_ray import errors
 from cirkd_ray.cluster.bridge import Fit, Pointer, report, restored
-from cirkd_ray.cluster.latency import latency_ms
+from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
 from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.cluster.space_check import differences
 from cirkd_ray.cluster.train import fit, read_failure
@@ -78,7 +78,8 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], runner: Runner, trial_
         figures = _figures(sweep, spec, Path(plan.folder))
         _train(spec, directory, runner, parent, trial_id, figures)
     except UserError as error:
-        if directory is None or read_failure(directory) is not None or isinstance(error, ConfigError):
+        # What its workers or its configuration met stays; that the cluster is smaller for a while does not.
+        if directory is None or read_failure(directory) is not None:
             failure = {"kind": type(error).__name__, "message": str(error)}
             write_atomically(folder / FAILED, json.dumps(failure))
         raise
@@ -89,6 +90,8 @@ def prepare(
 ) -> tuple[RunSpec, RunDirectory, Path | None]:
     """The recipe, the run's directory and the donor's checkpoint if any.
 
+    Where the sweep goes on with other workers or another `data.root`, these are in effect.
+
     Raises:
         ConfigError: a sampled value is not in effect in the recipe that was written.
     """
@@ -97,12 +100,12 @@ def prepare(
     spec = from_tree(apply_overrides(plan.base, settings))
     directory, parent = _generation(folder, values, pointer)
     open_directory(directory, spec, resume=True)
-    written = directory.spec()  # what counts is what a reader of run.yaml will see
-    check_applied(written, settings)
+    check_applied(directory.spec(), settings)  # what a reader of run.yaml will see
+    check_applied(spec, settings)
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
     write_atomically(directory.path / GENERATION, json.dumps(about, indent=2))
-    return written, directory, Path(parent.path) if parent else None
+    return spec, directory, Path(parent.path) if parent else None
 
 
 def check_applied(spec: RunSpec, settings: Mapping[str, Any]) -> None:
@@ -171,9 +174,7 @@ def _last_line(directory: RunDirectory) -> dict[str, Any]:
 
 def _figures(sweep: SweepSpec, spec: RunSpec, folder: Path) -> dict[str, float]:
     """What is known of the student before it is trained, where the sweep asks for it."""
-    if not {"latency_ms", "parameters"} & set(sweep.metric):
-        return {}
-    return latency_ms(spec, folder / "latency")
+    return latency_ms(spec, folder / LATENCY) if measured_figures(sweep) else {}
 
 
 def _raise_what_failed_before(folder: Path) -> None:
