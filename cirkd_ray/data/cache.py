@@ -53,7 +53,7 @@ class DiskCache:
             return None
         content, check = kept[:-_CHECK], kept[-_CHECK:]
         if len(kept) < _CHECK or zlib.crc32(content).to_bytes(_CHECK, "little") != check:
-            path.unlink(missing_ok=True)
+            _remove(path)
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
@@ -73,7 +73,7 @@ class DiskCache:
                     file.write(zlib.crc32(content).to_bytes(_CHECK, "little"))
                 os.replace(temporary, path)  # noqa: PTH105
             except BaseException:
-                Path(temporary).unlink(missing_ok=True)
+                _remove(Path(temporary))
                 raise
         except OSError as error:
             self._working = False
@@ -86,6 +86,11 @@ class DiskCache:
         if self._added > self.limit / _SCAN_SHARE:
             self._added = 0
             self._shrink()
+
+    def drop(self, name: str) -> None:
+        """Forget the content kept under that name."""
+        if self._working:
+            _remove(self._path(name))
 
     def size(self) -> int:
         """Bytes that all files take."""
@@ -116,5 +121,14 @@ class DiskCache:
         for _, size, path in files:
             if total <= self.limit * _KEEP_SHARE:
                 break
-            Path(path).unlink(missing_ok=True)
-            total -= size
+            if _remove(Path(path)):
+                total -= size
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file; false where that may not be: in a shared folder it can belong to somebody else."""
+    try:
+        path.unlink(missing_ok=True)
+    except OSError:
+        return False
+    return True

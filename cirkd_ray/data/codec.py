@@ -14,21 +14,27 @@ from cirkd_ray.errors import DataError
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PALETTE, _GRAY = 3, 0
 _PNG_COLOURS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
+_UPRIGHT = cv2.IMREAD_COLOR_RGB
 # Labels are drawn on the pixels as stored, so a camera's orientation tag must not turn the image under them.
-_COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
+_COLOUR = _UPRIGHT | cv2.IMREAD_IGNORE_ORIENTATION
 
 
-def decode_image(data: bytes, where: str) -> UInt8:
+def decode_image(data: bytes, where: str, upright: bool = False) -> UInt8:
     """An H x W x 3 uint8 RGB image from JPEG, PNG, WebP or another format of OpenCV, told by its content.
 
     Gray images get three equal channels, alpha is dropped, 16 bits are cut to the upper 8.
+
+    Args:
+        data: the file's content.
+        where: names it in errors.
+        upright: turn the pixels as the camera's orientation tag (EXIF) says; for photos without labels.
 
     Raises:
         DataError: not an image, damaged or truncated; `where` names it.
     """
     if not data:
         raise DataError(f"{where}: the file is empty")
-    image: UInt8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), _COLOUR)
+    image: UInt8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), _UPRIGHT if upright else _COLOUR)
     if image is None or not _ends_whole(data):
         _explain(data, where)
     if image is None:
@@ -61,19 +67,6 @@ def decode_label(data: bytes, where: str) -> UInt8:
     if colour == _GRAY:
         indices = indices.astype(np.uint8) // (1 if depth == 1 else 255 // (2**depth - 1))
     return np.ascontiguousarray(indices, dtype=np.uint8)
-
-
-def image_size(data: bytes, where: str) -> tuple[int, int]:
-    """(height, width) from the header alone.
-
-    Raises:
-        DataError: the header is not an image's.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: not an image ({_short(error)})") from None
 
 
 def _narrow(label: np.ndarray, where: str) -> UInt8:

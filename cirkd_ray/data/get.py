@@ -187,7 +187,8 @@ def unpack(archive: Path, target: Path, inside: str = "", tell: Progress | None 
             if not chosen:
                 raise DataError(f"{archive}: holds nothing in {inside or 'it'}")
             target.mkdir(parents=True, exist_ok=True)
-            _require_space(target, sum(member.size for member, _ in chosen))
+            lacking = [member for member, place in chosen if not _is_there(member, target / place)]
+            _require_space(target, sum(member.size for member in lacking))
             for number, (member, place) in enumerate(chosen):
                 _write(member, target / place)
                 if tell:
@@ -257,9 +258,13 @@ def _require_space(target: Path, needed: int) -> None:
         raise DataError(f"{target}: {needed / 1e9:.1f} GB needed, {free / 1e9:.1f} GB free")
 
 
+def _is_there(member: _Member, target: Path) -> bool:
+    return target.is_file() and target.stat().st_size == member.size
+
+
 def _write(member: _Member, target: Path) -> None:
     """One file, seen whole or not at all."""
-    if target.is_file() and target.stat().st_size == member.size:
+    if _is_there(member, target):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f"{target.name}.part")

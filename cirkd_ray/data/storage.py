@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fnmatch
 import os
 import tempfile
 import time
@@ -10,9 +12,13 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from cirkd_ray.data.cache import DiskCache
-from cirkd_ray.errors import DataError
+from cirkd_ray.errors import DataError, TransientError
 
 T = TypeVar("T")
+_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
+"""What a network file system says while its server is away."""
+_CHANGING = ("manifest.json", "preparation.json", "index-*.jsonl", "dataset.yaml", "*.txt")
+"""Names of files that say what else there is: they are written again, so they are never read from a cache."""
 
 
 class Storage(Protocol):
@@ -23,6 +29,7 @@ class Storage(Protocol):
 
         Raises:
             DataError: it is not there or cannot be read.
+            TransientError: it could not be read now; another try may succeed.
         """
 
     def write(self, path: str, data: bytes) -> None:
@@ -50,7 +57,8 @@ class LocalStorage:
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
-            raise DataError(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
+            kind = TransientError if error.errno in _PASSING else DataError
+            raise kind(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
 
     def write(self, path: str, data: bytes) -> None:
         """Make or replace the file: whole, or not at all."""
@@ -78,6 +86,8 @@ class LocalStorage:
 class RemoteStorage:
     """Files behind a URL, read through a local cache (see `DiskCache`); failed requests are tried again.
 
+    Lists and descriptions, which change while a data set is prepared, are read anew each time.
+
     Credentials, endpoints and the like come from where the protocol's own tools take them (for S3 the AWS_...
     variables and files) or from fsspec's configuration (FSSPEC_S3_...).
 
@@ -88,7 +98,7 @@ class RemoteStorage:
         pause: seconds before the second try; doubled each time.
     """
 
-    def __init__(self, url: str, cache: DiskCache | None = None, tries: int = 4, pause: float = 0.5) -> None:
+    def __init__(self, url: str, cache: DiskCache | None = None, tries: int = 5, pause: float = 1.0) -> None:
         self.url = url.rstrip("/")
         self.cache = DiskCache.from_environment() if cache is None else cache
         self.tries, self.pause = tries, pause
@@ -97,12 +107,14 @@ class RemoteStorage:
     def read(self, path: str) -> bytes:
         """The file's content, from the cache where it is there."""
         where = self.where(path)
-        held = self.cache.get(where)
+        keeps = not any(fnmatch.fnmatchcase(path.rpartition("/")[2], pattern) for pattern in _CHANGING)
+        held = self.cache.get(where) if keeps else None
         if held is not None:
             return held
         filesystem, root = self._open()
         data: bytes = self._try(lambda: filesystem.cat_file(f"{root}/{path}"), where)
-        self.cache.put(where, data)
+        if keeps:
+            self.cache.put(where, data)
         return data
 
     def write(self, path: str, data: bytes) -> None:
@@ -115,6 +127,7 @@ class RemoteStorage:
             filesystem.pipe_file(f"{root}/{path}", data)
 
         self._try(put, self.where(path))
+        self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
@@ -152,15 +165,15 @@ class RemoteStorage:
         return self._connection
 
     def _try(self, request: Callable[[], T], where: str) -> T:
-        """The request's answer; errors that may pass are met by waiting."""
+        """The request's answer; errors that may pass are met by waiting, then are a `TransientError`."""
         for attempt in range(self.tries):
             try:
                 return request()
-            except (FileNotFoundError, PermissionError) as error:
+            except (FileNotFoundError, PermissionError, NotImplementedError) as error:
                 raise DataError(f"{where}: {_reason(error)}") from None
             except Exception as error:  # each protocol's library has exceptions of its own
                 if attempt + 1 == self.tries:
-                    raise DataError(f"{where}: {_reason(error)} ({self.tries} tries)") from error
+                    raise TransientError(f"{where}: {_reason(error)} ({self.tries} tries)") from error
                 time.sleep(self.pause * 2**attempt)
         raise AssertionError("unreachable")
 

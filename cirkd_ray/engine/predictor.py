@@ -161,10 +161,10 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
 
 
 def read_files(files: Iterable[tuple[Path, str]]) -> Iterator[Source]:
-    """The images of `find_images`, one at a time."""
+    """The images of `find_images`, one at a time, turned upright where the camera noted how it was held."""
     for path, name in files:
         try:
-            yield Source(name, decode_image(path.read_bytes(), str(path)))
+            yield Source(name, decode_image(path.read_bytes(), str(path), upright=True))
         except OSError as error:
             yield Source(name, None, f"{path}: cannot be read ({error.strerror})")
         except DataError as error:

@@ -193,11 +193,14 @@ def test_unpacking_goes_on_after_an_interruption(tmp_path: Path) -> None:
 
 def test_too_little_space_is_said_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = tmp_path / "a.zip"
-    archive.write_bytes(zipped({"a": bytes(10_000)}))
+    archive.write_bytes(zipped({"a": bytes(10_000), "b": bytes(4000)}))
     usage = get_module.shutil.disk_usage(tmp_path)._replace(free=5000)
     monkeypatch.setattr(get_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="GB needed"):
         unpack(archive, tmp_path / "to")
+    (tmp_path / "to/a").write_bytes(bytes(10_000))
+    unpack(archive, tmp_path / "to")
+    assert (tmp_path / "to/b").stat().st_size == 4000, "what is there needs no more space"
 
 
 def test_sbd_labels_join_vocs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import threading
@@ -18,7 +19,7 @@ from cirkd_ray.data.loader import train_loader
 from cirkd_ray.data.prepare import Encoding, prepare
 from cirkd_ray.data.storage import LocalStorage, RemoteStorage, open_storage
 from cirkd_ray.data.transforms import TrainTransform
-from cirkd_ray.errors import DataError
+from cirkd_ray.errors import DataError, TransientError
 from tests.unit.test_data_sets import make_folder
 
 fsspec = pytest.importorskip("fsspec")
@@ -141,13 +142,61 @@ def test_errors_that_pass_are_tried_again(flaky: RemoteStorage) -> None:
 
 def test_errors_that_stay_name_the_file(flaky: RemoteStorage) -> None:
     Flaky.failures = 99
-    with pytest.raises(DataError, match=r"flaky://host/root/a\.png: Connection reset by peer \(4 tries\)"):
+    with pytest.raises(TransientError, match=r"flaky://host/root/a\.png: Connection reset .* \(4 tries\)"):
         flaky.read("a.png")
     assert Flaky.failures == 95
     for name, reason in (("absent", "absent"), ("secret", "Access denied")):
-        with pytest.raises(DataError, match=rf"root/{name}\.png: .*{reason}"):
+        with pytest.raises(DataError, match=rf"root/{name}\.png: .*{reason}") as caught:
             flaky.read(f"{name}.png")
+        assert not isinstance(caught.value, TransientError), "no other try would mend it"
     assert Flaky.failures == 95
+
+
+@pytest.mark.parametrize(
+    ("number", "passes"), [(errno.EIO, True), (errno.ESTALE, True), (errno.EACCES, False)]
+)
+def test_a_file_server_that_is_away_is_no_error_of_the_user(
+    number: int, passes: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(DataError, match=r"a\.png: cannot be read") as caught:
+        LocalStorage(tmp_path).read("a.png")
+    assert isinstance(caught.value, TransientError) == passes
+
+
+@pytest.fixture
+def memory(tmp_path: Path) -> Iterator[RemoteStorage]:
+    yield RemoteStorage("memory://shelf", DiskCache(tmp_path / "cache", 10**6), tries=1)
+    fsspec.filesystem("memory").rm("/shelf", recursive=True)
+
+
+def test_what_is_written_replaces_what_the_cache_holds(memory: RemoteStorage) -> None:
+    for content in (b"old", b"new"):
+        memory.write("train/000000.safetensors", content)
+        assert memory.read("train/000000.safetensors") == content
+
+
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "preparation.json", "train/index-000003.jsonl", "dataset.yaml", "train.txt"]
+)
+def test_lists_and_descriptions_are_read_anew(name: str, memory: RemoteStorage, tmp_path: Path) -> None:
+    elsewhere = RemoteStorage(memory.url, DiskCache(tmp_path / "other", 10**6), tries=1)
+    for content in (b"old", b"new"):
+        memory.write(name, content)
+        assert elsewhere.read(name) == content, "although another machine wrote it"
+
+
+def test_a_split_prepared_later_is_seen_through_a_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: RemoteStorage
+) -> None:
+    monkeypatch.setenv("CIRKD_CACHE", str(tmp_path / "cache"))
+    root = make_folder(tmp_path / "raw", "classes: [a, b]", NAMES)
+    for split in ("train", "val"):
+        prepare({split: build_dataset("folder", split=split, root=root)}, "folder", {}, memory.url)
+        assert len(build_dataset("folder", split=split, root=memory.url)) == (3 if split == "train" else 1)
 
 
 def test_an_unknown_protocol_says_so() -> None:
@@ -218,6 +267,26 @@ def test_a_cache_that_cannot_be_written_is_switched_off(tmp_path: Path) -> None:
         cache.put("a", b"1")
     cache.put("b", b"2")
     assert cache.get("a") is None
+
+
+def test_a_cache_file_that_may_not_be_removed_is_a_miss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a shared folder, files of other users."""
+    cache = DiskCache(tmp_path, 100_000)
+    cache.put("a", b"1")
+    (held,) = (p for p in tmp_path.rglob("*") if p.is_file())
+    held.write_bytes(b"damaged")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "unlink", refuse)
+    assert cache.get("a") is None
+    cache.drop("a")
+    for number in range(200):
+        cache.put(f"file {number}", bytes(1000))
+    assert cache.get("file 199") == bytes(1000)
 
 
 def test_the_environment_sets_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

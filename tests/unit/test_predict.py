@@ -6,9 +6,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
+from cirkd_ray.data.codec import decode_image
 from cirkd_ray.engine.predictor import Predictor, find_images
 from cirkd_ray.errors import DataError
 from cirkd_ray.models import build_model, load_model, save_model
@@ -78,6 +80,18 @@ def test_gray_alpha_and_16_bit_images_are_predicted(model, tmp_path):
     assert sorted(p.name for p in (out / "ids").iterdir()) == ["alpha.png", "deep.png", "gray.png"]
     same = expected_labels(model, np.dstack([gray] * 3))
     assert (cv2.imread(str(out / "ids" / "gray.png"), cv2.IMREAD_UNCHANGED) == same).all()
+
+
+def test_photos_are_turned_upright(model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn clockwise to see it so
+    Image.fromarray(image()).save(tmp_path / "photo.jpg", quality=95, exif=exif)
+    out = tmp_path / "out"
+    assert main(["predict", str(model), str(tmp_path / "photo.jpg"), "--out", str(out)]) == 0
+    stored = decode_image((tmp_path / "photo.jpg").read_bytes(), "photo")
+    ids = cv2.imread(str(out / "ids" / "photo.png"), cv2.IMREAD_UNCHANGED)
+    assert (ids == expected_labels(model, np.rot90(stored, -1).copy())).all()
+    assert cv2.imread(str(out / "blends" / "photo.jpg")).shape[:2] == (56, 40)
 
 
 def test_damaged_images_are_named_and_the_rest_is_predicted(model, tmp_path, capsys):
