@@ -142,6 +142,7 @@ class Loop:
                 self._report(done, window, validates, saves)
                 window = Window()
             loader_start = time.perf_counter()
+        self._replace_lost_export()
         return self._finish()
 
     def _batches(self, start: int) -> Iterator[DeviceBatch]:
@@ -288,6 +289,16 @@ class Loop:
             data=self.spec.data.name,
             validation=scores,
         )
+
+    def _replace_lost_export(self) -> None:
+        """Export the last student where the best one is not in the directory: its files were deleted, or it
+        is of the run that this one took its checkpoint from. `best` then speaks of what is exported."""
+        gone = self.directory.missing_model_file() if self.world.is_main else None
+        gone = broadcast_text(gone or "", self.world)
+        if gone:
+            self._message(f"{gone} is not in {self.directory.path}: exporting the student of the last step")
+            self.progress.best = {}
+            self._validate(self.progress.step)
 
     def _save(self, done: int) -> Path | None:
         """The complete checkpoint, on the main rank."""

@@ -18,6 +18,8 @@ from cirkd_ray.composition import read_yaml
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import CheckpointError, ConfigError
 
+MODEL_FILES = ("student.safetensors", "model.json")
+"""The exported model."""
 PACKAGES = ("torch", "torchvision", "ray", "timm", "numpy", "opencv-python-headless")
 
 
@@ -119,13 +121,17 @@ class RunDirectory:
             CheckpointError: the run is finished, but a file of its model is gone.
         """
         found = self.read_result()
-        for name in ("student.safetensors", "model.json") if found is not None else ():
-            if not (self.path / name).is_file():
-                raise CheckpointError(
-                    f"{self.path}: is finished, but {name} is gone; delete result.json and train again "
-                    "with --resume to write it anew"
-                )
+        gone = self.missing_model_file() if found is not None else None
+        if gone is not None:
+            raise CheckpointError(
+                f"{self.path}: is finished, but {gone} is gone; delete result.json and train again "
+                "with --resume to export the last checkpoint's student"
+            )
         return found
+
+    def missing_model_file(self) -> str | None:
+        """The first file of the exported model that is not there."""
+        return next((name for name in MODEL_FILES if not (self.path / name).is_file()), None)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -138,6 +138,24 @@ def test_a_truncated_checkpoint_is_passed_over_with_a_warning(
     assert figures(again) == figures(undisturbed)
 
 
+@pytest.mark.parametrize("name", ["student.safetensors", "model.json"])
+def test_a_lost_student_is_exported_again(undisturbed: RunDirectory, tmp_path: Path, name: str) -> None:
+    run = RunDirectory(tmp_path / "run")
+    shutil.copytree(undisturbed.path, run.path)
+    for lost in (name, "result.json"):  # as the error of `read_finished` advises
+        (run.path / lost).unlink()
+    messages = Messages()
+    new_run(undisturbed.spec(), run.path, messages)
+    assert messages.texts[1].startswith(f"{name} is not in {run.path}")
+    assert figures(run) == figures(undisturbed)
+    result, before = run.read_finished(), undisturbed.read_result()
+    assert result is not None
+    assert before is not None
+    assert result["last"]["miou"] == before["last"]["miou"]
+    assert result["best"]["step"] == 6
+    assert load_model(run.path).info["validation"]["miou"] == result["last"]["miou"]
+
+
 def test_a_changed_byte_is_noticed(undisturbed: RunDirectory, tmp_path: Path) -> None:
     shutil.copytree(undisturbed.checkpoints, tmp_path / "checkpoints")
     newest = list_checkpoints(tmp_path / "checkpoints")[0]
