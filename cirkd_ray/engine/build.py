@@ -152,9 +152,7 @@ def _build_step(
     assert isinstance(student, SegmentationModel)
     require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
-        distiller = convert_sync_batchnorm(
-            distiller
-        )  # timm's: torch's drops the activations of BatchNormAct2d
+        synchronise_batchnorm(distiller)
     _move(distiller, world.device, channels_last)
     if teacher is not None:
         _move(teacher, world.device, channels_last)
@@ -188,6 +186,20 @@ def _build_step(
         channels_last=channels_last,
         wrapped=_wrap(distiller, spec, world),
     )
+
+
+def synchronise_batchnorm(distiller: Distiller) -> None:
+    """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
+
+    Those of opponents stay each rank's own: a gradient penalty differentiates twice through them, which
+    SyncBatchNorm does not support. Their running statistics are averaged before they are used.
+    """
+    opponents = {loss: loss.opponent for _, loss in distiller.opponents()}
+    for loss in opponents:
+        loss.opponent = None
+    convert_sync_batchnorm(distiller)  # timm's: torch's drops the activations of BatchNormAct2d
+    for loss, opponent in opponents.items():
+        loss.opponent = opponent
 
 
 def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:

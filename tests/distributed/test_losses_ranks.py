@@ -17,9 +17,23 @@ from torch import Tensor
 from cirkd_ray.losses import LossInputs
 from cirkd_ray.losses.task import TaskLoss
 from cirkd_ray.types import SegmentationOutput
-from tests.contract.loss_cases import KINDS, make_inputs, own_module, small_loss, student_maps, total
+from tests.contract.loss_cases import (
+    KINDS,
+    make_inputs,
+    own_module,
+    small_labels,
+    small_loss,
+    student_maps,
+    total,
+)
 
 WORLD, STEPS, IMAGES = 2, 3, 4
+APART = {
+    "cirkd_minibatch": {"minibatch_pixel"},
+    "cirkd_channel": {"minibatch_channel"},
+    "cirkd_v2": {"minibatch_pixel", "minibatch_channel"},
+}
+"""Terms that by default (`gather: false`) compare a rank's images with one another alone."""
 
 
 def joined_inputs(step: int) -> LossInputs:
@@ -38,12 +52,12 @@ def part_of(inputs: LossInputs, rank: int, world: int) -> LossInputs:
     return replace(inputs, student=student, teacher=teacher, labels=inputs.labels[rows])
 
 
-def run(kind: str, rank: int, world: int) -> dict[str, Any]:
+def run(kind: str, rank: int, world: int, **settings: Any) -> dict[str, Any]:
     """Some steps of one loss as the engine runs it; what is left of them, averaged over ranks as DDP does."""
     if kind == "task":
         loss: Any = TaskLoss()
     else:
-        loss = small_loss(kind, **getattr(own_module(kind), "JOINED", {}))
+        loss = small_loss(kind, **(settings or getattr(own_module(kind), "JOINED", {})))
     opponent = getattr(loss, "opponent", None)
     if opponent is not None:
         opponent.requires_grad_(False)
@@ -73,6 +87,38 @@ def run(kind: str, rank: int, world: int) -> dict[str, Any]:
     }
 
 
+def apart(kind: str) -> dict[str, Any]:
+    """Settings of the default: within a rank."""
+    return {"active": frozenset(APART[kind]), "gather": False}
+
+
+def run_apart(kind: str) -> dict[str, Any]:
+    """In one process what two ranks should find: the mean over the rows of all ranks, each row compared with
+    the images of its own rank. Pixels are rows where they are valid, channels always."""
+    loss, maps, values = small_loss(kind, **apart(kind)), [], []
+    for step in range(STEPS):
+        parts = [part_of(joined_inputs(step), rank, WORLD) for rank in range(WORLD)]
+        valid = torch.stack([(small_labels(part) != -1).sum() for part in parts]).double()
+        assert valid[0] != valid[1]
+        shares = {
+            "minibatch_pixel": valid / valid.sum(),
+            "minibatch_channel": torch.full((WORLD,), 1 / WORLD),
+        }
+        found = [loss(part) for part in parts]
+        means = [
+            sum(s * f[name] for s, f in zip(shares[name], found, strict=True)) for name in sorted(found[0])
+        ]
+        torch.stack(means).sum().backward()
+        per_map = zip(*(student_maps(part) for part in parts), strict=True)
+        maps += [
+            torch.cat([torch.zeros_like(t) if t.grad is None else t.grad for t in pieces])
+            for pieces in per_map
+        ]
+        values.append(torch.stack(means).detach())
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in loss.parameters()]
+    return {"maps": maps, "parameters": grads, "values": values}
+
+
 def worker(rank: int, port: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -82,7 +128,9 @@ def worker(rank: int, port: int, folder: str) -> None:
         world_size=WORLD,
         timeout=timedelta(seconds=120),
     )
-    torch.save({kind: run(kind, rank, WORLD) for kind in ["task", *KINDS]}, Path(folder) / f"{rank}.pt")
+    found = {kind: run(kind, rank, WORLD) for kind in ["task", *KINDS]}
+    found |= {f"{kind} apart": run(kind, rank, WORLD, **apart(kind)) for kind in APART}
+    torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -97,16 +145,27 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("kind", ["task", *KINDS])
-def test_two_ranks_are_one_process_with_the_joined_batch(kind: str, ranks: list[dict[str, Any]]) -> None:
-    alone = run(kind, 0, 1)
-    one, two = (found[kind] for found in ranks)
+def assert_equal(one: dict[str, Any], two: dict[str, Any], alone: dict[str, Any]) -> None:
+    """Values and gradients of two ranks are those of one process."""
     for key in ("values", "parameters"):
         for mine, theirs, expected in zip(one[key], two[key], alone[key], strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=0)
             torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-9)
     for first, second, expected in zip(one["maps"], two["maps"], alone["maps"], strict=True):
         torch.testing.assert_close(torch.cat([first, second]), expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["task", *KINDS])
+def test_two_ranks_are_one_process_with_the_joined_batch(kind: str, ranks: list[dict[str, Any]]) -> None:
+    alone = run(kind, 0, 1)
+    one, two = (found[kind] for found in ranks)
+    assert_equal(one, two, alone)
     for first, second, expected in zip(one["buffers"], two["buffers"], alone["buffers"], strict=True):
         assert torch.equal(first, second)
         torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", APART)
+def test_by_default_a_rank_compares_its_own_images(kind: str, ranks: list[dict[str, Any]]) -> None:
+    one, two = (found[f"{kind} apart"] for found in ranks)
+    assert_equal(one, two, run_apart(kind))
