@@ -95,7 +95,7 @@ class Encoder(nn.Module):
             maps = [x.permute(0, 3, 1, 2).contiguous() for x in maps]
         if self.multiple > 1:
             strides = self.info.strides
-            maps = [x[..., : -(-height // s), : -(-width // s)] for x, s in zip(maps, strides, strict=True)]
+            maps = [x[..., : cells(height, s), : cells(width, s)] for x, s in zip(maps, strides, strict=True)]
         return maps
 
     @torch.no_grad()
@@ -107,7 +107,7 @@ class Encoder(nn.Module):
         height, width = 2 * self.multiple, 3 * self.multiple
         strides = self.info.strides
         expected = [
-            (c, -(-height // s), -(-width // s)) for c, s in zip(self.info.channels, strides, strict=True)
+            (c, cells(height, s), cells(width, s)) for c, s in zip(self.info.channels, strides, strict=True)
         ]
         self.eval()
         try:
@@ -121,6 +121,11 @@ class Encoder(nn.Module):
         self.train()
         if found != expected:
             raise ConfigError(f"{where}: {name!r} gives maps of {found}, but timm declares {expected}")
+
+
+def cells(side: int, stride: int) -> int:
+    """ceil(side / stride), without a division of negative numbers: ONNX rounds those towards zero."""
+    return (side + stride - 1) // stride
 
 
 def _create(

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError, nearest
-from cirkd_ray.models.encoders import Encoder
+from cirkd_ray.models.encoders import Encoder, cells
 from cirkd_ray.models.heads.base import EncoderInfo, Head
 from cirkd_ray.types import Preprocessing, SegmentationOutput
 
@@ -131,7 +131,7 @@ class EncoderDecoder(SegmentationModel):
         stages = self.encoder(images)
         feature = self.head.features(stages)
         if self.encoder.multiple > 1:  # a head that enlarges its maps also enlarges what padding added
-            height, width = (-(-side // self.head.stride) for side in images.shape[-2:])
+            height, width = (cells(side, self.head.stride) for side in images.shape[-2:])
             feature = feature[..., :height, :width]
         logits = self.head.classify(feature)
         aux = None

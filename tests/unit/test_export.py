@@ -13,6 +13,7 @@ from torch import nn
 from cirkd_ray.cli import main
 from cirkd_ray.models import LoadedModel, build_model, export, save_model
 from cirkd_ray.models.blocks import adaptive_average_pool
+from cirkd_ray.models.encoders import Encoder
 from cirkd_ray.models.export import SUFFIXES, ExportError, ExportOptions, export_model
 from cirkd_ray.models.heads import HEADS, EncoderInfo
 from cirkd_ray.models.package import numbered_classes
@@ -78,7 +79,7 @@ def test_exported_pooling_equals_the_operator(monkeypatch, bins, size):
 def test_onnx_of_any_size_gives_pytorchs_labels(tmp_path, head):
     loaded = tiny(head, CAFFE)
     report = export_model(loaded, tmp_path / "m.onnx", "onnx", ExportOptions(size=(64, 96)))
-    assert report.checked == ((2, 64, 96), (3, 160, 160))
+    assert report.checked == ((2, 64, 96), (3, 160, 160), (1, 101, 157))
     session = onnxruntime.InferenceSession(report.path)
     assert session.get_inputs()[0].name == "images"
     assert session.get_outputs()[0].name == "labels"
@@ -88,6 +89,26 @@ def test_onnx_of_any_size_gives_pytorchs_labels(tmp_path, head):
     assert labels.dtype == torch.int64
     assert len(expected.unique()) > 1
     assert (labels == expected).float().mean() > 0.999
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torchscript"])
+def test_of_an_encoder_that_pads_maps_are_cut_alike(tmp_path, kind):
+    """At a size that is a multiple of no stride; timm's encoders of any name pad."""
+
+    class Padding(nn.Module):
+        info, multiple, channels_last = TinyEncoder.info, 8, False
+        forward = Encoder.forward
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = TinyEncoder()
+
+    loaded = tiny()
+    loaded.model.encoder = Padding()
+    report = export_model(loaded, tmp_path / "m.x", kind, ExportOptions(labels=False, size=(64, 96)))
+    images = torch.randint(0, 256, (1, 3, 71, 90)).float()
+    found = export._reader(kind, report.path)(images)
+    torch.testing.assert_close(found, by_hand(loaded, images), rtol=1e-3, atol=1e-4)
 
 
 def test_onnx_scores_without_preprocessing_of_a_fixed_size(tmp_path):
@@ -145,7 +166,7 @@ def test_command_writes_checks_and_tells(tmp_path, capsys):
     assert main(words) == 0
     text = capsys.readouterr().out
     assert "student.pt" in text
-    assert "checked on 2 x 3 x 64 x 64, 3 x 3 x 160 x 128: difference of scores" in text
+    assert "checked on 2 x 3 x 64 x 64, 3 x 3 x 160 x 128, 1 x 3 x 101 x 125: difference of scores" in text
     assert (tmp_path / "student.pt").is_file()
     assert main(["export", str(tmp_path / "absent")]) == 2
     assert "nothing at" in capsys.readouterr().err
@@ -176,7 +197,14 @@ def test_a_real_network_of_a_fixed_size(tmp_path):
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "name",
-    ["deeplabv3_resnet18", "deeplabv3_mobilenetv2", "pspnet_resnet18", "segformer_b0", "upernet_resnet18"],
+    [
+        "deeplabv3_resnet18",
+        "deeplabv3_mobilenetv2",
+        "pspnet_resnet18",
+        "segformer_b0",
+        "upernet_resnet18",
+        "fcn:test_resnet",
+    ],
 )
 def test_whole_networks_of_any_size(tmp_path, name):
     torch.manual_seed(0)
