@@ -40,7 +40,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--tile", type=int, default=256, metavar="PIXELS", help="side of a tile (default: 256)"
     )
     prepare.add_argument("--max-size", type=int, metavar="PIXELS", help="scale longer sides down to this")
-    prepare.add_argument("--skip-bad", action="store_true", help="leave out and list what cannot be read")
+    prepare.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="leave out and list what cannot be read (tried again each time)",
+    )
 
     get = actions.add_parser("get", help="download camvid, voc, ade20k or coco_stuff_164k")
     get.add_argument("name", metavar="DATASET")
@@ -116,8 +120,11 @@ def _prepare(args: argparse.Namespace) -> int:
     console = _console()
     for split in splits:
         console.print(f"{split}: {manifest.splits[split]} samples", highlight=False)
-    for name, reason in list(manifest.skipped.items())[:_SHOWN]:
+    skipped = [pair for split in splits for pair in manifest.skipped.get(split, {}).items()]
+    for name, reason in skipped[:_SHOWN]:
         console.print(f"skipped {name}: {reason}", highlight=False, markup=False)
+    if len(skipped) > _SHOWN:
+        console.print(f"  and {len(skipped) - _SHOWN} more (manifest.json lists all)", highlight=False)
     console.print(f"train with data.name={args.name} data.root={args.out}", highlight=False)
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import lzma
 from collections import Counter
@@ -59,6 +60,11 @@ class LabelMap:
             if cv2.countNonZero(cv2.inRange(stored, low, high)):
                 raise ImpossibleLabels(f"{where}: {self._complaint(stored)}")
         return stored if self.identity else cv2.LUT(stored, self.table)
+
+    @property
+    def digest(self) -> str:
+        """A name for the table: equal where the same stored values mean the same."""
+        return hashlib.sha256(self.table.tobytes() + self.possible.tobytes()).hexdigest()[:16]
 
     def _complaint(self, stored: UInt8) -> str:
         counts = np.bincount(stored.ravel(), minlength=256)
@@ -139,6 +145,12 @@ class FileDataset(SegmentationDataset):
     def name(self, index: int) -> str:
         """The image's path below the root."""
         return self.image_file(self.ids[index])
+
+    def source_bytes(self, index: int) -> list[int] | None:
+        """Sizes of the sample's files, image first; None where they are not cheap to know, or one is gone."""
+        paths = [self.name(index)] + ([self.label_file(self.ids[index])] if self.has_labels else [])
+        sizes = [size for path in paths if (size := self.storage.size(path)) is not None]
+        return sizes if len(sizes) == len(paths) else None
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""

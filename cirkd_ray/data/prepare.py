@@ -24,11 +24,18 @@ from cirkd_ray.data.prepared import (
     encode_labels,
     encode_tiles,
     find_manifest,
+    index_part,
 )
 from cirkd_ray.data.storage import Storage, open_storage
-from cirkd_ray.errors import DataError
+from cirkd_ray.errors import DataError, TransientError
 
+Row = dict[str, Any]
 _PLAN = "preparation.json"
+_MEANING = {
+    "classes": "of other classes, or of the same in another order",
+    "palette": "with other colours of the classes",
+    "labels": "in which label values stand for other classes",
+}
 _PART = 64
 _WHOLE_PIXELS = 1_000_000
 
@@ -63,6 +70,9 @@ def prepare(
     JPEG images of up to a million pixels are stored as they are (one tile, no second loss), unless `max_size`
     or PNG was asked for.
 
+    A finished sample is made again where its source files have other sizes now, or where it was skipped. Of a
+    split that is being changed the manifest says nothing, so that nobody reads a half of it.
+
     Args:
         splits: the data set's splits by name.
         name: its registered name.
@@ -74,80 +84,126 @@ def prepare(
 
     Raises:
         DataError: a sample is bad, the target cannot be written or holds a preparation of something else.
+        TransientError: a file could not be read for a reason that may pass; such a file is never skipped.
     """
     encoding = encoding or Encoding()
     storage = open_storage(target, create=True)
-    _agree(
-        storage, {"dataset": name, "settings": dict(settings), "options": asdict(encoding), "format": FORMAT}
+    source = next(iter(splits.values()))
+    plan = {
+        "dataset": name,
+        "settings": dict(settings),
+        "options": asdict(encoding),
+        "format": FORMAT,
+        "classes": source.classes.names,
+        "palette": source.classes.palette,
+        "labels": source.labels.digest if isinstance(source, FileDataset) else None,
+    }
+    _agree(storage, plan)
+    ledger = _Ledger(
+        storage, find_manifest(target) or Manifest(**{k: plan[k] for k in plan if k != "labels"})
     )
-    before = find_manifest(target)
-    skipped = dict(before.skipped) if before else {}
-    counts = dict(before.splits) if before else {}
-    unlabelled = {split for split, data in splits.items() if not getattr(data, "has_labels", True)}
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)
-            counts[split] = 0
-            for rows in _parts(split, data, storage, functools.partial(pool.map, store)):
+            skipped: dict[str, str] = {}
+            for rows in _parts(split, data, ledger, functools.partial(pool.map, store)):
                 skipped |= {row["name"]: row["error"] for row in rows if "error" in row}
-                counts[split] += sum("error" not in row for row in rows)
                 if progress:
                     progress(len(rows))
-    classes = next(iter(splits.values())).classes
-    manifest = Manifest(
-        format=FORMAT,
-        dataset=name,
-        settings=dict(settings),
-        classes=classes.names,
-        palette=classes.palette,
-        splits=counts,
-        unlabelled=tuple(sorted(unlabelled | set(before.unlabelled if before else ()))),
-        skipped=skipped,
-        options=asdict(encoding),
-    )
-    storage.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
-    return manifest
+            ledger.complete(split, len(data), skipped, getattr(data, "has_labels", True))
+    return ledger.manifest
+
+
+@dataclass
+class _Ledger:
+    """The manifest of a target while its splits are made.
+
+    Attributes:
+        storage: the target.
+        manifest: what is complete.
+    """
+
+    storage: Storage
+    manifest: Manifest
+
+    def withdraw(self, split: str) -> None:
+        """Take a split out of the stored manifest, before any of its files changes."""
+        if split in self.manifest.splits:
+            self.manifest = self.manifest.without(split)
+            self._write()
+
+    def complete(self, split: str, count: int, skipped: Mapping[str, str], has_labels: bool) -> None:
+        """Enter a split of `count` samples of which everything is there but the skipped ones."""
+        rest = self.manifest.without(split)
+        self.manifest = rest.model_copy(
+            update={
+                "splits": {**rest.splits, split: count - len(skipped)},
+                "parts": {**rest.parts, split: -(-count // _PART)},
+                "skipped": {**rest.skipped, split: dict(skipped)} if skipped else rest.skipped,
+                "unlabelled": rest.unlabelled if has_labels else tuple(sorted({*rest.unlabelled, split})),
+            }
+        )
+        self._write()
+
+    def _write(self) -> None:
+        self.storage.write(MANIFEST, self.manifest.model_dump_json(indent=1).encode())
 
 
 def _agree(storage: Storage, plan: dict[str, Any]) -> None:
     """Go on with the preparation that the target holds, if it is this one."""
-    known = storage.names("")
+    known, text = storage.names(""), json.dumps(plan)
     if _PLAN in known:
-        held = json.loads(storage.read(_PLAN))
-        other = [key for key in plan if held.get(key) != plan[key]]
-        if other:
-            raise DataError(
-                f"{storage.where('')}: holds a preparation with {other[0]} = {held.get(other[0])}, "
-                f"not {plan[other[0]]}; choose another folder"
-            )
+        held, wanted = json.loads(storage.read(_PLAN)), json.loads(text)
+        for key in wanted:
+            if held.get(key) != wanted[key]:
+                differs = _MEANING.get(key) or f"with {key} = {held.get(key)}, not {wanted[key]}"
+                raise DataError(f"{storage.where('')}: holds a preparation {differs}; choose another folder")
     elif known:
         raise DataError(f"{storage.where('')}: not empty and no preparation; choose another folder")
     else:
-        storage.write(_PLAN, json.dumps(plan).encode())
+        storage.write(_PLAN, text.encode())
 
 
 def _parts(
-    split: str,
-    data: SegmentationDataset,
-    storage: Storage,
-    store: Callable[[Sequence[int]], Iterable[dict[str, Any]]],
-) -> Iterator[list[dict[str, Any]]]:
-    """The lines of every part of a split's index; `store` writes the samples of a part that is not there."""
-    done = set(storage.names(split))
+    split: str, data: SegmentationDataset, ledger: _Ledger, store: Callable[[Sequence[int]], Iterable[Row]]
+) -> Iterator[list[Row]]:
+    """The lines of every part of a split's index; `store` writes the samples that are not there as they are
+    now.
+    """
+    storage = ledger.storage
+    done = {f"{split}/{name}" for name in storage.names(split)}
     for start in range(0, len(data), _PART):
-        part = f"index-{start // _PART:06d}.jsonl"
+        part = index_part(split, start // _PART)
         numbers = range(start, min(start + _PART, len(data)))
-        rows = _rows(storage, split, part, [data.name(i) for i in numbers]) if part in done else None
-        if rows is None:
-            rows = list(store(numbers))
-            storage.write(f"{split}/{part}", "".join(json.dumps(row) + "\n" for row in rows).encode())
-        yield rows
+        held = _rows(storage, part, [data.name(i) for i in numbers]) if part in done else None
+        rows = dict(zip(numbers, held or (), strict=held is not None))
+        stale = [i for i in numbers if i not in rows or not _current(rows[i], data, i)]
+        if stale:
+            ledger.withdraw(split)
+            if part in done:
+                storage.write(part, b"")  # until all is made again, no line of it is true
+            rows.update(zip(stale, store(stale), strict=True))
+            storage.write(part, "".join(json.dumps(rows[i]) + "\n" for i in numbers).encode())
+        yield [rows[i] for i in numbers]
 
 
-def _rows(storage: Storage, split: str, part: str, names: Sequence[str]) -> list[dict[str, Any]] | None:
+def _current(row: Row, data: SegmentationDataset, index: int) -> bool:
+    """Whether a line stands for the sample as it is: not skipped, and made of files of the same sizes."""
+    if "error" in row:
+        return False
+    made_of, there = row.get("source"), _source(data, index)
+    return made_of is None or there is None or made_of == there
+
+
+def _source(data: SegmentationDataset, index: int) -> list[int] | None:
+    """Bytes of the files of a sample, where there are files and that is cheap to know."""
+    return data.source_bytes(index) if isinstance(data, FileDataset) else None
+
+
+def _rows(storage: Storage, part: str, names: Sequence[str]) -> list[Row] | None:
     """The lines of a finished part; None where it is damaged or of other samples: it is made again."""
     try:
-        rows = [json.loads(line) for line in storage.read(f"{split}/{part}").decode().splitlines()]
+        rows = [json.loads(line) for line in storage.read(part).decode().splitlines()]
     except ValueError:
         return None
     return rows if [row.get("name") for row in rows] == list(names) else None
@@ -155,11 +211,14 @@ def _rows(storage: Storage, split: str, part: str, names: Sequence[str]) -> list
 
 def _store(
     data: SegmentationDataset, split: str, storage: Storage, encoding: Encoding, skip_bad: bool, index: int
-) -> dict[str, Any]:
+) -> Row:
     """Write one sample; its line of the index."""
+    source = _source(data, index)
     try:
         sample = data.load(index)
         original = _original(data, index, sample, encoding)
+    except TransientError:
+        raise  # the file may be good
     except DataError as error:
         if skip_bad:
             return {"name": data.name(index), "error": str(error)}
@@ -171,6 +230,7 @@ def _store(
     digest = hashlib.sha256(content).hexdigest()
     return {
         "name": sample.name,
+        "source": source,
         "file": path,
         "bytes": len(content),
         "sha256": digest,

@@ -3,9 +3,10 @@
 A reader decodes only the tiles that a crop needs. A prepared root takes the place of the original one: the
 same data set name, settings and splits, another `root` (see `cirkd data prepare`).
 
-Root: `manifest.json`; for each split `SPLIT/index-*.jsonl` (one line a sample: name, file, bytes, sha256,
-height, width; or name and error) and `SPLIT/NUMBER.safetensors` with the tensors `image` and `label` (the
-tiles, row by row) and `image_ends` and `label_ends` (where each tile ends).
+Root: `manifest.json`; for each split `SPLIT/index-*.jsonl` (one line a sample: name, source, file, bytes,
+sha256, height, width; or name and error; source holds the bytes of the files it was made of, where known)
+and `SPLIT/NUMBER.safetensors` with the tensors `image` and `label` (the tiles, row by row) and `image_ends`
+and `label_ends` (where each tile ends).
 """
 
 from __future__ import annotations
@@ -13,8 +14,9 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -29,12 +31,14 @@ from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import ClassSet
 
+T = TypeVar("T")
 MANIFEST = "manifest.json"
-FORMAT = 1
+FORMAT = 2
+_READERS = 16
 
 
 class Manifest(BaseModel):
-    """The content of `manifest.json`, which is written last: where it is, all is there.
+    """The content of `manifest.json`; all is there of the splits that it names.
 
     Attributes:
         format: version of the form.
@@ -42,8 +46,9 @@ class Manifest(BaseModel):
         settings: the data set's own settings that decided the labels.
         classes, palette: names and colours.
         splits: number of samples of each split.
+        parts: number of parts of each split's index; a longer one's may be left over.
         unlabelled: splits whose labels are not public.
-        skipped: samples left out because they could not be read, with the reason.
+        skipped: of each split, the samples left out because they could not be read, with the reason.
         options: how images were encoded.
     """
 
@@ -54,10 +59,31 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    splits: dict[str, int]
+    splits: dict[str, int] = {}
+    parts: dict[str, int] = {}
     unlabelled: tuple[str, ...] = ()
-    skipped: dict[str, str]
+    skipped: dict[str, dict[str, str]] = {}
     options: dict[str, Any]
+
+    def without(self, split: str) -> Manifest:
+        """The manifest as it would be had the split never been prepared."""
+
+        def rest(held: dict[str, T]) -> dict[str, T]:
+            return {name: value for name, value in held.items() if name != split}
+
+        return self.model_copy(
+            update={
+                "splits": rest(self.splits),
+                "parts": rest(self.parts),
+                "skipped": rest(self.skipped),
+                "unlabelled": tuple(name for name in self.unlabelled if name != split),
+            }
+        )
+
+
+def index_part(split: str, number: int) -> str:
+    """Path of a part of a split's index."""
+    return f"{split}/index-{number:06d}.jsonl"
 
 
 def find_manifest(root: str | Path) -> Manifest | None:
@@ -73,14 +99,14 @@ def find_manifest(root: str | Path) -> Manifest | None:
         content = json.loads(storage.read(MANIFEST))
         if not isinstance(content, dict) or "format" not in content or "dataset" not in content:
             return None  # some other program's manifest
-        manifest = Manifest.model_validate(content)
+        if content["format"] != FORMAT:
+            raise DataError(
+                f"{storage.where(MANIFEST)}: of format {content['format']}, this version reads {FORMAT}; "
+                "prepare the data set again, into another folder"
+            )
+        return Manifest.model_validate(content)
     except (ValueError, ValidationError) as error:
         raise DataError(f"{storage.where(MANIFEST)}: damaged ({str(error).splitlines()[0]})") from None
-    if manifest.format != FORMAT:
-        raise DataError(
-            f"{storage.where(MANIFEST)}: of format {manifest.format}, this version reads {FORMAT}"
-        )
-    return manifest
 
 
 def open_prepared(
@@ -94,10 +120,8 @@ def open_prepared(
     if manifest.dataset != name:
         raise DataError(f"{root}: holds the prepared data set {manifest.dataset!r}, not {name!r}")
     if split not in manifest.splits:
-        have = ", ".join(manifest.splits)
-        raise DataError(
-            f"{root}: the split {split!r} was not prepared, only {have}; run cirkd data prepare again"
-        )
+        have = f"only {', '.join(manifest.splits)}" if manifest.splits else "nor was another"
+        raise DataError(f"{root}: the split {split!r} was not prepared, {have}; run cirkd data prepare again")
     for key, value in manifest.settings.items():
         if settings.get(key) != value:
             raise DataError(
@@ -111,10 +135,11 @@ class PreparedDataset(SegmentationDataset):
 
     def __init__(self, root: str | Path, manifest: Manifest, split: str) -> None:
         self.storage: Storage = open_storage(root)
+        self.manifest = manifest
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
         self.has_labels = split not in manifest.unlabelled
-        self.rows = read_index(self.storage, split)
+        self.rows = read_index(self.storage, split, manifest.parts[split])
         if len(self.rows) != manifest.splits[split]:
             raise DataError(
                 f"{self.storage.where(split)}: the index has {len(self.rows)} samples, "
@@ -149,20 +174,23 @@ class PreparedDataset(SegmentationDataset):
         )
 
 
-def read_index(storage: Storage, split: str) -> list[tuple[str, str, str]]:
-    """(name, file, sha256) of every sample of a split, in order."""
-    rows: list[tuple[str, str, str]] = []
-    for part in storage.names(split):
-        if part.startswith("index-") and part.endswith(".jsonl"):
-            path = f"{split}/{part}"
-            try:
-                for line in storage.read(path).decode().splitlines():
-                    row = json.loads(line)
-                    if "error" not in row:
-                        rows.append((row["name"], row["file"], row["sha256"]))
-            except (ValueError, KeyError) as error:
-                raise DataError(f"{storage.where(path)}: damaged ({error})") from None
-    return rows
+def read_index(storage: Storage, split: str, parts: int) -> list[tuple[str, str, str]]:
+    """(name, file, sha256) of every sample of a split, in order.
+
+    Raises:
+        DataError: one of the index's parts is missing or damaged.
+    """
+
+    def rows(number: int) -> list[tuple[str, str, str]]:
+        path = index_part(split, number)
+        try:
+            lines = [json.loads(line) for line in storage.read(path).decode().splitlines()]
+            return [(row["name"], row["file"], row["sha256"]) for row in lines if "error" not in row]
+        except (ValueError, KeyError) as error:
+            raise DataError(f"{storage.where(path)}: damaged ({error})") from None
+
+    with ThreadPoolExecutor(max(1, min(_READERS, parts))) as pool:  # a request for each behind a URL
+        return [row for found in pool.map(rows, range(parts)) for row in found]
 
 
 class TiledSample:

@@ -42,6 +42,9 @@ class Storage(Protocol):
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
 
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where it is not there, or asking would take a request of its own."""
+
     def where(self, path: str) -> str:
         """The path in full, for messages."""
 
@@ -77,6 +80,13 @@ class LocalStorage:
             return []
         except OSError as error:
             raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
+
+    def size(self, path: str) -> int | None:
+        """Bytes of a file; None where it is not there."""
+        try:
+            return os.stat(self.root / path).st_size  # noqa: PTH116 - many files
+        except OSError:
+            return None
 
     def where(self, path: str) -> str:
         """The path in full, for messages."""
@@ -143,6 +153,10 @@ class RemoteStorage:
             return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found if str(path) != target})
 
         return self._try(listing, self.where(folder))
+
+    def size(self, path: str) -> int | None:
+        """None: asking takes as long as reading a small file."""
+        return None
 
     def where(self, path: str) -> str:
         """The path in full, for messages."""
