@@ -1,0 +1,141 @@
+"""A preparation that is run again: what changed is made again, what means something else is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from cirkd_ray.data import build_dataset
+from cirkd_ray.data import prepare as prepare_module
+from cirkd_ray.data.files import FileDataset
+from cirkd_ray.data.prepare import Encoding, verify_prepared
+from cirkd_ray.data.prepared import PreparedDataset, find_manifest
+from cirkd_ray.errors import DataError, TransientError
+from tests.unit.test_data_prepare import convert, small_set, soft_image
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return small_set(tmp_path)
+
+
+def prepared(target: Path, split: str = "train") -> list[str]:
+    data = build_dataset("folder", split=split, root=target)
+    assert isinstance(data, PreparedDataset)
+    for i in range(len(data)):
+        verify_prepared(data, i)
+        assert data.load(i).name == data.name(i)
+    return [data.name(i).rsplit("/", 1)[1] for i in range(len(data))]
+
+
+def test_a_mended_file_is_no_longer_skipped(root: Path, tmp_path: Path) -> None:
+    path, target = root / "images/train/c.png", tmp_path / "out"
+    good = path.read_bytes()
+    path.write_bytes(good[:-20])
+    convert(root, target, skip_bad=True)
+    assert prepared(target) == ["b b.png", "ä.png"]
+    with pytest.raises(DataError, match=r"c\.png: "):
+        convert(root, target)
+    with pytest.raises(DataError, match=r"'train' was not prepared, only val"):
+        prepared(target)
+    path.write_bytes(good)
+    convert(root, target, splits=("train",))
+    assert prepared(target) == ["b b.png", "c.png", "ä.png"]
+    assert find_manifest(target).skipped == {}  # type: ignore[union-attr]
+
+
+def test_what_the_network_hides_is_not_skipped(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(*_: object) -> None:
+        raise TransientError("b b.png: Connection reset by peer (5 tries)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FileDataset, "load", away)
+        with pytest.raises(TransientError):
+            convert(root, tmp_path / "out", skip_bad=True)
+    convert(root, tmp_path / "out", skip_bad=True)
+    assert len(prepared(tmp_path / "out")) == 3
+
+
+@pytest.mark.parametrize(
+    ("description", "message"),
+    [
+        ("classes: [y, x]", "of other classes, or of the same in another order"),
+        ("classes: [x, y]\nids: {0: y, 1: x}", "in which label values stand for other classes"),
+        ("classes: [x, y]\nignore: [7, 255]", "in which label values stand for other classes"),
+        ("classes: [x, y]\npalette: [[1, 2, 3], [4, 5, 6]]", "with other colours"),
+    ],
+)
+def test_labels_of_another_meaning_do_not_join_a_preparation(
+    description: str, message: str, root: Path, tmp_path: Path
+) -> None:
+    convert(root, tmp_path / "out", splits=("train",))
+    (root / "dataset.yaml").write_text(description)
+    with pytest.raises(DataError, match=message):
+        convert(root, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["images", "labels"])
+def test_a_sample_whose_files_changed_is_made_again_alone(
+    kind: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, made = tmp_path / "out", []
+    convert(root, target, encoding=Encoding(quality=None))
+    changed = soft_image(64, 64, 1) if kind == "images" else np.ones((64, 64), np.uint8)
+    path = root / kind / "train/b b.png"
+    assert path.stat().st_size != path.write_bytes(cv2.imencode(".png", changed)[1].tobytes())
+    whole = prepare_module.encode_sample
+    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0].name) or whole(*a))
+    convert(root, target, encoding=Encoding(quality=None))
+    assert made == ["images/train/b b.png"]
+    old, new = (build_dataset("folder", split="train", root=r).load(0) for r in (root, target))
+    np.testing.assert_array_equal(new.image, old.image)
+    np.testing.assert_array_equal(new.label, old.label)
+
+
+@pytest.mark.parametrize("gone", ["b b", "ä"])
+def test_a_split_that_shrank_is_prepared_again(
+    gone: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare_module, "_PART", 1)
+    target = tmp_path / "out"
+    convert(root, target)
+    saved = [root / f"images/train/{gone}.png", root / f"labels/train/{gone}.png"]
+    content = [path.read_bytes() for path in saved]
+    for path in saved:
+        path.unlink()
+    for _ in range(2):
+        convert(root, target)
+        assert prepared(target) == [
+            name for name in ("b b.png", "c.png", "ä.png") if not name.startswith(gone)
+        ]
+    for path, data in zip(saved, content, strict=True):
+        path.write_bytes(data)
+    convert(root, target)
+    assert prepared(target) == ["b b.png", "c.png", "ä.png"]
+
+
+def test_a_split_that_is_being_changed_cannot_be_read(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "out"
+    convert(root, target)
+    (root / "labels/train/b b.png").unlink()
+    (root / "images/train/b b.png").unlink()
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_module, "encode_sample", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert(root, target)
+    with pytest.raises(DataError, match=r"'train' was not prepared, only val"):
+        prepared(target)
+    assert prepared(target, "val") == ["d.jpg"]
+    convert(root, target)
+    assert prepared(target) == ["c.png", "ä.png"]
