@@ -90,8 +90,7 @@ class Parameter(BaseModel):
         if self.randint:
             return list(range(int(low), int(high) + 1))
         if self.quniform:
-            step = self.quniform[2]
-            return [self._tidy(low + step * k) for k in range(math.floor((high - low) / step + 1e-9) + 1)]
+            return [self._tidy(low + self.quniform[2] * k) for k in range(self._places)]
         return []
 
     def setting(self, value: Any) -> Any:
@@ -116,8 +115,7 @@ class Parameter(BaseModel):
         if self.loguniform:
             return float(np.exp(random.uniform(np.log(low), np.log(high))))
         if self.quniform:
-            step = self.quniform[2]
-            return self._tidy(low + step * int(random.integers(0, round((high - low) // step) + 1)))
+            return self._tidy(low + self.quniform[2] * int(random.integers(0, self._places)))
         return float(random.uniform(low, high))
 
     def suggest(self, trial: Trial, path: str) -> Any:
@@ -145,8 +143,16 @@ class Parameter(BaseModel):
             return round(value)
         if self.quniform:
             step = self.quniform[2]
-            return self._tidy(low + step * math.floor((value - low) / step + 0.5 - 1e-9))
+            nearest = math.floor((value - low) / step + 0.5 - 1e-9)
+            return self._tidy(low + step * min(nearest, self._places - 1))
         return value
+
+    @property
+    def _places(self) -> int:
+        """How many values a `quniform` has; 1.0 // 0.1 is 9, hence the margin."""
+        assert self.quniform is not None
+        low, high, step = self.quniform
+        return math.floor((high - low) / step + 1e-9) + 1
 
     def _tidy(self, value: float) -> float | int:
         """A whole number on a grid of whole numbers is an int, as the settings that count want it."""

@@ -12,8 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 from cirkd_ray.cluster.parameters import Parameter
 from cirkd_ray.composition import Tree
 
-SCHEDULERS = ("none", "asha", "hyperband", "bohb", "median", "pbt", "pb2")
-SEARCHERS = ("random", "grid", "tpe", "hyperopt", "bohb")
 PAUSING = ("hyperband", "bohb", "pbt", "pb2")
 """Schedulers that pause trials, so that more trials are under way than run at a time."""
 POPULATION = ("pbt", "pb2")

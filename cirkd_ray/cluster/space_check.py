@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import combinations, product
 from typing import Any
 
-from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
+from cirkd_ray.cluster.parameters import Parameter
+from cirkd_ray.cluster.space import PAUSING, POPULATION
+from cirkd_ray.cluster.space_build import Builder
 from cirkd_ray.cluster.space_file import SpaceFile
 from cirkd_ray.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config import RunSpec, from_tree, load_tree
-from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.errors import ConfigError, UserError, nearest
 
 REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "images_per_second")
 MEASURED = ("latency_ms", "parameters")
@@ -30,6 +33,9 @@ MUTABLE = re.compile(
     r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
 )
 """What may change between a checkpoint and the run that goes on from it."""
+WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
+SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.(?P<loss>[^.]+)(\.[^.]+)?$")
+"""Settings that decide how networks and losses are built."""
 
 
 def base_run(space: SpaceFile) -> RunSpec:
@@ -64,7 +70,13 @@ def check_space(space: SpaceFile) -> RunSpec:
     _check_metrics(space)
     _check_pair(space)
     _check_schedule(space, spec)
-    _check_parameters(space, spec)
+    builder = Builder()
+    try:
+        builder.check(spec)
+    except UserError as error:
+        raise space.error(("recipe",), f"cannot be built: {error}") from None
+    _check_parameters(space, spec, builder)
+    _check_pairs(space, spec, builder)
     return spec
 
 
@@ -145,6 +157,12 @@ def _check_population(space: SpaceFile) -> None:
             )
         if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
             raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
+        if WEIGHT.match(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
+            raise space.error(
+                ("parameters", path, parameter.kind),
+                f"{space.spec.scheduler.name} cannot take 0: a term without weight is not built, so its "
+                "checkpoints fit no other trial; take a small weight instead",
+            )
     if space.spec.trials < 4:
         raise space.error(("budget", "trials"), "a population needs at least 4 trials")
 
@@ -170,8 +188,10 @@ def _check_schedule(space: SpaceFile, spec: RunSpec) -> None:
         )
 
 
-def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
-    """Every path exists, every bound and option is a valid recipe, in every branch of its conditions."""
+def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
+    """Every path exists, every bound and option is a valid recipe that can be built, in every branch of its
+    conditions.
+    """
     base = spec.to_dict()
     for path, parameter in space.spec.parameters.items():
         location = ("parameters", path)
@@ -190,17 +210,66 @@ def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
             for value in parameter.extremes():
                 setting = {path: parameter.setting(value)}
                 try:
-                    _check_applied(apply_overrides(before.to_dict(), setting), setting)
-                except ConfigError as error:
+                    builder.check(
+                        _applied(apply_overrides(before.to_dict(), setting), setting), _loss_of(path)
+                    )
+                except UserError as error:
                     raise space.error(
                         (*location, parameter.kind), f"{value!r} cannot be used: {error}"
                     ) from None
 
 
-def _check_applied(tree: Tree, settings: Mapping[str, Any]) -> None:
-    differing = differences(from_tree(tree), settings)
+def _applied(tree: Tree, settings: Mapping[str, Any]) -> RunSpec:
+    """The resolved recipe, in which `settings` are in effect."""
+    spec = from_tree(tree)
+    differing = differences(spec, settings)
     if differing:
         raise ConfigError(f"the resolved recipe has {differing[0]}")
+    return spec
+
+
+def _check_pairs(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
+    """What each parameter allows, two may forbid together: fewer slots in a memory than are drawn from it."""
+    parameters = space.spec.parameters
+    shaping = [path for path in parameters if SHAPING.match(path) and not WEIGHT.match(path)]
+    for first, second in combinations(shaping, 2):
+        losses = {loss for loss in map(_loss_of, (first, second)) if loss is not None}
+        if len(losses) > 1:  # losses are built one by one
+            continue
+        for branch in _branches_of_pair(space, first, second):
+            for values in product(_ends(parameters[first]), _ends(parameters[second])):
+                drawn = {**branch, first: values[0], second: values[1]}
+                try:
+                    tree = apply_overrides(spec.to_dict(), space.spec.settings(drawn))
+                    builder.check(from_tree(tree), next(iter(losses), None))
+                except UserError as error:
+                    raise space.error(
+                        ("parameters", second, parameters[second].kind),
+                        f"{values[1]!r} cannot be used with {first}={values[0]!r}: {error}",
+                    ) from None
+
+
+def _loss_of(path: str) -> str | None:
+    """The loss that a path belongs to, if it belongs to one."""
+    found = SHAPING.match(path)
+    return found["loss"] if found else None
+
+
+def _ends(parameter: Parameter) -> list[Any]:
+    """Lowest and highest number; of other options all."""
+    values = parameter.extremes()
+    numbers = [v for v in values if isinstance(parameter.setting(v), int | float)]
+    if len(numbers) < len(values):
+        return values
+    return list({min(numbers, key=parameter.setting): 0, max(numbers, key=parameter.setting): 0})
+
+
+def _branches_of_pair(space: SpaceFile, first: str, second: str) -> Iterator[dict[str, Any]]:
+    """Values of other choices under which both parameters count and neither is bound by the other's."""
+    for one, two in product(_branches(space, first), _branches(space, second)):
+        branch = {**one, **two}
+        if first not in branch and second not in branch and all(branch[path] == one[path] for path in one):
+            yield branch
 
 
 def _branches(space: SpaceFile, path: str) -> list[dict[str, Any]]:
@@ -260,8 +329,3 @@ def _equal(found: Any, wanted: Any) -> bool:
         except ValueError:
             return False
     return bool(found == wanted)
-
-
-def sweep_settings(sweep: SweepSpec, base: Mapping[str, Any], values: Mapping[str, Any]) -> Tree:
-    """The tree of one trial."""
-    return apply_overrides(dict(base), sweep.settings(values))

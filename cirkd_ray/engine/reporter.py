@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -59,8 +58,3 @@ class Listener:
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The run's result."""
-
-
-def discard(folder: Path) -> None:
-    """Remove a folder that is not needed any more."""
-    shutil.rmtree(folder, ignore_errors=True)

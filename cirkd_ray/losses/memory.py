@@ -134,12 +134,12 @@ class ClassQueue(nn.Module):
         super().__init__()
         size = num_classes * slots * channels * dtype.itemsize
         refuse_if_too_large(
-            size, torch.device("cpu"), f"{name} ({num_classes} x {slots} x {channels} {dtype})"
+            size, torch.get_default_device(), f"{name} ({num_classes} x {slots} x {channels} {dtype})"
         )
         seed = zlib.crc32(f"{name} {num_classes} {slots} {channels}".encode())
         generator = torch.Generator().manual_seed(seed)
         queue = torch.empty(num_classes, slots, channels, dtype=dtype)
-        for rows in queue:
+        for rows in () if queue.is_meta else queue:  # on `meta` only the shape is asked for
             rows.copy_(nn.functional.normalize(torch.randn(rows.shape, generator=generator), dim=1))
         self.register_buffer("queue", queue)
         self.register_buffer("ptr", torch.zeros(num_classes, dtype=torch.int64))
@@ -187,12 +187,14 @@ class ClassQueue(nn.Module):
 
 
 def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Free bytes of the device (of the container, where there is one), or None where unknown.
+    """Free bytes of the device (of the container, where there is one), or None where unknown or not needed.
 
     Args:
         device: the host's memory for `cpu`.
         cgroup: the folder of the container's limit, where there is one (cgroup v2).
     """
+    if device.type == "meta":
+        return None
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,66 @@ def test_what_is_wrong_is_refused_with_its_line(
     assert line is None or found.startswith(f":{line}: ")
 
 
+MEMORY = """\
+recipe: quickstart
+parameters:
+  distill.losses.cirkd_memory.pixel_memory: {choice: [200, 20000]}
+  distill.losses.cirkd_memory.pixel_keys: {choice: {few: 512, many: 2048}}
+"""
+BRANCHES = """\
+recipe: quickstart
+parameters:
+  distill.losses: {choice: {kd: {loss: {kind: kd}}, af_dcd: {loss: {kind: af_dcd}}}}
+  distill.losses.loss.groups: {choice: [4, 8], when: {distill.losses: af_dcd}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "old", "new", "message"),
+    [
+        (MEMORY, "[200, 20000]", "[10, 20000]", ":3: .*: 10 cannot be used: .*pixel_memory=10 is smaller"),
+        (MEMORY, "2048", "4096", r":4: .*: 'many' cannot be used with \S+pixel_memory=200: .*=4096 draws"),
+        (MEMORY, "quickstart", "quickstart\nset: {distill.losses.cirkd_memory.region_memory: 3}",
+         ":1: recipe: cannot be built: .*region_memory=3 is smaller"),
+        (BRANCHES, "[4, 8]", "[4, 7]", ":4: .*: 7 cannot be used: .*groups=7 does not divide .* 64 channels"),
+    ],
+)  # fmt: skip
+def test_losses_are_built_at_the_ends_of_their_settings(
+    tmp_path: Path, text: str, old: str, new: str, message: str
+) -> None:
+    file = tmp_path / "good.yaml"
+    file.write_text(text)
+    check_space(load_space(str(file)))
+    assert old in text
+    assert re.match(message, refused(tmp_path, text.replace(old, new)))
+
+
+def test_long_queues_are_looked_at_without_their_memory(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(MEMORY.replace("20000", "200000000"))  # 11 x 2e8 x 64 numbers
+    check_space(load_space(str(file)))
+
+
+@pytest.mark.parametrize(
+    ("path", "domain"),
+    [
+        ("distill.losses.kd.weight", "{uniform: [0, 1]}"),
+        ("distill.losses.cirkd_memory.weights.memory_pixel", "{choice: [0.0, 1.0]}"),
+        ("distill.losses.kd.weight", "{choice: {off: 0, on: 1}}"),
+    ],
+)
+def test_a_population_takes_no_weight_of_zero(tmp_path: Path, path: str, domain: str) -> None:
+    text = f"recipe: quickstart\nparameters:\n  {path}: {domain}\nscheduler: {{name: pbt}}\n"
+    found = refused(tmp_path, text)
+    assert found.startswith(":3: ")
+    assert "pbt cannot take 0" in found
+    file = tmp_path / "space.yaml"
+    file.write_text(text.replace("pbt", "asha"))
+    check_space(load_space(str(file)))
+    file.write_text(text.replace(path, "task.aux_weight"))  # its head is there without a weight
+    check_space(load_space(str(file)))
+
+
 def test_a_key_given_twice_and_broken_yaml_name_the_line(tmp_path: Path) -> None:
     assert "given twice" in refused(tmp_path, GOOD + "recipe: quickstart\n")
     assert refused(tmp_path, "recipe: [quickstart\n").startswith(":2:")
@@ -110,6 +171,8 @@ def test_one_teacher_serves_all_trials(tmp_path: Path) -> None:
         ({"uniform": [2.0, 5.0]}, 2, 5, False),
         ({"loguniform": [0.01, 10.0]}, 0.01, 10, False),
         ({"quniform": [10, 60, 25]}, 10, 60, True),
+        ({"quniform": [0.0, 1.0, 0.1]}, 0, 1, False),
+        ({"quniform": [10, 50, 25]}, 10, 35, True),
         ({"randint": [3, 5]}, 3, 5, True),
     ],
 )
@@ -121,6 +184,10 @@ def test_draws_stay_in_bounds_and_reach_both_ends(
     values = [parameter.draw(random) for _ in range(2000)]
     assert low <= min(values) <= low + 0.05 * (high - low)
     assert high - 0.05 * (high - low) <= max(values) <= high
+    if parameter.quniform:
+        assert (min(values), max(values)) == (low, high)
+        assert parameter.round_to(parameter.bounds[1]) == high
+        assert set(values) == set(parameter.values())
     assert all(isinstance(value, int) == whole for value in values)
     assert {parameter.round_to(value) for value in values} == set(values)
 
