@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +156,12 @@ def run_data(model: str) -> dict[str, Any]:
     except (OSError, ValueError, AttributeError):
         return {}
     return {"name": name} if isinstance(name, str) else {}
+
+
+def warn(warnings: Iterable[str]) -> None:
+    """Say what the user should know, beside and not within what the command prints."""
+    for warning in warnings:
+        sys.stderr.write(f"cirkd: warning: {warning}\n")
 
 
 def _place(root: str | None) -> str | None:

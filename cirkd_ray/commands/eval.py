@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirkd_ray.commands._evaluation import add_evaluation, make_job
+from cirkd_ray.commands._evaluation import add_evaluation, make_job, warn
 
 if TYPE_CHECKING:
     from cirkd_ray.engine.evaluator import EvaluationJob
@@ -54,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     evaluation = evaluate_job(job, args.workers, bootstrap=args.bootstrap, worst=args.worst)
     folder = Path(args.out).expanduser() if args.out else _default_folder(args.model, job)
     files = evaluation.write(folder)
+    warn(evaluation.subject.warnings)
     if args.json:
         print(json.dumps(evaluation.to_dict(), allow_nan=False))
         return 0
@@ -61,8 +62,6 @@ def run(args: argparse.Namespace) -> int:
     console.print(per_class(evaluation.result).rich())
     console.print(evaluation.scores().rich())
     console.print(evaluation.speed(), highlight=False)
-    for warning in evaluation.subject.warnings:
-        console.print(f"warning: {warning}", highlight=False)
     console.print(f"report: {files[1]}", highlight=False)
     return 0
 

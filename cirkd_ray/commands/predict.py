@@ -16,7 +16,15 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirkd_ray.commands._evaluation import add_data, add_model, add_views, data_settings, make_job, make_views
+from cirkd_ray.commands._evaluation import (
+    add_data,
+    add_model,
+    add_views,
+    data_settings,
+    make_job,
+    make_views,
+    warn,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -92,6 +100,7 @@ def _predict(args: argparse.Namespace) -> int:
     total, sources, dataset = _sources(args)
     names = server_names(dataset) if args.submission else []
     predictor = _predictor(args, dataset)
+    warn(predictor.warnings)
     forms = tuple(args.write or (() if args.submission else FORMS))
     folder, done = Path(args.out).expanduser(), 0
     failures: list[str] = []
@@ -169,6 +178,7 @@ def _worst(args: argparse.Namespace) -> int:
             "--worst N takes no images, and N must be at least 1: it looks for them in a labelled split"
         )
     evaluation = evaluate_job(make_job(args), worst=args.worst)
+    warn(evaluation.subject.warnings)
     path = Path(args.out).expanduser() / "worst.png"
     save_picture(path, evaluation.worst_picture())
     console = output(highlight=False)

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from cirkd_ray.models.download import Progress
     from cirkd_ray.models.inspection import Inspection
     from cirkd_ray.models.segmentation import SegmentationModel
-    from cirkd_ray.models.weights import WeightsReport
     from cirkd_ray.types import ClassSet
 
 
@@ -121,14 +120,14 @@ _KINDS = {
 def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
     """Rows of the network and of what does not fit it."""
     if args.model is not None or (found.best is not None and found.kind == "cirkd_ray"):
-        from cirkd_ray.models.weights import compare, explain
+        from cirkd_ray.models.weights import aside, compare, explain
 
         name = args.model or found.best.name  # type: ignore[union-attr]
         report, _ = compare(_network(args, name, found), args.path)
         problems = explain(report)
         return [
             ("network", f"{name}: {problems.strip() or f'fits ({report.loaded} entries)'}"),
-            *_aside(report),
+            *aside(report),
         ]
     if found.best is None:
         return []
@@ -141,16 +140,6 @@ def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
         (k, f"{len(v)}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}") for k, v in lists.items() if v
     ]
     return [("network", f"nearest is {what}, which it does not fit"), *rows]
-
-
-def _aside(report: WeightsReport) -> list[tuple[str, str]]:
-    """Rows of what a load leaves out or starts afresh."""
-    notes = (
-        ("dropped", report.dropped, "have no place in this network"),
-        ("fresh", report.fresh, "of the heads keep fresh values"),
-        ("reinitialised", report.reinitialised, "of the classifier start afresh"),
-    )
-    return [(label, f"{len(names)} entries {why}, e.g. {names[0]}") for label, names, why in notes if names]
 
 
 def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> SegmentationModel:
@@ -184,7 +173,7 @@ def _setting(item: str) -> tuple[str, Any]:
 def _import(args: argparse.Namespace) -> int:
     from cirkd_ray.models.inspection import inspect
     from cirkd_ray.models.package import save_encoder, save_model
-    from cirkd_ray.models.weights import load_weights
+    from cirkd_ray.models.weights import aside, load_weights
 
     found = inspect(args.path)
     model = _network(args, args.model, found)
@@ -197,7 +186,7 @@ def _import(args: argparse.Namespace) -> int:
         save_model(model, folder, _classes(args.data, model.num_classes), source=found.path.name)
         target, use = folder, f"--set teacher.weights={folder}"
     print(f"{_KINDS[report.kind]}: {report.loaded} entries of {model.name} -> {target}")
-    for _, text in _aside(report):
+    for _, text in aside(report):
         print(f"  {text}")
     print(f"expects {model.preprocessing.channels} images; use it with {use}")
     return 0
@@ -227,14 +216,14 @@ def _verify(args: argparse.Namespace) -> int:
     from cirkd_ray.models.card import find_card
     from cirkd_ray.models.inspection import inspect
     from cirkd_ray.models.package import load_model
-    from cirkd_ray.models.weights import load_weights
+    from cirkd_ray.models.weights import aside, load_weights
 
     found = inspect(args.path)
     if found.kind == "cirkd_ray" and args.model is None and find_card(args.path) is not None:
         model = load_model(args.path).model
     else:
         model = _network(args, args.model, found)
-        for _, text in _aside(load_weights(model, args.path)):
+        for _, text in aside(load_weights(model, args.path)):
             print(text)
     images = torch.randint(0, 256, (1, 3, *args.size), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

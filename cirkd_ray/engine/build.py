@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
+from cirkd_ray.engine.classes import compare_classes
 from cirkd_ray.engine.distiller import Distiller, build_losses
 from cirkd_ray.engine.distributed import World
 from cirkd_ray.engine.optim import build_optimizer, parameter_groups
@@ -25,7 +26,9 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.memory import require_memory
 from cirkd_ray.models import build_model, load_model
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.models.weights import WeightsReport, aside, load_weights, require_whole
 from cirkd_ray.resolution import check_classes
+from cirkd_ray.types import ClassSet
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Run:
     teacher: SegmentationModel | None
     step: TrainStep
     precision: str
+    notes: tuple[str, ...] = ()
+    """What the user should know of the weights that the networks start with."""
 
     @property
     def evaluated(self) -> SegmentationModel:
@@ -61,23 +66,48 @@ def build_datasets(spec: RunSpec) -> tuple[SegmentationDataset, SegmentationData
     return train, val
 
 
-def build_network(spec: ModelSpec, num_classes: int, where: str) -> SegmentationModel:
-    """A network, with its starting weights if the recipe names some."""
+def build_network(
+    spec: ModelSpec, num_classes: int, where: str, notes: list[str] | None = None
+) -> SegmentationModel:
+    """A network, with its starting weights if the recipe names some.
+
+    Args:
+        spec: which network.
+        num_classes: classes that it scores.
+        where: path of the network in the recipe.
+        notes: takes what the weights left out or left fresh.
+    """
     model = build_model(spec.name, num_classes=num_classes, where=where, **spec.settings)
     if spec.weights is not None:
-        from cirkd_ray.models.weights import load_weights
-
-        load_weights(model, spec.weights, reinit_classifier=spec.reinit_classifier)
+        report = load_weights(model, spec.weights, reinit_classifier=spec.reinit_classifier)
+        _note(notes, where, report)
     return model
 
 
-def build_teacher(spec: TeacherSpec, num_classes: int) -> SegmentationModel:
+def _note(notes: list[str] | None, where: str, report: WeightsReport) -> None:
+    """Add what a load did to the notes."""
+    if notes is not None:
+        notes.append(f"{where}: {report.loaded} entries from {report.source} ({report.kind})")
+        notes += [f"{where}: {text}" for _, text in aside(report)]
+
+
+def build_teacher(
+    spec: TeacherSpec, num_classes: int, classes: ClassSet | None = None, notes: list[str] | None = None
+) -> SegmentationModel:
     """The frozen teacher.
 
+    Args:
+        spec: where it comes from.
+        num_classes: the data set's.
+        classes: their names, which those of a saved network must be, where they are to be compared.
+        notes: takes what the user should know of it.
+
     Raises:
-        ConfigError: it scores another number of classes than the data set has, or its recipe is not trained
-        yet.
+        ConfigError: it scores another number of classes than the data set has, or the same in another order,
+            or its recipe is not trained yet.
+        WeightsError: its weights are those of a backbone, or do not fit.
     """
+    named: ClassSet | None = None
     if spec.module is not None:
         from cirkd_ray.models.external import load_module
 
@@ -85,16 +115,25 @@ def build_teacher(spec: TeacherSpec, num_classes: int) -> SegmentationModel:
     elif spec.weights is None:
         raise ConfigError(f"teacher.train: {spec.train!r} has to be trained first; `cirkd train` does so")
     elif spec.model is not None:
-        teacher = build_network(
-            spec.model.model_copy(update={"weights": spec.weights}), num_classes, "teacher.model"
+        network = spec.model
+        teacher = build_model(
+            network.name, num_classes=num_classes, where="teacher.model", **network.settings
         )
+        report = load_weights(teacher, spec.weights, reinit_classifier=network.reinit_classifier)
+        require_whole(report, "a teacher")
+        _note(notes, "teacher", report)
     else:
-        teacher = load_model(spec.weights).model
+        loaded = load_model(spec.weights)
+        teacher, named = loaded.model, loaded.classes
     if teacher.num_classes != num_classes:
         raise ConfigError(
             f"teacher: {spec.weights or spec.module} scores {teacher.num_classes} classes, the data set has "
             f"{num_classes}; take a teacher trained on the same classes"
         )
+    if named is not None and classes is not None:
+        differing = compare_classes(f"teacher {spec.weights}", named, classes)
+        if notes is not None:
+            notes.extend(differing)
     return teacher.eval().requires_grad_(False)
 
 
@@ -117,10 +156,11 @@ def build_run(spec: RunSpec, world: World) -> Run:
     train_set, val_set = build_datasets(spec)
     classes = len(train_set.classes)
     torch.manual_seed(seed_of(spec.seed, 0))
-    student = build_network(spec.model, classes, "model")
+    notes: list[str] = []
+    student = build_network(spec.model, classes, "model", notes)
     torch.manual_seed(seed_of(spec.seed, 1))
     teacher = (
-        build_teacher(spec.teacher, classes)
+        build_teacher(spec.teacher, classes, train_set.classes, notes)
         if spec.distill is not None and spec.teacher is not None
         else None
     )
@@ -139,6 +179,7 @@ def build_run(spec: RunSpec, world: World) -> Run:
         teacher=teacher if losses else None,
         step=_build_step(spec, world, distiller, teacher if losses else None, precision),
         precision=precision,
+        notes=tuple(notes),
     )
 
 

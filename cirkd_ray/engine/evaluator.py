@@ -11,6 +11,7 @@ import numpy as np
 
 from cirkd_ray.data.base import SegmentationDataset, build_dataset
 from cirkd_ray.engine.bootstrap import per_image_miou
+from cirkd_ray.engine.classes import compare_classes
 from cirkd_ray.engine.evaluate import EvaluationResult, evaluate
 from cirkd_ray.engine.inference import Views
 from cirkd_ray.engine.local import local_device
@@ -139,16 +140,16 @@ def load_network(
         dataset: its classes must be the network's.
 
     Raises:
-        ConfigError: the network has another number of classes.
-        WeightsError: the weights cannot be read or do not fit.
+        ConfigError: the network has another number of classes, or the same in another order.
+        WeightsError: the weights cannot be read, do not fit, or are those of a backbone.
     """
     classes = dataset.classes
     if network is not None:
         from cirkd_ray.models import build_model
-        from cirkd_ray.models.weights import load_weights
+        from cirkd_ray.models.weights import load_weights, require_whole
 
         model = build_model(network, num_classes=len(classes))
-        load_weights(model, path)
+        require_whole(load_weights(model, path), "--network")
         return model, ()
     loaded = load_model(path)
     if len(loaded.classes) != len(classes):
@@ -156,12 +157,7 @@ def load_network(
             f"{path}: scores {len(loaded.classes)} classes, but the data set has {len(classes)}; "
             "evaluate it on the data set that it was trained for (--data)"
         )
-    pairs = zip(loaded.classes.names, classes.names, strict=True)
-    different = [f"{a} / {b}" for a, b in pairs if a.casefold() != b.casefold()]
-    if not different:
-        return loaded.model, ()
-    shown = ", ".join(different[:3]) + (", ..." if len(different) > 3 else "")
-    return loaded.model, (f"class names of the model and of the data set differ: {shown}",)
+    return loaded.model, compare_classes(path, loaded.classes, classes)
 
 
 def worst_images(result: EvaluationResult, count: int) -> list[tuple[int, float]]:

@@ -114,6 +114,8 @@ class Loop:
             self.directory.rewind(self.progress.step)
             for listener in self.listeners:
                 listener.start(self.spec.to_dict(), self.progress.step)
+            for note in self.r.notes:
+                self._message(note)
             if path:
                 self._message(f"continuing at step {self.progress.step} from {path}")
 

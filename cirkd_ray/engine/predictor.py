@@ -53,6 +53,7 @@ class Predictor:
         device: where it runs.
         precision: "fp32", "bf16" or "fp16".
         views: scales, flip and windows.
+        warnings: what the user should know.
     """
 
     model: SegmentationModel
@@ -60,6 +61,7 @@ class Predictor:
     device: torch.device
     precision: str = "fp32"
     views: Views = field(default_factory=Views)
+    warnings: tuple[str, ...] = ()
 
     @classmethod
     def load(
@@ -86,8 +88,9 @@ class Predictor:
             ConfigError: the device or the precision is not to be had, or the classes differ.
         """
         chosen = local_device(device)
+        warnings: tuple[str, ...] = ()
         if dataset is not None:
-            model, _ = load_network(str(path), network, dataset)
+            model, warnings = load_network(str(path), network, dataset)
             classes = dataset.classes
         elif network is not None:
             raise ConfigError(
@@ -97,7 +100,12 @@ class Predictor:
             loaded = load_model(path)
             model, classes = loaded.model, loaded.classes
         return cls(
-            model.to(chosen).eval(), classes, chosen, choose_precision(precision, chosen), views or Views()
+            model.to(chosen).eval(),
+            classes,
+            chosen,
+            choose_precision(precision, chosen),
+            views or Views(),
+            warnings,
         )
 
     def labels(self, image: UInt8) -> UInt8:

@@ -39,7 +39,7 @@ def check_run(spec: RunSpec) -> None:
         check_run(plan)
         teacher = build_network(plan.model, len(train.classes), "teacher.model")
     else:
-        teacher = build_teacher(spec.teacher, len(train.classes))
+        teacher = build_teacher(spec.teacher, len(train.classes), train.classes)
     losses = build_losses(spec, student, teacher, len(train.classes))
     for network, taps in ((student, "student_taps"), (teacher, "teacher_taps")):
         network.taps = frozenset().union(*(getattr(loss, taps) for loss in losses.values()))

@@ -40,7 +40,20 @@ def find_card(path: str | Path) -> dict[str, Any] | None:
     """The card of the weights at `path`, or None where they have none."""
     weights, card = locate(Path(path))
     embedded = weights.suffix == ".safetensors" and "model" in read_metadata(weights)
-    return read_card(card, weights) if card.is_file() or embedded else None
+    return read_card(card, weights) if _is_card(card, weights) or embedded else None
+
+
+def _is_card(path: Path, weights: Path) -> bool:
+    """Whether a card is there: a file that only its name makes one must also look like one."""
+    if not path.is_file():
+        return False
+    if path != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE:
+        return True
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and content.keys() >= {"format", "settings"}
 
 
 def find_preprocessing(path: str | Path) -> Preprocessing | None:
@@ -59,7 +72,7 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is neither, or it is not a card that this version reads.
     """
-    if path.is_file():
+    if _is_card(path, weights):
         text = path.read_text(encoding="utf-8")
     elif weights.suffix == ".safetensors" and "model" in (metadata := read_metadata(weights)):
         text = metadata["model"]

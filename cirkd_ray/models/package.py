@@ -19,7 +19,7 @@ from cirkd_ray.models.backbone_weights import ENCODER
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, locate, read_card
 from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.models.weights import load_weights
+from cirkd_ray.models.weights import load_weights, require_whole
 from cirkd_ray.types import ClassSet, Preprocessing
 
 ENCODER_FILE = "encoder.safetensors"
@@ -150,5 +150,5 @@ def load_model(path: str | Path) -> LoadedModel:
         raise WeightsError(f"{card_path} names a network that this version cannot build: {error}") from None
     if len(classes) != model.num_classes:
         raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
-    load_weights(model, weights)
+    require_whole(load_weights(model, weights), "a model")
     return LoadedModel(model.eval(), model.preprocessing, classes, card)

@@ -241,6 +241,35 @@ def explain(report: WeightsReport, limit: int = 6) -> str:
     return "\n".join(lines)
 
 
+def aside(report: WeightsReport) -> list[tuple[str, str]]:
+    """What a load left out or started afresh: a label and a sentence for each kind that there was."""
+    notes = (
+        ("dropped", report.dropped, "have no place in this network"),
+        ("fresh", report.fresh, "of the heads keep fresh values"),
+        ("reinitialised", report.reinitialised, "of the classifier start afresh"),
+    )
+    return [(label, f"{len(names)} entries {why}, e.g. {names[0]}") for label, names, why in notes if names]
+
+
+def require_whole(report: WeightsReport, use: str) -> None:
+    """Refuse weights that leave heads or classifiers at random values where a trained network is needed.
+
+    Args:
+        report: of the load.
+        use: what it was loaded as, e.g. "a teacher".
+
+    Raises:
+        WeightsError: part of the network is not trained.
+    """
+    if report.fresh:
+        raise WeightsError(f"{report.source} holds an encoder only: {use} needs a whole network")
+    if report.reinitialised:
+        raise WeightsError(
+            f"{report.source} scores another number of classes, so its classifier would start afresh: "
+            f"{use} needs a trained one"
+        )
+
+
 def _listed(names: list[str], limit: int) -> str:
     """The first few names and how many more there are."""
     more = f", ... and {len(names) - limit} more" if len(names) > limit else ""

@@ -83,6 +83,7 @@ class Evaluation:
             "worst_images": [{"name": result.names[i], "miou": score} for i, score in self.worst],
             "seconds": result.seconds,
             "images_per_second": result.images_per_second,
+            "warnings": list(self.subject.warnings),
             "environment": environment(),
         }
 
@@ -109,6 +110,7 @@ class Evaluation:
             f"# {self.subject.network} on {self.job.data} {self.job.split}\n",
             f"Model: `{self.job.model}`, {self.subject.parameters / 1e6:.2f} M parameters; {self.speed()}.\n",
             f"Settings: {settings}.\n",
+            *(f"**Warning: {warning}.**\n" for warning in self.subject.warnings),
             Sheet(("score", "%"), self.scores().rows).markdown(),
         ]
         if self.interval is not None:

@@ -140,6 +140,27 @@ def test_another_number_of_classes_and_other_names(model, tmp_path):
     save_model(load_model(model).model, tmp_path / "renamed", classes=renamed)
     assert "other / " in Evaluator(job(tmp_path / "renamed")).subject().warnings[0]
     assert Evaluator(job(model)).subject().warnings == ()
+    turned = ClassSet(known.names[::-1], known.palette)
+    save_model(load_model(model).model, tmp_path / "turned", classes=turned)
+    with pytest.raises(ConfigError, match="turned: has the data set's classes in another order"):
+        Evaluator(job(tmp_path / "turned"))
+
+
+def test_warnings_are_in_the_report_and_beside_the_json(model, tmp_path, capsys):
+    known = build_dataset("shapes", split="val", **SIZE).classes
+    renamed = ClassSet(("other", *known.names[1:]), known.palette)
+    save_model(load_model(model).model, tmp_path / "renamed", classes=renamed, data="shapes")
+    words = [str(tmp_path / "renamed"), *SET, "--limit", "1", "--device", "cpu", "--out"]
+    assert main(["eval", *words, str(tmp_path / "r"), "--json", "--worst", "0", "--bootstrap", "0"]) == 0
+    printed = capsys.readouterr()
+    expected = f"class names of the model and of the data set differ: other / {known.names[0]}"
+    (warning,) = json.loads(printed.out)["warnings"]
+    assert warning.endswith(expected)
+    assert f"cirkd: warning: {warning}" in printed.err
+    assert json.loads((tmp_path / "r" / "evaluation.json").read_text())["warnings"] == [warning]
+    assert f"**Warning: {warning}.**" in (tmp_path / "r" / "evaluation.md").read_text()
+    assert main(["predict", *words, str(tmp_path / "p"), "--write", "ids"]) == 0
+    assert f"cirkd: warning: {warning}" in capsys.readouterr().err
 
 
 def test_a_bare_weights_file_with_the_networks_name(model):

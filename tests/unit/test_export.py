@@ -203,7 +203,7 @@ def test_a_real_network_of_a_fixed_size(tmp_path):
         "pspnet_resnet18",
         "segformer_b0",
         "upernet_resnet18",
-        "fcn:test_resnet",
+        "fcn:mobilenetv3_small_050",
     ],
 )
 def test_whole_networks_of_any_size(tmp_path, name):

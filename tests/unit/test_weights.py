@@ -9,10 +9,10 @@ import pytest
 import timm
 import torch
 import torchvision
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cirkd_ray.errors import ConfigError, WeightsError
-from cirkd_ray.models import build_model, save_model
+from cirkd_ray.models import build_model, load_model, save_model
 from cirkd_ray.models.weights import convert_reference, load_weights, to_reference
 from cirkd_ray.types import CAFFE, IMAGENET, ClassSet, Preprocessing
 from tests.golden import networks
@@ -69,6 +69,35 @@ def test_another_files_card_is_not_taken(tmp_path):
     save_model(small(), tmp_path, ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
     torch.save(small().state_dict(), tmp_path / "other.pth")
     assert load_weights(small(), tmp_path / "other.pth").preprocessing is None
+
+
+@pytest.mark.parametrize("content", ['{"miou": 0.7}', "[1, 2]", '{"miou": '])
+def test_other_json_beside_a_checkpoint_is_no_card(tmp_path, content):
+    state = small(seed=1).state_dict()
+    torch.save(state, tmp_path / "best.pth")
+    (tmp_path / "best.json").write_text(content)
+    target = small()
+    load_weights(target, tmp_path / "best.pth")
+    assert equal(target.state_dict(), state)
+    with pytest.raises(WeightsError, match=r"no model.json beside .*best.pth"):
+        load_model(tmp_path / "best.pth")
+
+
+def test_a_card_named_as_its_weights_is_read(tmp_path):
+    save_model(small(), tmp_path, ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
+    (tmp_path / "student.safetensors").rename(tmp_path / "best.safetensors")
+    save_file(load_file(tmp_path / "best.safetensors"), tmp_path / "best.safetensors")  # no embedded card
+    (tmp_path / "model.json").rename(tmp_path / "best.json")
+    assert load_model(tmp_path / "best.safetensors").classes.names == ("a", "b", "c")
+
+
+def test_a_saved_network_that_is_only_an_encoder_is_refused(tmp_path):
+    source = small()
+    save_model(source, tmp_path, ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
+    state = {key: value for key, value in source.state_dict().items() if key.startswith("encoder.")}
+    save_file(state, tmp_path / "student.safetensors")
+    with pytest.raises(WeightsError, match=r"student.safetensors holds an encoder only"):
+        load_model(tmp_path)
 
 
 def test_explicit_preprocessing_wins_over_that_of_the_weights():
