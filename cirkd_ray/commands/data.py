@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from cirkd_ray.data import SegmentationDataset
     from cirkd_ray.data.check import Report
     from cirkd_ray.data.get import Progress
+    from cirkd_ray.errors import DataError
 
 HELP = "check, prepare, get and show data sets"
 _SHOWN = 20
@@ -89,11 +90,16 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     import json
 
-    from cirkd_ray.data.check import check
+    from cirkd_ray.data.check import check, missing_split
+    from cirkd_ray.errors import DataError
     from cirkd_ray.report.bar import bar
 
-    console, reports = _console(), {}
-    for split, data in _splits(args, lenient=True).items():
+    console, failed = _console(), dict[str, DataError]()
+    splits = _splits(args, failed=failed)
+    reports = {split: missing_split(error) for split, error in failed.items()}
+    for split, report in reports.items():
+        _print_findings(console, f"{args.name}, {split}", report)
+    for split, data in splits.items():
         with bar(len(data), f"check {split}") as advance:
             reports[split] = check(data, _workers(args), advance)
         _print_report(console, f"{args.name}, {split}", reports[split])
@@ -170,25 +176,38 @@ def _show(args: argparse.Namespace) -> int:
 def _splits(
     args: argparse.Namespace,
     default: Sequence[str] = ("train", "val"),
-    lenient: bool = False,
     single: bool = False,
+    failed: dict[str, DataError] | None = None,
 ) -> dict[str, SegmentationDataset]:
-    """The chosen splits; lenient ones are built although files of theirs are missing."""
+    """The chosen splits.
+
+    Where `failed` is given, they are built although files of theirs are missing; the errors of those that
+    cannot be built nevertheless are put there, unless that is so of all.
+    """
     from cirkd_ray.data import DATASETS, build_dataset
     from cirkd_ray.data.prepared import find_manifest
-    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.errors import ConfigError, DataError, TransientError
 
     settings = _settings(args.name, args.settings)
     chosen = args.split or list(default)
     if single and len(chosen) > 1:
         raise ConfigError("give one --split to show")
     fields = DATASETS.settings(args.name).model_fields
-    if lenient and "subset" in fields and (args.root is None or find_manifest(args.root) is None):
+    if failed is not None and "subset" in fields and (args.root is None or find_manifest(args.root) is None):
         settings["subset"] = True
-    return {
-        split: build_dataset(args.name, split=split, root=args.root, where="--set", **settings)
-        for split in chosen
-    }
+    built: dict[str, SegmentationDataset] = {}
+    for split in chosen:
+        try:
+            built[split] = build_dataset(args.name, split=split, root=args.root, where="--set", **settings)
+        except TransientError:
+            raise
+        except DataError as error:
+            if failed is None:
+                raise
+            failed[split] = error
+    if failed and not built:
+        raise next(iter(failed.values()))
+    return built
 
 
 def _settings(name: str, given: Sequence[str]) -> dict[str, Any]:
@@ -255,8 +274,6 @@ def _steps() -> Iterator[Progress | None]:
 
 def _print_report(console: Console, title: str, report: Report) -> None:
     """Classes, sizes and findings."""
-    from collections import Counter
-
     from cirkd_ray.report.tables import Sheet
 
     total = int(report.pixels.sum()) + report.ignored
@@ -274,8 +291,15 @@ def _print_report(console: Console, title: str, report: Report) -> None:
         console.print(f"read as 8-bit RGB: {kinds} images", highlight=False)
     if report.turned:
         console.print(f"{report.turned} images carry an orientation that is not applied", highlight=False)
+    _print_findings(console, title, report)
+
+
+def _print_findings(console: Console, title: str, report: Report) -> None:
+    """How many of each kind, and the first ones."""
+    from collections import Counter
+
     for kind, count in Counter(finding.kind for finding in report.findings).items():
-        console.print(f"{kind}: {count}", style="red", highlight=False)
+        console.print(f"{title}, {kind}: {count}", style="red", highlight=False)
     for finding in report.findings[:_SHOWN]:
         console.print(f"  {finding.message}", highlight=False, markup=False)
     if len(report.findings) > _SHOWN:

@@ -23,7 +23,15 @@ from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL
 
 _ORIENTATION = 0x0112
-KINDS = ("missing file", "unreadable", "size mismatch", "impossible label", "program error")
+KINDS = (
+    "missing split",
+    "missing file",
+    "duplicate name",
+    "unreadable",
+    "size mismatch",
+    "impossible label",
+    "program error",
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,8 @@ def check(
     """Read every sample of a split. Holds only a few images at a time, whatever the split's size.
 
     Args:
-        data: the split; build it with `subset=True`, so that missing files are reported instead of refused.
+        data: the split; build it with `subset=True`, so that missing files and names that come twice are
+            reported instead of refused.
         workers: threads (reading and decoding run without Python's lock).
         progress: called with 1 after every sample.
     """
@@ -111,12 +120,19 @@ def check(
     report = Report(data.classes.names, pixels=np.zeros(count, np.int64), seen=np.zeros(count, np.int64))
     for path in getattr(data, "missing", []):
         report.findings.append(Finding("missing file", f"{path}: missing"))
+    for names in getattr(data, "duplicates", []):
+        report.findings.append(Finding("duplicate name", f"{names}: one name"))
     with ThreadPoolExecutor(workers) as pool:
         for result in _in_order(pool, data, 4 * workers):
             _add(report, result)
             if progress:
                 progress(1)
     return report
+
+
+def missing_split(error: DataError) -> Report:
+    """The report on a split that cannot be opened."""
+    return Report((), findings=[Finding("missing split", str(error))])
 
 
 def _in_order(pool: ThreadPoolExecutor, data: SegmentationDataset, ahead: int) -> Iterator[_Facts | Finding]:

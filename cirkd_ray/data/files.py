@@ -115,6 +115,7 @@ class FileDataset(SegmentationDataset):
         storage: the root.
         ids: the samples' ids in order.
         missing: paths below the root of files of the split that are not there (only with `subset`).
+        duplicates: what comes twice under one name (only with `subset`, which takes the first).
         labels: the map from stored values to class indices.
         has_labels: false for a test split without public labels; its label maps are all ignored.
         hint: the expected layout in a few words, for the message about a wrong root.
@@ -130,6 +131,7 @@ class FileDataset(SegmentationDataset):
         self.storage: Storage = open_storage(root)
         self.ids: list[str] = []
         self.missing: list[str] = []
+        self.duplicates: list[str] = []
 
     def image_file(self, sample_id: str) -> str:
         """Path of the image below the root."""
@@ -188,13 +190,16 @@ class FileDataset(SegmentationDataset):
         """Take `ids` as the split's, after a look at every folder for their files.
 
         Raises:
-            DataError: the split is empty, an id comes twice, or files are missing (which `subset` allows);
+            DataError: the split is empty, a name comes twice, or files are missing (`subset` allows both);
                 the first ones are named and all are counted.
         """
-        wanted = list(ids)
-        twice = [name for name, count in Counter(wanted).items() if count > 1]
-        if twice:
-            raise DataError(f"{self._of_split()}: {len(twice)} ids come twice: {_some(twice)}")
+        wanted = Counter(ids)
+        self.duplicates += [f"{name} (listed {count} times)" for name, count in wanted.items() if count > 1]
+        if self.duplicates and not self.subset:
+            raise DataError(
+                f"{self._of_split()}: {len(self.duplicates)} names come twice: {_some(self.duplicates)} "
+                f"(to take the first of each: data.subset=true)"
+            )
         present: dict[str, frozenset[str]] = {}
 
         def absent(path: str) -> bool:

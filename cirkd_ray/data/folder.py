@@ -77,7 +77,8 @@ class Folder(FileDataset):
     Args:
         split: the name of the folders or of the list.
         root: the folder that holds `dataset.yaml`, `images` and `labels`.
-        subset: leave out images without labels, and listed samples without files.
+        subset: leave out images without labels, and listed samples without files; of images that share a name
+            take the first.
 
     Raises:
         DataError: the description is missing or wrong, a folder is missing, two images share a name, or files
@@ -96,12 +97,15 @@ class Folder(FileDataset):
         for folder in ("images", "labels"):
             self.find_folder(f"{folder}/{prefix}".rstrip("/"))
         found = _walk(self.storage, "images", prefix.rstrip("/"))
-        self._extensions = _by_stem(found, self.storage)
+        images = _by_stem(found)
+        self._extensions = {stem: paths[0].removeprefix(stem) for stem, paths in images.items()}
+        ids = sorted(images, key=_natural)
         if listed:
             lines = self.storage.read(f"{split}.txt").decode("utf-8", errors="replace").splitlines()
-            self.settle(line.strip() for line in lines if line.strip())
-        else:
-            self.settle(sorted(self._extensions, key=_natural))
+            ids = [line.strip() for line in lines if line.strip()]
+        several = (images[stem] for stem in dict.fromkeys(ids) if len(images.get(stem, ())) > 1)
+        self.duplicates = [" and ".join(f"images/{path}" for path in paths) for paths in several]
+        self.settle(ids)
 
     def image_file(self, sample_id: str) -> str:
         """`images/train/tokyo/0001.jpg`."""
@@ -159,16 +163,12 @@ def _walk(storage: Storage, top: str, below: str) -> list[str]:
     return found
 
 
-def _by_stem(paths: list[str], storage: Storage) -> dict[str, str]:
-    """Path without extension -> extension."""
-    extensions: dict[str, str] = {}
+def _by_stem(paths: list[str]) -> dict[str, list[str]]:
+    """Path without extension -> the paths that have it."""
+    found: dict[str, list[str]] = {}
     for path in paths:
-        stem, dot, extension = path.rpartition(".")
-        if stem in extensions:
-            here = storage.where(f"images/{path}")
-            raise DataError(f"{here}: two images of one name; the other is {stem}{extensions[stem]}")
-        extensions[stem] = dot + extension
-    return extensions
+        found.setdefault(path.rpartition(".")[0], []).append(path)
+    return found
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

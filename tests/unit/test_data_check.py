@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import resource
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -18,7 +20,8 @@ from cirkd_ray.data.ade20k import ADE20K
 from cirkd_ray.data.check import check
 from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
 from cirkd_ray.data.files import packaged_list
-from tests.paths import data_root
+from cirkd_ray.data.storage import LocalStorage
+from tests.paths import REPO, data_root
 from tests.unit.test_data_sets import make_folder, open_set, write_pair
 
 
@@ -122,6 +125,33 @@ def test_the_command_prints_a_table_and_says_so_in_its_exit_code(
     assert "did you mean 'folder'" in capsys.readouterr().err
 
 
+def test_names_that_come_twice_do_not_end_the_check(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"classes": ["x", "y"]}, {"train/a": 0, "train/b": 1, "train/c": 1})
+    (root / "images/train/b.jpg").write_bytes(saved(Image.new("RGB", (7, 5)), "JPEG"))
+    (root / "images/train/c.png").write_bytes(b"")
+    report = check(open_set("folder", "train", root, subset=True))
+    found = [(f.kind, f.message.partition(":")[0].rpartition("/")[2]) for f in report.findings]
+    assert found == [("duplicate name", "b.png"), ("unreadable", "c.png")]
+    assert report.images == 2
+    (root / "list.txt").write_text("train/a\ntrain/a\ntrain/c\n")
+    report = check(open_set("folder", "list", root, subset=True))
+    assert [f.kind for f in report.findings] == ["duplicate name", "unreadable"]
+    assert "train/a (listed 2 times)" in report.findings[0].message
+
+
+def test_a_missing_split_is_a_finding_and_the_others_are_checked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, report = make_folder(tmp_path, {"classes": ["x"]}, {"val/a": 0}), tmp_path / "report.json"
+    assert main(["data", "check", "folder", str(root), "--json", str(report)]) == 1
+    written = json.loads(report.read_text())
+    assert [finding[0] for finding in written["train"]["findings"]] == ["missing split"]
+    assert "images/train: no such folder" in written["train"]["findings"][0][1]
+    assert (written["val"]["images"], written["val"]["findings"]) == (1, [])
+    assert "folder, train, missing split: 1" in capsys.readouterr().out
+    assert main(["data", "check", "folder", str(root), "--split", "train"]) == 2, "there is nothing to check"
+
+
 def test_a_prepared_root_is_checked_by_its_checksums(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,41 +178,69 @@ def test_a_prepared_root_is_checked_by_its_checksums(
     assert "differs from its checksum" in capsys.readouterr().out
 
 
-def many(root: Path, count: int, monkeypatch: pytest.MonkeyPatch) -> CocoStuff164k:
-    """COCO-Stuff's train list of which every file is the same small pair."""
+def pretend(root: Path, count: int, patch: pytest.MonkeyPatch) -> None:
+    """Make local folders look like COCO-Stuff's train split, of which every file is the same small pair."""
     stem = packaged_list("coco_stuff_164k", "val")[0]
     write_pair(root, f"images/train2017/{stem}.jpg", f"annotations/train2017/{stem}.png", np.full((9, 9), 5))
     content = {
         "images": (root / f"images/train2017/{stem}.jpg").read_bytes(),
         "annotations": (root / f"annotations/train2017/{stem}.png").read_bytes(),
     }
-    with monkeypatch.context() as patch:
-        ids = packaged_list("coco_stuff_164k", "train")[:count]
-        present = {
-            "images/train2017": [f"{i}.jpg" for i in ids],
-            "annotations/train2017": [f"{i}.png" for i in ids],
-        }
-        from cirkd_ray.data.storage import LocalStorage
-
-        patch.setattr(
-            LocalStorage, "names", lambda self, folder: present.get(folder, ["x"] if folder == "" else [])
-        )
-        data = CocoStuff164k(split="train", root=root, subset=True)
-    monkeypatch.setattr(data.storage, "read", lambda path: content[path.partition("/")[0]])
-    return data
+    ids = packaged_list("coco_stuff_164k", "train")[:count]
+    present = {
+        "images/train2017": [f"{i}.jpg" for i in ids],
+        "annotations/train2017": [f"{i}.png" for i in ids],
+    }
+    patch.setattr(
+        LocalStorage, "names", lambda self, folder: present.get(folder, ["x"] if folder == "" else [])
+    )
+    patch.setattr(LocalStorage, "read", lambda self, path: content[path.partition("/")[0]])
 
 
 @pytest.mark.parametrize("count", [1500, pytest.param(118287, marks=pytest.mark.slow)])
-def test_a_set_as_large_as_coco_takes_little_memory(
+def test_a_set_as_large_as_coco_takes_little_more_memory(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    data = many(tmp_path, count, monkeypatch)
+    pretend(tmp_path, count, monkeypatch)
+    data = CocoStuff164k(split="train", root=tmp_path, subset=True)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = check(data, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert (len(data), report.images, report.pixels[5]) == (count, count, count * 81)
     # The growth, not the whole: this process has run other tests, too.
     assert grown < 60, f"{grown:.0f} MB more"
+
+
+CHILD = """
+import re, sys
+from pathlib import Path
+import pytest
+from cirkd_ray.cli import main
+from tests.unit.test_data_check import pretend
+root, report, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+with pytest.MonkeyPatch.context() as patch:
+    pretend(root, count, patch)
+    code = main(["data", "check", "coco_stuff_164k", str(root), "--split", "train", "--json", report])
+print("peak", re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's figures of a process")
+@pytest.mark.parametrize("count", [10_000, pytest.param(118287, marks=pytest.mark.slow)])
+def test_the_command_checks_a_set_as_large_as_coco_in_less_than_a_gigabyte(
+    count: int, tmp_path: Path
+) -> None:
+    """The whole command in a process of its own. Its peak is the kernel's VmHWM: unlike ru_maxrss, that
+    starts anew in the child.
+    """
+    report = tmp_path / "report.json"
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(report), str(count)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
+    assert json.loads(report.read_text())["train"]["images"] == count, done.stderr
+    assert f"{count} good samples" in done.stdout
+    peak = int(done.stdout.rpartition("peak ")[2]) / 1024
+    assert peak < 1000, f"{peak:.0f} MB"
 
 
 def test_missing_files_of_a_large_list_are_all_reported(tmp_path: Path) -> None:
