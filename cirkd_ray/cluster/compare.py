@@ -15,6 +15,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
 from cirkd_ray.engine.stages import (
+    CHANGEABLE,
     fingerprint,
     locked,
     slug,
@@ -29,7 +30,9 @@ from cirkd_ray.report.compare_data import COMPARISON, CompareData, read_comparis
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
 """What must not differ between methods: else it is not the methods that are compared."""
 LOOSE = ("data.workers", "data.root", "train.log_every", "train.keep_checkpoints", "train.pictures")
-BASELINE = "baseline"
+FREE = (*CHANGEABLE, "name", "description", "published")
+"""Settings of a method that may differ when a comparison is continued."""
+BASELINE, TEACHERS = "baseline", "teachers.json"
 Say = Callable[[str], None]
 
 
@@ -55,9 +58,14 @@ def methods_of(specs: Sequence[tuple[str, RunSpec]], allow: Sequence[str] = ()) 
     first_name, first = next(iter(methods.items()))
     for name, spec in methods.items():
         _check_equal(first_name, first, name, spec, allow)
-    if plain:
-        return {BASELINE: methods.pop(plain[0]), **methods}
-    return {BASELINE: from_tree({**first.to_dict(), "distill": None, "teacher": None}), **methods}
+    made = from_tree({**first.to_dict(), "distill": None, "teacher": None})
+    control = methods.pop(plain[0]) if plain else made
+    if BASELINE in methods:
+        raise ConfigError(
+            f"RECIPE: a recipe that distils is named {BASELINE!r}, as the one without distillation is in a "
+            "comparison; give its file another name"
+        )
+    return {BASELINE: control, **methods}
 
 
 def _short(names: Sequence[str]) -> list[str]:
@@ -118,7 +126,8 @@ def _open(methods: dict[str, RunSpec], folder: Path) -> None:
     for name, spec in methods.items():
         if name in known and fingerprint(from_tree(known[name])) != fingerprint(spec):
             before, now = flatten(known[name]), flatten(spec.to_dict())
-            key = next(iter(sorted(k for k in {**before, **now} if before.get(k) != now.get(k))), "recipe")
+            changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
+            key = min(changed, default="recipe")
             raise ConfigError(
                 f"{folder}: has {name} with {key}={before.get(key)!r}, not {now.get(key)!r}; "
                 "choose another --name"
@@ -136,31 +145,51 @@ def _run(
     from cirkd_ray.cluster.capacity import cluster_capacity
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
-    from cirkd_ray.cluster.train import fit
 
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
     plan = max(plans, key=lambda p: (p.workers * p.gpus, p.total_cpus))
     fits = cluster_capacity(plan, at_a_time)
     say(f"{len(methods)} methods x {seeds} seeds, {fits.count} runs at a time ({fits.reason})")
-    teachers: dict[str, str] = {}
     jobs = []
-    trained = {}
-    for name, spec in methods.items():
-        if spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None:
-            directory = teacher_directory(spec, out)
-            if str(directory.path) not in teachers.values():  # once, for all methods and seeds
-                train_teacher(teacher_recipe(spec), directory, fit, say)
-            spec = with_weights(spec, directory.path)
-        if spec.teacher is not None and spec.teacher.weights is not None:
-            teachers[name] = spec.teacher.weights
-        trained[name] = spec
-    write_atomically(folder / "teachers.json", json.dumps(teachers))
+    trained = _with_teachers(methods, folder, out, say)
     for seed in range(seeds):  # seed by seed: an interrupted comparison has as many whole rows as it can
         for name, spec in trained.items():
             run = from_tree({**spec.to_dict(), "seed": seed, "name": f"{name}-s{seed}"})
             jobs.append(Job(f"{name}-s{seed}", run, folder / "runs" / f"{name}-s{seed}"))
     failed = {name: r for name, r in run_jobs(jobs, fits.count, say).items() if isinstance(r, str)}
     write_atomically(folder / "failures.json", json.dumps(failed, indent=2))
+
+
+def _with_teachers(methods: dict[str, RunSpec], folder: Path, out: Path, say: Say) -> dict[str, RunSpec]:
+    """The methods with their teachers' weights; a teacher is trained once, for all methods and seeds.
+
+    Raises:
+        ConfigError: a method was begun with another teacher.
+    """
+    from cirkd_ray.cluster.train import fit
+
+    path = folder / TEACHERS
+    known: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
+    trains = {
+        name: teacher_directory(spec, out)
+        for name, spec in methods.items()
+        if spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
+    }
+    for name, directory in trains.items():
+        if known.get(name, str(directory.path)) != str(directory.path):
+            raise ConfigError(
+                f"{folder}: began {name} with the teacher in {known[name]}, whose recipe has changed since; "
+                "give the comparison another --name"
+            )
+    for name, directory in {d.path: (name, d) for name, d in trains.items()}.values():
+        train_teacher(teacher_recipe(methods[name]), directory, fit, say)
+    found = {
+        name: with_weights(spec, trains[name].path) if name in trains else spec
+        for name, spec in methods.items()
+    }
+    weights = {n: s.teacher.weights for n, s in found.items() if s.teacher is not None and s.teacher.weights}
+    write_atomically(path, json.dumps({**known, **weights}))
+    return found
 
 
 def check_differ(paths: Sequence[str], spec: RunSpec) -> None:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from scipy import stats
 
+from cirkd_ray.cluster import compare
 from cirkd_ray.cluster.compare import methods_of
 from cirkd_ray.commands.report import run as report_command
 from cirkd_ray.config import load_run
@@ -69,6 +70,45 @@ def test_a_baseline_is_made_where_none_is_given() -> None:
     assert methods["baseline"].model == spec.model
     given = methods_of([("quickstart", spec), ("quickstart/baseline", load_run("quickstart/baseline"))])
     assert list(given) == ["baseline", "quickstart"]
+
+
+def test_a_recipe_that_distils_does_not_take_the_controls_name() -> None:
+    distils, plain = load_run("quickstart"), load_run("quickstart/baseline")
+    for others in ([], [("plain", plain)]):
+        with pytest.raises(ConfigError, match="a recipe that distils is named 'baseline'"):
+            methods_of([("mine/baseline.yaml", distils), *others])
+
+
+def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[Path] = []
+    monkeypatch.setattr(
+        compare, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
+    )
+    spec = load_run("quickstart")
+    first = methods_of([("a/kd", spec), ("a/cwd", spec)])
+    found = compare._with_teachers(first, tmp_path, tmp_path, print)
+    assert len(trained) == 1  # one for both
+    assert found["kd"].teacher is not None
+    assert found["kd"].teacher.weights == str(trained[0])
+    assert found["baseline"].teacher is None
+    changed = load_run("quickstart", ["teacher.set=[train.steps=3]"])
+    compare._with_teachers(methods_of([("a/new", changed)]), tmp_path, tmp_path, print)  # another method
+    known = json.loads((tmp_path / "teachers.json").read_text())
+    assert (known["kd"], known["new"]) == (str(trained[0]), str(trained[1]))
+    with pytest.raises(ConfigError, match=r"began kd with the teacher in .*whose recipe has changed since"):
+        compare._with_teachers(methods_of([("a/kd", changed)]), tmp_path, tmp_path, print)
+    assert len(trained) == 2
+
+
+def test_the_refusal_names_a_setting_that_counts(tmp_path: Path) -> None:
+    spec = load_run("quickstart")
+    compare._open({"kd": spec}, tmp_path)
+    free = ["cluster.workers=1", "data.workers=2", "description=new"]
+    compare._open({"kd": load_run("quickstart", free)}, tmp_path)
+    with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.004, not 1\.0"):
+        compare._open({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
 
 
 @pytest.mark.parametrize(
