@@ -29,7 +29,8 @@ def swept(folder: Path, steps: int = 4, at_a_time: int = 4, **space: Any) -> Swe
 
 def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None, tmp_path: Path) -> None:
     parameters = {"optim.lr": {"uniform": [0.001, 0.02]}, "task.aux_weight": {"choice": [1.0, 2.0]}}
-    data = swept(tmp_path / "s", parameters=parameters, budget={"trials": 6})
+    space: dict[str, Any] = {"parameters": parameters, "budget": {"trials": 6}}
+    data = swept(tmp_path / "s", **space)
     assert len(data.trials) == 6
     expected = {True: "failed", False: "finished"}
     for trial in data.trials:
@@ -43,6 +44,9 @@ def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None
     assert abs(best.settings["optim.lr"] - 0.01) == min(
         abs(t.settings["optim.lr"] - 0.01) for t in data.ranked
     )
+    plan, sweep = stub_plan(tmp_path / "s", **{**space, "budget": {"trials": 6, "hours": 2}})
+    held = make_tuner(plan, sweep, 4, 1, 3, stub_run)._local_tuner._tune_config
+    assert (held.max_concurrent_trials, held.time_budget_s) == (3, 7200)  # not those of the first call
 
 
 @pytest.mark.slow
