@@ -69,6 +69,18 @@ KNOWN_FILES: dict[str, KnownFile] = {
             "ImageNet backbone of torchvision",
         ),
         _hashed(
+            "torchvision_mobilenetv3_small",
+            f"{_TORCHVISION}/mobilenet_v3_small-047dcff4.pth",
+            "deeplabv3:mobilenetv3_small_100",
+            "ImageNet backbone of torchvision (its own padding)",
+        ),
+        _hashed(
+            "torchvision_mobilenetv3_large",
+            f"{_TORCHVISION}/mobilenet_v3_large-8738ca79.pth",
+            "deeplabv3:mobilenetv3_large_100",
+            "ImageNet backbone of torchvision (its own padding)",
+        ),
+        _hashed(
             "torchvision_resnet18",
             f"{_TORCHVISION}/resnet18-f37072fd.pth",
             "deeplabv3:resnet18",

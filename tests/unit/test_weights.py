@@ -248,9 +248,12 @@ def test_a_file_without_tensors_and_an_absent_one(tmp_path):
         ("segformer_b0", "segformer_b0", IMAGENET),
     ],
 )
-@pytest.mark.parametrize("prefix", ["", "backbone."])
-def test_the_releases_imagenet_backbones(model, golden, expected, prefix):
-    """The same names as inside its networks, with a classification head behind them."""
+@pytest.mark.parametrize(
+    ("prefix", "beside"),
+    [("", ""), ("backbone.", "backbone."), pytest.param("backbone.", "head.", id="MMClassification")],
+)
+def test_the_releases_imagenet_backbones(model, golden, expected, prefix, beside):
+    """The same names as inside its networks, with a classification head behind or beside them."""
     whole = published(golden)
     parts = (
         ("pretrained.net.", "pretrained.") if "segformer" not in golden else ("patch_embed", "block", "norm")
@@ -260,11 +263,12 @@ def test_the_releases_imagenet_backbones(model, golden, expected, prefix):
         prefix + key.removeprefix("pretrained.").removeprefix("net."): value for key, value in inner.items()
     }
     head = "head" if "segformer" in golden else "fc"
-    state |= {f"{prefix}{head}.weight": torch.zeros(10, 4), f"{prefix}{head}.bias": torch.zeros(10)}
+    state |= {f"{beside}{head}.weight": torch.zeros(10, 4), f"{beside}{head}.bias": torch.zeros(10)}
     network = build_model(model, num_classes=5)
     report = load_weights(network, state)
     assert report.kind == "reference backbone"
-    assert report.dropped == (f"{head}.weight", f"{head}.bias")
+    shown = beside.removeprefix(prefix) + head
+    assert report.dropped == (f"{shown}.weight", f"{shown}.bias")
     assert all(name.startswith(("head.", "auxiliary.")) for name in report.fresh)
     assert network.preprocessing == expected
     names = to_reference({k: v for k, v in network.state_dict().items() if k.startswith("encoder.")}, model)
@@ -298,6 +302,23 @@ def test_torchvision_mobilenet_backbone():
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(network.encoder(images)[-1], whole.features[:-1](images))
+
+
+@pytest.mark.parametrize("size", ["small", "large"])
+def test_torchvision_mobilenetv3_backbones(size):
+    torch.manual_seed(1)
+    whole = getattr(torchvision.models, f"mobilenet_v3_{size}")(weights=None).double().eval()
+    for norm in (module for module in whole.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_var, 0.2, 1.0)
+    network = build_model(f"fcn:mobilenetv3_{size}_100", num_classes=2, output_stride=32).double().eval()
+    report = load_weights(network, whole.state_dict())
+    assert report.kind == "torchvision backbone"
+    assert all(name.startswith("classifier.") for name in report.dropped)
+    images = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        torch.testing.assert_close(network.encoder(images)[-1], whole.features(images))
+    published = build_model(f"deeplabv3_mobilenetv3_{size}", num_classes=2)
+    assert load_weights(published, whole.state_dict()).kind == "torchvision backbone"
 
 
 def test_torchvision_resnet_fits_timms_and_not_the_deep_stem():

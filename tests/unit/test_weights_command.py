@@ -64,6 +64,10 @@ def test_inspect_against_a_named_network(official, capsys):
     ("make", "expected"),
     [
         (lambda: torchvision.models.mobilenet_v2().state_dict(), "an ImageNet backbone of torchvision"),
+        (
+            lambda: torchvision.models.mobilenet_v3_small(weights=None).state_dict(),
+            "an ImageNet backbone of torchvision",
+        ),
         (lambda: {"head.weight": torch.zeros(3)}, "unknown; name a network"),
         (
             lambda: torchvision.models.segmentation.lraspp_mobilenet_v3_large(
