@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Run a sweep on a Ray cluster. The same line again continues it where it stopped.
 #
-#   jobs/tune.sh SPACE NAME [arguments of `cirkd tune`, such as --set recipe=... or --export best.yaml]
+#   jobs/tune.sh SPACE NAME [arguments of `cirkd tune`, such as --set recipe=... or --export /mnt/shared/runs/best.yaml]
+#
+# The best configuration is written to $CIRKD_OUT/NAME/best.yaml in any case. --export takes an absolute path on storage
+# that outlives the job: a relative one is a place in the job's own working directory.
 #
 # The environment variables that it reads are described in jobs/_submit.sh.
 . "$(dirname "${BASH_SOURCE[0]}")/_submit.sh"

@@ -30,7 +30,7 @@ from cirkd_ray.engine.stages import (
     with_weights,
 )
 from cirkd_ray.errors import ConfigError, TrainingError
-from cirkd_ray.report.sweep_data import SweepData, read_sweep
+from cirkd_ray.report.sweep_data import FAILURES, SweepData, read_sweep
 
 SPACE, BASE, TEACHER, RESULT = "sweep.yaml", "base.yaml", "teacher.txt", "sweep.json"
 RETRIES = 2
@@ -233,7 +233,7 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
     for trial in trials.ranked[: sweep.spec.finalists]:
         spec = from_tree(apply_overrides(base.to_dict(), trial.settings))
         jobs += [(f"finalists/{trial.id}-s{seed}", spec, seed) for seed in sweep.spec.seeds[1:]]
-    run_jobs(
+    results = run_jobs(
         [
             Job(name, from_tree({**spec.to_dict(), "seed": seed, "name": name}), sweep.folder / name)
             for name, spec, seed in jobs
@@ -241,6 +241,8 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
         at_a_time,
         sweep.say,
     )
+    failed = {name: reason for name, reason in results.items() if isinstance(reason, str)}
+    write_atomically(sweep.folder / FAILURES, json.dumps(failed, indent=2))
 
 
 def control_runs(base: RunSpec) -> dict[str, RunSpec]:

@@ -31,7 +31,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run or continue the sweep, then show its ranking."""
+    """Run or continue the sweep, then show its ranking; 1 if a control or finalist failed."""
     from cirkd_ray.cluster.space_check import check_space
     from cirkd_ray.cluster.space_file import load_space
     from cirkd_ray.engine.stages import slug
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     console.print(summary(data), highlight=False, markup=False)
     console.print(f"best recipe  {files[-1]} (cirkd train {files[-1]} trains it in full)", highlight=False)
     console.print(f"report       cirkd report {folder}", highlight=False)
-    return 0
+    return 1 if data.failures else 0
 
 
 def _list(console: object) -> int:

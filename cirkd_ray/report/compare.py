@@ -98,7 +98,7 @@ def csv_text(data: CompareData) -> str:
 
 
 def comparison_figure(data: CompareData) -> Figure:
-    """Left: every run's last mIoU, means and intervals. Right: mean validation curves."""
+    """Left: every run's last mIoU, means and intervals. Right: mean validation curves of finished runs."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11.0, 1.6 + 0.5 * max(4, len(data.recipes))), dpi=110, layout="constrained")
@@ -123,7 +123,8 @@ def comparison_figure(data: CompareData) -> Figure:
     if teacher:
         left.legend(loc="lower right", fontsize=8)
     for index, name in enumerate(names):
-        steps, means = _mean_curve(list(data.curves[name].values()))
+        whole = [rows for seed, rows in data.curves[name].items() if seed in data.results[name]]
+        steps, means = _mean_curve(whole)
         label = name + (" *" if _significant(data, name) else "")
         right.plot(steps, means, color=f"C{index}", label=label, linewidth=1.6)
     right.set_xlabel("step")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from cirkd_ray.report.sweep_data import SweepData, Trial
+from cirkd_ray.report.sweep_data import SweepData
 from cirkd_ray.report.tables import UNKNOWN, Sheet, percent
 
 SHARES = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
@@ -55,6 +55,12 @@ def fair_comparison(data: SweepData) -> Sheet:
     return Sheet(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
 
 
+LEFT_OUT = {
+    "stopped": "saved by early stopping",
+    "failed": "not trained by failed trials",
+    "running": "still to train",
+}
+"""Of the planned steps, by the status of the trials that did not train them."""
 CONTROLS = {"baseline": "control: no distillation", "defaults": "control: the recipe's own values"}
 
 
@@ -65,10 +71,11 @@ def summary(data: SweepData) -> str:
         counts[trial.status] = counts.get(trial.status, 0) + 1
     ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
     spent, planned = data.steps_spent, data.steps_planned
-    saved = 100.0 * (1.0 - spent / planned) if planned else 0.0
+    shares = {status: 100.0 * data.steps_left_out(status) / max(1, planned) for status in LEFT_OUT}
+    parts = [f"{shares[s]:.0f} % {words}" for s, words in LEFT_OUT.items() if s == "stopped" or shares[s]]
     lines = [
         f"trials       {len(data.trials)}: {ended}",
-        f"budget       {spent} of {planned} training steps ({saved:.0f} % saved by early stopping)",
+        f"budget       {spent} of {planned} training steps ({', '.join(parts)})",
     ]
     for name, runs in sorted(data.controls.items()):
         values = ", ".join(figure(value, data.metric) for value in _last(runs, data.metric))
@@ -78,6 +85,7 @@ def summary(data: SweepData) -> str:
         for t in data.trials
         if t.status == "failed" and t.reason
     ]
+    lines += [f"{name} failed: {reason.splitlines()[0]}" for name, reason in sorted(data.failures.items())]
     return "\n".join(lines)
 
 
@@ -121,8 +129,3 @@ def value_text(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def finished(trials: list[Trial]) -> list[Trial]:
-    """Those that ran to their end."""
-    return [trial for trial in trials if trial.status == "finished"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from cirkd_ray.composition import read_yaml
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
+
+FAILURES = "failures.json"
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Trial:
         reason: why it failed.
         rows: its validations, first to last, over all generations.
         steps: how many it would have had.
-        generations: 1, or more where PBT exchanged its weights.
+        generations: 1, or more where PBT exchanged its weights. One that was just begun does not count yet:
+            values, settings and rows belong together.
         parents: (step, trial) of each exchange.
         extra: figures measured beside its training, such as `latency_ms`.
     """
@@ -67,6 +70,8 @@ class SweepData:
     trials: tuple[Trial, ...]
     controls: dict[str, dict[int, dict[str, Any]]]
     finalists: dict[str, dict[int, dict[str, Any]]]
+    failures: dict[str, str] = field(default_factory=dict)
+    """Of controls and finalists: `controls/NAME-sSEED` -> why it failed."""
 
     @property
     def metric(self) -> str:
@@ -98,6 +103,10 @@ class SweepData:
         """Training steps that all trials would have had without early stopping."""
         return sum(trial.steps for trial in self.trials)
 
+    def steps_left_out(self, status: str) -> int:
+        """Steps that the trials of a status were planned to train and did not."""
+        return sum(max(0, t.steps - t.trained_steps) for t in self.trials if t.status == status)
+
 
 def read_sweep(folder: Path) -> SweepData:
     """Read a sweep's folder, finished or not.
@@ -116,6 +125,7 @@ def read_sweep(folder: Path) -> SweepData:
         tuple(trial for trial in trials if trial is not None),
         _runs(folder / "controls"),
         _runs(folder / "finalists"),
+        _json(folder / FAILURES) or {},
     )
 
 
@@ -124,33 +134,39 @@ def _trial(folder: Path, latencies: dict[str, dict[str, float]]) -> Trial | None
     outcome = _json(folder / "outcome.json") or {"status": "running", "reason": ""}
     if not runs:
         return Trial(folder.name, {}, {}, outcome["status"], outcome["reason"], (), 0, 0, (), {})
-    rows: list[dict[str, Any]] = []
-    parents = []
-    about: dict[str, Any] = {}
-    for path in runs:
-        about = json.loads(path.read_text())
-        start = about["parent"]["step"] if about["parent"] else 0
-        if about["parent"]:
-            parents.append((start, str(about["parent"]["trial"])))
-        for row in RunDirectory(path.parent).read_metrics():
-            if "miou" in row:
-                rows.append(
-                    {**row, "_new": int(row["step"]) - start, "_generation": int(path.parent.name[1:])}
-                )
-                start = int(row["step"])
-    recipe = read_yaml(runs[-1].parent / "run.yaml")
+    generations = [_generation(path.parent) for path in runs]
+    last = max((n for n, (_, rows) in enumerate(generations) if rows), default=len(runs) - 1)
+    kept = generations[: last + 1]
+    about = kept[-1][0]
+    recipe = read_yaml(runs[last].parent / "run.yaml")
     return Trial(
         folder.name,
         about["values"],
         about["settings"],
         outcome["status"],
         outcome["reason"],
-        tuple(rows),
+        tuple(row for _, rows in kept for row in rows),
         int(recipe["train"]["steps"]),
-        len(runs),
-        tuple(parents),
+        len(kept),
+        tuple((a["parent"]["step"], str(a["parent"]["trial"])) for a, _ in kept if a["parent"]),
         latencies.get(_network(recipe), {}),
     )
+
+
+def _generation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What a generation was started with, and its validations with the steps that each is from the last."""
+    about = json.loads((folder / "trial.json").read_text())
+    number, run = int(folder.name[1:]), RunDirectory(folder)
+    step = about["parent"]["step"] if about["parent"] else 0
+    rows = []
+    for row in run.read_metrics():
+        if "miou" in row:
+            rows.append({**row, "_new": int(row["step"]) - step, "_generation": number})
+            step = int(row["step"])
+    result = run.read_result()
+    if not rows and result is not None:  # its donor had finished: the figures are the donor's
+        rows.append({**result["last"], "_new": 0, "_generation": number})
+    return about, rows
 
 
 def _latencies(folder: Path) -> dict[str, dict[str, float]]:

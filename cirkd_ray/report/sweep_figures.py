@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from cirkd_ray.cluster.parameters import Parameter
 from cirkd_ray.report.sweep import SHARES, figure_name, short_names, value_text, varied
 from cirkd_ray.report.sweep_data import SweepData, Trial
 
@@ -130,9 +131,9 @@ class Scale:
     """Values of one parameter on 0..1: logarithmic, linear, or options in order."""
 
     def __init__(self, parameter: Mapping[str, Any], values: Sequence[Any]) -> None:
-        options = parameter.get("choice") or parameter.get("grid")
+        options = Parameter.model_validate(parameter).options
         seen = {str(value) for value in values if value is not None}
-        self.options = [str(option) for option in options or () if str(option) in seen]
+        self.options = [str(option) for option in options if str(option) in seen]
         bounds = next(
             (parameter[k] for k in ("loguniform", "uniform", "quniform", "randint") if parameter.get(k)), None
         )

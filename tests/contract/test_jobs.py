@@ -22,7 +22,7 @@ from tests.paths import REPO
 JOBS = REPO / "jobs"
 SCRIPTS = {
     "train.sh": ["quickstart", "first", "--set", "train.steps=3"],
-    "tune.sh": ["smoke", "sweep", "--export", "best.yaml"],
+    "tune.sh": ["smoke", "sweep", "--export", "/mnt/shared/runs/best.yaml"],
     "compare.sh": ["both", "quickstart", "--seeds", "2"],
     "eval.sh": ["first", "2"],
 }

@@ -18,7 +18,7 @@ from cirkd_ray.cluster.compare import methods_of
 from cirkd_ray.commands.report import run as report_command
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.report.compare import csv_text, markdown, methods_table
+from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table
 from cirkd_ray.report.compare_data import CompareData, read_comparison
 from cirkd_ray.report.statistics import compare_to_baseline, holm, paired_p, t_interval
 
@@ -188,6 +188,17 @@ def test_the_report_is_a_page_without_network_and_a_picture(comparison: CompareD
     assert "http" not in page.split("<pre>")[0].replace("data:image", "")
     assert (comparison.folder / "report" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     assert (comparison.folder / "report" / "comparison.md").read_text().startswith("| method |")
+
+
+def test_a_run_without_a_validation_leaves_the_curve_of_the_others(comparison: CompareData) -> None:
+    run = comparison.folder / "runs" / "kd-s3"
+    run.mkdir()
+    (run / "run.yaml").write_text("{}")  # it has just begun
+    before, after = (comparison_figure(data) for data in (comparison, read_comparison(comparison.folder)))
+    for figures in (before, after):
+        curves = {line.get_label(): line.get_xydata() for line in figures.axes[1].lines}
+        kd = next(points for name, points in curves.items() if str(name).startswith("kd"))
+        assert kd.tolist() == [[10, pytest.approx(23.05)], [20, pytest.approx(46.1)]]
 
 
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import yaml
 from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
 from cirkd_ray.report.sweep_data import SweepData, read_sweep
-from cirkd_ray.report.sweep_figures import pareto_front
+from cirkd_ray.report.sweep_figures import Scale, pareto_front
 from cirkd_ray.report.sweep_importance import importance
 from cirkd_ray.report.sweep_page import write_sweep
 
@@ -25,15 +25,21 @@ PARAMETERS = {
 }
 
 
-def write_trial(folder: Path, name: str, values: dict[str, Any], curve: list[float], status: str) -> None:
-    run = folder / "trials" / name / "g0"
+def write_generation(
+    trial: Path, number: int, values: dict[str, Any], rows: list[dict[str, Any]], parent: Any = None
+) -> Path:
+    run = trial / f"g{number}"
     run.mkdir(parents=True)
-    (run / "trial.json").write_text(
-        json.dumps({"trial": name, "values": values, "settings": values, "parent": None})
-    )
+    about = {"trial": trial.name, "values": values, "settings": values, "parent": parent}
+    (run / "trial.json").write_text(json.dumps(about))
     (run / "run.yaml").write_text(yaml.safe_dump({"model": {"name": "m"}, "train": {"steps": 40}}))
-    rows = [{"step": 10 * (i + 1), "miou": value} for i, value in enumerate(curve)]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return run
+
+
+def write_trial(folder: Path, name: str, values: dict[str, Any], curve: list[float], status: str) -> None:
+    rows = [{"step": 10 * (i + 1), "miou": value} for i, value in enumerate(curve)]
+    run = write_generation(folder / "trials" / name, 0, values, rows)
     (run.parent / "outcome.json").write_text(
         json.dumps({"status": status, "reason": "out of memory" if status == "failed" else ""})
     )
@@ -67,8 +73,49 @@ def test_trials_that_ran_whole_rank_before_those_that_were_stopped(sweep: SweepD
 
 def test_the_budget_counts_the_steps_that_were_not_trained(sweep: SweepData) -> None:
     assert (sweep.steps_spent, sweep.steps_planned) == (36 * 40 + 12 * 10, 49 * 40)
-    assert "20 % saved" in summary(sweep)
+    assert "(18 % saved by early stopping, 2 % not trained by failed trials)" in summary(sweep)
     assert "t_48 failed: out of memory" in summary(sweep)
+
+
+def test_values_and_figures_are_of_one_generation(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"metric": {"miou": "max"}}))
+    parent = {"path": "donor/g0/checkpoints/step_40", "trial": "donor", "step": 40}
+    for name in ("heir", "killed"):
+        write_generation(tmp_path / "trials" / name, 0, {"lr": 1.0}, [{"step": 20, "miou": 0.1}])
+        write_generation(tmp_path / "trials" / name, 1, {"lr": 2.0}, [], parent)
+    result = {"last": {"step": 40, "miou": 0.7}}
+    (tmp_path / "trials" / "heir" / "g1" / "result.json").write_text(json.dumps(result))
+    heir, killed = read_sweep(tmp_path).trials
+    assert (heir.values, heir.figure("miou"), heir.step) == ({"lr": 2.0}, 0.7, 40)  # the donor's, at its end
+    assert (heir.generations, heir.parents, heir.trained_steps) == (2, ((40, "donor"),), 20)
+    assert (killed.values, killed.figure("miou"), killed.step) == ({"lr": 1.0}, 0.1, 20)
+    assert (killed.settings, killed.generations, killed.parents) == ({"lr": 1.0}, 1, ())
+
+
+def test_a_control_that_failed_is_told_of(sweep: SweepData) -> None:
+    failures = {"controls/defaults-s1": "a loss is not finite\nat step 3"}
+    (sweep.folder / "failures.json").write_text(json.dumps(failures))
+    assert "controls/defaults-s1 failed: a loss is not finite" in summary(read_sweep(sweep.folder)).split(
+        "\n"
+    )
+
+
+def test_options_that_are_subtrees_have_their_places(tmp_path: Path) -> None:
+    options = {
+        "distill.losses": {"choice": [{"kd": {"kind": "kd"}}, {"at": {"kind": "at"}}]},
+        "teacher.set": {"choice": [["train.steps=1"], ["train.steps=2"]]},
+        "optim.name": {"choice": {"plain": "sgd", "adaptive": "adamw"}},
+        "model.aux": {"grid": [True, False]},
+    }
+    spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": options})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False))
+    for index, values in enumerate(spec.random_points(8)):
+        write_trial(tmp_path, f"t_{index}", values, [0.1 * index], "finished")
+    data = read_sweep(tmp_path)
+    assert write_sweep(data).is_file()
+    for path, parameter in data.space["parameters"].items():
+        labels = list(spec.parameters[path].options)
+        assert [Scale(parameter, labels).height(label) for label in labels] == [0.0, 1.0]
 
 
 def test_controls_stand_beside_the_best(sweep: SweepData) -> None:

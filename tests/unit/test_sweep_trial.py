@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from cirkd_ray.cluster.bridge import Pointer
 from cirkd_ray.cluster.capacity import capacity, driver_resources, largest_plan
+from cirkd_ray.cluster.pool import Job
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.cluster.search import make_scheduler, make_searcher, require
 from cirkd_ray.cluster.space import SweepSpec
@@ -226,3 +228,39 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
     with pytest.raises(ConfigError, match="whose recipe has changed since"):
         module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print))
     assert len(trained) == 2
+
+
+def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from cirkd_ray.cli import build_parser
+    from cirkd_ray.cluster import sweep as module
+    from cirkd_ray.commands import tune
+    from cirkd_ray.report.sweep_data import SweepData, Trial, read_sweep
+
+    best = Trial(
+        "t", {}, {"optim.lr": 0.01}, "finished", "", ({"step": 4, "miou": 0.5, "_new": 4},), 4, 1, (), {}
+    )
+    space = SweepSpec.model_validate({**SPACE, "recipe": "quickstart", "seeds": [0, 1]})
+    (tmp_path / "sweep.yaml").write_text(json.dumps(space.model_dump(mode="json")))
+    outcomes: dict[str, dict[str, object] | str] = {}
+
+    def run_jobs(jobs: list[Job], at_a_time: int, say: object) -> dict[str, dict[str, object] | str]:
+        return {job.name: outcomes.get(job.name, {"last": {}}) for job in jobs}
+
+    def run_sweep(*args: object) -> SweepData:
+        sweep = module.Sweep(space, tiny_baseline(), tmp_path, tmp_path, print)
+        data = SweepData(tmp_path, space.model_dump(mode="json"), (best,), {}, {})
+        module._controls_and_finalists(sweep, tiny_baseline(), data, 1)
+        return replace(data, failures=read_sweep(tmp_path).failures)
+
+    monkeypatch.setattr("cirkd_ray.cluster.pool.run_jobs", run_jobs)
+    monkeypatch.setattr(module, "run_sweep", run_sweep)
+    args = build_parser().parse_args(["tune", "smoke", "--out", str(tmp_path)])
+    (tmp_path / "smoke").mkdir()
+    outcomes["controls/defaults-s1"] = outcomes["finalists/t-s1"] = "a loss is not finite"
+    assert tune.run(args) == 1
+    assert read_sweep(tmp_path).failures == outcomes
+    outcomes.clear()
+    assert tune.run(args) == 0  # what had failed was done again
+    assert read_sweep(tmp_path).failures == {}
