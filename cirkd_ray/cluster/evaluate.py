@@ -21,6 +21,25 @@ PIECES_PER_WORKER = 4
 RETRIES = 3
 
 
+def gpus_per_worker(device: str, workers: int, available: float) -> int:
+    """1 or 0: whether each worker takes a GPU.
+
+    Args:
+        device: "auto" (where the cluster has any), "cpu" or "cuda".
+        workers: how many there will be.
+        available: GPUs of the cluster.
+
+    Raises:
+        ConfigError: "auto", and there are GPUs, but fewer than workers.
+    """
+    if device == "auto" and 0 < available < workers:
+        raise ConfigError(
+            f"--workers {workers}: the cluster has {available:g} GPUs, and each worker takes one; "
+            f"take at most {max(1, int(available))} workers, or --device cpu"
+        )
+    return int(device == "cuda" or (device == "auto" and available > 0))
+
+
 class RayEvaluator:
     """`Evaluator` on several workers; used through `ray_evaluator`.
 
@@ -31,9 +50,7 @@ class RayEvaluator:
 
     def __init__(self, job: EvaluationJob, workers: int) -> None:
         resources = ray.cluster_resources()
-        gpus = (
-            1 if job.device == "cuda" or (job.device == "auto" and resources.get("GPU", 0) >= workers) else 0
-        )
+        gpus = gpus_per_worker(job.device, workers, resources.get("GPU", 0))
         cpus = 1 + job.workers
         for name, needed in (("CPU", cpus * workers), ("GPU", gpus * workers)):
             if resources.get(name, 0) < needed:
