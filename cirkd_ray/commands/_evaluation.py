@@ -36,18 +36,28 @@ def add_model(parser: argparse.ArgumentParser, optional: bool = False) -> None:
     parser.add_argument("--precision", choices=("auto", "fp32", "bf16", "fp16"), default="fp32")
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    """`--data`, `--root`, `--split`, `--set`, and how images are read."""
+def add_data(parser: argparse.ArgumentParser, evaluated: str = "") -> None:
+    """`--data`, `--root`, `--split`, `--set`, and how images are read.
+
+    Args:
+        evaluated: when the command evaluates, for the help of what applies only then.
+    """
     parser.add_argument("--data", metavar="NAME", help="data set (default: the run's)")
     parser.add_argument("--root", metavar="DIR", help="the folder that it lies in (default: the run's)")
     parser.add_argument("--split", help="default: the run's validation split, or val")
     add_set(parser)
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="N", help="images of equal size run together"
+        "--batch-size",
+        type=int,
+        metavar="N",
+        help=f"images of equal size run together{evaluated} (default: 1)",
     )
     parser.add_argument(
-        "--loaders", type=int, default=0, metavar="N", help="processes that read images, per worker"
+        "--loaders",
+        type=int,
+        metavar="N",
+        help=f"processes that read images, per worker{evaluated} (default: 0)",
     )
 
 
@@ -90,7 +100,10 @@ def make_job(args: argparse.Namespace) -> EvaluationJob:
     from cirkd_ray.engine.evaluator import EvaluationJob
     from cirkd_ray.errors import ConfigError
 
-    if args.batch_size < 1 or args.loaders < 0 or (args.limit is not None and args.limit < 1):
+    batch_size, loaders = args.batch_size, args.loaders or 0
+    if batch_size is None:
+        batch_size = 1
+    if batch_size < 1 or loaders < 0 or (args.limit is not None and args.limit < 1):
         raise ConfigError("--batch-size and --limit must be at least 1, --loaders at least 0")
     data = data_settings(args)
     split = args.split or data.pop("val_split", None) or "val"
@@ -105,8 +118,8 @@ def make_job(args: argparse.Namespace) -> EvaluationJob:
         settings=data,
         device=args.device,
         precision=args.precision,
-        batch_size=args.batch_size,
-        workers=args.loaders,
+        batch_size=batch_size,
+        workers=loaders,
         limit=args.limit,
         boundary=getattr(args, "boundary", False),
         views=make_views(args),

@@ -96,15 +96,34 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
 
 
 def _default_folder(model: str, job: EvaluationJob) -> Path:
-    """Evaluations of one model that look at the images in different ways do not overwrite each other."""
+    """Evaluations of several models, or of one that looks at the images in different ways, do not overwrite
+    each other.
+    """
     from cirkd_ray.engine.evaluator import is_run
 
     views = job.views
     parts = [job.data, job.split]
     parts += ["scales", *(f"{scale:g}" for scale in views.scales)] if views.scales != (1.0,) else []
     parts += ["flip"] if views.flip else []
-    parts += ["window", "x".join(map(str, views.window.size))] if views.window else []
+    parts += ["window", _by(views.window.size)] if views.window else []
+    parts += ["stride", _by(views.window.stride)] if views.window and views.window.stride else []
     parts += [views.average] if views.average != "logits" else []
+    parts += [job.precision] if job.precision != "fp32" else []
     parts += ["first", str(job.limit)] if job.limit else []
     name = "-".join(parts)
-    return Path(model) / "eval" / name if is_run(model) else Path("runs") / f"eval-{Path(model).stem}-{name}"
+    if is_run(model):
+        return Path(model) / "eval" / name
+    return Path("runs") / f"eval-{_model_name(Path(model).expanduser().absolute())}-{name}"
+
+
+def _by(size: tuple[int, int]) -> str:
+    return "x".join(map(str, size))
+
+
+def _model_name(path: Path) -> str:
+    """A model's name for its reports; that of the folder for an export's files, all named alike."""
+    from cirkd_ray.models.card import CARD_FILE, WEIGHTS_FILE
+
+    if path.name in (CARD_FILE, WEIGHTS_FILE):
+        return path.parent.name
+    return path.name if path.is_dir() else path.stem

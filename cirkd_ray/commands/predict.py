@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     add_model(parser, optional=True)
     parser.add_argument("inputs", nargs="*", metavar="IMAGE", help="image files, or folders of them")
-    add_data(parser)
+    add_data(parser, evaluated=", with --worst")
     add_views(parser)
     parser.add_argument("--out", default="predictions", metavar="DIR", help="default: predictions/")
     parser.add_argument(
@@ -92,13 +92,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Predict files, folders or a split; write the pictures and the submission."""
-    from cirkd_ray.engine.submission import Submission, check_submission, server_names
+    from cirkd_ray.engine.submission import Submission, check_submission, refuse_scaled, server_names
     from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
     from cirkd_ray.report.written import write_prediction
 
+    _refuse_ignored(args)
     total, sources, dataset = _sources(args)
     names = server_names(dataset) if args.submission else []
+    if args.submission:
+        refuse_scaled(dataset)
     predictor = _predictor(args, dataset)
     warn(predictor.warnings)
     forms = tuple(args.write or (() if args.submission else FORMS))
@@ -125,6 +128,18 @@ def _predict(args: argparse.Namespace) -> int:
     return int(bool(failures))
 
 
+def _refuse_ignored(args: argparse.Namespace) -> None:
+    """Settings that would change nothing."""
+    from cirkd_ray.errors import ConfigError
+
+    if args.batch_size is not None or args.loaders is not None:
+        raise ConfigError(
+            "--batch-size and --loaders go with --worst N only: predictions are made image by image"
+        )
+    if args.limit is not None and args.limit < 1:
+        raise ConfigError("--limit must be at least 1")
+
+
 def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
     from cirkd_ray.engine.predictor import find_images, read_dataset, read_files
@@ -133,7 +148,7 @@ def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], Segmentat
     if args.inputs:
         if args.data or args.submission:
             raise ConfigError("give either images or a data set (--data, --submission), not both")
-        files = find_images(args.inputs)
+        files = find_images(args.inputs)[: args.limit]
         return len(files), read_files(files), None
     dataset = _dataset(args)
     total = len(dataset) if args.limit is None else min(args.limit, len(dataset))

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.cityscapes import LABEL_IDS, Cityscapes
+from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.errors import ConfigError, DataError
 
 UInt8 = NDArray[np.uint8]
@@ -139,14 +140,30 @@ def check_submission(
 
 
 def server_names(dataset: SegmentationDataset | None) -> list[str]:
-    """Names of the images of a Cityscapes split.
+    """Names of the images of a Cityscapes split, in its own form or as `cirkd data prepare` left it.
 
     Raises:
         ConfigError: it is another data set.
     """
-    if not isinstance(dataset, Cityscapes):
+    prepared = isinstance(dataset, PreparedDataset) and dataset.manifest.dataset == "cityscapes"
+    if dataset is None or not (prepared or isinstance(dataset, Cityscapes)):
         raise ConfigError("--submission: only Cityscapes (--data cityscapes --split test) has such a server")
     return [dataset.name(index) for index in range(len(dataset))]
+
+
+def refuse_scaled(dataset: SegmentationDataset | None) -> None:
+    """Check that predictions of a split will have the size that the server wants.
+
+    Raises:
+        ConfigError: the split was scaled down when it was prepared.
+    """
+    if isinstance(dataset, PreparedDataset):
+        limit = dataset.manifest.options.get("max_size")
+        if limit is not None and limit < max(SIZE):
+            raise ConfigError(
+                f"--submission: {dataset.storage.where('')} was prepared with --max-size {limit}, the server "
+                f"wants {SIZE[1]}x{SIZE[0]} pixels; give the original as --root"
+            )
 
 
 def _problems_of(name: str, data: bytes, size: tuple[int, int]) -> list[str]:

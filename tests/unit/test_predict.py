@@ -82,6 +82,15 @@ def test_gray_alpha_and_16_bit_images_are_predicted(model, tmp_path):
     assert (cv2.imread(str(out / "ids" / "gray.png"), cv2.IMREAD_UNCHANGED) == same).all()
 
 
+def test_the_first_of_several_images(model, tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.png").write_bytes(cv2.imencode(".png", image())[1].tobytes())
+    out = tmp_path / "out"
+    command = ["predict", str(model), str(tmp_path), "--limit", "1", "--write", "ids", "--out", str(out)]
+    assert main(command) == 0
+    assert [p.name for p in (out / "ids").iterdir()] == ["a.png"]
+
+
 def test_photos_are_turned_upright(model, tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn clockwise to see it so
@@ -122,7 +131,8 @@ def test_a_split_is_predicted_by_its_samples_names(model, tmp_path):
 
 
 def test_worst_images_of_a_split(model, tmp_path, capsys):
-    assert main(["predict", str(model), *SET, "--worst", "2", "--out", str(tmp_path)]) == 0
+    command = ["predict", str(model), *SET, "--worst", "2", "--batch-size", "2", "--out", str(tmp_path)]
+    assert main(command) == 0
     picture = cv2.imread(str(tmp_path / "worst.png"))
     assert picture.shape[0] > 2 * 32
     assert capsys.readouterr().out.count("val_") == 2
@@ -133,6 +143,9 @@ def test_worst_images_of_a_split(model, tmp_path, capsys):
     [
         (["nowhere"], "nowhere: no such file or folder"),
         (["--worst", "0"], "at least 1"),
+        (["--batch-size", "4", *SET], "--batch-size and --loaders go with --worst N only"),
+        (["--loaders", "0", *SET], "--batch-size and --loaders go with --worst N only"),
+        (["--limit", "0", *SET], "--limit must be at least 1"),
         (["--submission", "x.zip", *SET], "needs the folder"),
     ],
 )

@@ -13,6 +13,7 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.cityscapes import LABEL_IDS
+from cirkd_ray.data.prepare import Encoding, prepare
 from cirkd_ray.engine import submission
 from cirkd_ray.engine.submission import Submission, check_submission
 from cirkd_ray.errors import ConfigError, DataError
@@ -178,6 +179,22 @@ def test_the_test_split_is_predicted_into_a_submission(cityscapes, tmp_path, mon
     printed = capsys.readouterr().out
     assert "skipped" in printed
     assert "1 of 3 images have no prediction" in printed
+
+
+def test_a_prepared_root_makes_a_submission_unless_it_was_scaled_down(
+    cityscapes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(submission, "SIZE", SIZE)
+    network = build_model("deeplabv3_mobilenetv2", num_classes=19)
+    data = build_dataset("cityscapes", split="test", root=cityscapes, subset=True)
+    save_model(network, tmp_path / "model", classes=data.classes, data="cityscapes")
+    for size in (SIZE[1], SIZE[0]):
+        prepare({"test": data}, "cityscapes", {}, str(tmp_path / str(size)), Encoding(max_size=size))
+    sent = ["--submission", str(tmp_path / "sent.zip"), "--root"]
+    assert main(["predict", str(tmp_path / "model"), *sent, str(tmp_path / str(SIZE[1]))]) == 0
+    assert "fit to send" in capsys.readouterr().out
+    assert main(["predict", str(tmp_path / "model"), *sent, str(tmp_path / str(SIZE[0]))]) == 2
+    assert "was prepared with --max-size 16, the server wants 32x16 pixels" in capsys.readouterr().err
 
 
 def test_only_cityscapes_can_be_submitted(capsys):
