@@ -46,7 +46,7 @@ def match_backbone(state: Mapping[str, Tensor], model: SegmentationModel) -> Bac
 
     The kind whose names are found most often is taken; fewer than half of the encoder's entries are no match.
     Of torchvision these are ResNets (plain stem, so for `HEAD:resnet18` and the like), MobileNetV2 and
-    MobileNetV3; other backbones of torchvision have names of their own. The release's MobileNetV3 pads its
+    MobileNetV3; others are refused unless timm names their entries alike. The release's MobileNetV3 pads its
     strided convolutions otherwise than torchvision's; `HEAD:mobilenetv3_large_100` computes the same.
     """
     state, outside = _unwrapped(state)
