@@ -110,18 +110,20 @@ def comparison_figure(data: CompareData) -> Figure:
         interval = data.interval(name)
         if not values:
             continue
-        left.plot(values, [row] * len(values), "o", color=color, alpha=0.45, markersize=5, markeredgewidth=0)
         if not math.isnan(interval.low):
             left.plot([100 * interval.low, 100 * interval.high], [row, row], color=color, linewidth=2)
-        left.plot([100 * interval.mean], [row], "D", color=color, markersize=7)
+        left.plot([100 * interval.mean], [row], "D", color=color, markersize=9)
+        runs = [row] * len(values)  # rings on top: they lie on the interval, one may be the mean
+        left.plot(values, runs, "o", markerfacecolor="white", markeredgecolor=color, markersize=5)
     teacher = sorted(set(data.teachers.values()))
     for score in teacher:
         left.axvline(100 * score, color="0.4", linestyle="--", linewidth=1, label="teacher (best)")
     left.set_yticks(range(len(names)), list(reversed(names)))
-    left.set_xlabel("mIoU % of the last validation: runs, mean, 95 % interval")
+    left.set_ylim(-0.6, len(names) - 0.4)
+    left.set_xlabel("mIoU % of the last validation: runs (rings), mean, 95 % interval")
     left.grid(axis="x", alpha=0.3)
     if teacher:
-        left.legend(loc="lower right", fontsize=8)
+        left.legend(fontsize=8)
     for index, name in enumerate(names):
         whole = [rows for seed, rows in data.curves[name].items() if seed in data.results[name]]
         steps, means = _mean_curve(whole)
@@ -130,9 +132,9 @@ def comparison_figure(data: CompareData) -> Figure:
     right.set_xlabel("step")
     right.set_ylabel("mIoU %, mean over seeds")
     right.grid(alpha=0.3)
-    right.legend(
-        fontsize=8, title=f"* p < {ALPHA} against the baseline" if data.paired else None, title_fontsize=7
-    )
+    starred = any(_significant(data, name) for name in names)
+    title = f"* p < {ALPHA} against the baseline" if starred else None
+    right.legend(fontsize=8, title=title, title_fontsize=7)
     return figure
 
 

@@ -39,7 +39,7 @@ def fair_comparison(data: SweepData) -> Sheet:
     metric = data.metric
     rows = []
     groups: dict[str, list[float]] = {}
-    for trial in data.ranked[: data.space["finalists"]]:
+    for trial in data.ranked[: max(1, data.space["finalists"])]:
         runs = data.finalists.get(trial.id, {})
         values = [*([trial.figure(metric)] if trial.status == "finished" else []), *_last(runs, metric)]
         groups[f"trial {trial.id}"] = values
@@ -55,6 +55,8 @@ def fair_comparison(data: SweepData) -> Sheet:
     return Sheet(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
 
 
+SHOWN = 4
+"""Trials that are named where many failed of one reason."""
 LEFT_OUT = {
     "stopped": "saved by early stopping",
     "failed": "not trained by failed trials",
@@ -80,11 +82,14 @@ def summary(data: SweepData) -> str:
     for name, runs in sorted(data.controls.items()):
         values = ", ".join(figure(value, data.metric) for value in _last(runs, data.metric))
         lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values}")
-    lines += [
-        f"trial {t.id} failed: {t.reason.splitlines()[0]}"
-        for t in data.trials
-        if t.status == "failed" and t.reason
-    ]
+    reasons: dict[str, list[str]] = {}
+    for trial in data.trials:
+        if trial.status == "failed" and trial.reason:
+            reasons.setdefault(trial.reason.splitlines()[0], []).append(trial.id)
+    for reason, ids in reasons.items():
+        more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+        noun = "trial" if len(ids) == 1 else "trials"
+        lines.append(f"{noun} {', '.join(ids[:SHOWN])}{more} failed: {reason}")
     lines += [f"{name} failed: {reason.splitlines()[0]}" for name, reason in sorted(data.failures.items())]
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from cirkd_ray.cluster.parameters import Parameter
-from cirkd_ray.report.sweep import SHARES, figure_name, short_names, value_text, varied
+from cirkd_ray.report.sweep import CONTROLS, SHARES, figure_name, short_names, value_text, varied
 from cirkd_ray.report.sweep_data import SweepData, Trial
 
 _MAP = colormaps["viridis"]
@@ -49,9 +50,8 @@ def learning_curves(data: SweepData) -> Figure:
         ends = [_shown(result["last"].get(data.metric), data.metric) for result in runs.values()]
         if ends:
             style = {"baseline": ":", "defaults": "--"}.get(name, "-.")
-            axes.axhline(
-                float(np.mean(ends)), color="k", linestyle=style, linewidth=1, label=f"control: {name}"
-            )
+            label = CONTROLS.get(name, f"control: {name}")
+            axes.axhline(float(np.mean(ends)), color="k", linestyle=style, linewidth=1, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel(figure_name(data.metric))
     axes.grid(alpha=0.3)
@@ -87,44 +87,49 @@ def parallel_coordinates(data: SweepData) -> Figure:
     scales = [Scale(data.space["parameters"][path], [t.values.get(path) for t in trials]) for path in paths]
     for trial, score in zip(trials, scores, strict=True):
         heights = [scale.height(trial.values.get(path)) for scale, path in zip(scales, paths, strict=True)]
+        known = [(column, h) for column, h in enumerate(heights) if not math.isnan(h)]
         share = (score - low) / (high - low) if high > low else 0.5
         is_best = trial is trials[-1]
-        color = "C3" if is_best else _MAP(share if data.sign > 0 else 1 - share)
+        color = "C3" if is_best else _MAP(0.9 * (share if data.sign > 0 else 1 - share))  # no pale yellow
         axes.plot(
-            [*range(len(paths)), len(paths)],
-            [*heights, share],
+            *zip(*known, (len(paths), share), strict=True),  # on over settings that do not count for it
             color=color,
             linewidth=2.5 if is_best else 1.0,
             alpha=1.0 if is_best else 0.75,
             marker="o",
             markersize=3,
         )
-    for column, scale in enumerate(scales):
-        for height, text in scale.ticks():
-            axes.text(column, height, f" {text}", fontsize=7, va="center", bbox=_BOX)
-    for height, value in ((0.0, low), (1.0, high)):
-        axes.text(
-            len(paths),
-            height,
-            f" {value_text(_shown(value, data.metric))}",
-            fontsize=7,
-            va="center",
-            bbox=_BOX,
-        )
-    axes.set_xticks(
-        range(len(paths) + 1),
-        [*(names[p] for p in paths), figure_name(data.metric)],
-        rotation=20,
-        ha="right",
-        fontsize=8,
-    )
+    ends = [(h, value_text(_shown(value, data.metric))) for h, value in ((0.0, low), (1.0, high))]
+    for column, ticks in enumerate([*(scale.ticks() for scale in scales), ends]):
+        for height, text in ticks:
+            place: dict[str, Any] = {
+                "xytext": (5, 0),
+                "textcoords": "offset points",
+                "va": "center",
+                "zorder": 4,
+            }
+            axes.annotate(_short(text), (column, height), fontsize=7, bbox=_BOX, **place)
+    labels = [_folded(name) for name in (*(names[p] for p in paths), figure_name(data.metric))]
+    axes.set_xticks(range(len(paths) + 1), labels, fontsize=8)
     axes.set_yticks([])
     axes.set_xlim(-0.2, len(paths) + 0.5)
     axes.grid(axis="x", alpha=0.4)
     return figure
 
 
-_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.5}
+_BOX = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.5}
+
+
+def _short(text: str, length: int = 22) -> str:
+    """An option's label; of a long one both ends, since names of networks differ in the second."""
+    head = length // 3
+    return text if len(text) <= length else f"{text[:head]}...{text[head + 3 - length :]}"
+
+
+def _folded(name: str) -> str:
+    """A parameter's name on two lines where it is long."""
+    head, dot, tail = name.rpartition(".")
+    return f"{head}{dot}\n{tail}" if dot and len(name) > 12 else name
 
 
 class Scale:
@@ -150,10 +155,14 @@ class Scale:
             return math.log(float(value) / self.low) / math.log(self.high / self.low)
         return (float(value) - self.low) / (self.high - self.low)
 
+    def text(self, option: str) -> str:
+        """An option as the tables show it: a number without needless digits."""
+        return value_text(float(option)) if re.fullmatch(r"-?\d+\.\d+", option) else option
+
     def ticks(self) -> list[tuple[float, str]]:
         """(position, text) of the ends or of all options."""
         if self.options:
-            return [(self.height(option), option) for option in self.options]
+            return [(self.height(option), self.text(option)) for option in self.options]
         return [(0.0, f"{self.low:.3g}"), (1.0, f"{self.high:.3g}")]
 
 
@@ -187,11 +196,20 @@ def _slice(axes: Axes, data: SweepData, path: str) -> None:
         y = _shown(trial.figure(data.metric), data.metric)
         axes.plot(x, y, "o", markersize=5, markerfacecolor=face, markeredgecolor="C0", alpha=0.8)
     if scale.options:
-        axes.set_xticks(range(len(scale.options)), scale.options, rotation=20, ha="right")
+        labels = [_short(scale.text(option)) for option in scale.options]
+        slanted: dict[str, Any] = {"rotation": 25, "ha": "right"} if sum(map(len, labels)) > 20 else {}
+        axes.set_xticks(range(len(labels)), labels, **slanted)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
     elif scale.log:
+        ratio = (scale.high / scale.low) ** 0.04
         axes.set_xscale("log")
-        axes.set_xlim(scale.low, scale.high)
+        axes.set_xlim(scale.low / ratio, scale.high * ratio)
+        ends = (scale.low, math.sqrt(scale.low * scale.high), scale.high)
+        axes.set_xticks(ends, [f"{end:.2g}" for end in ends])
         axes.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        room = 0.04 * (scale.high - scale.low)
+        axes.set_xlim(scale.low - room, scale.high + room)
 
 
 def pareto_front(data: SweepData) -> list[Trial]:
@@ -230,9 +248,13 @@ def pareto_figure(data: SweepData) -> Figure:
             zorder=3,
         )
     axes.plot([t.figure(second) for t in front], [_shown(t.figure(first), first) for t in front], color="C3")
+    costs = [trial.figure(second) for trial in data.ranked]
     for trial in front:
-        text = f" {', '.join(value_text(v) for v in trial.values.values())}"
-        axes.annotate(text, (trial.figure(second), _shown(trial.figure(first), first)), fontsize=7)
+        text = ", ".join(value_text(v) for v in trial.values.values())
+        x, y = trial.figure(second), _shown(trial.figure(first), first)
+        left = x > (min(costs) + max(costs)) / 2  # towards the middle, where there is room for it
+        place: dict[str, Any] = {"xytext": (-6 if left else 6, -10), "ha": "right" if left else "left"}
+        axes.annotate(text, (x, y), textcoords="offset points", fontsize=7, bbox=_BOX, zorder=4, **place)
     axes.set_xlabel(figure_name(second))
     axes.set_ylabel(figure_name(first))
     axes.grid(alpha=0.3)

@@ -49,7 +49,10 @@ def write_sweep(data: SweepData) -> Path:
     return page.write()
 
 
-_CURVES = "Red: the best; grey with a cross: stopped early; square: took over another trial's weights."
+_CURVES = (
+    "Red: the best; grey with a cross: stopped early; orange with a cross: failed; "
+    "square: took over another trial's weights."
+)
 
 
 def write_hparams(data: SweepData) -> Path:

@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
 from cirkd_ray.report.sweep_data import SweepData, read_sweep
-from cirkd_ray.report.sweep_figures import Scale, pareto_front
+from cirkd_ray.report.sweep_figures import Scale, _short, parallel_coordinates, pareto_front
 from cirkd_ray.report.sweep_importance import importance
 from cirkd_ray.report.sweep_page import write_sweep
 
@@ -116,6 +117,29 @@ def test_options_that_are_subtrees_have_their_places(tmp_path: Path) -> None:
     for path, parameter in data.space["parameters"].items():
         labels = list(spec.parameters[path].options)
         assert [Scale(parameter, labels).height(label) for label in labels] == [0.0, 1.0]
+
+
+def test_many_failures_of_one_reason_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump({"metric": {"miou": "max"}}))
+    for index in range(6):
+        write_trial(tmp_path, f"t{index}", {"lr": 1.0}, [], "failed")
+    assert "trials t0, t1, t2, t3 and 2 more failed: out of memory" in summary(read_sweep(tmp_path)).split(
+        "\n"
+    )
+
+
+def test_lines_go_on_over_settings_that_do_not_count(sweep: SweepData) -> None:
+    lines = parallel_coordinates(sweep).axes[0].lines
+    assert {len(line.get_xydata()) for line in lines} == {4, 5}  # adamw has no momentum
+    assert not any(np.isnan(np.asarray(line.get_ydata())).any() for line in lines)
+
+
+def test_long_names_stay_different_where_they_are_cut() -> None:
+    names = ["deeplabv3:mobilenetv3_small_050", "deeplabv3:mobilenetv3_large_100"]
+    short = [_short(name) for name in names]
+    assert len(set(short)) == 2
+    assert [len(name) for name in short] == [22, 22]
+    assert _short("kd") == "kd"
 
 
 def test_controls_stand_beside_the_best(sweep: SweepData) -> None:
