@@ -5,6 +5,7 @@ from __future__ import annotations
 from cirkd_ray.config import RunSpec
 from cirkd_ray.engine.build import build_datasets, build_network, build_teacher
 from cirkd_ray.engine.distiller import build_losses
+from cirkd_ray.engine.rehearsal import rehearse
 from cirkd_ray.engine.stages import teacher_recipe
 from cirkd_ray.errors import ConfigError, DataError
 
@@ -18,7 +19,8 @@ def spread(length: int, count: int = SAMPLES) -> list[int]:
 
 
 def check_run(spec: RunSpec) -> None:
-    """Check a resolved recipe against its data and its teacher, and read a few samples of each split.
+    """Check a resolved recipe against its data and its teacher, read a few samples of each split, and let
+    the losses see maps of the sizes that they will meet.
 
     Raises:
         UserError: with the setting or file and what to do.
@@ -43,3 +45,4 @@ def check_run(spec: RunSpec) -> None:
     losses = build_losses(spec, student, teacher, len(train.classes))
     for network, taps in ((student, "student_taps"), (teacher, "teacher_taps")):
         network.taps = frozenset().union(*(getattr(loss, taps) for loss in losses.values()))
+    rehearse(spec, student, teacher, losses)

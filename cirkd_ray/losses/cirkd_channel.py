@@ -129,7 +129,7 @@ class CirkdChannel(MapLoss):
         images, channels, length = teacher.shape
         if length != self.channel.queue.shape[2]:
             raise ConfigError(
-                f"loss 'cirkd_channel': the maps have {length} pooled pixels, but the queue was built for "
+                f"loss {self.kind!r}: the maps have {length} pooled pixels, but the queue was built for "
                 f"length={self.channel.queue.shape[2]}; set length: {length}"
             )
         rank, world = rank_and_world()
