@@ -200,8 +200,11 @@ def _classes(data: str | None, count: int) -> ClassSet:
     if data is None:
         return numbered_classes(count)
     from cirkd_ray.data import DATASETS
+    from cirkd_ray.types import ClassSet
 
-    classes: ClassSet = DATASETS.get(data).classes
+    classes = getattr(DATASETS.get(data), "classes", None)
+    if not isinstance(classes, ClassSet):
+        raise ConfigError(f"--data {data}: has no classes of its own; leave --data out to number them")
     if len(classes) != count:
         raise ConfigError(f"--data {data}: {len(classes)} classes, but these weights score {count}")
     return classes

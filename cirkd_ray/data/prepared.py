@@ -27,8 +27,8 @@ from safetensors.numpy import load as load_tensors
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
 from cirkd_ray.data.codec import decode_image
-from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
-from cirkd_ray.errors import DataError
+from cirkd_ray.data.storage import PASSING, LocalStorage, Storage, open_storage
+from cirkd_ray.errors import DataError, TransientError
 from cirkd_ray.types import ClassSet
 
 T = TypeVar("T")
@@ -252,7 +252,8 @@ class _MappedFile:
             open_file: Any = safetensors.safe_open
             self._file = open_file(path, framework="numpy")
         except (OSError, safetensors.SafetensorError) as error:
-            raise DataError(f"{path}: damaged or missing ({error})") from None
+            kind = TransientError if getattr(error, "errno", None) in PASSING else DataError
+            raise kind(f"{path}: damaged or missing ({error})") from None
         self.facts: dict[str, str] = self._file.metadata() or {}
 
     def whole(self, name: str) -> NDArray[np.int64]:

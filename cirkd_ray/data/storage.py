@@ -15,7 +15,7 @@ from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.errors import DataError, TransientError
 
 T = TypeVar("T")
-_PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
+PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 """What a network file system says while its server is away."""
 _CHANGING = ("manifest.json", "preparation.json", "index-*.jsonl", "dataset.yaml", "*.txt")
 """Names of files that say what else there is: they are written again, so they are never read from a cache."""
@@ -60,7 +60,7 @@ class LocalStorage:
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
-            kind = TransientError if error.errno in _PASSING else DataError
+            kind = TransientError if error.errno in PASSING else DataError
             raise kind(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
 
     def write(self, path: str, data: bytes) -> None:

@@ -99,6 +99,9 @@ def test_import_makes_a_folder_that_loads(official, tmp_path, capsys):
 
 
 def test_import_checks_the_classes(official, tmp_path, capsys):
+    code, text = cirkd(capsys, "import", official[0], "--data", "folder", "--out", tmp_path / "out")
+    assert code == 2
+    assert "--data folder: has no classes of its own" in text
     code, text = cirkd(capsys, "import", official[0], "--data", "shapes", "--out", tmp_path / "out")
     assert code == 2
     assert "classes, but these weights score 11" in text
