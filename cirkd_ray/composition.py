@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,12 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> Tree:
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
 
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Any:
+    """The content of a YAML text; the recipes of a family are in one, which each of them reads."""
+    return yaml.load(text, Loader=_Loader)
+
+
 def read_yaml(path: Path) -> Tree:
     """The mapping in a YAML file.
 
@@ -46,7 +53,7 @@ def read_yaml(path: Path) -> Tree:
         ConfigError: the file does not exist, is no YAML (with line and column) or holds something else.
     """
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        tree = deepcopy(_parsed(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from None
     except UnicodeDecodeError:
