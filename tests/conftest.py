@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,16 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _ray_only_where_it_is_asked_for(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A Ray that a test starts by the way would be the one that all later tests get."""
+    yield
+    ray = sys.modules.get("ray")
+    if "ray" not in request.keywords and ray is not None and ray.is_initialized():
+        ray.shutdown()
+        pytest.fail("started Ray; mark it with pytest.mark.ray and use ray_cluster")
 
 
 @pytest.fixture(scope="session")
