@@ -41,10 +41,8 @@ def test_trials_keep_the_places_of_the_sweep() -> None:
     assert (found.device, found.workers) == ("cpu", "auto")
 
 
-def test_that_a_run_does_not_fit_now_is_not_remembered(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("cirkd_ray.cluster.trial.restored", lambda: None)  # outside a trial, Tune starts Ray
+@pytest.mark.ray
+def test_that_a_run_does_not_fit_now_is_not_remembered(ray_cluster: None, tmp_path: Path) -> None:
     plan = TrialPlan(
         str(tmp_path),
         SweepSpec.model_validate(SPACE).model_dump(mode="json"),
