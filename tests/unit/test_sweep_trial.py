@@ -137,6 +137,19 @@ def test_every_scheduler_can_be_made(scheduler: str) -> None:
     assert make_searcher(sweep) is not None
 
 
+def test_a_grid_is_shuffled_where_trials_are_stopped_early() -> None:
+    axis = {"optim.lr": {"grid": [0.001 * k for k in range(1, 13)]}}
+
+    def order(scheduler: str) -> list[float]:
+        space = {"recipe": "tiny", "parameters": axis, "searcher": {"name": "grid"}}
+        search = make_searcher(SweepSpec.model_validate({**space, "scheduler": {"name": scheduler}}))
+        return [search.suggest(f"t{k}")["optim.lr"] for k in range(12)]
+
+    assert order("none") == sorted(order("none"))
+    assert order("asha") == order("asha") != sorted(order("asha"))
+    assert sorted(order("asha")) == order("none")
+
+
 def test_controls_and_best_recipe() -> None:
     base = load_run("quickstart")
     controls = control_runs(base)
