@@ -86,3 +86,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         sys.stderr.close()
         return 1
+    except OSError as error:  # a full disk, a folder that is not writable, wherever it is met
+        if args.debug or error.filename is None or error.strerror is None:
+            raise
+        sys.stderr.write(f"cirkd: {error.filename}: {error.strerror}\n")
+        return 2

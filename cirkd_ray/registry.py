@@ -110,7 +110,7 @@ def _make_settings_model(cls: type) -> type[BaseModel]:
         for name, parameter in inspect.signature(cls).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
     }
-    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), arbitrary_types_allowed=False)
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 
 

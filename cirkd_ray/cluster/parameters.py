@@ -24,7 +24,7 @@ class Parameter(BaseModel):
     Options are a list, or a mapping from a label to the value that is set (whole subtrees too).
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     uniform: tuple[float, float] | None = Field(None, description="low, high")
     loguniform: tuple[float, float] | None = Field(None, description="low, high, both above 0")

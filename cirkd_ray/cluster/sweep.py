@@ -80,6 +80,10 @@ def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool =
 def _open(sweep: Sweep, fresh: bool) -> None:
     """Make the folder, or check that it holds this very sweep."""
     path = sweep.folder / SPACE
+    if not path.is_file() and sweep.folder.exists() and any(sweep.folder.iterdir()):
+        raise ConfigError(
+            f"{sweep.folder}: holds something else than a sweep; choose another --name or --out"
+        )
     if fresh and sweep.folder.exists():
         aside = sweep.folder.with_name(f"{sweep.folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         sweep.folder.rename(aside)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -85,8 +86,9 @@ def make_views(args: argparse.Namespace) -> Views:
 
     if args.stride and not args.window:
         raise ConfigError("--stride goes with --window")
-    if min(args.scales) <= 0:
-        raise ConfigError(f"--scales: factors must be positive, got {min(args.scales):g}")
+    bad = [scale for scale in args.scales if not (math.isfinite(scale) and scale > 0)]
+    if bad:
+        raise ConfigError(f"--scales: factors must be positive, got {bad[0]:g}")
     window = Window(args.window, args.stride) if args.window else None
     return Views(tuple(args.scales), args.flip, window, args.average)
 

@@ -37,7 +37,7 @@ def run(args: argparse.Namespace) -> int:
     """Run or continue the comparison, write its table and plot, print the table."""
     from cirkd_ray.cluster.compare import check_differ, methods_of, run_comparison
     from cirkd_ray.config import load_run
-    from cirkd_ray.engine.stages import slug
+    from cirkd_ray.engine.stages import named_folder, slug
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
@@ -50,9 +50,8 @@ def run(args: argparse.Namespace) -> int:
     check_differ(args.differ, specs[0][1])
     methods = methods_of(specs, args.differ)
     out = Path(args.out).expanduser().absolute()
-    folder = out / (
-        args.name or slug("compare-" + "-".join(name for name in methods if name != "baseline"))[:100]
-    )
+    usual = slug("compare-" + "-".join(name for name in methods if name != "baseline"))[:100]
+    folder = named_folder(out, usual if args.name is None else args.name)
     console.print(f"comparison -> {folder}", highlight=False)
     say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
     data = run_comparison(methods, args.seeds, folder, out, say, args.concurrent)

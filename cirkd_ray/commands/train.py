@@ -64,7 +64,7 @@ def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]
     """The recipe and the directory: of a new run, or of the one to continue."""
     from cirkd_ray.config import load_run
     from cirkd_ray.engine.rundir import RunDirectory
-    from cirkd_ray.engine.stages import latest_run, run_name
+    from cirkd_ray.engine.stages import latest_run, named_folder, run_name
     from cirkd_ray.errors import ConfigError
 
     if args.resume:  # a run by its path or its name; its own recipe counts
@@ -87,9 +87,7 @@ def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]
         return own, found[0]
     spec = load_run(args.recipe or "quickstart", args.overrides)
     if args.name is not None:
-        if args.name.strip() in ("", ".", "..") or "/" in args.name or len(args.name.encode()) > 200:
-            raise ConfigError(f"--name {args.name[:40]!r}: give the name of one folder, without '/'")
-        return spec, RunDirectory(out / args.name)
+        return spec, RunDirectory(named_folder(out, args.name))
     if args.resume is None:
         return spec, RunDirectory(out / run_name(spec.name))
     latest = latest_run(out, spec.name)

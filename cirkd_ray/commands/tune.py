@@ -7,6 +7,7 @@ trials, the recipe without distillation and the recipe's own values are run with
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from cirkd_ray.commands._common import add_out, add_set
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     """Run or continue the sweep, then show its ranking; 1 if a control or finalist failed."""
     from cirkd_ray.cluster.space_check import check_space
     from cirkd_ray.cluster.space_file import load_space
-    from cirkd_ray.engine.stages import slug
+    from cirkd_ray.engine.stages import named_folder, slug
+    from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.console import output
 
     console = output()
@@ -52,17 +54,20 @@ def run(args: argparse.Namespace) -> int:
     from cirkd_ray.report.sweep import ranking, summary
 
     out = Path(args.out).expanduser().absolute()
-    folder = out / (args.name or slug(space.spec.name))
+    folder = named_folder(out, slug(space.spec.name) if args.name is None else args.name)
+    export = Path(args.export).expanduser().absolute() if args.export else None
+    if export is not None and (export.is_dir() or not os.access(export.parent, os.W_OK)):
+        raise ConfigError(f"--export {args.export}: cannot be written; name a file in a folder that is there")
     console.print(f"{space.spec.name} -> {folder}", highlight=False)
     data = run_sweep(
         space, folder, out, lambda text: console.print(text, highlight=False, markup=False), args.fresh
     )
-    best = best_recipe(space.spec, data.ranked[0].settings).to_yaml()
-    files = [folder / "best.yaml", *([Path(args.export).expanduser()] if args.export else [])]
-    for file in files:
-        save_text(file, best)
     console.print(ranking(data, limit=10).rich())
     console.print(summary(data), highlight=False, markup=False)
+    best = best_recipe(space.spec, data.ranked[0].settings).to_yaml()
+    files = [folder / "best.yaml", *([export] if export else [])]
+    for file in files:
+        save_text(file, best)
     console.print(f"best recipe  {files[-1]} (cirkd train {files[-1]} trains it in full)", highlight=False)
     console.print(f"report       cirkd report {folder}", highlight=False)
     return 1 if data.failures else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,7 +202,7 @@ def _resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
 def _check(images: Tensor, scales: Sequence[float], average: str) -> None:
     if images.dim() != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be N x 3 x H x W, got {tuple(images.shape)}")
-    if not scales or min(scales) <= 0:
+    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
         raise ConfigError(f"scales: at least one positive factor is needed, got {list(scales)}")
     if average not in ("logits", "probabilities"):
         raise ConfigError(f"average: must be 'logits' or 'probabilities', got {average!r}")

@@ -57,6 +57,17 @@ def run_name(recipe: str) -> str:
     return f"{slug(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
 
 
+def named_folder(out: Path, name: str) -> Path:
+    """The folder that `--name` names.
+
+    Raises:
+        ConfigError: it is not the name of one folder in `out`.
+    """
+    if name.strip() in ("", ".", "..") or "/" in name or len(name.encode()) > 200:
+        raise ConfigError(f"--name {name[:40]!r}: give the name of one folder, without '/'")
+    return out / name
+
+
 def slug(name: str) -> str:
     """A recipe's name as part of a file name."""
     return "".join(c if c.isalnum() or c in "._-" else "-" for c in name)

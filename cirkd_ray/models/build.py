@@ -35,7 +35,7 @@ class NetworkSettings(BaseModel):
         preprocessing: what the weights expect; `auto` is what timm says of the backbone's weights.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     output_stride: Literal[8, 16, 32] | None = None
     drop_path: Rate | None = None

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import cirkd_ray
-from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
 from cirkd_ray.models.backbone_weights import ENCODER
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, locate, read_card
@@ -79,7 +80,10 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with replacing(folder / WEIGHTS_FILE) as path:
-        save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
+        try:
+            save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be written ({error})") from None
     with replacing(folder / CARD_FILE) as path:
         path.write_text(text + "\n", encoding="utf-8")
 

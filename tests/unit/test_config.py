@@ -40,6 +40,11 @@ def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
         ("optim.lrr=1", "optim.lrr: no such setting; did you mean 'lr'?"),
         ("optim.lr=fast", "optim.lr: "),
         ("optim.lr=-1", "optim.lr: "),
+        (
+            "distill.losses.kd.temperature=.inf",
+            "distill.losses.kd.temperature: Input should be a finite number",
+        ),
+        ("model.dropout=.nan", "model.dropout"),
         ("train.lr=1", "train.lr: no such setting; did you mean 'optim.lr'?"),
         ("trian.steps=5", "trian: no such setting; did you mean 'train'?"),
         ("train.steps=0", "train.steps: "),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from cirkd_ray.cli import main
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data import build_dataset
 from cirkd_ray.engine.preflight import spread
@@ -89,3 +90,24 @@ def test_the_samples_of_the_preflight_reach_both_ends() -> None:
 def test_drawn_scenes_take_no_root() -> None:
     with pytest.raises(DataError, match=r"data\.root: 'shapes' is drawn"):
         build_dataset("shapes", split="val", root="/images")
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", " ", "x" * 201])
+@pytest.mark.parametrize("command", [["train"], ["tune", "smoke"], ["compare", "quickstart"]])
+def test_a_name_is_that_of_one_folder(
+    command: list[str], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*command, "--name", name, "--out", str(tmp_path / "out")]) == 2
+    assert "give the name of one folder, without '/'" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_cannot_be_written_is_named_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(args: object) -> int:
+        raise OSError(28, "No space left on device", "/out/metrics.jsonl")
+
+    monkeypatch.setattr("cirkd_ray.commands.recipes.run", full)
+    assert main(["recipes", "list"]) == 2
+    assert capsys.readouterr().err == "cirkd: /out/metrics.jsonl: No space left on device\n"

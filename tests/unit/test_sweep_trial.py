@@ -177,6 +177,12 @@ def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) ->
             SweepSpec.model_validate({**SPACE, **space}), spec, tmp_path / "s", tmp_path, said.append
         )
 
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "precious").touch()
+    for fresh in (False, True):
+        with pytest.raises(ConfigError, match="holds something else than a sweep"):
+            _open(sweep({}), fresh=fresh)
+    (tmp_path / "s" / "precious").unlink()
     _open(sweep({}), fresh=False)
     _open(sweep({"resources": {"concurrent": 2}}), fresh=False)  # another cluster, the same sweep
     with pytest.raises(ConfigError, match=r"was started with budget\.trials=None, not 3"):
