@@ -148,11 +148,12 @@ class FileDataset(SegmentationDataset):
         """The image's path below the root."""
         return self.image_file(self.ids[index])
 
-    def source_bytes(self, index: int) -> list[int] | None:
-        """Sizes of the sample's files, image first; None where they are not cheap to know, or one is gone."""
+    def source_stamp(self, index: int) -> list[int] | None:
+        """Bytes and times of change of the sample's files, image first; None where they are not cheap to
+        know, or one is gone."""
         paths = [self.name(index)] + ([self.label_file(self.ids[index])] if self.has_labels else [])
-        sizes = [size for path in paths if (size := self.storage.size(path)) is not None]
-        return sizes if len(sizes) == len(paths) else None
+        stamps = [stamp for path in paths if (stamp := self.storage.stamp(path)) is not None]
+        return [number for stamp in stamps for number in stamp] if len(stamps) == len(paths) else None
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""

@@ -70,8 +70,9 @@ def prepare(
     JPEG images of up to a million pixels are stored as they are (one tile, no second loss), unless `max_size`
     or PNG was asked for.
 
-    A finished sample is made again where its source files have other sizes now, or where it was skipped. Of a
-    split that is being changed the manifest says nothing, so that nobody reads a half of it.
+    A finished sample is made again where its source files have another size or time of change now, or where
+    it was skipped. Of a split that is being changed the manifest says nothing, so that nobody reads a half
+    of it.
 
     Args:
         splits: the data set's splits by name.
@@ -188,7 +189,7 @@ def _parts(
 
 
 def _current(row: Row, data: SegmentationDataset, index: int) -> bool:
-    """Whether a line stands for the sample as it is: not skipped, and made of files of the same sizes."""
+    """Whether a line stands for the sample as it is: not skipped, its files unchanged since."""
     if "error" in row:
         return False
     made_of, there = row.get("source"), _source(data, index)
@@ -196,8 +197,8 @@ def _current(row: Row, data: SegmentationDataset, index: int) -> bool:
 
 
 def _source(data: SegmentationDataset, index: int) -> list[int] | None:
-    """Bytes of the files of a sample, where there are files and that is cheap to know."""
-    return data.source_bytes(index) if isinstance(data, FileDataset) else None
+    """Bytes and times of change of a sample's files, where there are files and that is cheap to know."""
+    return data.source_stamp(index) if isinstance(data, FileDataset) else None
 
 
 def _rows(storage: Storage, part: str, names: Sequence[str]) -> list[Row] | None:

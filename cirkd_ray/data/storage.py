@@ -42,8 +42,9 @@ class Storage(Protocol):
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
 
-    def size(self, path: str) -> int | None:
-        """Bytes of a file; None where it is not there, or asking would take a request of its own."""
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Bytes of a file and when it was changed (ns); None where it is not there, or asking would take a
+        request of its own."""
 
     def where(self, path: str) -> str:
         """The path in full, for messages."""
@@ -81,10 +82,11 @@ class LocalStorage:
         except OSError as error:
             raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
 
-    def size(self, path: str) -> int | None:
-        """Bytes of a file; None where it is not there."""
+    def stamp(self, path: str) -> tuple[int, int] | None:
+        """Bytes of a file and when it was changed (ns); None where it is not there."""
         try:
-            return os.stat(self.root / path).st_size  # noqa: PTH116 - many files
+            found = os.stat(self.root / path)  # noqa: PTH116 - many files
+            return found.st_size, found.st_mtime_ns
         except OSError:
             return None
 
@@ -154,7 +156,7 @@ class RemoteStorage:
 
         return self._try(listing, self.where(folder))
 
-    def size(self, path: str) -> int | None:
+    def stamp(self, path: str) -> tuple[int, int] | None:
         """None: asking takes as long as reading a small file."""
         return None
 

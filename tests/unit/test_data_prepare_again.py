@@ -97,6 +97,18 @@ def test_a_sample_whose_files_changed_is_made_again_alone(
     np.testing.assert_array_equal(new.label, old.label)
 
 
+def test_a_label_that_changed_within_its_bytes_is_made_again(root: Path, tmp_path: Path) -> None:
+    target, path = tmp_path / "out", root / "labels/train/b b.png"
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 0]  # equal sizes whatever the labels
+    for value in (0, 1):
+        content = cv2.imencode(".png", np.full((64, 64), value, np.uint8), options)[1].tobytes()
+        assert value == 0 or len(content) == path.stat().st_size
+        path.write_bytes(content)
+        convert(root, target)
+    old, new = (build_dataset("folder", split="train", root=r).load(0) for r in (root, target))
+    np.testing.assert_array_equal(new.label, old.label)
+
+
 @pytest.mark.parametrize("gone", ["b b", "ä"])
 def test_a_split_that_shrank_is_prepared_again(
     gone: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
