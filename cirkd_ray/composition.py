@@ -18,6 +18,8 @@ from cirkd_ray.errors import ConfigError, nearest
 RECIPES = Path(__file__).parent / "recipes"
 NOT_INHERITED = ("name", "description", "published")
 """What speaks of one recipe only, and not of those that extend it."""
+TEACHERS = ("train", "weights", "module")
+"""Where a teacher comes from: exactly one of them, so that one that is given displaces an inherited one."""
 Tree = dict[str, Any]
 
 
@@ -144,9 +146,22 @@ def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
         raise ConfigError(f"{source.path}: extends takes a recipe's name or a list of names")
     result: Tree = {}
     for parent in parents:
-        result = merge(result, compose(find_recipe(parent, source.path.parent), (*_chain, source)))
+        over = compose(find_recipe(parent, source.path.parent), (*_chain, source))
+        result = merge(_without_displaced(result, over), over)
     inherited = {key: value for key, value in result.items() if key not in NOT_INHERITED}
-    return dict(merge(inherited, tree))
+    return dict(merge(_without_displaced(inherited, tree), tree))
+
+
+def _without_displaced(base: Tree, change: Tree) -> Tree:
+    """`base` without the source of its teacher where `change` gives another."""
+    held, given = base.get("teacher"), change.get("teacher")
+    if not (isinstance(held, dict) and isinstance(given, dict)):
+        return base
+    displaced = [k for k in TEACHERS if held.get(k) is not None and k not in given]
+    if not displaced or not any(given.get(k) is not None for k in TEACHERS):
+        return base
+    gone = {*displaced, *(["set"] if "train" in displaced else [])}
+    return {**base, "teacher": {k: v for k, v in held.items() if k not in gone}}
 
 
 def parse_override(text: str) -> tuple[str, Any]:
@@ -165,7 +180,8 @@ def apply_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
 
     Whether a path means anything is decided by the validation that follows.
     """
-    result = deepcopy(tree)
+    teacher = {p.partition(".")[2]: v for p, v in overrides.items() if p.startswith("teacher.")}
+    result = deepcopy(_without_displaced(tree, {"teacher": teacher}))
     for path, value in overrides.items():
         node = result
         *parents, leaf = path.split(".")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import yaml
 from cirkd_ray.composition import apply_overrides, flatten, merge, parse_override, recipe_names
 from cirkd_ray.config import WeightSchedule, from_tree, load_run, load_tree, parse
 from cirkd_ray.errors import ConfigError
+from tests.paths import REPO
 
 SMALL = {"model": {"name": "deeplabv3:resnet10t"}, "data": {"name": "shapes"}}
 
@@ -62,7 +64,6 @@ def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
         ("distill.losses.cirkd_memory.weights.memory_pixl=1", "did you mean 'memory_pixel'?"),
         ("distill.losses.kd.weights={kd: 1}", "give weight (all terms) or weights"),
         ("teacher=null", "distill needs a teacher"),
-        ("teacher.weights=x", "give exactly one of train, weights, module; got train and weights"),
     ],
 )
 def test_wrong_settings_are_named_with_the_nearest_right_one(override: str, message: str) -> None:
@@ -184,3 +185,26 @@ def test_relative_weights_of_a_teachers_factory_are_fixed_as_well(
         assert teacher.module == factory + fixed
     with pytest.raises(ConfigError, match=r"teacher.module: 'weights=\[' cannot be read"):
         load_run("voc/cirkd_deeplabv3_resnet18", [f'teacher={{module: "{factory}?weights=["}}'])
+
+
+def test_a_teacher_that_is_given_displaces_an_inherited_one(tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("extends: quickstart\nteacher: {weights: /models/teacher}\n")
+    for spec in (load_run(str(recipe)), load_run("quickstart", ["teacher.weights=/models/teacher"])):
+        assert spec.teacher is not None
+        assert (spec.teacher.weights, spec.teacher.train) == ("/models/teacher", None)
+    trained = load_run(str(recipe), ["teacher.train=quickstart/teacher", "teacher.set=[train.steps=3]"])
+    assert trained.teacher is not None
+    assert (trained.teacher.weights, trained.teacher.set) == (None, ("train.steps=3",))
+    with pytest.raises(ConfigError, match="exactly one of train, weights, module"):
+        load_run("quickstart", ["teacher.weights=/models/teacher", "teacher.train=quickstart/teacher"])
+
+
+def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:
+    block = re.search(r"```yaml\n(# mine\.yaml.+?)```", (REPO / "README.md").read_text(), re.S)
+    assert block is not None
+    (tmp_path / "mine.yaml").write_text(block[1])
+    spec = load_run(str(tmp_path / "mine.yaml"))
+    assert spec.teacher is not None
+    assert spec.teacher.weights == "/models/teacher"
+    assert {"cirkd_memory", "logits"} <= set(spec.distill.losses if spec.distill else ())
