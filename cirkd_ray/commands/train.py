@@ -46,6 +46,11 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out).expanduser().absolute()
     spec, directory = _choose(args, out)
     console.print(f"{spec.name} -> {directory.path}", highlight=False)
+    if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
+        console.print(
+            "the student starts from random weights; the published figure took --set model.weights=FILE",
+            highlight=False,
+        )
     outcome = run_recipe(
         spec,
         directory,

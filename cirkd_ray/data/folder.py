@@ -125,7 +125,7 @@ def read_description(storage: Storage) -> Description:
     where = storage.where(DESCRIPTION)
     if DESCRIPTION not in storage.names(""):
         raise DataError(
-            f"{where}: no such file; it must list the classes (see the docs of the data set 'folder')"
+            f"{where}: no such file; it lists the classes (classes: [road, sky, ...]; see Data in the README)"
         )
     try:
         content = yaml.safe_load(storage.read(DESCRIPTION))

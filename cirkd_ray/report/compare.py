@@ -128,7 +128,14 @@ def comparison_figure(data: CompareData) -> Figure:
         whole = [rows for seed, rows in data.curves[name].items() if seed in data.results[name]]
         steps, means = _mean_curve(whole)
         label = name + (" *" if _significant(data, name) else "")
-        right.plot(steps, means, color=f"C{index}", label=label, linewidth=1.6)
+        right.plot(
+            steps,
+            means,
+            marker="." if len(steps) < 10 else None,
+            color=f"C{index}",
+            label=label,
+            linewidth=1.6,
+        )
     right.set_xlabel("step")
     right.set_ylabel("mIoU %, mean over seeds")
     right.grid(alpha=0.3)

@@ -6,8 +6,10 @@ import json
 import os
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from cirkd_ray.engine.reporter import Listener
 from cirkd_ray.engine.rundir import RunDirectory
@@ -15,10 +17,24 @@ from cirkd_ray.report.progress import Progress
 
 
 class RunLog(Listener):
-    """Writes a run's messages to its `log.txt`, a line each."""
+    """Writes what a run says and reports to its `log.txt`, a line each."""
 
     def __init__(self, directory: RunDirectory) -> None:
         self.path = directory.path / "log.txt"
+
+    def start(self, spec: dict[str, Any], step: int) -> None:
+        """Of which recipe, from where to where."""
+        self.message(f"{spec['name']}: step {step} to {spec['train']['steps']}")
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The main figures of a line of metrics."""
+        names = {"loss/total": "loss", "miou": "mIoU", "images_per_second": "images/s"}
+        figures = [f"{text} {metrics[name]:.4g}" for name, text in names.items() if name in metrics]
+        self.message(f"step {step}: {', '.join(figures)}")
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The end."""
+        self.message("finished")
 
     def message(self, text: str) -> None:
         """Append."""

@@ -13,6 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cirkd_ray.engine.evaluate import evaluate
+from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.report import figures, pictures, tables
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.progress import Progress, duration
@@ -291,3 +292,22 @@ def test_report_imports_tensorboard_late_and_pyplot_never():
         "assert not {'torch.utils.tensorboard', 'matplotlib.pyplot', 'tensorboard', 'ray'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_log_of_a_run_holds_what_it_said_and_reported(tmp_path):
+    from cirkd_ray.report.follow import RunLog
+
+    log = RunLog(RunDirectory(tmp_path))
+    log.start({"name": "kd", "train": {"steps": 20}}, 0)
+    log.metrics(10, {"loss/total": 2.34567, "lr": 0.1, "images_per_second": 12.3})
+    log.message("a warning")
+    log.metrics(20, {"loss/total": 1.0, "miou": 0.25, "images_per_second": 10.0})
+    log.finish({})
+    lines = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    assert lines == [
+        "kd: step 0 to 20",
+        "step 10: loss 2.346, images/s 12.3",
+        "a warning",
+        "step 20: loss 1, mIoU 0.25, images/s 10",
+        "finished",
+    ]
