@@ -146,12 +146,14 @@ def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> S
     """The network of that name, or the one that fits the file."""
     from cirkd_ray.errors import WeightsError
     from cirkd_ray.models.build import build_model
+    from cirkd_ray.models.card import find_card
 
     if name is None:
         if found.best is None or found.best.problems:
             raise WeightsError(f"{found.path} does not say which network it is; name it with --model NAME")
         name = found.best.name
-    settings: dict[str, Any] = {}
+    card = find_card(found.path)
+    settings: dict[str, Any] = dict(card["settings"]) if card and card["name"] == name else {}
     for item in args.settings:
         key, value = _setting(item)
         settings[key] = value

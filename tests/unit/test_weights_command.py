@@ -185,3 +185,12 @@ def test_numbered_classes_have_vocs_colours():
     assert classes.palette[15] == (192, 128, 128)
     assert classes.palette[20] == (0, 64, 128)
     assert len(set(numbered_classes(182).palette)) == 182
+
+
+def test_a_file_of_our_own_fits_the_network_with_its_own_settings(tmp_path, capsys):
+    model = build_model("deeplabv3:test_resnet", num_classes=3, head_channels=16)
+    save_model(model, tmp_path, numbered_classes(3))
+    code, text = cirkd(capsys, "inspect", tmp_path / "student.safetensors")
+    assert code == 0
+    assert "of another shape" not in text
+    assert "deeplabv3:test_resnet" in text
