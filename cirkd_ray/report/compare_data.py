@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from cirkd_ray.composition import read_yaml
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.report.files import read_json
 from cirkd_ray.report.statistics import Interval, Paired, compare_to_baseline, t_interval
 
 COMPARISON = "comparison.yaml"
@@ -89,24 +89,19 @@ def read_comparison(folder: Path) -> CompareData:
             memory[name][int(seed)] = max(used)
         if result is not None:
             results[name][int(seed)] = result
-    teachers = _json(folder / "teachers.json")
+    teachers = read_json(folder / "teachers.json") or {}
     scores = {name: _score(Path(weights)) for name, weights in teachers.items()}
     known = {name: score for name, score in scores.items() if score is not None}
-    return CompareData(folder, recipes, results, curves, memory, known, _json(folder / "failures.json"))
+    return CompareData(
+        folder, recipes, results, curves, memory, known, read_json(folder / "failures.json") or {}
+    )
 
 
 def _score(weights: Path) -> float | None:
     """A teacher's best validation, as its own run or card tells."""
     folder = weights if weights.is_dir() else weights.parent
-    result = _json(folder / "result.json")
+    result = read_json(folder / "result.json") or {}
     if result:
         return float(result["best"]["miou"])
-    validation = _json(folder / "model.json").get("validation") or {}
+    validation = (read_json(folder / "model.json") or {}).get("validation") or {}
     return float(validation["miou"]) if "miou" in validation else None
-
-
-def _json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    found: dict[str, Any] = json.loads(path.read_text())
-    return found

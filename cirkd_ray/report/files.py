@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -27,6 +29,23 @@ def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         path.write_bytes(encoded.tobytes())
     except OSError as error:
         raise _refused(path, error) from None
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None where there is no such file.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: is damaged; delete it, or the folder of its run, and go on")
+    return found
 
 
 def save_text(path: Path, text: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from cirkd_ray.composition import read_yaml
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.report.files import read_json
 
 FAILURES = "failures.json"
 
@@ -125,13 +126,13 @@ def read_sweep(folder: Path) -> SweepData:
         tuple(trial for trial in trials if trial is not None),
         _runs(folder / "controls"),
         _runs(folder / "finalists"),
-        _json(folder / FAILURES) or {},
+        read_json(folder / FAILURES) or {},
     )
 
 
 def _trial(folder: Path, latencies: dict[str, dict[str, float]]) -> Trial | None:
-    runs = sorted(folder.glob("g*/trial.json"), key=lambda path: int(path.parent.name[1:]))
-    outcome = _json(folder / "outcome.json") or {"status": "running", "reason": ""}
+    runs = sorted(folder.glob("g[0-9]*/trial.json"), key=lambda path: int(path.parent.name[1:]))
+    outcome = read_json(folder / "outcome.json") or {"status": "running", "reason": ""}
     if not runs:
         return Trial(folder.name, {}, {}, outcome["status"], outcome["reason"], (), 0, 0, (), {})
     generations = [_generation(path.parent) for path in runs]
@@ -155,7 +156,7 @@ def _trial(folder: Path, latencies: dict[str, dict[str, float]]) -> Trial | None
 
 def _generation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What a generation was started with, and its validations with the steps that each is from the last."""
-    about = json.loads((folder / "trial.json").read_text())
+    about = read_json(folder / "trial.json") or {"parent": None, "values": {}, "settings": {}}
     number, run = int(folder.name[1:]), RunDirectory(folder)
     step = about["parent"]["step"] if about["parent"] else 0
     rows = []
@@ -172,7 +173,7 @@ def _generation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def _latencies(folder: Path) -> dict[str, dict[str, float]]:
     found = {}
     for path in (folder / "latency").glob("*.json"):
-        measured = json.loads(path.read_text())
+        measured = read_json(path) or {}
         found[json.dumps(measured.pop("model"), sort_keys=True)] = measured
     return found
 
@@ -186,12 +187,6 @@ def _runs(folder: Path) -> dict[str, dict[int, dict[str, Any]]]:
     found: dict[str, dict[int, dict[str, Any]]] = {}
     for path in sorted(folder.glob("*-s*/result.json")):
         name, _, seed = path.parent.name.rpartition("-s")
-        found.setdefault(name, {})[int(seed)] = json.loads(path.read_text())
-    return found
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    found: dict[str, Any] = json.loads(path.read_text())
+        if seed.isdecimal():
+            found.setdefault(name, {})[int(seed)] = read_json(path) or {}
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from cirkd_ray.cluster.space import SweepSpec
+from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
 from cirkd_ray.report.sweep_data import SweepData, read_sweep
 from cirkd_ray.report.sweep_figures import Scale, _short, parallel_coordinates, pareto_front
@@ -202,3 +204,21 @@ def test_a_sweep_without_a_result_can_be_looked_at(tmp_path: Path) -> None:
     spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": PARAMETERS})
     (folder / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
     assert "too few comparable trials" in write_sweep(read_sweep(folder)).read_text()
+
+
+@pytest.mark.parametrize("file", ["outcome.json", "g0/trial.json"])
+def test_a_damaged_file_of_a_trial_is_named(sweep: SweepData, file: str) -> None:
+    path = next((sweep.folder / "trials").iterdir()) / file
+    path.write_text("")
+    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: is damaged"):
+        read_sweep(sweep.folder)
+
+
+def test_folders_of_other_names_are_passed_over(sweep: SweepData) -> None:
+    trial = next((sweep.folder / "trials").iterdir())
+    for folder in (trial / "gold", sweep.folder / "controls" / "foo-sbar"):
+        folder.mkdir(parents=True)
+        (folder / "trial.json").write_text("{}")
+        (folder / "result.json").write_text("{}")
+    again = read_sweep(sweep.folder)
+    assert [t.id for t in again.ranked] == [t.id for t in sweep.ranked]
