@@ -15,7 +15,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
 from cirkd_ray.engine.stages import (
-    CHANGEABLE,
+    FREE,
     fingerprint,
     locked,
     slug,
@@ -30,8 +30,6 @@ from cirkd_ray.report.compare_data import COMPARISON, CompareData, read_comparis
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
 """What must not differ between methods: else it is not the methods that are compared."""
 LOOSE = ("data.workers", "data.root", "train.log_every", "train.keep_checkpoints", "train.pictures")
-FREE = (*CHANGEABLE, "name", "description", "published")
-"""Settings of a method that may differ when a comparison is continued."""
 BASELINE, TEACHERS = "baseline", "teachers.json"
 Say = Callable[[str], None]
 

@@ -29,6 +29,8 @@ CHANGEABLE = (
     "train.pictures",
 )
 """Settings that may differ when a run is continued: they do not change what it computes."""
+FREE = (*CHANGEABLE, "name", "description", "published")
+"""These, and what a recipe says of itself."""
 
 
 class Runner(Protocol):
@@ -92,9 +94,7 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
 def fingerprint(spec: RunSpec) -> str:
     """Ten digits that are equal where two runs compute the same."""
     leaves = flatten(spec.to_dict())
-    kept = {
-        k: v for k, v in leaves.items() if not k.startswith((*CHANGEABLE, "name", "description", "published"))
-    }
+    kept = {k: v for k, v in leaves.items() if not k.startswith(FREE)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -178,8 +178,7 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
         directory.create(spec)
         return
     before, now = flatten(directory.spec().to_dict()), flatten(spec.to_dict())
-    free = (*CHANGEABLE, "name", "description", "published")
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(free)]
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
     if changed:
         key = sorted(changed)[0]
         raise ConfigError(
