@@ -7,6 +7,7 @@ heavy inside `run`, so that `cirkd --help` answers at once.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import pkgutil
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:  # a full disk, a folder that is not writable, wherever it is met
-        if args.debug or error.filename is None or error.strerror is None:
+        if args.debug or error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
             raise
-        sys.stderr.write(f"cirkd: {error.filename}: {error.strerror}\n")
+        sys.stderr.write(f"cirkd: {error.filename or 'a file'}: {error.strerror}\n")
         return 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -81,12 +82,13 @@ def _short(names: Sequence[str]) -> list[str]:
 
 def _check_equal(first_name: str, first: RunSpec, name: str, spec: RunSpec, allow: Sequence[str]) -> None:
     before, now = flatten(first.to_dict()), flatten(spec.to_dict())
-    for key in sorted({**before, **now}):
+    for key in sorted({**before, **now}, key=lambda k: (not k.endswith(".name"), k)):
         if not key.startswith(EQUAL) or key.startswith((*LOOSE, *allow)) or before.get(key) == now.get(key):
             continue
+        equal = shlex.quote(f"{key}={before.get(key)}")
         raise ConfigError(
             f"{key}: is {before.get(key)!r} in {first_name} and {now.get(key)!r} in {name}; methods are "
-            f"compared at one setting: --set {key}={before.get(key)}, or --differ {key} if it is the method"
+            f"compared at one setting: --set {equal}, or --differ {key} if it is the method"
         )
 
 

@@ -46,7 +46,7 @@ def require(package: str, user: str) -> Any:
     except ImportError:
         extra = EXTRAS[package]
         raise ConfigError(
-            f"{user} needs {package}, which is not installed: pip install 'cirkd-ray[{extra}]'"
+            f"{user} needs {package}, which is not installed: pip install '.[{extra}]'"
         ) from None
 
 

@@ -72,6 +72,8 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
         yield
         return
     verbose = bool(os.environ.get(VERBOSE))
+    if not verbose:  # a failed trial's traceback; TrialLog says in a line what became of each
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     level = logging.WARNING if verbose else logging.ERROR
     try:
         if in_cluster():

@@ -66,9 +66,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def _add_source(parser: argparse.ArgumentParser, root_needed: bool = True) -> None:
     parser.add_argument("name", metavar="DATASET")
     parser.add_argument("root", metavar="ROOT", nargs=None if root_needed else "?", help="folder or URL")
-    parser.add_argument(
-        "--split", action="append", metavar="NAME", help="repeatable (default: train and val)"
-    )
+    usual = "repeatable (default: train and val)" if root_needed else "which one (default: val)"
+    parser.add_argument("--split", action="append", metavar="NAME", help=usual)
     parser.add_argument(
         "--set",
         dest="settings",

@@ -150,6 +150,8 @@ def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], Segmentat
             raise ConfigError("give either images or a data set (--data, --submission), not both")
         files = find_images(args.inputs)[: args.limit]
         return len(files), read_files(files), None
+    if not (args.data or args.root or args.split or args.submission or args.overrides):
+        raise ConfigError("which images? give files or folders, or --split val for a split of the run's data")
     dataset = _dataset(args)
     total = len(dataset) if args.limit is None else min(args.limit, len(dataset))
     return total, read_dataset(dataset, args.limit), dataset

@@ -28,7 +28,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--export", metavar="FILE", help="write the best configuration as a recipe of full length"
     )
     parser.add_argument("--list", action="store_true", help="list the shipped search spaces")
-    parser.add_argument("--check", action="store_true", help="check the space against its recipe and stop")
+    parser.add_argument(
+        "--check", action="store_true", help="check the space and its recipe, without data, and stop"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

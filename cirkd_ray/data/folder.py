@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from cirkd_ray.data.base import DATASETS
 from cirkd_ray.data.files import FileDataset, LabelMap
@@ -29,7 +29,7 @@ class Description(BaseModel):
         classes: names, in the order of the class indices.
         palette: a colour (RGB) for each class; made up where it is not given.
         ids: stored label value -> name or index of the class; by default the value is the index.
-        ignore: stored values that do not count.
+        ignore: the stored values that do not count, or the only one.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +38,11 @@ class Description(BaseModel):
     palette: tuple[tuple[_Byte, _Byte, _Byte], ...] | None = None
     ids: Mapping[_Byte, int | str] | None = None
     ignore: tuple[_Byte, ...] = (IGNORE_LABEL,)
+
+    @field_validator("ignore", mode="before")
+    @classmethod
+    def _one_or_several(cls, value: object) -> object:
+        return (value,) if isinstance(value, int) else value
 
     @model_validator(mode="after")
     def _consistent(self) -> Description:
@@ -106,6 +111,9 @@ class Folder(FileDataset):
         several = (images[stem] for stem in dict.fromkeys(ids) if len(images.get(stem, ())) > 1)
         self.duplicates = [" and ".join(f"images/{path}" for path in paths) for paths in several]
         self.settle(ids)
+        if subset and not listed:
+            labelled = _by_stem(_walk(self.storage, "labels", split))
+            self.missing += [f"images/{stem}.*" for stem in labelled if stem not in images]
 
     def image_file(self, sample_id: str) -> str:
         """`images/train/tokyo/0001.jpg`."""

@@ -137,7 +137,10 @@ class RunDirectory:
 def write_atomically(path: Path, text: str) -> None:
     """Replace a file's text in one step, so that a reader or a crash never sees half of it."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     partial.replace(path)
 
 

@@ -151,7 +151,11 @@ def run_recipe(
             teacher = teacher_directory(spec, out)
             reused = train_teacher(teacher_recipe(spec), teacher, runner, say)
             spec = with_weights(spec, teacher.path)
-        result = directory.read_finished() or runner(spec, directory)
+        result = directory.read_finished()
+        if result is not None:
+            say(f"{directory.path} is finished; this is its result")
+        else:
+            result = runner(spec, directory)
     return Outcome(directory, result, teacher, reused)
 
 

@@ -243,7 +243,7 @@ def _told(what: str, options: ExportOptions) -> Iterator[None]:
     except UserError as error:
         raise ExportError(f"{what}: {error}{hint}") from None
     except ImportError as error:
-        raise ExportError(f"{what}: {error.name} is missing; pip install 'cirkd-ray[export]'") from None
+        raise ExportError(f"{what}: {error.name} is missing; pip install '.[export]'") from None
     except Exception as error:  # exporters raise errors of many kinds, all of which mean the same here
         reason = next(
             (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__

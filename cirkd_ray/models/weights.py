@@ -125,13 +125,19 @@ def load_weights(
         A report; its lists of missing, unexpected and mismatched entries are empty.
 
     Raises:
-        WeightsError: the file cannot be read, or an entry is missing, unexpected or of another shape; they
-            are listed.
+        WeightsError: the file cannot be read, or an entry is missing, unexpected, of another shape or not
+            finite; they are listed.
     """
     report, chosen = compare(model, source, reinit_classifier=reinit_classifier)
     problems = explain(report)
     if problems:
         raise WeightsError(f"{report.source} does not fit {model.name}:\n{problems}")
+    broken = [name for name, value in chosen.items() if not value.isfinite().all()]
+    if broken:
+        raise WeightsError(
+            f"{report.source}: {len(broken)} entries hold NaN or infinity, e.g. {broken[0]}; "
+            "the training that wrote it has failed"
+        )
     model.load_state_dict(chosen, strict=True)
     if report.preprocessing is not None and model.settings.get("preprocessing", "auto") == "auto":
         model.preprocessing = report.preprocessing

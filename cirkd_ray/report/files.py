@@ -62,4 +62,4 @@ def save_text(path: Path, text: str) -> None:
 
 
 def _refused(path: Path, error: OSError) -> ConfigError:
-    return ConfigError(f"--out: {path} cannot be written ({error.strerror}); choose another folder")
+    return ConfigError(f"{path}: cannot be written ({error.strerror}); choose another folder")

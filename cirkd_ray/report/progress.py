@@ -58,14 +58,14 @@ class Progress:
         Args:
             step: steps done so far.
             metrics: of these are shown `loss/total` (or `loss`, or `total`), `miou` and `images_per_second`.
-                The last mIoU stays in sight until there is a new one.
+                On a terminal the last mIoU stays in sight until there is a new one.
         """
         if self._marks and step < self._marks[-1][1]:
             self._marks.clear()  # started again from an earlier checkpoint
         self._marks.append((self._clock(), step))
         validated = "miou" in metrics
         self._miou = metrics["miou"] if validated else self._miou
-        figures = self._figures(metrics)
+        figures = self._figures(metrics, self._miou if self._live or validated else None)
         if self._live is not None and self._task is not None:
             self._live.update(self._task, completed=step, figures=figures)
         elif self._due(step, validated):
@@ -109,9 +109,9 @@ class Progress:
             return True
         return step - self._written >= self.every
 
-    def _figures(self, metrics: Mapping[str, float]) -> str:
+    def _figures(self, metrics: Mapping[str, float], miou: float | None) -> str:
         loss = next((metrics[key] for key in ("loss/total", "loss", "total") if key in metrics), None)
-        parts = [f"loss {loss:.4f}" if loss is not None else "", _percent(self._miou)]
+        parts = [f"loss {loss:.4f}" if loss is not None else "", _percent(miou)]
         if "images_per_second" in metrics:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")
         parts.append(f"ETA {duration(self.eta())}")

@@ -139,6 +139,15 @@ def test_names_that_come_twice_do_not_end_the_check(tmp_path: Path) -> None:
     assert "train/a (listed 2 times)" in report.findings[0].message
 
 
+def test_a_label_without_an_image_is_found(tmp_path: Path) -> None:
+    root = make_folder(tmp_path, {"classes": ["x"]}, {"train/a": 0, "train/deep/b": 0})
+    (root / "images/train/deep/b.png").unlink()
+    report = check(open_set("folder", "train", root, subset=True))
+    assert [f.kind for f in report.findings] == ["missing file"]
+    assert report.findings[0].message.endswith("images/train/deep/b.*: missing")
+    assert report.images == 1
+
+
 def test_a_missing_split_is_a_finding_and_the_others_are_checked(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

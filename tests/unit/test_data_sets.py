@@ -243,6 +243,8 @@ def test_folder_reads_names_ids_and_palette(tmp_path: Path) -> None:
     assert data.classes.names == ("road", "Übung", "sky")
     assert data.classes.palette[2] == (7, 8, 9)
     assert open_set("folder", "other", tmp_path).load(0).label[0, 0] == 0
+    one = open_set("folder", "train", make_folder(tmp_path, YAML.replace("[0, 255]", "0"), names))
+    assert int(one.load(3).label[0, 0]) == 255
 
 
 def test_folder_with_a_list_and_default_ids(tmp_path: Path) -> None:

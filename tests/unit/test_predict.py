@@ -141,6 +141,7 @@ def test_worst_images_of_a_split(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "which images? give files or folders, or --split val"),
         (["nowhere"], "nowhere: no such file or folder"),
         (["--worst", "0"], "at least 1"),
         (["--batch-size", "4", *SET], "--batch-size and --loaders go with --worst N only"),

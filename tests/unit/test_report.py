@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from cirkd_ray.engine.evaluate import evaluate
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.report import figures, pictures, tables
+from cirkd_ray.report.bar import bar
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.progress import Progress, duration
 from cirkd_ray.report.tensorboard import TensorBoard
@@ -188,7 +189,7 @@ def test_plain_lines_with_time_left_from_the_speed_now():
         "step 510/1000  loss 1.5000  16.0 images/s  ETA 8:10",
         "step 510/1000  loss 1.5000  mIoU 25.00 %  ETA 8:10",
         "hello",
-        "step 520/1000  loss 1.2500  mIoU 25.00 %  ETA 8:00",
+        "step 520/1000  loss 1.2500  ETA 8:00",
     ]
 
 
@@ -229,6 +230,15 @@ def test_live_line_on_a_terminal_and_messages_above_it():
     assert "step 40/100" in text
     assert "loss 0.5000  mIoU 12.34 %  7.0 images/s" in text
     assert "[not markup]" in text
+
+
+def test_long_work_says_now_and_then_how_far_it_is(monkeypatch, capsys):
+    now = iter([0.0, 4.0, 16.0, 16.0, 20.0])
+    monkeypatch.setattr("cirkd_ray.report.bar.time.monotonic", lambda: next(now))
+    with bar(90, "evaluating") as advance:
+        for done in (10, 20, 30):
+            advance(done)
+    assert capsys.readouterr().err == "evaluating: 30 of 90 images\n"
 
 
 @pytest.mark.parametrize(

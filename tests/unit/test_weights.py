@@ -122,6 +122,17 @@ def test_problems_are_listed_and_nothing_is_loaded():
     assert equal(model.state_dict(), before)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_of_a_training_that_failed_are_refused(value):
+    model = small()
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    state["head.fuse.conv.weight"][0, 0, 0, 0] = value
+    with pytest.raises(
+        WeightsError, match=r"1 entries hold NaN or infinity, .* head\.fuse\.conv"
+    ):
+        load_weights(model, state)
+
+
 def test_long_lists_are_cut():
     with pytest.raises(WeightsError, match=r"missing: .*, \.\.\. and \d+ more"):
         load_weights(small(), {key: v for key, v in small().state_dict().items() if "head" in key})
