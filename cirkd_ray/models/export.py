@@ -153,10 +153,9 @@ def _images(batch: int, options: ExportOptions, change: tuple[int, int] = (0, 0)
     return torch.randn(batch, 3, height, width, generator=generator)
 
 
-def _axes(options: ExportOptions) -> tuple[dict[int, Any]] | None:
-    """Which axes of the input are free."""
-    free = torch.export.Dim.DYNAMIC
-    return ({0: free, 2: free, 3: free},) if options.dynamic else None
+def _axes(options: ExportOptions, free: tuple[Any, Any, Any]) -> tuple[dict[int, Any]] | None:
+    """Which axes of the input are free: batch, height and width as `free`, or none."""
+    return ({0: free[0], 2: free[1], 3: free[2]},) if options.dynamic else None
 
 
 def _write_onnx(
@@ -169,7 +168,7 @@ def _write_onnx(
         opset_version=opset,
         input_names=["images"],
         output_names=["labels" if options.labels else "scores"],
-        dynamic_shapes=_axes(options),
+        dynamic_shapes=_axes(options, ("batch", "height", "width")),
         verbose=False,
     )
     assert program is not None
@@ -182,7 +181,8 @@ def _write_torchscript(module: nn.Module, example: Tensor) -> Callable[[Path], N
 
 
 def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions) -> Callable[[Path], None]:
-    program = torch.export.export(module, (example,), dynamic_shapes=_axes(options))
+    axes = _axes(options, (torch.export.Dim.DYNAMIC,) * 3)
+    program = torch.export.export(module, (example,), dynamic_shapes=axes)
 
     def write(path: Path) -> None:
         buffer = io.BytesIO()  # the writer insists on the suffix .pt2, which the draft lacks

@@ -82,6 +82,7 @@ def test_onnx_of_any_size_gives_pytorchs_labels(tmp_path, head):
     assert report.checked == ((2, 64, 96), (3, 160, 160), (1, 101, 157))
     session = onnxruntime.InferenceSession(report.path)
     assert session.get_inputs()[0].name == "images"
+    assert session.get_inputs()[0].shape == ["batch", 3, "height", "width"]
     assert session.get_outputs()[0].name == "labels"
     images = torch.randint(0, 256, (1, 3, 40, 72)).float()
     labels = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
