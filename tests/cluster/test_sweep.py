@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,11 @@ def test_several_metrics_are_searched_for_together(ray_cluster: None, tmp_path: 
 def test_two_hundred_trials_leave_nothing_behind(
     ray_cluster: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def left() -> tuple[int, int]:
-        """Actors alive and placement groups not removed."""
+    def left() -> tuple[int, int, int]:
+        """Actors alive, placement groups not removed, and temporary files and folders of ours."""
         actors = [actor for actor in list_actors(limit=10_000) if actor.state == "ALIVE"]
         groups = [g for g in placement_group_table().values() if g["state"] != "REMOVED"]
-        return len(actors), len(groups)
+        return len(actors), len(groups), len(list(Path(tempfile.gettempdir()).glob("cirkd-*")))
 
     swept(tmp_path / "warm", steps=2, at_a_time=2, budget={"trials": 2})
     before, process, sizes = left(), psutil.Process(), []
