@@ -1,12 +1,19 @@
-"""Decoding of images and label maps: whole or an error, never half an image, never a guessed label."""
+"""Decoding of images and label maps: a file that was cut short is an error, and no label is ever guessed.
+
+PNG files carry checksums, so any damage to them is found, and labels are PNG files. JPEG, WebP, TIFF and BMP
+carry none: such an image with its end in place and damage further in may decode to wrong colours from there on
+and cannot be told from a sound one.
+"""
 
 from __future__ import annotations
 
 import io
+import zlib
 
 import cv2
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.errors import DataError
@@ -14,6 +21,8 @@ from cirkd_ray.errors import DataError
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PALETTE, _GRAY = 3, 0
 _PNG_COLOURS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
+_LARGEST = 2**30
+"""Pixels of the largest image that OpenCV decodes."""
 _UPRIGHT = cv2.IMREAD_COLOR_RGB
 # Labels are drawn on the pixels as stored, so a camera's orientation tag must not turn the image under them.
 _COLOUR = _UPRIGHT | cv2.IMREAD_IGNORE_ORIENTATION
@@ -30,11 +39,11 @@ def decode_image(data: bytes, where: str, upright: bool = False) -> UInt8:
         upright: turn the pixels as the camera's orientation tag (EXIF) says; for photos without labels.
 
     Raises:
-        DataError: not an image, damaged or truncated; `where` names it.
+        DataError: not an image, truncated, or damaged as far as its format shows it; `where` names it.
     """
     if not data:
         raise DataError(f"{where}: the file is empty")
-    image: UInt8 | None = cv2.imdecode(np.frombuffer(data, np.uint8), _UPRIGHT if upright else _COLOUR)
+    image = opencv_decode(data, _UPRIGHT if upright else _COLOUR, where)
     if image is None or not _ends_whole(data):
         _explain(data, where)
     if image is None:
@@ -53,20 +62,36 @@ def decode_label(data: bytes, where: str) -> UInt8:
     """
     if not data.startswith(PNG_SIGNATURE) or len(data) < 33:
         raise DataError(f"{where}: not a PNG file; labels must be PNG maps of class indices")
+    if not _intact(data):  # Pillow does not look at the checksums of pixels
+        raise DataError(f"{where}: damaged or truncated (a part differs from its checksum)")
     depth, colour = data[24], data[25]
     if colour == _GRAY and depth in (8, 16):
-        label = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        label = opencv_decode(data, cv2.IMREAD_UNCHANGED, where)
         if label is None:
             _explain(data, where)
             raise DataError(f"{where}: not an image that OpenCV can read")
-        return _narrow(np.asarray(label), where)
+        return _narrow(label, where)
     if colour not in (_PALETTE, _GRAY):
         kind = _PNG_COLOURS.get(colour, f"colour type {colour}")
         raise DataError(f"{where}: holds {kind} values; labels must be gray or palette PNGs of class indices")
-    indices = _pil(data, where)
+    indices = _indices(data, where)
     if colour == _GRAY:
         indices = indices.astype(np.uint8) // (1 if depth == 1 else 255 // (2**depth - 1))
     return np.ascontiguousarray(indices, dtype=np.uint8)
+
+
+def opencv_decode(data: bytes, flags: int, where: str) -> np.ndarray | None:
+    """`cv2.imdecode`: the pixels, or None where OpenCV knows no such image.
+
+    Raises:
+        DataError: OpenCV refuses the image, e.g. for the size that a damaged header gives; `where` names it.
+    """
+    try:
+        return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    except cv2.error as error:
+        raise DataError(
+            f"{where}: damaged, or larger than OpenCV decodes ({error.err or _short(error)})"
+        ) from None
 
 
 def _narrow(label: np.ndarray, where: str) -> UInt8:
@@ -88,16 +113,41 @@ def _ends_whole(data: bytes) -> bool:
     return True
 
 
+def _intact(png: bytes) -> bool:
+    """Whether every chunk up to the end mark is there and agrees with its checksum."""
+    view, start = memoryview(png), len(PNG_SIGNATURE)
+    while start + 12 <= len(view):
+        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
+        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+            return False
+        if view[start + 4 : start + 8] == b"IEND":
+            return True
+        start = end + 4
+    return False
+
+
 def _explain(data: bytes, where: str) -> None:
     """Raise with Pillow's reason if it, too, cannot read the file (bytes after the end are no damage)."""
-    _pil(data, where)
-
-
-def _pil(data: bytes, where: str) -> np.ndarray:
     try:
         with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{where}: does not end as its format does, and is too large to look further ({_short(error)})"
+        ) from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{where}: damaged or truncated ({_short(error)})") from None
+
+
+def _indices(png: bytes, where: str) -> np.ndarray:
+    """The palette's indices, or gray values of few bits stretched to 0..255."""
+    try:
+        # Image.open would refuse sound labels of large images that OpenCV reads: its limit is 6 times as high.
+        with PngImageFile(io.BytesIO(png)) as image:
+            if image.width * image.height > _LARGEST:
+                raise DataError(f"{where}: damaged, or larger than images may be ({_LARGEST} pixels)")
             return np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"{where}: damaged or truncated ({_short(error)})") from None
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.cityscapes import LABEL_IDS, Cityscapes
+from cirkd_ray.data.codec import opencv_decode
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.errors import ConfigError, DataError
 
@@ -167,7 +168,10 @@ def refuse_scaled(dataset: SegmentationDataset | None) -> None:
 
 
 def _problems_of(name: str, data: bytes, size: tuple[int, int]) -> list[str]:
-    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
+    try:
+        image = opencv_decode(data, cv2.IMREAD_UNCHANGED, name) if data else None
+    except DataError as error:
+        return [str(error)]
     if image is None:
         return [f"{name}: not a readable PNG"]
     if image.dtype != np.uint8 or image.ndim != 2:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import zlib
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
-from cirkd_ray.data.codec import decode_image, decode_label
+from cirkd_ray.data.codec import decode_image, decode_label, opencv_decode
 from cirkd_ray.errors import DataError
 
 
@@ -107,7 +108,6 @@ def test_labels_of_few_bits_keep_their_numbers(bits: int, palette: bool) -> None
 def few_bits(label: np.ndarray, bits: int, palette: bool) -> bytes:
     """A PNG of 1, 2 or 4 bits a pixel, put together by hand: common libraries write only some of these."""
     import struct
-    import zlib
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -148,3 +148,56 @@ def test_a_truncated_label_is_an_error(mode: str, share: float) -> None:
     data = encode(image)
     with pytest.raises(DataError, match=r"mask\.png: "):
         decode_label(data[: int(len(data) * share)], "mask.png")
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "few bits"])
+def test_a_label_with_one_wrong_byte_is_an_error(mode: str) -> None:
+    """Rows of one value, as labels have them: most changes still decode, to other classes."""
+    label = np.repeat(np.arange(40, dtype=np.uint8) % 4, 60).reshape(40, 60)
+    image = Image.fromarray(label)
+    if mode == "P":
+        image.putpalette(bytes(range(256)) * 3)
+    data = few_bits(label, 2, palette=False) if mode == "few bits" else encode(image)
+    for place in range(8, len(data)):
+        changed = bytearray(data)
+        changed[place] ^= 4
+        with pytest.raises(DataError, match=r"mask\.png: "):
+            decode_label(bytes(changed), "mask.png")
+    np.testing.assert_array_equal(decode_label(data + b"bytes after the end", "x"), label)
+
+
+def impossible_size(kind: str) -> bytes:
+    """A sound small image whose header claims 65500 x 65500 pixels."""
+    data = bytearray(encode(Image.fromarray(picture()), kind))
+    if kind == "JPEG":
+        place = data.index(b"\xff\xc0") + 5
+        data[place : place + 4] = (65500).to_bytes(2, "big") * 2
+        return bytes(data)
+    data[16:24] = (65500).to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def test_sizes_that_cannot_be_are_errors_that_name_the_file() -> None:
+    for kind in ("JPEG", "PNG"):
+        with pytest.raises(DataError, match=r"street\.jpg: damaged, or larger than OpenCV decodes"):
+            decode_image(impossible_size(kind), "street.jpg")
+    for mode in ("L", "P"):
+        data = bytearray(impossible_size("PNG"))
+        data[24:26] = (8, 0 if mode == "L" else 3)
+        data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+        with pytest.raises(DataError, match=r"mask\.png: damaged, or larger than"):
+            decode_label(bytes(data), "mask.png")
+    with pytest.raises(DataError, match=r"x\.png: damaged, or larger"):
+        opencv_decode(impossible_size("PNG"), cv2.IMREAD_UNCHANGED, "x.png")
+
+
+def test_pillows_guard_against_large_images_refuses_no_sound_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, photo = Image.fromarray(indices()), encode(Image.fromarray(picture()), "JPEG")
+    image.putpalette(bytes(range(256)) * 3)
+    data = encode(image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    np.testing.assert_array_equal(decode_label(data, "x"), indices())
+    assert decode_image(photo, "x").shape == (40, 60, 3)
+    with pytest.raises(DataError, match=r"x\.jpg: does not end as its format does, and is too large"):
+        decode_image(photo[:-20], "x.jpg")

@@ -15,6 +15,7 @@ from cirkd_ray.engine.predictor import Predictor, find_images
 from cirkd_ray.errors import DataError
 from cirkd_ray.models import build_model, load_model, save_model
 from cirkd_ray.report.pictures import colorize
+from tests.unit.test_data_codec import impossible_size
 
 SIZE = {"height": 32, "width": 48, "val_images": 3}
 SET = [text for key, value in SIZE.items() for text in ("--set", f"data.{key}={value}")]
@@ -109,12 +110,12 @@ def test_damaged_images_are_named_and_the_rest_is_predicted(model, tmp_path, cap
     (tmp_path / "b.jpg").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "c.png").write_bytes(b"")
     (tmp_path / "d.jpg").write_bytes(whole)
+    (tmp_path / "e.jpg").write_bytes(impossible_size("JPEG"))
     out = tmp_path / "out"
     assert main(["predict", str(model), str(tmp_path), "--out", str(out), "--write", "colors"]) == 1
     printed = capsys.readouterr().out
-    assert "2 images predicted, 2 skipped" in printed
-    assert "b.jpg" in printed
-    assert "c.png" in printed
+    assert "2 images predicted, 3 skipped" in printed
+    assert all(name in printed for name in ("b.jpg", "c.png", "e.jpg"))
     assert sorted(p.name for p in (out / "colors").iterdir()) == ["a.png", "d.png"]
 
 

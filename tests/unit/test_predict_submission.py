@@ -18,6 +18,7 @@ from cirkd_ray.engine import submission
 from cirkd_ray.engine.submission import Submission, check_submission
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.models import build_model, save_model
+from tests.unit.test_data_codec import impossible_size
 
 NAMES = [f"leftImg8bit/test/berlin/berlin_{i:06d}_000019_leftImg8bit.png" for i in range(3)]
 SIZE = (16, 32)
@@ -98,6 +99,7 @@ TRAIN_IDS = np.full(SIZE, 3, dtype=np.uint8)
         ({"i0": png(np.full(SIZE, 255, np.uint8))}, "values 255 are no evaluated label ids"),
         ({"i0": png(VALID)[:40]}, "not a readable PNG"),
         ({"i0": b""}, "not a readable PNG"),
+        ({"i0": impossible_size("PNG")}, "damaged, or larger than OpenCV decodes"),
         ({"readme.txt": b"hello"}, "not a PNG named CITY_SEQUENCE_FRAME"),
         ({"again/berlin_000000_000019.png": png(VALID)}, "a second prediction for berlin_000000_000019"),
     ],
