@@ -22,7 +22,8 @@ class DiskCache:
     makes room when 3/4 of it are taken, so up to 16 of them stay below the limit. Contents are checked when
     read: a damaged file is a miss. A folder that cannot be written switches the cache off, with a warning.
 
-    Contents are kept by name alone: after replacing files behind a URL, empty the folder.
+    Contents are kept by name alone: after replacing files behind a URL, empty the folder. The samples of
+    prepared sets need no such care, their checksum is part of the name.
 
     Args:
         folder: where the files are kept.

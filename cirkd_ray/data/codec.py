@@ -1,8 +1,8 @@
 """Decoding of images and label maps: a file that was cut short is an error, and no label is ever guessed.
 
 PNG files carry checksums, so any damage to them is found, and labels are PNG files. JPEG, WebP, TIFF and BMP
-carry none: such an image with its end in place and damage further in may decode to wrong colours from there on
-and cannot be told from a sound one.
+carry none: such an image with its end in place and damage further in may decode to wrong colours from there
+on, and cannot be told from a sound one.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _intact(png: bytes) -> bool:
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
             return False
-        if view[start + 4 : start + 8] == b"IEND":
+        if bytes(view[start + 4 : start + 8]) == b"IEND":
             return True
         start = end + 4
     return False
@@ -142,7 +142,7 @@ def _explain(data: bytes, where: str) -> None:
 def _indices(png: bytes, where: str) -> np.ndarray:
     """The palette's indices, or gray values of few bits stretched to 0..255."""
     try:
-        # Image.open would refuse sound labels of large images that OpenCV reads: its limit is 6 times as high.
+        # Image.open would refuse sound labels of large images: OpenCV's limit is six times as high.
         with PngImageFile(io.BytesIO(png)) as image:
             if image.width * image.height > _LARGEST:
                 raise DataError(f"{where}: damaged, or larger than images may be ({_LARGEST} pixels)")

@@ -285,5 +285,5 @@ def verify_prepared(data: PreparedDataset, index: int) -> None:
         DataError: they differ.
     """
     path, expected = data.file(index)
-    if hashlib.sha256(data.storage.read(path)).hexdigest() != expected:
+    if hashlib.sha256(data.storage.read(path, expected)).hexdigest() != expected:
         raise DataError(f"{data.storage.where(path)}: differs from its checksum in the index")

@@ -159,11 +159,11 @@ class PreparedDataset(SegmentationDataset):
 
     def open(self, index: int) -> TiledSample:
         """The sample, of which nothing but the header is decoded yet."""
-        name, path, _ = self.rows[index]
+        name, path, digest = self.rows[index]
         where = self.storage.where(path)
         if isinstance(self.storage, LocalStorage):
             return TiledSample(name, _MappedFile(where), where)
-        return TiledSample(name, _Content(self.storage.read(path), where), where)
+        return TiledSample(name, _Content(self.storage.read(path, digest), where), where)
 
     def load(self, index: int) -> Sample:
         """Decode the whole sample."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fnmatch
+import hashlib
 import os
 import tempfile
 import time
@@ -24,11 +25,16 @@ _CHANGING = ("manifest.json", "preparation.json", "index-*.jsonl", "dataset.yaml
 class Storage(Protocol):
     """The files below one root, by paths relative to it with `/` between parts."""
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, sha256: str = "") -> bytes:
         """The file's content.
 
+        Args:
+            path: the file.
+            sha256: its checksum, where it is known: what a cache holds of an earlier file of that name is
+                passed over.
+
         Raises:
-            DataError: it is not there or cannot be read.
+            DataError: it is not there or cannot be read, or came over the network with another checksum.
             TransientError: it could not be read now; another try may succeed.
         """
 
@@ -56,8 +62,8 @@ class LocalStorage:
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
 
-    def read(self, path: str) -> bytes:
-        """The file's content."""
+    def read(self, path: str, sha256: str = "") -> bytes:
+        """The file's content; nothing is cached, so the checksum is not needed."""
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
@@ -98,7 +104,8 @@ class LocalStorage:
 class RemoteStorage:
     """Files behind a URL, read through a local cache (see `DiskCache`); failed requests are tried again.
 
-    Lists and descriptions, which change while a data set is prepared, are read anew each time.
+    Lists and descriptions, which change while a data set is prepared, are read anew each time; files of which
+    the checksum is known are kept under it.
 
     Credentials, endpoints and the like come from where the protocol's own tools take them (for S3 the AWS_...
     variables and files) or from fsspec's configuration (FSSPEC_S3_...).
@@ -116,17 +123,20 @@ class RemoteStorage:
         self.tries, self.pause = tries, pause
         self._connection: tuple[Any, str] | None = None
 
-    def read(self, path: str) -> bytes:
+    def read(self, path: str, sha256: str = "") -> bytes:
         """The file's content, from the cache where it is there."""
         where = self.where(path)
+        kept_as = f"{where}#{sha256}" if sha256 else where
         keeps = not any(fnmatch.fnmatchcase(path.rpartition("/")[2], pattern) for pattern in _CHANGING)
-        held = self.cache.get(where) if keeps else None
+        held = self.cache.get(kept_as) if keeps else None
         if held is not None:
             return held
         filesystem, root = self._open()
         data: bytes = self._try(lambda: filesystem.cat_file(f"{root}/{path}"), where)
+        if sha256 and hashlib.sha256(data).hexdigest() != sha256:
+            raise DataError(f"{where}: differs from its checksum in the index (was it replaced meanwhile?)")
         if keeps:
-            self.cache.put(where, data)
+            self.cache.put(kept_as, data)
         return data
 
     def write(self, path: str, data: bytes) -> None:

@@ -16,7 +16,8 @@ import torch
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.data.loader import train_loader
-from cirkd_ray.data.prepare import Encoding, prepare
+from cirkd_ray.data.prepare import Encoding, prepare, verify_prepared
+from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import LocalStorage, RemoteStorage, open_storage
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import DataError, TransientError
@@ -197,6 +198,35 @@ def test_a_split_prepared_later_is_seen_through_a_cache(
     for split in ("train", "val"):
         prepare({split: build_dataset("folder", split=split, root=root)}, "folder", {}, memory.url)
         assert len(build_dataset("folder", split=split, root=memory.url)) == (3 if split == "train" else 1)
+
+
+def test_a_set_prepared_again_is_not_read_from_what_another_machine_has_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: RemoteStorage
+) -> None:
+    def prepared_by(machine: str) -> None:
+        monkeypatch.setenv("CIRKD_CACHE", str(tmp_path / machine))
+        prepare({"train": build_dataset("folder", split="train", root=root)}, "folder", {}, memory.url)
+
+    def seen_by(machine: str) -> dict[str, int]:
+        monkeypatch.setenv("CIRKD_CACHE", str(tmp_path / machine))
+        data = build_dataset("folder", split="train", root=memory.url)
+        assert isinstance(data, PreparedDataset)
+        for i in range(len(data)):
+            verify_prepared(data, i)
+        samples = [data.load(i) for i in range(len(data))]
+        assert [sample.name for sample in samples] == [data.name(i) for i in range(len(data))]
+        return {Path(sample.name).stem: int(sample.label[0, 0]) for sample in samples}
+
+    root = make_folder(tmp_path / "raw", "classes: [a, b]", {"train/k1": 1, "train/k2": 0})
+    prepared_by("desk")
+    assert seen_by("node") == {"k1": 1, "k2": 0}
+    open_at_the_node = build_dataset("folder", split="train", root=memory.url)
+    make_folder(tmp_path / "raw", "classes: [a, b]", {"train/k0": 1, "train/k1": 0})
+    prepared_by("desk")
+    assert seen_by("desk") == seen_by("node") == {"k0": 1, "k1": 0, "k2": 0}
+    monkeypatch.setattr(open_at_the_node.storage, "cache", DiskCache(tmp_path / "emptied", 10**6))
+    with pytest.raises(DataError, match=r"train/000000\.safetensors: differs from its checksum .*replaced"):
+        open_at_the_node.load(0)
 
 
 def test_an_unknown_protocol_says_so() -> None:
