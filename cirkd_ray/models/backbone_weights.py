@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cirkd_ray.models.build import parse_name
+from cirkd_ray.models.encoders import timm_preprocessing
 from cirkd_ray.models.files import StateDict
 from cirkd_ray.models.reference_names import reference_encoder_names
 from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.types import CAFFE, Preprocessing
+from cirkd_ray.types import IMAGENET, Preprocessing
 
 ENCODER = "encoder.body."
 
@@ -32,13 +33,13 @@ class BackboneMatch:
         kind: `reference backbone`, `timm backbone` or `torchvision backbone`.
         state: the entries in our names; those without a place keep their own.
         dropped: entries of the classification head.
-        preprocessing: what the weights expect, where their origin says so.
+        preprocessing: what weights of that origin expect.
     """
 
     kind: str
     state: StateDict
     dropped: tuple[str, ...]
-    preprocessing: Preprocessing | None
+    preprocessing: Preprocessing
 
 
 def match_backbone(state: Mapping[str, Tensor], model: SegmentationModel) -> BackboneMatch | None:
@@ -65,10 +66,12 @@ def match_backbone(state: Mapping[str, Tensor], model: SegmentationModel) -> Bac
     kept = {name: value for name, value in rest.items() if name not in dropped}
     if kind == "torchvision backbone" and architecture.backbone.timm_name in _TORCHVISION_V3:
         placed = {name: _other_epsilon(name, value) for name, value in placed.items()}
-    # Caffe's ResNets are the one origin whose input the file itself implies.
-    caffe = kind == "reference backbone" and architecture.backbone_name.startswith("resnet")
+    preprocessing = {
+        "reference backbone": architecture.backbone.preprocessing,
+        "timm backbone": timm_preprocessing(architecture.backbone.timm_name),
+    }
     ours = {ENCODER + name: value for name, value in placed.items()}
-    return BackboneMatch(kind, ours | kept, outside + dropped, CAFFE if caffe else None)
+    return BackboneMatch(kind, ours | kept, outside + dropped, preprocessing.get(kind, IMAGENET))
 
 
 def _unwrapped(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], tuple[str, ...]]:

@@ -11,6 +11,7 @@ import timm
 from torch import nn
 
 from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Backbone:
         adjust: changes timm's body (at that output stride) to what the release built, where no option does.
         pad: whether images are padded to a multiple of the coarsest stride. The published networks take them
             as they are; of timm's others, many fail on sizes that do not divide.
+        preprocessing: what the ImageNet weights that the release starts from expect (whole networks of the
+            release all take CAFFE, whatever their backbone started from).
     """
 
     timm_name: str
@@ -37,12 +40,15 @@ class Backbone:
     drop_path: float | None = None
     adjust: Callable[[nn.Module, int], None] | None = None
     pad: bool = False
+    preprocessing: Preprocessing = IMAGENET
 
 
 _MOBILE = {"deeplabv3": 128, "pspnet": 128}
 _WIDE = (64, 128, 320, 512)
 # The release's MobileNetV3 pads stride-2 convolutions as TensorFlow does, but keeps PyTorch's epsilon.
 _SAME = {"pad_type": "same", "bn_eps": 1e-5}
+# MMClassification's configuration of mobilevit-xxsmall_8xb128_in1k: mean 0, std 255, channels not swapped.
+_BGR_TO_ONE = Preprocessing("bgr", 1.0 / 255.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def _dilate(own_strides: Mapping[str, int], body: nn.Module, output_stride: int) -> None:
@@ -72,7 +78,7 @@ def _adjust_mobilevit(body: nn.Module, output_stride: int) -> None:
 
 def _resnet(name: str) -> Backbone:
     """The 64-64-128 deep stem of the CIRKD release."""
-    return Backbone(name, {"stem_type": "deep", "stem_width": 64}, aux=True)
+    return Backbone(name, {"stem_type": "deep", "stem_width": 64}, aux=True, preprocessing=CAFFE)
 
 
 def _mit(level: int, dims: tuple[int, ...], depths: tuple[int, ...], width: int) -> Backbone:
@@ -104,7 +110,9 @@ BACKBONES: dict[str, Backbone] = {
         head_channels=_MOBILE,
         adjust=partial(_dilate, {"blocks.3.0.conv_dw": 16, "blocks.5.0.conv_dw": 32}),
     ),
-    "mobilevit_xxs": Backbone("mobilevit_xxs", head_channels=_MOBILE, adjust=_adjust_mobilevit),
+    "mobilevit_xxs": Backbone(
+        "mobilevit_xxs", head_channels=_MOBILE, adjust=_adjust_mobilevit, preprocessing=_BGR_TO_ONE
+    ),
     "mit_b0": _mit(0, (32, 64, 160, 256), (2, 2, 2, 2), 256),
     "mit_b1": _mit(1, _WIDE, (2, 2, 2, 2), 256),
     "mit_b2": _mit(2, _WIDE, (3, 4, 6, 3), 768),

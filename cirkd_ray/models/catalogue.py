@@ -102,7 +102,7 @@ KNOWN_FILES: dict[str, KnownFile] = {
             "mmlab_mobilevit_xxs",
             f"{_MMLAB}/mmclassification/v0/mobilevit/mobilevit-xxsmall_3rdparty_in1k_20221018-77835605.pth",
             "deeplabv3_mobilevit_xxs",
-            "ImageNet backbone of CIRKDv2",
+            "ImageNet backbone of CIRKDv2 (BGR, 0 to 1)",
         ),
     )
 }

@@ -81,7 +81,7 @@ class Encoder(nn.Module):
             backbone.adjust(self.body, strides[-1])
         self.multiple = max(strides) if backbone.pad else 1
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
-        self.preprocessing = _preprocessing(backbone.timm_name) if backbone.plain else IMAGENET
+        self.preprocessing = timm_preprocessing(backbone.timm_name) if backbone.plain else IMAGENET
         if backbone.pad:
             self._probe(backbone.timm_name, where)
 
@@ -200,7 +200,7 @@ def _spread_over_depth(body: nn.Module) -> None:
     body.feature_info = info.from_other(tuple(indices))
 
 
-def _preprocessing(name: str) -> Preprocessing:
+def timm_preprocessing(name: str) -> Preprocessing:
     """What timm's default weights of that architecture expect."""
     config = timm.get_pretrained_cfg(name)
     if config is None or len(config.mean) != 3:

@@ -83,12 +83,12 @@ def inspect(path: str | Path) -> Inspection:
 
 def _guess(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, Candidate | None]:
     """Kind and best network."""
+    if is_reference(state):  # first: its PSPNet has a `head.classifier` as ours have
+        return "reference", _best_reference(state)
     if any(name.startswith((ENCODER, "head.classifier.")) for name in state):
         kind = "cirkd_ray" if any(name.startswith("head.") for name in state) else "cirkd_ray backbone"
         card = find_card(path)
         return kind, Candidate(card["name"]) if card else None
-    if is_reference(state):
-        return "reference", _best_reference(state)
     if any(name.startswith("classifier.") for name in state) and any(
         n.startswith("backbone.") for n in state
     ):

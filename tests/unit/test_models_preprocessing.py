@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import timm
 import torch
 
 from cirkd_ray.models import build_model
+from cirkd_ray.models.weights import load_weights
 from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
 
 
@@ -53,3 +55,11 @@ def test_networks_say_what_they_expect(name, settings, expected):
 def test_round_trip():
     odd = Preprocessing("bgr", 0.5, (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
     assert Preprocessing.from_dict(odd.to_dict()) == odd
+
+
+def test_timms_weights_of_a_changed_backbone_bring_timms_preprocessing():
+    """The published MobileViT differs from timm's in more than weights, so that nothing else says it."""
+    network = build_model("deeplabv3_mobilevit_xxs", num_classes=2)
+    report = load_weights(network, timm.create_model("mobilevit_xxs").state_dict())
+    assert report.kind == "timm backbone"
+    assert network.preprocessing == Preprocessing("rgb", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
