@@ -8,7 +8,7 @@ from typing import Any
 
 import ray
 
-from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
 from cirkd_ray.cluster.space import PAUSING, SweepSpec
 from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree
@@ -70,10 +70,20 @@ def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]
     plans = [plan_run(base, available)]
     for path, parameter in sweep.parameters.items():
         if path in RESIZING:
-            for value in parameter.extremes():
+            for value in parameter.values() or parameter.extremes():
                 tree = apply_overrides(base.to_dict(), {path: parameter.setting(value)})
                 plans.append(plan_run(from_tree(tree), available))
     return max(plans, key=lambda plan: (plan.workers * plan.gpus, plan.total_cpus))
+
+
+def check_places(plan: Plan, spec: RunSpec) -> None:
+    """`check_nodes` of the Ray that this process has joined, unless the run may wait for nodes.
+
+    Raises:
+        ConfigError: no node has room for a worker, or too few have.
+    """
+    if not spec.cluster.autoscaling:
+        check_nodes(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]])
 
 
 def driver_resources(sweep: SweepSpec, count: int) -> dict[str, float]:

@@ -142,11 +142,13 @@ def _run(
 ) -> None:
     import ray
 
-    from cirkd_ray.cluster.capacity import cluster_capacity
+    from cirkd_ray.cluster.capacity import check_places, cluster_capacity
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
 
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
+    for each, spec in zip(plans, methods.values(), strict=True):
+        check_places(each, spec)
     plan = max(plans, key=lambda p: (p.workers * p.gpus, p.total_cpus))
     fits = cluster_capacity(plan, at_a_time)
     say(f"{len(methods)} methods x {seeds} seeds, {fits.count} runs at a time ({fits.reason})")
@@ -198,7 +200,7 @@ def check_differ(paths: Sequence[str], spec: RunSpec) -> None:
     Raises:
         ConfigError: one does not.
     """
-    from cirkd_ray.cluster.space_check import paths_of
+    from cirkd_ray.cluster.applied import paths_of
 
     known = paths_of(spec)
     for path in paths:

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from cirkd_ray.cluster.parameters import Parameter
 from cirkd_ray.composition import Tree
@@ -86,13 +86,20 @@ class SweepSpec(_Spec):
     scheduler: Scheduler = Scheduler()
     searcher: Searcher = Searcher()
     resources: Resources = Resources()
-    seeds: tuple[int, ...] = Field(
+    seeds: tuple[NonNegativeInt, ...] = Field(
         (0,), min_length=1, description="trials use the first; controls and finalists all"
     )
     finalists: int = Field(
         1, ge=0, description="best configurations that are run with every seed, whole length"
     )
     controls: bool = Field(True, description="run the recipe without distillation and with its own values")
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed comes twice")
+        return value
 
     @property
     def multi_objective(self) -> bool:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import combinations, product
 from typing import Any
 
+from cirkd_ray.cluster.applied import differences, paths_of
 from cirkd_ray.cluster.parameters import Parameter
 from cirkd_ray.cluster.space import PAUSING, POPULATION
 from cirkd_ray.cluster.space_build import Builder
@@ -15,7 +16,7 @@ from cirkd_ray.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.errors import ConfigError, UserError, nearest
 
-REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "images_per_second")
+REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
 MEASURED = ("latency_ms", "parameters")
 """Of the student alone, measured when a trial starts: milliseconds for one validation image, and a count."""
 FIXED = (
@@ -34,6 +35,8 @@ MUTABLE = re.compile(
 )
 """What may change between a checkpoint and the run that goes on from it."""
 WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
+DRAWN = 32
+"""Configurations that are tried as recipes before a sweep starts."""
 SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.(?P<loss>[^.]+)(\.[^.]+)?$")
 """Settings that decide how networks and losses are built."""
 
@@ -55,9 +58,14 @@ def base_run(space: SpaceFile) -> RunSpec:
     every = sweep.budget.report_every or max(1, spec.train.steps // 10)
     cadence = {"train.validate_every": every, "train.checkpoint_every": every, "train.pictures": 0}
     cadence["train.log_every"] = min(every, spec.train.log_every)
-    if sweep.scheduler.name in POPULATION:
-        cadence["train.keep_checkpoints"] = 100_000  # a donor's checkpoint must outlive its exploitation
-    return from_tree(apply_overrides(spec.to_dict(), cadence))
+    base = from_tree(apply_overrides(spec.to_dict(), cadence))
+    asked, found = (flatten(run.to_dict()) for run in (from_tree(apply_overrides(tree, sweep.set)), base))
+    for path in sweep.set:
+        if any(asked[key] != found.get(key) for key in asked if f"{key}.".startswith(f"{path}.")):
+            raise space.error(
+                ("set", path), "is set by the sweep itself; say it with budget, resources or seeds"
+            )
+    return base
 
 
 def check_space(space: SpaceFile) -> RunSpec:
@@ -77,6 +85,7 @@ def check_space(space: SpaceFile) -> RunSpec:
         raise space.error(("recipe",), f"cannot be built: {error}") from None
     _check_parameters(space, spec, builder)
     _check_pairs(space, spec, builder)
+    _check_drawn(space, spec)
     return spec
 
 
@@ -92,17 +101,6 @@ def _check_paths(space: SpaceFile, key: str, values: Mapping[str, Any], tree: Tr
             raise space.error(
                 (key, path), f"no such setting in recipe {space.spec.recipe!r}{nearest(path, known)}"
             )
-
-
-def paths_of(spec: RunSpec) -> dict[str, Any]:
-    """Every dotted path of a resolved recipe, subtrees included."""
-    found: dict[str, Any] = {}
-    for path, value in flatten(spec.to_dict()).items():
-        parts = path.split(".")
-        for count in range(1, len(parts)):
-            found.setdefault(".".join(parts[:count]), None)
-        found[path] = value
-    return found
 
 
 def _check_metrics(space: SpaceFile) -> None:
@@ -195,10 +193,16 @@ def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None
     base = spec.to_dict()
     for path, parameter in space.spec.parameters.items():
         location = ("parameters", path)
-        if any(path == fixed or (fixed.endswith(".") and path.startswith(fixed)) for fixed in FIXED):
+        if any(_overlap(path, fixed) for fixed in FIXED):
             raise space.error(
                 location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)"
             )
+        paths = list(space.spec.parameters)
+        inner = next((p for p in paths[: paths.index(path)] if p.startswith(f"{path}.")), None)
+        if inner is not None:
+            raise space.error(location, f"would undo {inner}, which stands before it; put it first")
+        if path == "train.steps" and space.spec.budget.steps is not None:
+            raise space.error(location, "and budget.steps set the same; keep one of them")
         for branch in _branches(space, path):
             before = from_tree(apply_overrides(base, space.spec.settings(branch)))
             known = paths_of(before)
@@ -217,6 +221,24 @@ def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None
                     raise space.error(
                         (*location, parameter.kind), f"{value!r} cannot be used: {error}"
                     ) from None
+
+
+def _overlap(first: str, second: str) -> bool:
+    """Whether one of two paths is or holds the other."""
+    one, two = f"{first.rstrip('.')}.", f"{second.rstrip('.')}."
+    return one.startswith(two) or two.startswith(one)
+
+
+def _check_drawn(space: SpaceFile, spec: RunSpec) -> None:
+    """Whole configurations as trials will draw them: what no single parameter forbids, several may."""
+    sweep = space.spec
+    points = sweep.grid_points() if sweep.searcher.name == "grid" else sweep.random_points(DRAWN)
+    for point in points[:DRAWN]:
+        settings = sweep.settings(point)
+        try:
+            _applied(apply_overrides(spec.to_dict(), settings), settings)
+        except UserError as error:
+            raise space.error(("parameters",), f"{_shown(settings)} cannot be used: {error}") from None
 
 
 def _applied(tree: Tree, settings: Mapping[str, Any]) -> RunSpec:
@@ -301,31 +323,3 @@ def _branches(space: SpaceFile, path: str) -> list[dict[str, Any]]:
 
 def _shown(branch: Mapping[str, Any]) -> str:
     return " and ".join(f"{path} is {value}" for path, value in branch.items())
-
-
-def differences(spec: RunSpec, settings: Mapping[str, Any]) -> list[str]:
-    """Settings that are not in effect in a resolved recipe, as `PATH=FOUND, not WANTED`."""
-    found = paths_of(spec)
-    wrong = []
-    for path, wanted in settings.items():
-        leaves = flatten({path: wanted}) if isinstance(wanted, dict) else {path: wanted}
-        for leaf, value in leaves.items():
-            missing = leaf not in found
-            if missing and value is None:
-                continue  # null removes an entry
-            if missing or not _equal(found[leaf], value):
-                wrong.append(f"{leaf}={'nothing' if missing else repr(found[leaf])}, not {value!r}")
-    return wrong
-
-
-def _equal(found: Any, wanted: Any) -> bool:
-    if isinstance(found, list | tuple) and isinstance(wanted, list | tuple):
-        return len(found) == len(wanted) and all(map(_equal, found, wanted))
-    if isinstance(wanted, str) and not isinstance(
-        found, str
-    ):  # YAML reads 1e-3 as a text, pydantic as a number
-        try:
-            return bool(float(wanted) == found)
-        except ValueError:
-            return False
-    return bool(found == wanted)

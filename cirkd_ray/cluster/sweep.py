@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from cirkd_ray.cluster.outcomes import OUTCOME
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
 from cirkd_ray.cluster.space_check import check_space
@@ -33,10 +34,12 @@ from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.report.sweep_data import FAILURES, SweepData, read_sweep
 
 SPACE, BASE, TEACHER, RESULT = "sweep.yaml", "base.yaml", "teacher.txt", "sweep.json"
+HOURS = "expired.txt"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
-FREE = ("resources.", "budget.hours", "description")
+FREE = ("resources.", "budget.hours", "description", "set.cluster.", "set.data.workers")
 """Settings of a space that may differ when a sweep is continued."""
+EXPIRED = "budget.hours is spent"
 Say = Callable[[str], None]
 
 
@@ -89,7 +92,8 @@ def _open(sweep: Sweep, fresh: bool) -> None:
         sweep.folder.rename(aside)
         sweep.say(f"the sweep before is now {aside}")
     if path.is_file():
-        before, now = (flatten(tree) for tree in (read_yaml(path), sweep.spec.model_dump(mode="json")))
+        trees = (read_yaml(path), sweep.spec.model_dump(mode="json"))
+        before, now = ({k: v for k, v in flatten(tree).items() if v != {}} for tree in trees)
         changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
         if changed:
             key = sorted(changed)[0]
@@ -102,6 +106,11 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 f"{sweep.folder}: the recipe {sweep.spec.recipe!r} is not what it was when the sweep began; "
                 "give the sweep another --name, or start it anew with --fresh"
             )
+        if before.get("budget.hours") != now.get("budget.hours") and _expired(sweep.folder):
+            raise ConfigError(
+                f"{sweep.folder}: {EXPIRED}, which ended its search; leave budget.hours at "
+                f"{before.get('budget.hours')}, or start it anew with --fresh"
+            )
     sweep.folder.mkdir(parents=True, exist_ok=True)
     for name, tree in ((SPACE, sweep.spec.model_dump(mode="json")), (BASE, sweep.base.to_dict())):
         write_atomically(sweep.folder / name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
@@ -111,7 +120,7 @@ def _run(sweep: Sweep) -> None:
     """All that needs Ray."""
     import ray
 
-    from cirkd_ray.cluster.capacity import cluster_capacity, largest_plan, placed
+    from cirkd_ray.cluster.capacity import check_places, cluster_capacity, largest_plan, placed
     from cirkd_ray.cluster.latency import LATENCY, measure_students
     from cirkd_ray.cluster.search import make_scheduler, make_searcher
 
@@ -120,6 +129,7 @@ def _run(sweep: Sweep) -> None:
         make_scheduler(sweep.spec, 2, 1),
     )  # a missing package shows before anything is trained
     plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
+    check_places(plan, sweep.base)
     fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
     sweep.say(f"{sweep.spec.trials} trials, {fits.count} at a time ({fits.reason})")
     started = time.perf_counter()
@@ -158,15 +168,41 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     """The trials, by Ray Tune."""
     from cirkd_ray.cluster.trial import TrialPlan
 
-    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
+    tree = base.to_dict()
+    if sweep.spec.scheduler.name in POPULATION:
+        tree["train"]["keep_checkpoints"] = 100_000  # a donor's checkpoint must outlive its exploitation
+    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), tree)
     tuner = make_tuner(plan, sweep.spec, longest(sweep.spec, base), base.train.validate_every, at_a_time)
-    tuner.fit()
-    ended = len(list(sweep.folder.glob("trials/*/outcome.json")))
-    if ended < sweep.spec.trials and sweep.spec.budget.hours is None:
-        raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
+    started, hours = time.monotonic(), sweep.spec.budget.hours
+    _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
+    ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
+    if ended < sweep.spec.trials and not _expired(sweep.folder):
+        if hours is None or time.monotonic() - started < 3600 * hours:
+            raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
+        _expire(sweep.folder)
     if sweep.spec.scheduler.name in POPULATION:  # kept all for exploitation until now
         for checkpoints in sweep.folder.glob("trials/*/g*/checkpoints"):
             prune_checkpoints(checkpoints, 1)
+
+
+def _set_aside(folder: Path, known: set[str]) -> None:
+    """Move away trials that Tune does not know: begun after it last wrote its state, before it was killed."""
+    for path in (folder / "trials").glob("*/"):
+        if path.name not in known:
+            (folder / "lost").mkdir(exist_ok=True)
+            path.rename(folder / "lost" / path.name)
+
+
+def _expire(folder: Path) -> None:
+    """Write what became of the trials that the end of `budget.hours` has stopped."""
+    write_atomically(folder / HOURS, EXPIRED)
+    for path in (folder / "trials").glob("*/"):
+        if not (path / OUTCOME).is_file():
+            write_atomically(path / OUTCOME, json.dumps({"status": "stopped", "reason": EXPIRED}))
+
+
+def _expired(folder: Path) -> bool:
+    return (folder / HOURS).is_file()
 
 
 def longest(spec: SweepSpec, base: RunSpec) -> int:
@@ -231,8 +267,9 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
     from cirkd_ray.cluster.pool import Job, run_jobs
 
     jobs = []
+    controls = control_runs(base, longest(sweep.spec, base)) if sweep.spec.controls else {}
     for seed in sweep.spec.seeds:
-        for name, spec in control_runs(base).items() if sweep.spec.controls else ():
+        for name, spec in controls.items():
             jobs.append((f"controls/{name}-s{seed}", spec, seed))
     for trial in trials.ranked[: sweep.spec.finalists]:
         spec = from_tree(apply_overrides(base.to_dict(), trial.settings))
@@ -249,11 +286,15 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
     write_atomically(sweep.folder / FAILURES, json.dumps(failed, indent=2))
 
 
-def control_runs(base: RunSpec) -> dict[str, RunSpec]:
-    """Name -> recipe of the controls: `defaults`, and `baseline` where there is distillation to leave out."""
-    runs = {"defaults": base}
+def control_runs(base: RunSpec, steps: int) -> dict[str, RunSpec]:
+    """Name -> recipe of the controls: `defaults`, and `baseline` where there is distillation to leave out.
+
+    Both train for `steps`, those of the longest trial.
+    """
+    tree = apply_overrides(base.to_dict(), {"train.steps": steps})
+    runs = {"defaults": from_tree(tree)}
     if base.distill is not None:
-        runs["baseline"] = from_tree({**base.to_dict(), "distill": None, "teacher": None})
+        runs["baseline"] = from_tree({**tree, "distill": None, "teacher": None})
     return runs
 
 

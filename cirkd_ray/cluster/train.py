@@ -19,7 +19,8 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray import errors
-from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
+from cirkd_ray.cluster.capacity import check_places
+from cirkd_ray.cluster.resources import Plan, plan_run
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import RunSpec, from_tree
@@ -189,8 +190,7 @@ def fit(
         TrainingError: workers kept failing; the message names the last checkpoint.
     """
     plan = plan_run(spec, ray.cluster_resources())
-    if not spec.cluster.autoscaling:
-        check_nodes(plan, [node["Resources"] for node in ray.nodes() if node["Alive"]])
+    check_places(plan, spec)
     (directory.path / FAILURE).unlink(missing_ok=True)
     trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
     try:

@@ -16,10 +16,10 @@ from ray import tune
 from ray.train import UserCallback
 
 from cirkd_ray import errors
+from cirkd_ray.cluster.applied import differences
 from cirkd_ray.cluster.bridge import Fit, Pointer, report, restored
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
 from cirkd_ray.cluster.space import SweepSpec
-from cirkd_ray.cluster.space_check import differences
 from cirkd_ray.cluster.train import fit, read_failure
 from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree
@@ -90,7 +90,7 @@ def prepare(
 ) -> tuple[RunSpec, RunDirectory, Path | None]:
     """The recipe, the run's directory and the donor's checkpoint if any.
 
-    Where the sweep goes on with other workers or another `data.root`, these are in effect.
+    Where the sweep goes on with other workers, these are in effect.
 
     Raises:
         ConfigError: a sampled value is not in effect in the recipe that was written.

@@ -54,10 +54,17 @@ class CompareData:
         return compare_to_baseline(methods, self.figures(BASELINE))
 
     def gap_closed(self, method: str) -> float:
-        """(method - baseline) / (teacher - baseline) of mean last mIoUs; NaN if the teacher is not better."""
-        teacher, baseline = self.teachers.get(method, math.nan), self.interval(BASELINE).mean
-        gap = teacher - baseline
-        return (self.interval(method).mean - baseline) / gap if gap > 0 else math.nan
+        """(method - baseline) / (teacher - baseline) of mean last mIoUs over common seeds.
+
+        NaN where the teacher is not better, or there is no common seed.
+        """
+        ours, baseline = self.figures(method), self.figures(BASELINE)
+        common = [seed for seed in ours if seed in baseline]
+        if not common:
+            return math.nan
+        level = sum(baseline[seed] for seed in common) / len(common)
+        gap = self.teachers.get(method, math.nan) - level
+        return (sum(ours[seed] for seed in common) / len(common) - level) / gap if gap > 0 else math.nan
 
     def mean_of(self, method: str, name: str) -> float:
         """Mean of a figure of the whole run: `seconds`, `images_per_second`."""

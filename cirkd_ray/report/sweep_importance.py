@@ -36,10 +36,10 @@ def importance(data: SweepData) -> tuple[dict[str, float], str]:
 
 
 def comparable(data: SweepData) -> list[Trial]:
-    """Trials that came at least as far as the median one."""
-    ranked = data.ranked
-    steps = sorted(trial.step for trial in ranked)
-    return [trial for trial in ranked if trial.step >= steps[len(steps) // 2]] if steps else []
+    """Trials that came at least as far as the median one, of the way that each had to go."""
+    ways = {trial.id: trial.step / max(1, trial.steps) for trial in data.ranked}
+    middle = sorted(ways.values())[len(ways) // 2] if ways else 0.0
+    return [trial for trial in data.ranked if ways[trial.id] >= middle]
 
 
 def _fanova(data: SweepData, trials: list[Trial], paths: list[str]) -> dict[str, float]:
@@ -63,7 +63,9 @@ def _fanova(data: SweepData, trials: list[Trial], paths: list[str]) -> dict[str,
         evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
         return {
             k: float(v)
-            for k, v in optuna.importance.get_param_importances(study, evaluator=evaluator).items()
+            for k, v in optuna.importance.get_param_importances(
+                study, evaluator=evaluator, normalize=False
+            ).items()
         }
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cirkd_ray.cluster.space_check import base_run, check_space, differences
+from cirkd_ray.cluster.applied import differences
+from cirkd_ray.cluster.space_check import base_run, check_space
 from cirkd_ray.cluster.space_file import load_space, space_names
 from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import from_tree

@@ -7,6 +7,7 @@ import io
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,6 +167,16 @@ def test_the_table_holds_the_figures(comparison: CompareData) -> None:
     assert rows["cwd"]["seeds"] == "2"
     assert float(rows["kd"]["p (Holm)"].removeprefix("< ")) < 0.01
     assert "cwd-s2: a loss is not finite" in markdown(comparison)
+
+
+def test_the_gap_is_closed_over_common_seeds() -> None:
+    def runs(figures: dict[int, float]) -> dict[int, dict[str, Any]]:
+        return {seed: {"last": {"miou": figure}} for seed, figure in figures.items()}
+
+    results = {"baseline": runs({0: 0.40, 1: 0.42, 2: 0.50}), "kd": runs({0: 0.41, 1: 0.43}), "at": {}}
+    data = CompareData(Path(), {}, results, {}, {}, {"kd": 0.61, "at": 0.61}, {})
+    assert data.gap_closed("kd") == pytest.approx(0.01 / 0.20)
+    assert math.isnan(data.gap_closed("at"))
 
 
 def test_the_csv_has_a_line_a_run(comparison: CompareData) -> None:

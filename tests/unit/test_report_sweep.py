@@ -146,8 +146,22 @@ def test_long_names_stay_different_where_they_are_cut() -> None:
 
 def test_controls_stand_beside_the_best(sweep: SweepData) -> None:
     rows = {row[0]: row[1:] for row in fair_comparison(sweep).rows}
-    assert rows["control: no distillation"] == ("31.00", "1.41", "30.00", "2")
-    assert rows[f"trial {sweep.ranked[0].id}"][3] == "1"
+    best = sweep.ranked[0]
+    assert rows["control: no distillation"] == ("30.00", "-", "30.00", "1")
+    assert rows[f"trial {best.id}"][0] == f"{100 * best.figure('miou'):.2f}"
+    assert "flatters" in fair_comparison(sweep).title
+
+
+def test_a_finalist_is_judged_by_the_seeds_that_did_not_choose_it(sweep: SweepData) -> None:
+    best = sweep.ranked[0]
+    run = sweep.folder / "finalists" / f"{best.id}-s1"
+    run.mkdir(parents=True)
+    (run / "result.json").write_text(json.dumps({"last": {"miou": 0.25}}))
+    sheet = fair_comparison(read_sweep(sweep.folder))
+    rows = {row[0]: row[1:] for row in sheet.rows}
+    assert rows["control: no distillation"] == ("32.00", "-", "32.00", "1")
+    assert rows[f"trial {best.id}"] == ("25.00", "-", "25.00", "1")
+    assert "without seed 0" in sheet.title
 
 
 def test_importance_finds_the_parameter_that_matters(sweep: SweepData) -> None:
@@ -156,6 +170,24 @@ def test_importance_finds_the_parameter_that_matters(sweep: SweepData) -> None:
     assert shares["optim.lr"] > 0.6
     assert set(shares) == set(PARAMETERS)
     assert how == "fANOVA over 36 of 49 trials"
+
+
+def test_importance_is_a_share_of_the_variance_and_of_the_whole_way(tmp_path: Path) -> None:
+    parameters = {"train.steps": {"choice": [120, 480]}, "task.weight": {"uniform": [0.0, 1.0]}}
+    spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": parameters})
+    random = np.random.default_rng(0)
+    for index, values in enumerate(spec.random_points(32)):
+        steps = values["train.steps"]
+        row = {"step": steps, "miou": steps / 1000 + 0.2 * float(random.random())}
+        run = write_generation(tmp_path / "trials" / f"t{index}", 0, values, [row])
+        (run / "run.yaml").write_text(yaml.safe_dump({"model": {}, "train": {"steps": steps}}))
+        (run.parent / "outcome.json").write_text(json.dumps({"status": "finished", "reason": ""}))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
+    shares, how = importance(read_sweep(tmp_path))
+    assert how.startswith("fANOVA over 32 of 32 trials")
+    assert next(iter(shares)) == "train.steps"
+    assert 0.6 < shares["train.steps"] < 1.0
+    assert sum(shares.values()) < 0.99  # the noise is nobody's
 
 
 def test_short_names_are_unique() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cirkd_ray.cluster.applied import differences
 from cirkd_ray.cluster.parameters import Parameter
 from cirkd_ray.cluster.space import SweepSpec
-from cirkd_ray.cluster.space_check import check_space, differences
+from cirkd_ray.cluster.space_check import check_space
 from cirkd_ray.cluster.space_file import load_space
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
@@ -84,6 +85,15 @@ def test_a_good_space_is_taken(tmp_path: Path) -> None:
         ("{choice: [sgd, adamw]}", "{grid: [sgd, adamw]}", 3, "make the grid a choice"),
         ("quickstart", "quikstart", None, "no recipe 'quikstart'; did you mean 'quickstart'?"),
         ("budget:", "bugdet:", 6, "did you mean 'budget'?"),
+        ("budget:", "set: {seed: 7}\nbudget:", 6, "set.seed: is set by the sweep itself"),
+        ("budget:", "set: {train.steps: 70}\nbudget:", 6, "set.train.steps: is set by the sweep itself"),
+        ("budget:", "set: {train: {pictures: 3}}\nbudget:", 6, "set.train: is set by the sweep itself"),
+        ("budget:", "  train.steps: {choice: [40, 80]}\nbudget:", 6, "and budget.steps set the same"),
+        ("budget:", "  train: {choice: {a: {pictures: 1}}}\nbudget:", 6, "is set by the sweep itself"),
+        ("budget:", "  optim: {choice: {a: {lr: 0.1}}}\nbudget:", 6, "would undo optim.name, which stands"),
+        ("budget:", "seeds: [0, -1]\nbudget:", 6, "greater than or equal to 0"),
+        ("budget:", "seeds: [3, 3]\nbudget:", 6, "a seed comes twice"),
+        ("budget:", "metric: {images_per_second: max}\nbudget:", 6, "no run reports such a figure"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_line(
@@ -232,6 +242,13 @@ def test_a_grid_has_every_combination_once() -> None:
     )
     assert sweep.grid_points() == [{"a": "x", "b": 1}, {"a": "x", "b": 2}, {"a": "x", "b": 3}, {"a": "y"}]
     assert sweep.trials == 4
+
+
+def test_what_draws_do_together_is_looked_at_before_they_are_trained(tmp_path: Path) -> None:
+    options = "{choice: {plain: {kd: {kind: kd, weight: 2.0}}, soft: {kd: {kind: kd}}}}"
+    text = f"recipe: quickstart\nparameters:\n  distill.losses: {options}\n"
+    text += "  distill.losses.kd.weight: {uniform: [0.1, 1.0]}\n"
+    assert "cannot be used: the resolved recipe has distill.losses.kd.weight" in refused(tmp_path, text)
 
 
 def test_a_value_that_is_not_in_effect_is_found() -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cirkd_ray.cluster.bridge import Pointer
-from cirkd_ray.cluster.capacity import capacity, driver_resources, largest_plan
+from cirkd_ray.cluster.capacity import capacity, check_places, driver_resources, largest_plan
 from cirkd_ray.cluster.pool import Job
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.cluster.search import make_scheduler, make_searcher, require
@@ -27,6 +27,7 @@ from cirkd_ray.engine.loop import train
 from cirkd_ray.engine.reporter import LocalReporter
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.report.sweep_data import read_sweep
 from tests.tinyrun import tiny_baseline
 
 SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}
@@ -114,6 +115,44 @@ def test_a_trial_that_cannot_fit_is_refused_with_the_arithmetic() -> None:
     with pytest.raises(ConfigError, match="needs 2 x 4 CPU, the cluster has 6 CPU"):
         largest_plan(SweepSpec.model_validate(space), tiny_baseline(), {"CPU": 6})
     assert largest_plan(SweepSpec.model_validate(space), tiny_baseline(), {"CPU": 8}).total_cpus == 8
+    between = {"recipe": "tiny", "parameters": {"train.batch_size": {"quniform": [8, 16, 2]}}}
+    with pytest.raises(ConfigError, match=r"train\.batch_size: 10 does not divide"):
+        largest_plan(SweepSpec.model_validate(between), tiny_baseline(cluster={"workers": 4}), {"CPU": 8})
+
+
+@pytest.mark.parametrize("autoscaling", [False, True])
+def test_a_trial_that_fits_no_node_is_refused(monkeypatch: pytest.MonkeyPatch, autoscaling: bool) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": 4.0}}] * 4 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr("cirkd_ray.cluster.capacity.ray.nodes", lambda: nodes)
+    spec = tiny_baseline(cluster={"workers": 2, "cpus_per_worker": 8, "autoscaling": autoscaling})
+    plan = largest_plan(SweepSpec.model_validate(SPACE), spec, {"CPU": 16})
+    if autoscaling:
+        check_places(plan, spec)
+    else:
+        with pytest.raises(ConfigError, match=r"2 workers of 8 CPU .* the 4 nodes have room for 0"):
+            check_places(plan, spec)
+
+
+def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
+    from cirkd_ray.cluster.sweep import Sweep, _expire, _open, _set_aside
+
+    def sweep(hours: float) -> Sweep:
+        spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}})
+        return Sweep(spec, tiny_baseline(), tmp_path / "s", tmp_path, lambda text: None)
+
+    _open(sweep(1.0), fresh=False)
+    for name in ("a", "b", "ghost"):
+        (tmp_path / "s" / "trials" / name).mkdir(parents=True)
+    (tmp_path / "s" / "trials" / "a" / "outcome.json").write_text('{"status": "finished", "reason": ""}')
+    _open(sweep(2.0), fresh=False)  # not spent yet: another limit
+    _set_aside(tmp_path / "s", {"a", "b"})
+    assert (tmp_path / "s" / "lost" / "ghost").is_dir()
+    _expire(tmp_path / "s")
+    status = [(trial.id, trial.status, trial.reason) for trial in read_sweep(tmp_path / "s").trials]
+    assert status == [("a", "finished", ""), ("b", "stopped", "budget.hours is spent")]
+    _open(sweep(2.0), fresh=False)
+    with pytest.raises(ConfigError, match=r"budget\.hours is spent, .* leave budget\.hours at 2\.0"):
+        _open(sweep(3.0), fresh=False)
 
 
 def test_paused_trials_are_bounded_by_places_on_the_head() -> None:
@@ -126,7 +165,7 @@ def test_paused_trials_are_bounded_by_places_on_the_head() -> None:
 
 def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "hpbandster", None)
-    with pytest.raises(ConfigError, match=r"needs hpbandster, .*cirkd-ray\[bohb\]"):
+    with pytest.raises(ConfigError, match=r"needs hpbandster, .*\.\[bohb\]"):
         require("hpbandster", "searcher bohb")
 
 
@@ -152,10 +191,11 @@ def test_a_grid_is_shuffled_where_trials_are_stopped_early() -> None:
 
 def test_controls_and_best_recipe() -> None:
     base = load_run("quickstart")
-    controls = control_runs(base)
+    controls = control_runs(base, base.train.steps)
     assert controls["defaults"] == base
     assert controls["baseline"].distill is None
-    assert list(control_runs(controls["baseline"])) == ["defaults"]
+    assert list(control_runs(controls["baseline"], 7)) == ["defaults"]
+    assert {run.train.steps for run in control_runs(base, 480).values()} == {480}
     space = {
         "recipe": "quickstart",
         "parameters": SPACE["parameters"],
@@ -185,6 +225,8 @@ def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) ->
     (tmp_path / "s" / "precious").unlink()
     _open(sweep({}), fresh=False)
     _open(sweep({"resources": {"concurrent": 2}}), fresh=False)  # another cluster, the same sweep
+    _open(sweep({"set": {"cluster.max_failures": 9, "data.workers": 0}}), fresh=False)
+    _open(sweep({}), fresh=False)
     with pytest.raises(ConfigError, match=r"was started with budget\.trials=None, not 3"):
         _open(sweep({"budget": {"trials": 3}}), fresh=False)
     with pytest.raises(ConfigError, match="the recipe 'tiny' is not what it was"):
