@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from time import perf_counter
@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from cirkd_ray.cluster.resources import places_on
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.engine.evaluate import EvaluationResult, merge_results
 from cirkd_ray.engine.evaluator import EvaluationJob, Evaluator, Subject
@@ -40,6 +41,32 @@ def gpus_per_worker(device: str, workers: int, available: float) -> int:
     return int(device == "cuda" or (device == "auto" and available > 0))
 
 
+def check_room(workers: int, cpus: int, gpus: int, nodes: Sequence[Mapping[str, float]]) -> None:
+    """Whether each worker finds a node: Ray would wait for ever for one that is large enough.
+
+    Args:
+        workers: how many there will be.
+        cpus, gpus: what each takes.
+        nodes: the resources of each node that lives.
+
+    Raises:
+        ConfigError: the cluster, or each of its nodes, is too small; with the arithmetic.
+    """
+    for name, each in (("CPU", cpus), ("GPU", gpus)):
+        there = sum(node.get(name, 0.0) for node in nodes)
+        if there < each * workers:
+            raise ConfigError(
+                f"--workers {workers}: needs {each * workers} {name}s ({cpus} CPUs and {gpus} GPUs each), "
+                f"but the cluster has {there:g}"
+            )
+    room = places_on(nodes, cpus, gpus)
+    if room < workers:
+        raise ConfigError(
+            f"--workers {workers}: each takes {cpus} CPUs and {gpus} GPUs of one node, but the {len(nodes)} "
+            f"nodes have room for {room} such workers; lower --workers or --loaders"
+        )
+
+
 class RayEvaluator:
     """`Evaluator` on several workers; used through `ray_evaluator`.
 
@@ -52,12 +79,7 @@ class RayEvaluator:
         resources = ray.cluster_resources()
         gpus = gpus_per_worker(job.device, workers, resources.get("GPU", 0))
         cpus = 1 + job.workers
-        for name, needed in (("CPU", cpus * workers), ("GPU", gpus * workers)):
-            if resources.get(name, 0) < needed:
-                raise ConfigError(
-                    f"--workers {workers}: needs {needed} {name}s ({cpus} CPUs and {gpus} GPUs each), "
-                    f"but the cluster has {resources.get(name, 0):g}"
-                )
+        check_room(workers, cpus, gpus, [node["Resources"] for node in ray.nodes() if node["Alive"]])
         job = replace(job, device="cuda" if gpus else "cpu")
         options = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": RETRIES, "max_task_retries": RETRIES}
         remote = ray.remote(_Worker).options(**options)

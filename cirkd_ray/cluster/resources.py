@@ -67,19 +67,19 @@ def check_nodes(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
     Raises:
         ConfigError: too few places, with the arithmetic.
     """
-    places = 0
-    for node in nodes:
-        rooms = [
-            node.get("CPU", 0.0) // plan.cpus,
-            *([node.get("GPU", 0.0) // plan.gpus] if plan.gpus else []),
-        ]
-        places += int(min(rooms))
+    places = places_on(nodes, plan.cpus, plan.gpus)
     if places < plan.workers:
         raise ConfigError(
             f"cluster.workers: {plan.workers} workers of {plan.cpus:g} CPU and {plan.gpus} GPU are wanted, "
             f"the {len(nodes)} nodes have room for {places}; lower cluster.workers, data.workers or "
             "cluster.cpus_per_worker"
         )
+
+
+def places_on(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: int) -> int:
+    """How many workers of `cpus` CPUs and `gpus` GPUs the nodes have room for, given each one's resources."""
+    wanted = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
+    return sum(int(min(node.get(name, 0.0) // each for name, each in wanted.items())) for node in nodes)
 
 
 def _check_fits(plan: Plan, cpus: float, gpus: int) -> None:

@@ -18,8 +18,8 @@ from cirkd_ray.types import IGNORE_LABEL
 class CamVid(FileDataset):
     """`train/X.png` with labels `trainannot/X.png`, and so on for `val` and `test`.
 
-    A split is what `lists/camvid_SPLIT_list.txt` (or SegNet's `SPLIT.txt`) names, or the folder where there
-    is no list; `trainval` is train followed by val.
+    A split is what `lists/camvid_SPLIT_list.txt` (or SegNet's `SPLIT.txt`) names, or what its two folders
+    hold where there is no list; `trainval` is train followed by val.
 
     Args:
         split: `train`, `val`, `test` or `trainval`.
@@ -59,7 +59,9 @@ class CamVid(FileDataset):
             if name in self.storage.names(folder):
                 path = f"{folder}/{name}" if folder else name
                 return [self._entry(line, part, path) for line in self._lines(path)]
-        return [f"{part}/{name}" for name in self.storage.names(part) if name.endswith(".png")]
+        # Labels without images are missed, too, as every image is without a list.
+        names = {*self.storage.names(part), *self.storage.names(f"{part}annot")}
+        return [f"{part}/{name}" for name in sorted(names) if name.endswith(".png")]
 
     def _lines(self, path: str) -> list[str]:
         text = self.storage.read(path).decode("utf-8", errors="replace")

@@ -181,4 +181,4 @@ def _by_stem(paths: list[str]) -> dict[str, list[str]]:
 
 def _natural(name: str) -> list[tuple[int, str]]:
     """Sort key by which frame9 comes before frame10."""
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from cirkd_ray.data import build_dataset
+from cirkd_ray.data.camvid import CamVid
 from cirkd_ray.data.files import IMPOSSIBLE, LabelMap, metadata
 from cirkd_ray.errors import DataError
 from tests.paths import data_root
@@ -92,7 +93,7 @@ def test_a_wrong_root_says_what_is_expected(small: Path, tmp_path: Path) -> None
 
 
 def test_an_empty_split_is_an_error(small: Path) -> None:
-    for path in (small / "val").iterdir():
+    for path in (*(small / "val").iterdir(), *(small / "valannot").iterdir()):
         path.rename(path.with_suffix(".txt"))
     with pytest.raises(DataError, match="split 'val': no images; expected train/ trainannot/"):
         build_dataset("camvid", split="val", root=small)
@@ -102,6 +103,15 @@ def test_missing_files_are_counted_and_named_when_the_set_is_opened(small: Path)
     (small / "valannot" / "a b.png").unlink()
     with pytest.raises(DataError, match=r"split 'val': 1 files are missing: valannot/a b\.png"):
         build_dataset("camvid", split="val", root=small)
+
+
+def test_labels_without_images_are_missed_where_there_is_no_list(small: Path) -> None:
+    (small / "val" / "a b.png").unlink()
+    with pytest.raises(DataError, match=r"split 'val': 1 files are missing: val/a b\.png"):
+        build_dataset("camvid", split="val", root=small)
+    data = build_dataset("camvid", split="val", root=small, subset=True)
+    assert isinstance(data, CamVid)
+    assert ([data.name(i) for i in range(len(data))], data.missing) == (["val/übung.png"], ["val/a b.png"])
 
 
 def test_bad_files_are_named_when_they_are_read(small: Path) -> None:

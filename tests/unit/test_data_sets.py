@@ -247,6 +247,13 @@ def test_folder_reads_names_ids_and_palette(tmp_path: Path) -> None:
     assert int(one.load(3).label[0, 0]) == 255
 
 
+def test_folder_orders_names_with_digits_that_are_no_numbers(tmp_path: Path) -> None:
+    names = dict.fromkeys(("train/scene_10²", "train/scene_9", "train/scene_²", "train/scene_١٢"), 0)
+    data = open_set("folder", "train", make_folder(tmp_path, {"classes": ["a"]}, names))
+    order = [Path(data.name(i)).stem for i in range(4)]
+    assert order == ["scene_9", "scene_10²", "scene_١٢", "scene_²"], "the third is 12 in Arabic digits"
+
+
 def test_folder_with_a_list_and_default_ids(tmp_path: Path) -> None:
     make_folder(tmp_path, {"classes": ["a", "b"]}, {"x": 1, "deep/y": 255, "z": 5})
     (tmp_path / "mine.txt").write_text("deep/y\nx\n")
