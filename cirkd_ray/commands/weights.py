@@ -250,27 +250,37 @@ def _verify(args: argparse.Namespace) -> int:
 def _get(args: argparse.Namespace) -> int:
     from cirkd_ray.errors import ConfigError, nearest
     from cirkd_ray.models.catalogue import KNOWN_FILES
-    from cirkd_ray.models.download import download
+    from cirkd_ray.models.download import download, read_origin
 
     if args.name is None:
         return _list_known()
     if "://" in args.name:
-        url, file, checksum, model = (
-            args.name,
-            args.name.partition("?")[0].rsplit("/", 1)[-1],
-            args.sha256,
-            "NAME",
-        )
+        url, file, checksum, model = args.name, _file_of(args.name), args.sha256, "NAME"
     elif args.name in KNOWN_FILES:
         known = KNOWN_FILES[args.name]
         url, file, checksum, model = known.url, known.file, args.sha256 or known.sha256, known.model
     else:
         raise ConfigError(f"no known weights named {args.name!r}{nearest(args.name, KNOWN_FILES)}")
-    target = Path(args.out) / (file or "weights")
+    target = Path(args.out) / file
+    unknown = target.is_file() and not checksum and read_origin(target) is None
     with _progress(target.name) as told:
         path = download(url, target, sha256=checksum, offline=args.offline or None, progress=told)
+    if unknown:
+        print("was there already, from where is not known: check it with --sha256, or remove it first")
     print(f"{path}\nnext: cirkd weights import {path} --model {model}")
     return 0
+
+
+def _file_of(url: str) -> str:
+    """What a file at that address is saved as."""
+    from urllib.parse import urlsplit
+
+    from cirkd_ray.errors import ConfigError
+
+    name = urlsplit(url).path.rsplit("/", 1)[-1] or "weights"
+    if name in (".", ".."):
+        raise ConfigError(f"{url} ends in {name!r}, which names no file")
+    return name
 
 
 @contextlib.contextmanager

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import json
 import os
+import re
 import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from email.message import Message
 from pathlib import Path
 
 from cirkd_ray.errors import WeightsError
@@ -37,8 +40,10 @@ def download(
 ) -> Path:
     """Fetch `url` into `target`; a file that is there already and passes its check is left as it is.
 
-    What arrived stays in `target` + `.part`, so that the next attempt or call goes on from there. Proxies are
-    taken from the environment (`https_proxy`, `no_proxy`, ...).
+    What arrived stays in `target` + `.part`, so that the next attempt or call goes on from there. Beside
+    both lies where they came from (`.origin.json`): without a checksum, a file from another address is
+    refused, and one without that note, which somebody put there by hand, is taken. Proxies are taken from
+    the environment (`https_proxy`, `no_proxy`, ...).
 
     Args:
         url: http or https.
@@ -51,24 +56,62 @@ def download(
         progress: told after every chunk.
 
     Raises:
-        WeightsError: offline, another kind of URL, refused by the server, interrupted too often, or a wrong
-            checksum.
+        WeightsError: offline, another kind of URL, refused by the server, interrupted too often, a wrong
+            checksum, or what is there was fetched from another address.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
         raise WeightsError(f"{url} is not an http or https address")
-    if target.is_file() and _matches(target, sha256):
+    url = urllib.parse.urldefrag(url).url
+    if target.is_file() and sha256 and _matches(target, sha256):
+        return target
+    _require_origin(target, url)
+    if target.is_file() and not sha256:
         return target
     if offline_requested() if offline is None else offline:
         raise WeightsError(f"offline, and no whole {target} is there: fetch {url} elsewhere and put it there")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
+    _require_origin(part, url)
     _persist(url, part, attempts, timeout, pause, progress)
     if not _matches(part, sha256):
         found = _digest(part)
-        part.unlink()
+        _discard(part)
         raise WeightsError(f"{url}: the file's SHA-256 is {found[:16]}..., not {sha256[:16]}: not kept")
     part.replace(target)
+    _origin_file(part).replace(_origin_file(target))
     return target
+
+
+def read_origin(path: Path) -> dict[str, str] | None:
+    """Where a downloaded file came from: its `url` and what the server calls this version of it.
+
+    None where that is not known.
+    """
+    try:
+        origin = json.loads(_origin_file(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(origin, dict) and all(isinstance(origin.get(key), str) for key in ("url", "version"))
+    return origin if whole else None
+
+
+def _origin_file(path: Path) -> Path:
+    return path.with_name(path.name + ".origin.json")
+
+
+def _require_origin(path: Path, url: str) -> None:
+    """Refuse to take what was fetched from elsewhere for what lies at `url`."""
+    origin = read_origin(path) if path.is_file() else None
+    if origin is not None and origin["url"] != url:
+        raise WeightsError(
+            f"{path} was fetched from {origin['url']}, not from {url};\n"
+            "choose another folder with --out, or remove it first"
+        )
+
+
+def _discard(part: Path) -> None:
+    part.unlink(missing_ok=True)
+    _origin_file(part).unlink(missing_ok=True)
 
 
 def _persist(
@@ -93,9 +136,14 @@ def _persist(
 
 
 def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> None:
-    """One attempt: append to `part` what it lacks."""
-    have = part.stat().st_size if part.is_file() else 0
-    headers = {"User-Agent": "cirkd_ray", **({"Range": f"bytes={have}-"} if have else {})}
+    """One attempt: append to `part` what it lacks; a part of unknown origin is begun again."""
+    origin = read_origin(part)
+    have = part.stat().st_size if origin is not None and part.is_file() else 0
+    version = origin["version"] if origin is not None else ""
+    headers = {"User-Agent": "cirkd_ray"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        headers |= {"If-Range": version} if version else {}
     request = urllib.request.Request(url, headers=headers)
     try:
         # A new opener, as the shared one would keep the proxies of its first use.
@@ -105,16 +153,23 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return  # nothing is lacking
-        part.unlink()
+        _discard(part)
         raise OSError("the kept part does not belong to this file") from None
     with response:
         if response.headers.get_content_type() == "text/html":
             raise WeightsError(f"{url} answers with a web page, not a file: fetch it in a browser")
         resumed = response.status == 206
-        have = have if resumed else 0
+        if resumed and not _goes_on(response.headers, have, version):
+            _discard(part)
+            raise OSError("the server does not go on where the kept part ends")
+        if not resumed:
+            have = 0
+            _discard(part)
+            note = {"url": url, "version": _version(response.headers)}
+            _origin_file(part).write_text(json.dumps(note) + "\n", encoding="utf-8")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with part.open("ab" if resumed else "wb") as file:
+        with part.open("ab") as file:
             while chunk := response.read(CHUNK):
                 file.write(chunk)
                 have += len(chunk)
@@ -122,6 +177,18 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
                     progress(have, total)
     if total is not None and have < total:
         raise OSError(f"the connection ended after {have} of {total} bytes")
+
+
+def _version(headers: Message) -> str:
+    """What tells this content from a later one at the same address, fit for `If-Range`; empty without."""
+    tag = headers.get("ETag", "")
+    return str(headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag)
+
+
+def _goes_on(headers: Message, have: int, version: str) -> bool:
+    """Whether a partial answer starts at byte `have` of the same content."""
+    start = re.match(r"bytes (\d+)-", headers.get("Content-Range", ""))
+    return start is not None and int(start[1]) == have and _version(headers) in ("", version)
 
 
 def _digest(path: Path) -> str:

@@ -147,9 +147,9 @@ def test_verify_runs_a_forward(official, tmp_path, capsys):
 
 def test_verify_finds_scores_that_are_not_finite(official, tmp_path, capsys):
     state = torch.load(official[0], weights_only=True)
-    state["module.head.block.4.bias"][3] = float("nan")
-    torch.save(state, tmp_path / "nan.pth")
-    code, text = cirkd(capsys, "verify", tmp_path / "nan.pth", "--size", 32, 32)
+    state["module.head.block.4.weight"][3] = 3e38
+    torch.save(state, tmp_path / "huge.pth")
+    code, text = cirkd(capsys, "verify", tmp_path / "huge.pth", "--size", 32, 32)
     assert code == 2
     assert "gives scores that are not finite" in text
 
@@ -164,6 +164,17 @@ def test_get_lists_and_refuses(capsys, tmp_path):
     code, text = cirkd(capsys, "get", "torchvision_resnet18", "--offline", "--out", tmp_path)
     assert code == 2
     assert "offline, and no whole" in text
+
+
+def test_get_names_files_after_addresses(capsys, tmp_path):
+    (tmp_path / "x.pth").touch()
+    words = ("--offline", "--out", tmp_path)
+    code, text = cirkd(capsys, "get", "http://host.invalid/a/x.pth?b=c/d#e", *words)
+    assert code == 0
+    assert "was there already, from where is not known" in text
+    code, text = cirkd(capsys, "get", "http://host.invalid/a/..", *words)
+    assert code == 2
+    assert "ends in '..', which names no file" in text
 
 
 def test_missing_files_and_bad_settings_are_users_errors(official, capsys, tmp_path):

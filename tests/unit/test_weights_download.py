@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import threading
 
 import pytest
@@ -18,14 +19,15 @@ SHA = hashlib.sha256(DATA).hexdigest()
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves DATA; `breaks` is the number of answers that end after a third of what they announce."""
+    """Serves `data`; `breaks` is the number of answers that end after a third of what they announce."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.breaks = 0
         self.errors: list[int] = []
         self.ranges: list[str | None] = []
-        self.honour_range = True
+        self.honour_range = self.honour_version = True
+        self.data, self.etag, self.shift = DATA, "", 0
 
     @property
     def url(self) -> str:
@@ -42,15 +44,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return self.send_error(self.server.errors.pop(0))
         if self.path.endswith("page"):
             return self._answer(200, b"<html>sign in</html>", "text/html; charset=utf-8")
-        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and self.server.honour_range else 0
-        if start >= len(DATA):
+        data, known = self.server.data, self.headers.get("If-Range", self.server.etag)
+        if not self.server.honour_range or (self.server.honour_version and known != self.server.etag):
+            wanted = None
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+        if start >= len(data):
             self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(DATA)}")
+            self.send_header("Content-Range", f"bytes */{len(data)}")
             return self.end_headers()
-        return self._answer(206 if start else 200, DATA[start:], "application/octet-stream")
+        start -= self.server.shift if wanted else 0
+        places = {"Content-Range": f"bytes {start}-{len(data) - 1}/{len(data)}"} if wanted else {}
+        return self._answer(206 if wanted else 200, data[start:], "application/octet-stream", **places)
 
-    def _answer(self, status: int, body: bytes, kind: str) -> None:
+    def _answer(self, status: int, body: bytes, kind: str, **headers: str) -> None:
         self.send_response(status)
+        for name, value in {**headers, **({"ETag": self.server.etag} if self.server.etag else {})}.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -84,7 +93,7 @@ def test_a_file_arrives_whole_with_progress(server, tmp_path):
     path = fetch(server, tmp_path / "deep" / "file.pth", sha256=SHA[:8], progress=lambda *n: told.append(n))
     assert path.read_bytes() == DATA
     assert told[-1] == (len(DATA), len(DATA))
-    assert [p.name for p in path.parent.iterdir()] == ["file.pth"]
+    assert {p.name for p in path.parent.iterdir()} == {"file.pth", "file.pth.origin.json"}
 
 
 def test_broken_connections_are_resumed(server, tmp_path):
@@ -109,10 +118,55 @@ def test_a_server_that_knows_no_ranges_sends_all_again(server, tmp_path):
 
 
 def test_a_whole_part_is_taken_and_a_strange_one_thrown_away(server, tmp_path):
-    (tmp_path / "a.part").write_bytes(DATA)
-    assert fetch(server, tmp_path / "a", sha256=SHA).read_bytes() == DATA
-    (tmp_path / "b.part").write_bytes(DATA + b"more")
-    assert fetch(server, tmp_path / "b", sha256=SHA).read_bytes() == DATA
+    for name, content in (("a", DATA), ("b", DATA + b"more")):
+        (tmp_path / f"{name}.part").write_bytes(content)
+        note = {"url": f"{server.url}/file.pth", "version": ""}
+        (tmp_path / f"{name}.part.origin.json").write_text(json.dumps(note))
+        assert fetch(server, tmp_path / name, sha256=SHA).read_bytes() == DATA
+    size = len(DATA)
+    assert server.ranges == [f"bytes={size}-", f"bytes={size + 4}-", None]
+
+
+@pytest.mark.parametrize("note", [None, "{", "[]", '{"url": 3}'])
+def test_a_part_of_unknown_origin_is_begun_again(server, tmp_path, note):
+    (tmp_path / "f.part").write_bytes(b"strange")
+    if note is not None:
+        (tmp_path / "f.part.origin.json").write_text(note)
+    assert fetch(server, tmp_path / "f").read_bytes() == DATA
+    assert server.ranges == [None]
+
+
+def test_a_file_or_part_of_another_address_is_refused(server, tmp_path):
+    fetch(server, tmp_path / "whole", path="a/file.pth")
+    server.breaks = 1
+    with pytest.raises(WeightsError, match="tried 1 times"):
+        fetch(server, tmp_path / "cut", path="a/file.pth", attempts=1)
+    asked = len(server.ranges)
+    for name in ("whole", "cut"):
+        with pytest.raises(
+            WeightsError, match=r"fetched from .*/a/file.pth, not from .*/b/file.pth;\n.*--out"
+        ):
+            fetch(server, tmp_path / name, path="b/file.pth")
+    assert len(server.ranges) == asked
+    assert fetch(server, tmp_path / "whole", path="b/file.pth", sha256=SHA).read_bytes() == DATA
+    assert len(server.ranges) == asked
+    assert fetch(server, tmp_path / "cut", path="a/file.pth#part").read_bytes() == DATA
+
+
+@pytest.mark.parametrize("honour_version", [True, False])
+def test_a_file_that_changed_meanwhile_is_not_mixed(server, tmp_path, honour_version):
+    """Also where the server disregards `If-Range`."""
+    server.breaks, server.etag = 1, '"first"'
+    with pytest.raises(WeightsError, match="tried 1 times"):
+        fetch(server, tmp_path / "f", attempts=1)
+    server.data, server.etag, server.honour_version = DATA[::-1], '"second"', honour_version
+    assert fetch(server, tmp_path / "f").read_bytes() == DATA[::-1]
+
+
+def test_an_answer_from_another_place_is_not_appended(server, tmp_path):
+    server.breaks, server.shift = 1, 5
+    assert fetch(server, tmp_path / "f").read_bytes() == DATA
+    assert server.ranges == [None, f"bytes={len(DATA) // 3}-", None]
 
 
 def test_a_wrong_checksum_is_not_kept(server, tmp_path):
