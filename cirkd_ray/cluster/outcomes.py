@@ -9,8 +9,7 @@ from typing import Any
 from ray.tune import Callback
 
 from cirkd_ray.engine.rundir import write_atomically
-
-OUTCOME = "outcome.json"
+from cirkd_ray.report.sweep_data import OUTCOME
 
 
 class TrialLog(Callback):  # type: ignore[misc]

@@ -12,7 +12,6 @@ from typing import Any
 
 import yaml
 
-from cirkd_ray.cluster.outcomes import OUTCOME
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
 from cirkd_ray.cluster.space_check import check_space
@@ -31,7 +30,7 @@ from cirkd_ray.engine.stages import (
     with_weights,
 )
 from cirkd_ray.errors import ConfigError, TrainingError
-from cirkd_ray.report.sweep_data import FAILURES, SweepData, read_sweep
+from cirkd_ray.report.sweep_data import FAILURES, OUTCOME, SweepData, read_sweep
 
 SPACE, BASE, TEACHER, RESULT = "sweep.yaml", "base.yaml", "teacher.txt", "sweep.json"
 HOURS = "expired.txt"

@@ -46,10 +46,11 @@ def run(args: argparse.Namespace) -> int:
         return _list(console)
     space = load_space(args.space, args.overrides)
     if args.check:
-        spec = check_space(space)
-        console.print(
-            f"{space.path}: valid; {space.spec.trials} trials of {spec.train.steps} steps", highlight=False
-        )
+        from cirkd_ray.cluster.sweep import longest
+
+        steps = longest(space.spec, check_space(space))
+        text = f"{space.path}: valid; {space.spec.trials} trials of {steps} steps at most"
+        console.print(text, highlight=False, soft_wrap=True)
         return 0
     from cirkd_ray.cluster.sweep import best_recipe, run_sweep
     from cirkd_ray.report.files import save_text

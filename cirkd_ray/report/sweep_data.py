@@ -14,7 +14,7 @@ from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.files import read_json
 
-FAILURES = "failures.json"
+FAILURES, OUTCOME = "failures.json", "outcome.json"
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def read_sweep(folder: Path) -> SweepData:
 
 def _trial(folder: Path, latencies: dict[str, dict[str, float]]) -> Trial | None:
     runs = sorted(folder.glob("g[0-9]*/trial.json"), key=lambda path: int(path.parent.name[1:]))
-    outcome = read_json(folder / "outcome.json") or {"status": "running", "reason": ""}
+    outcome = read_json(folder / OUTCOME) or {"status": "running", "reason": ""}
     if not runs:
         return Trial(folder.name, {}, {}, outcome["status"], outcome["reason"], (), 0, 0, (), {})
     generations = [_generation(path.parent) for path in runs]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,6 +155,26 @@ def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
     _open(sweep(2.0), fresh=False)
     with pytest.raises(ConfigError, match=r"budget\.hours is spent, .* leave budget\.hours at 2\.0"):
         _open(sweep(3.0), fresh=False)
+
+
+@pytest.mark.parametrize(("hours", "interrupted"), [(None, True), (1.0, True), (1e-9, False)])
+def test_a_search_that_ends_early_was_interrupted_unless_its_hours_are_spent(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hours: float | None, interrupted: bool
+) -> None:
+    from cirkd_ray.cluster import sweep
+
+    plans: list[TrialPlan] = []
+    tuner = SimpleNamespace(fit=lambda: [SimpleNamespace(path="/storage/tune/a")])
+    monkeypatch.setattr(sweep, "make_tuner", lambda plan, *others: plans.append(plan) or tuner)
+    spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}, "scheduler": {"name": "pbt"}})
+    here = sweep.Sweep(spec, tiny_baseline(), tmp_path, tmp_path, lambda text: None)
+    for name in ("a", "ghost"):
+        (tmp_path / "trials" / name).mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
+        sweep._search(here, here.base, 2)
+    assert [path.name for path in (tmp_path / "trials").iterdir()] == ["a"]
+    assert (tmp_path / "trials" / "a" / "outcome.json").is_file() != interrupted
+    assert plans[0].base["train"]["keep_checkpoints"] == 100_000  # donors' checkpoints outlive their trials
 
 
 def test_paused_trials_are_bounded_by_places_on_the_head() -> None:
