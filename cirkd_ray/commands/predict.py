@@ -186,7 +186,7 @@ def _predictor(args: argparse.Namespace, dataset: SegmentationDataset | None) ->
 def _worst(args: argparse.Namespace) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
     from cirkd_ray.commands.eval import evaluate_job
-    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.errors import ConfigError, DataError
     from cirkd_ray.report.console import output
     from cirkd_ray.report.files import save_picture
 
@@ -196,6 +196,9 @@ def _worst(args: argparse.Namespace) -> int:
         )
     evaluation = evaluate_job(make_job(args), worst=args.worst)
     warn(evaluation.subject.warnings)
+    if not evaluation.worst:
+        job = evaluation.job
+        raise DataError(f"--worst: no image of the split {job.split!r} of {job.data} has a labelled pixel")
     path = Path(args.out).expanduser() / "worst.png"
     save_picture(path, evaluation.worst_picture())
     console = output(highlight=False)
@@ -207,14 +210,18 @@ def _worst(args: argparse.Namespace) -> int:
 
 def _check(args: argparse.Namespace) -> int:
     """Check a submission against the split's images."""
+    from cirkd_ray.data.cityscapes import Cityscapes
     from cirkd_ray.data.files import packaged_list
     from cirkd_ray.engine.submission import check_submission, server_names
-    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.errors import ConfigError, nearest
     from cirkd_ray.report.console import output
 
     if args.data not in (None, "cityscapes"):
         raise ConfigError(f"--check-submission: only Cityscapes has such a server, not {args.data}")
-    names = server_names(_dataset(args)) if args.root else packaged_list("cityscapes", args.split or "test")
+    split = args.split or "test"
+    if split not in Cityscapes.splits:
+        raise ConfigError(f"--split: Cityscapes has no split {split!r}{nearest(split, Cityscapes.splits)}")
+    names = server_names(_dataset(args)) if args.root else packaged_list("cityscapes", split)
     problems = check_submission(args.check_submission, names)
     return _report(args.check_submission, problems, output(highlight=False))
 

@@ -33,7 +33,7 @@ def per_image_miou(per_image: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def bootstrap_miou(
     per_image: NDArray[np.int64], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> Interval:
+) -> Interval | None:
     """Percentile bootstrap over images of the mean IoU (Efron & Tibshirani, 1993, chapter 13).
 
     Each resample draws as many images as there are, with replacement, sums their counts and takes the mean
@@ -45,6 +45,9 @@ def bootstrap_miou(
         resamples: how many sets are drawn.
         confidence: share of the resamples inside.
         seed: of the draws.
+
+    Returns:
+        The interval; None where no resample has a score, because no pixel is labelled.
 
     Raises:
         ValueError: no images, or a setting out of bounds.
@@ -61,7 +64,10 @@ def bootstrap_miou(
         weights = rng.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
         scores.append(_miou((weights @ flat).reshape(count, *per_image.shape[1:])))
     tail = (1 - confidence) / 2
-    low, high = np.nanquantile(np.concatenate(scores), [tail, 1 - tail])
+    drawn = np.concatenate(scores)
+    if np.isnan(drawn).all():
+        return None
+    low, high = np.nanquantile(drawn, [tail, 1 - tail])
     return Interval(float(low), float(high), confidence, resamples)
 
 

@@ -31,7 +31,7 @@ class Evaluation:
         job: what was asked for.
         subject: facts about the network.
         result: the counts.
-        interval: confidence interval of the mean IoU, or None.
+        interval: confidence interval of the mean IoU, or None; nor is there one where no pixel is labelled.
         worst: index and mean IoU of the worst images, the worst first.
         pictures: these images, in the same order.
     """

@@ -66,6 +66,13 @@ def test_more_images_make_it_narrower_and_the_seed_decides():
     assert bootstrap_miou(table(20), seed=1) != few
 
 
+def test_without_labels_there_is_no_interval_and_a_few_are_enough():
+    areas = table(6)
+    areas[1:] = 0
+    assert bootstrap_miou(areas * 0) is None
+    assert bootstrap_miou(areas).low == pytest.approx(naive_miou(areas[0]))
+
+
 @pytest.mark.parametrize("settings", [{"resamples": 0}, {"confidence": 1.0}])
 def test_impossible_settings(settings):
     with pytest.raises(ValueError, match="resamples"):

@@ -17,6 +17,7 @@ from cirkd_ray.engine.inference import Views, Window
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import build_model, load_model, save_model
 from cirkd_ray.types import ClassSet
+from tests.unit.test_data_sets import make_folder
 
 SIZE = {"height": 32, "width": 48, "val_images": 5}
 SET = [text for key, value in SIZE.items() for text in ("--set", f"data.{key}={value}")]
@@ -61,6 +62,25 @@ def test_report_holds_what_the_evaluator_counted(model, tmp_path, capsys):
     assert f"| mIoU | {scores['miou'] * 100:.2f} |" in (out / "evaluation.md").read_text()
     for name in ("confusion.png", "worst.png"):
         assert cv2.imread(str(out / name)).std() > 5
+
+
+def unlabelled_set(root) -> list[str]:
+    """Arguments that name a `folder` data set of the model's classes in which no pixel is labelled."""
+    names = build_dataset("shapes", split="val", **SIZE).classes.names
+    make_folder(root, {"classes": names}, {"val/a": 255, "val/b": 255})
+    return ["--data", "folder", "--root", str(root), "--device", "cpu"]
+
+
+def test_an_evaluation_without_any_labelled_pixel_is_written_all_the_same(model, tmp_path, capsys):
+    data, out = unlabelled_set(tmp_path / "raw"), tmp_path / "out"
+    assert main(["eval", str(model), *data, "--out", str(out)]) == 0
+    report = json.loads((out / "evaluation.json").read_text())
+    assert (report["metrics"]["miou"], report["miou_interval"], report["worst_images"]) == (None, None, [])
+    assert report["ignored_pixels"] == 2 * 5 * 7
+    assert (out / "confusion.png").exists()
+    capsys.readouterr()
+    assert main(["predict", str(model), *data, "--worst", "2", "--out", str(out)]) == 2
+    assert "no image of the split 'val' of folder has a labelled pixel" in capsys.readouterr().err
 
 
 def test_json_on_standard_output_and_no_interval(model, tmp_path, capsys):

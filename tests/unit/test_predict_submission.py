@@ -205,6 +205,8 @@ def test_only_cityscapes_can_be_submitted(capsys):
             submission.server_names(other)
     assert main(["predict", "--check-submission", "x.zip", "--data", "voc"]) == 2
     assert "only Cityscapes" in capsys.readouterr().err
+    assert main(["predict", "--check-submission", "x.zip", "--split", "tset"]) == 2
+    assert "--split: Cityscapes has no split 'tset'; did you mean 'test'?" in capsys.readouterr().err
 
 
 def test_large_real_size_is_the_default(tmp_path):
