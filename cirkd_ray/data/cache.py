@@ -10,6 +10,8 @@ import warnings
 import zlib
 from pathlib import Path
 
+from cirkd_ray.errors import ConfigError
+
 _CHECK = 4
 _SCAN_SHARE = 64
 _FULL_SHARE, _KEEP_SHARE = 0.75, 0.65
@@ -38,10 +40,18 @@ class DiskCache:
 
     @classmethod
     def from_environment(cls) -> DiskCache:
-        """As CIRKD_CACHE (a folder) and CIRKD_CACHE_GB (20 by default) say."""
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
-        folder = os.environ.get("CIRKD_CACHE") or f"{base}/cirkd"
-        return cls(folder, int(float(os.environ.get("CIRKD_CACHE_GB", "20")) * 1e9))
+        """As CIRKD_CACHE (a folder) and CIRKD_CACHE_GB (20 by default) say.
+
+        Raises:
+            ConfigError: CIRKD_CACHE_GB is no number.
+        """
+        folder = os.environ.get("CIRKD_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/cirkd"
+        size = os.environ.get("CIRKD_CACHE_GB") or "20"
+        try:
+            limit = int(float(size) * 1e9)
+        except (ValueError, OverflowError):
+            raise ConfigError(f"CIRKD_CACHE_GB: {size!r} is no number of gigabytes; write e.g. 20") from None
+        return cls(os.path.expanduser(folder), limit)  # noqa: PTH111 - Path's raises where there is no home
 
     def get(self, name: str) -> bytes | None:
         """The content kept under that name, or None."""

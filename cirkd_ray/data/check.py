@@ -19,6 +19,7 @@ from cirkd_ray.data.codec import decode_image
 from cirkd_ray.data.files import FileDataset, ImpossibleLabels, SizeMismatch
 from cirkd_ray.data.prepare import verify_prepared
 from cirkd_ray.data.prepared import PreparedDataset
+from cirkd_ray.data.storage import printable
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL
 
@@ -27,6 +28,7 @@ KINDS = (
     "missing split",
     "missing file",
     "duplicate name",
+    "name not UTF-8",
     "unreadable",
     "size mismatch",
     "impossible label",
@@ -40,11 +42,14 @@ class Finding:
 
     Attributes:
         kind: one of `KINDS`.
-        message: names the file and the reason.
+        message: names the file and the reason; where names are no UTF-8, with escapes.
     """
 
     kind: str
     message: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
 
 
 @dataclass
@@ -149,6 +154,11 @@ def _in_order(pool: ThreadPoolExecutor, data: SegmentationDataset, ahead: int) -
 
 def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
     """Read one sample; whatever goes wrong with it is a finding."""
+    name = data.name(index)
+    if printable(name) != name:
+        return Finding(
+            "name not UTF-8", f"{name}: rename the file; `cirkd data prepare` cannot store the name"
+        )
     try:
         if isinstance(data, FileDataset):
             return _examine_files(data, index)
@@ -163,7 +173,7 @@ def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
     except DataError as error:
         return Finding("unreadable", str(error))
     except Exception as error:  # one odd file must not end the check of 100 000
-        return Finding("program error", f"{data.name(index)}: {type(error).__name__}: {error}")
+        return Finding("program error", f"{name}: {type(error).__name__}: {error}")
 
 
 def _examine_files(data: FileDataset, index: int) -> _Facts:
@@ -176,6 +186,8 @@ def _examine_files(data: FileDataset, index: int) -> _Facts:
     try:
         with Image.open(io.BytesIO(content)) as header:
             mode, turned = header.mode, header.getexif().get(_ORIENTATION, 1) != 1
+    except Image.DecompressionBombError:  # sound: it was decoded above
+        mode, turned = "too large for Pillow to look at", False
     except (OSError, SyntaxError, ValueError):
         mode, turned = "not known to Pillow", False
     return _Facts(_counts(label), size, mode, turned)

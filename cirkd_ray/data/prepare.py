@@ -26,7 +26,7 @@ from cirkd_ray.data.prepared import (
     find_manifest,
     index_part,
 )
-from cirkd_ray.data.storage import Storage, open_storage
+from cirkd_ray.data.storage import Storage, open_storage, printable
 from cirkd_ray.errors import DataError, TransientError
 
 Row = dict[str, Any]
@@ -108,7 +108,7 @@ def prepare(
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)
             skipped: dict[str, str] = {}
             for rows in _parts(split, data, ledger, functools.partial(pool.map, store)):
-                skipped |= {row["name"]: row["error"] for row in rows if "error" in row}
+                skipped |= {printable(row["name"]): printable(row["error"]) for row in rows if "error" in row}
                 if progress:
                     progress(len(rows))
             ledger.complete(split, len(data), skipped, getattr(data, "has_labels", True))
@@ -214,15 +214,17 @@ def _store(
     data: SegmentationDataset, split: str, storage: Storage, encoding: Encoding, skip_bad: bool, index: int
 ) -> Row:
     """Write one sample; its line of the index."""
-    source = _source(data, index)
+    source, name = _source(data, index), data.name(index)
     try:
+        if printable(name) != name:
+            raise DataError(f"{printable(name)}: the name is not UTF-8 and cannot be stored; rename the file")
         sample = data.load(index)
         original = _original(data, index, sample, encoding)
     except TransientError:
         raise  # the file may be good
     except DataError as error:
         if skip_bad:
-            return {"name": data.name(index), "error": str(error)}
+            return {"name": name, "error": str(error)}
         hint = "`cirkd data check` finds all bad files, --skip-bad leaves them out"
         raise DataError(f"{error}\n({hint})") from None
     content, size = encode_sample(sample, original, encoding)

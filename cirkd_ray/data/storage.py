@@ -228,6 +228,11 @@ def open_storage(root: str | Path, create: bool = False) -> Storage:
     return storage
 
 
+def printable(name: str) -> str:
+    """The name with escapes for bytes that are no UTF-8, which terminals, JSON and sample files do not take."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
 def write_whole(target: Path, data: bytes) -> None:
     """Write a file so that it is seen whole or not at all."""
     handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)

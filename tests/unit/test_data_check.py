@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -145,6 +146,25 @@ def test_a_label_without_an_image_is_found(tmp_path: Path) -> None:
     report = check(open_set("folder", "train", root, subset=True))
     assert [f.kind for f in report.findings] == ["missing file"]
     assert report.findings[0].message.endswith("images/train/deep/b.*: missing")
+    assert report.images == 1
+
+
+def test_images_that_only_opencv_opens_are_sound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow, which is asked for mode and orientation, refuses more than 179 million pixels."""
+    root = make_folder(tmp_path, {"classes": ["x"]}, {"train/a": 0})
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    report = check(open_set("folder", "train", root))
+    assert (report.findings, report.images) == ([], 1)
+    assert dict(report.formats) == {"too large for Pillow to look at": 1}
+
+
+def test_names_that_are_not_utf8_are_found(tmp_path: Path) -> None:
+    odd = os.fsdecode(b"train/caf\xe9")
+    root = make_folder(tmp_path, {"classes": ["x"]}, {"train/a": 0, odd: 0, f"{odd}2": 0})
+    (root / f"labels/{odd}2.png").unlink()
+    report = check(open_set("folder", "train", root, subset=True))
+    assert [finding.kind for finding in report.findings] == ["missing file", "name not UTF-8"]
+    assert all("train/caf\\udce9" in finding.message for finding in report.findings)
     assert report.images == 1
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import cv2
@@ -45,6 +46,24 @@ def test_a_mended_file_is_no_longer_skipped(root: Path, tmp_path: Path) -> None:
     convert(root, target, splits=("train",))
     assert prepared(target) == ["b b.png", "c.png", "ä.png"]
     assert find_manifest(target).skipped == {}  # type: ignore[union-attr]
+
+
+def test_names_that_are_not_utf8_are_skipped_until_they_are_mended(root: Path, tmp_path: Path) -> None:
+    target, odd = tmp_path / "out", os.fsdecode(b"caf\xe9.png")
+    for folder in ("images", "labels"):
+        (root / folder / "train/c.png").rename(root / folder / "train" / odd)
+    with pytest.raises(DataError, match=r"images/train/caf\\udce9\.png: the name is not UTF-8"):
+        convert(root, target)
+    for _ in range(2):
+        convert(root, target, skip_bad=True)
+        assert prepared(target) == ["b b.png", "ä.png"]
+    manifest = find_manifest(target)
+    assert manifest is not None
+    assert list(manifest.skipped["train"]) == ["images/train/caf\\udce9.png"]
+    for folder in ("images", "labels"):
+        (root / folder / "train" / odd).rename(root / folder / "train/c.png")
+    convert(root, target)
+    assert prepared(target) == ["b b.png", "c.png", "ä.png"]
 
 
 def test_what_the_network_hides_is_not_skipped(

@@ -20,7 +20,7 @@ from cirkd_ray.data.prepare import Encoding, prepare, verify_prepared
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import LocalStorage, RemoteStorage, open_storage
 from cirkd_ray.data.transforms import TrainTransform
-from cirkd_ray.errors import DataError, TransientError
+from cirkd_ray.errors import ConfigError, DataError, TransientError
 from tests.unit.test_data_sets import make_folder
 
 fsspec = pytest.importorskip("fsspec")
@@ -329,3 +329,12 @@ def test_the_environment_sets_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
     off.put("a", b"1")
     assert off.get("a") is None
     assert not (tmp_path / "here").exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for variable, value, folder in (("CIRKD_CACHE", "~/x", "x"), ("XDG_CACHE_HOME", "~/y", "y/cirkd")):
+        monkeypatch.delenv("CIRKD_CACHE")
+        monkeypatch.setenv(variable, value)
+        assert DiskCache.from_environment().folder == tmp_path / folder
+    for wrong in ("20GB", "nan", "inf"):
+        monkeypatch.setenv("CIRKD_CACHE_GB", wrong)
+        with pytest.raises(ConfigError, match=f"CIRKD_CACHE_GB: '{wrong}' is no number of gigabytes"):
+            open_storage("memory://shelf")
