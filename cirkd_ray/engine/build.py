@@ -25,6 +25,8 @@ from cirkd_ray.engine.step import TrainStep
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.memory import require_memory
 from cirkd_ray.models import build_model, load_model
+from cirkd_ray.models.card import find_card
+from cirkd_ray.models.package import require_description
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.models.weights import WeightsReport, aside, load_weights, require_whole
 from cirkd_ray.resolution import check_classes
@@ -104,7 +106,7 @@ def build_teacher(
 
     Raises:
         ConfigError: it scores another number of classes than the data set has, or the same in another order,
-            or its recipe is not trained yet.
+            its recipe is not trained yet, or it is not the network that the recipe says.
         WeightsError: its weights are those of a backbone, or do not fit.
     """
     named: ClassSet | None = None
@@ -114,7 +116,7 @@ def build_teacher(
         teacher = load_module(spec.module, num_classes=num_classes)
     elif spec.weights is None:
         raise ConfigError(f"teacher.train: {spec.train!r} has to be trained first; `cirkd train` does so")
-    elif spec.model is not None:
+    elif spec.model is not None and find_card(spec.weights) is None:
         network = spec.model
         teacher = build_model(
             network.name, num_classes=num_classes, where="teacher.model", **network.settings
@@ -124,6 +126,9 @@ def build_teacher(
         _note(notes, "teacher", report)
     else:
         loaded = load_model(spec.weights)
+        if spec.model is not None:
+            said = spec.model
+            require_description(loaded, spec.weights, said.name, said.settings, where="teacher.model")
         teacher, named = loaded.model, loaded.classes
     if teacher.num_classes != num_classes:
         raise ConfigError(

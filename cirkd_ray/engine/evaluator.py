@@ -19,6 +19,8 @@ from cirkd_ray.engine.precision import choose_precision
 from cirkd_ray.engine.preview import Picture, Preview
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import load_model
+from cirkd_ray.models.card import find_card
+from cirkd_ray.models.package import require_description
 from cirkd_ray.models.segmentation import SegmentationModel
 
 
@@ -136,15 +138,17 @@ def load_network(
 
     Args:
         path: see `EvaluationJob.model`.
-        network: the name of the network that a bare weights file belongs to.
+        network: the name of the network that a bare weights file belongs to; of one with a `model.json`,
+            what it must say.
         dataset: its classes must be the network's.
 
     Raises:
-        ConfigError: the network has another number of classes, or the same in another order.
+        ConfigError: the network has another number of classes, or the same in another order, or it is not
+            the one that is named.
         WeightsError: the weights cannot be read, do not fit, or are those of a backbone.
     """
     classes = dataset.classes
-    if network is not None:
+    if network is not None and find_card(path) is None:
         from cirkd_ray.models import build_model
         from cirkd_ray.models.weights import load_weights, require_whole
 
@@ -152,6 +156,8 @@ def load_network(
         require_whole(load_weights(model, path), "--network")
         return model, ()
     loaded = load_model(path)
+    if network is not None:
+        require_description(loaded, path, network, where="--network")
     if len(loaded.classes) != len(classes):
         raise ConfigError(
             f"{path}: scores {len(loaded.classes)} classes, but the data set has {len(classes)}; "

@@ -6,11 +6,12 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
@@ -156,3 +157,41 @@ def load_model(path: str | Path) -> LoadedModel:
         raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
     require_whole(load_weights(model, weights), "a model")
     return LoadedModel(model.eval(), model.preprocessing, classes, card)
+
+
+def require_description(
+    loaded: LoadedModel, source: str, name: str, settings: Mapping[str, Any] | None = None, *, where: str
+) -> None:
+    """Refuse a description of a saved network that its own card contradicts.
+
+    Args:
+        loaded: the network, as its card says.
+        source: what messages call its weights.
+        name: which network it is said to be.
+        settings: what its settings are said to be; None says nothing of them.
+        where: the setting that says so.
+
+    Raises:
+        ConfigError: it is another network, or has another setting that changes its scores.
+    """
+    own = loaded.model
+    remedy = f"leave {where} out, {CARD_FILE} says which network it is"
+    if name != own.name:
+        raise ConfigError(f"{where}: {source} is {own.name}, not {name}; {remedy}")
+    if settings is None:
+        return
+    with torch.device("meta"):
+        said = build_model(name, num_classes=own.num_classes, where=where, **settings)
+    # Left open and given, these may mean the same.
+    same = {
+        "output_stride": all(s == own.strides[key] for key, s in said.strides.items() if key != "aux"),
+        "head_channels": said.channels["feature"] == own.channels["feature"],
+        "preprocessing": said.settings["preprocessing"] == "auto" or said.preprocessing == own.preprocessing,
+    }
+    for key, value in said.settings.items():
+        training = key in ("aux", "pretrained") or "drop" in key  # changes no score of a trained network
+        if not training and not same.get(key, value == own.settings[key]):
+            shown = "its default" if value is None else repr(value)
+            raise ConfigError(
+                f"{where}.{key}: {source} was trained with {own.settings[key]!r}, not {shown}; {remedy}"
+            )

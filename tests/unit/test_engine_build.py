@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
+import pytest
+import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from cirkd_ray.engine.build import build_run, synchronise_batchnorm
+from cirkd_ray.config import TeacherSpec
+from cirkd_ray.engine.build import build_run, build_teacher, synchronise_batchnorm
 from cirkd_ray.engine.distributed import World
+from cirkd_ray.engine.evaluator import load_network
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.models import build_model, save_model
+from cirkd_ray.models.package import numbered_classes
+from cirkd_ray.types import CAFFE, ClassSet
 from tests.tinyrun import tiny_distillation
 
 
@@ -29,3 +39,70 @@ def test_batchnorm_is_synchronised_but_in_opponents(teacher: Path) -> None:
     assert distiller.opponents()[0][1].opponent is opponent is not None
     kept = [type(m) for m in opponent.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert kept == [nn.BatchNorm2d]
+
+
+NAME = "fcn:test_resnet"
+CLASSES = numbered_classes(3)
+TURNED = ClassSet(CLASSES.names[::-1], CLASSES.palette)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved network whose settings are not the defaults."""
+    folder = tmp_path_factory.mktemp("saved")
+    torch.manual_seed(0)
+    model = build_model(NAME, num_classes=3, head_channels=8, output_stride=32, dropout=0.3, aux=False)
+    model.preprocessing = CAFFE
+    save_model(model, folder, CLASSES)
+    return folder
+
+
+def the_teacher(saved: Path, classes: ClassSet = CLASSES, **model: object) -> nn.Module:
+    spec = TeacherSpec.model_validate({"weights": str(saved), "model": {"name": NAME, **model}})
+    return build_teacher(spec, len(classes), classes)
+
+
+def test_a_named_teacher_is_what_its_card_says(saved: Path, tmp_path: Path) -> None:
+    """Dropout and the auxiliary head change no score, and what is given may be the default."""
+    found = the_teacher(saved, head_channels=8, output_stride=32, dropout=0.1, aux=True)
+    assert (found.settings["output_stride"], found.preprocessing) == (32, CAFFE)
+    save_model(build_model(NAME, num_classes=3), tmp_path, CLASSES)
+    width = build_model(NAME, num_classes=3).channels["feature"]
+    assert the_teacher(tmp_path, head_channels=width, output_stride=8).settings["head_channels"] is None
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ({"name": "fcn:test_resnet.r160_in1k"}, "is fcn:test_resnet, not fcn:test_resnet.r160_in1k; leave"),
+        ({"head_channels": 8, "output_stride": 8}, "model.output_stride: .* trained with 32, not 8; leave"),
+        ({"head_channels": 8}, "model.output_stride: .* trained with 32, not its default; leave"),
+        ({"output_stride": 32, "head_channels": 16}, "model.head_channels: .* trained with 8, not 16; leave"),
+        (
+            {"output_stride": 32, "head_channels": 8, "preprocessing": "imagenet"},
+            "model.preprocessing: .* trained with 'auto', not 'imagenet'; leave",
+        ),
+    ],
+)
+def test_a_teacher_that_its_card_contradicts_is_refused(saved: Path, said: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        the_teacher(saved, **said)
+
+
+def test_classes_in_another_order_are_refused_with_a_named_network_too(saved: Path) -> None:
+    with pytest.raises(ConfigError, match="in another order"):
+        the_teacher(saved, TURNED, head_channels=8, output_stride=32)
+    with pytest.raises(ConfigError, match="in another order"):
+        load_network(str(saved), NAME, SimpleNamespace(classes=TURNED))
+
+
+def test_a_named_network_is_evaluated_as_its_card_says(saved: Path, tmp_path: Path) -> None:
+    dataset = SimpleNamespace(classes=CLASSES)
+    model, warnings = load_network(str(saved), NAME, dataset)
+    assert (model.settings["output_stride"], model.preprocessing, warnings) == (32, CAFFE, ())
+    with pytest.raises(ConfigError, match=r"--network: .* is fcn:test_resnet, not pspnet:test_resnet; leave"):
+        load_network(str(saved), "pspnet:test_resnet", dataset)
+    bare = build_model(NAME, num_classes=3)
+    save_file(bare.state_dict(), tmp_path / "bare.safetensors")
+    model, _ = load_network(str(tmp_path / "bare.safetensors"), NAME, dataset)
+    assert torch.equal(model.head.classifier.weight, bare.head.classifier.weight)
