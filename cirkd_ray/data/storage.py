@@ -229,7 +229,7 @@ def open_storage(root: str | Path, create: bool = False) -> Storage:
 
 
 def printable(name: str) -> str:
-    """The name with escapes for bytes that are no UTF-8, which terminals, JSON and sample files do not take."""
+    """The name with escapes for bytes that are no UTF-8, which terminals and sample files do not take."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 

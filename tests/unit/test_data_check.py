@@ -8,6 +8,9 @@ import os
 import resource
 import subprocess
 import sys
+import threading
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -17,6 +20,7 @@ from PIL import Image
 
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
+from cirkd_ray.data import check as check_module
 from cirkd_ray.data.ade20k import ADE20K
 from cirkd_ray.data.check import check
 from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
@@ -207,10 +211,12 @@ def test_a_prepared_root_is_checked_by_its_checksums(
     assert "differs from its checksum" in capsys.readouterr().out
 
 
-def pretend(root: Path, count: int, patch: pytest.MonkeyPatch) -> None:
-    """Make local folders look like COCO-Stuff's train split, of which every file is the same small pair."""
+def pretend(root: Path, count: int, patch: pytest.MonkeyPatch, height: int = 9, width: int = 9) -> None:
+    """Make local folders look like COCO-Stuff's train split, of which every file is the same pair."""
     stem = packaged_list("coco_stuff_164k", "val")[0]
-    write_pair(root, f"images/train2017/{stem}.jpg", f"annotations/train2017/{stem}.png", np.full((9, 9), 5))
+    write_pair(
+        root, f"images/train2017/{stem}.jpg", f"annotations/train2017/{stem}.png", np.full((height, width), 5)
+    )
     content = {
         "images": (root / f"images/train2017/{stem}.jpg").read_bytes(),
         "annotations": (root / f"annotations/train2017/{stem}.png").read_bytes(),
@@ -226,16 +232,45 @@ def pretend(root: Path, count: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(LocalStorage, "read", lambda self, path: content[path.partition("/")[0]])
 
 
+class Held:
+    """Counts the results of some functions that live at once."""
+
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self.lock = threading.Lock()
+
+    def watching(self, make: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
+        """The function, with its results counted as long as somebody holds them."""
+
+        def counted(*args: object) -> np.ndarray:
+            array = make(*args)
+            with self.lock:
+                self.now += 1
+                self.most = max(self.most, self.now)
+            weakref.finalize(array, self.gone)
+            return array
+
+        return counted
+
+    def gone(self) -> None:
+        with self.lock:
+            self.now -= 1
+
+
 @pytest.mark.parametrize("count", [1500, pytest.param(118287, marks=pytest.mark.slow)])
 def test_a_set_as_large_as_coco_takes_little_more_memory(
     count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pretend(tmp_path, count, monkeypatch)
     data = CocoStuff164k(split="train", root=tmp_path, subset=True)
+    held = Held()
+    monkeypatch.setattr(check_module, "decode_image", held.watching(check_module.decode_image))
+    monkeypatch.setattr(data, "load_label", held.watching(data.load_label))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = check(data, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     assert (len(data), report.images, report.pixels[5]) == (count, count, count * 81)
+    assert 1 <= held.most <= 2 * 2, "a worker has one image and its label"
     # The growth, not the whole: this process has run other tests, too.
     assert grown < 60, f"{grown:.0f} MB more"
 
@@ -246,9 +281,9 @@ from pathlib import Path
 import pytest
 from cirkd_ray.cli import main
 from tests.unit.test_data_check import pretend
-root, report, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+root, report, count, *size = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])
 with pytest.MonkeyPatch.context() as patch:
-    pretend(root, count, patch)
+    pretend(root, count, patch, *size)
     code = main(["data", "check", "coco_stuff_164k", str(root), "--split", "train", "--json", report])
 print("peak", re.search(r"VmHWM:\\s*(\\d+) kB", Path("/proc/self/status").read_text())[1])
 sys.exit(code)
@@ -256,15 +291,18 @@ sys.exit(code)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's figures of a process")
-@pytest.mark.parametrize("count", [10_000, pytest.param(118287, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("count", "height", "width"), [(1200, 480, 640), pytest.param(118287, 9, 9, marks=pytest.mark.slow)]
+)
 def test_the_command_checks_a_set_as_large_as_coco_in_less_than_a_gigabyte(
-    count: int, tmp_path: Path
+    count: int, height: int, width: int, tmp_path: Path
 ) -> None:
     """The whole command in a process of its own. Its peak is the kernel's VmHWM: unlike ru_maxrss, that
-    starts anew in the child.
+    starts anew in the child. As many pictures as in the first case take 1.5 GB together; the second has the
+    real number of files.
     """
     report = tmp_path / "report.json"
-    command = [sys.executable, "-c", CHILD, str(tmp_path), str(report), str(count)]
+    command = [sys.executable, "-c", CHILD, str(tmp_path), str(report), *map(str, (count, height, width))]
     done = subprocess.run(command, capture_output=True, text=True, cwd=REPO, check=False)
     assert json.loads(report.read_text())["train"]["images"] == count, done.stderr
     assert f"{count} good samples" in done.stdout
