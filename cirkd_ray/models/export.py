@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ TOLERANCE = 1e-3
 """Largest difference of scores that passes, as a part of the largest score."""
 AGREEMENT = 0.999
 """Share of pixels that must get the same class."""
+
+_Write = Callable[[Path], int | None]
+"""Writes the file and returns its ONNX operator set, None for other kinds."""
 
 
 class ExportError(UserError):
@@ -117,19 +121,25 @@ def export_model(
         opset: ONNX operator set.
 
     Raises:
-        ExportError: the network cannot be exported that way, or the file computes something else.
+        ExportError: the network cannot be exported that way or with that operator set, or the file computes
+            something else.
     """
     module = Deployable(loaded, options).eval()
     example = _images(1 if not options.dynamic else 2, options)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writers: dict[Kind, Callable[[], Any]] = {
+    writers: dict[Kind, Callable[[], _Write]] = {
         "onnx": lambda: _write_onnx(module, example, options, opset),
         "torchscript": lambda: _write_torchscript(module, example),
         "torch-export": lambda: _write_torch_export(module, example, options),
     }
     with replacing(path) as draft:
         with torch.no_grad(), _quiet(), _told(f"{loaded.model.name} cannot be exported as {kind}", options):
-            writers[kind]()(draft)
+            written = writers[kind]()(draft)
+        if kind == "onnx" and written != opset:
+            raise ExportError(
+                f"{loaded.model.name} cannot be written with --opset {opset}: PyTorch makes it {written}; "
+                f"ask for that or a higher one, or leave --opset out ({OPSET})"
+            )
         checks = [example]
         if options.dynamic:  # the odd size is a multiple of no stride: what is padded and cut off shows
             checks += [_images(3, options, (96, 64)), _images(1, options, (37, 61))]
@@ -141,7 +151,7 @@ def export_model(
             run = _reader(kind, draft)
             mean, largest = _compare(module, run, checks, options)
     shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
-    return ExportReport(path, kind, opset if kind == "onnx" else None, mean, largest, shapes)
+    return ExportReport(path, kind, written, mean, largest, shapes)
 
 
 def _images(batch: int, options: ExportOptions, change: tuple[int, int] = (0, 0)) -> Tensor:
@@ -158,9 +168,7 @@ def _axes(options: ExportOptions, free: tuple[Any, Any, Any]) -> tuple[dict[int,
     return ({0: free[0], 2: free[1], 3: free[2]},) if options.dynamic else None
 
 
-def _write_onnx(
-    module: nn.Module, example: Tensor, options: ExportOptions, opset: int
-) -> Callable[[Path], None]:
+def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int) -> _Write:
     program = torch.onnx.export(
         module,
         (example,),
@@ -172,15 +180,20 @@ def _write_onnx(
         verbose=False,
     )
     assert program is not None
-    return lambda path: program.save(str(path), external_data=False)
+
+    def write(path: Path) -> int:
+        program.save(str(path), external_data=False)
+        return int(program.model.opset_imports[""])  # not always what was asked for
+
+    return write
 
 
-def _write_torchscript(module: nn.Module, example: Tensor) -> Callable[[Path], None]:
+def _write_torchscript(module: nn.Module, example: Tensor) -> _Write:
     traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
     return lambda path: traced.save(str(path))
 
 
-def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions) -> Callable[[Path], None]:
+def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions) -> _Write:
     axes = _axes(options, (torch.export.Dim.DYNAMIC,) * 3)
     program = torch.export.export(module, (example,), dynamic_shapes=axes)
 
@@ -253,7 +266,12 @@ def _told(what: str, options: ExportOptions) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings of things that the check would find."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """Without the exporters' warnings of things that the check would find, also those that they log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

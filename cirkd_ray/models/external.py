@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import yaml
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models, segmentation
 
-from cirkd_ray.errors import ConfigError, WeightsError, nearest
+from cirkd_ray.errors import ConfigError, UserError, WeightsError, nearest
 from cirkd_ray.models.files import read_weights
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import IMAGENET, Preprocessing, SegmentationOutput
@@ -30,8 +31,9 @@ class ExternalModel(SegmentationModel):
     whole number
       is the place in a tuple or list; dots go deeper, e.g. `0.logits`; the empty text is the returned tensor
       itself;
-    - `@MODULE`: the output of the submodule of that name, e.g. `@decode_head.conv_seg`;
-    - `@MODULE:input`: its first input.
+    - `@MODULE`: the output of the submodule of that name, e.g. `@decode_head.conv_seg`, as it was when it
+      left, also where a later layer works in place;
+    - `@MODULE:input`: its first input, likewise.
 
     Logits should be at feature resolution, before they are resized to the image: take `@classifier`, not
         `out`.
@@ -45,7 +47,8 @@ class ExternalModel(SegmentationModel):
         name: what messages call it.
 
     Raises:
-        ConfigError: an output is missing, is no N x C x h x w tensor, or logits and aux differ in classes.
+        ConfigError: an output is missing, is no N x C x h x w tensor, logits and aux differ in classes, or
+            the module cannot take that image.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class ExternalModel(SegmentationModel):
         self.align_corners = align_corners
         self.module, self.outputs = module, dict(outputs)
         self._seen: dict[str, Tensor] = {}
+        self._versions: dict[str, int] | None = None
+        self._overwritten: set[str] = set()
         for key, place in self.outputs.items():
             if place.startswith("@"):
                 self._hook(key, place[1:])
@@ -81,20 +86,21 @@ class ExternalModel(SegmentationModel):
             )
             raise ConfigError(f"{self.name}: outputs.{key}: no submodule {place!r}{hint}")
 
-        def keep(_: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._seen[key] = inputs[0] if side else output
+        def keep(value: Any) -> None:
+            if key in self._overwritten:
+                value = value.clone()
+            elif self._versions is not None and isinstance(value, Tensor):
+                self._versions[key] = value._version
+            self._seen[key] = value
 
-        known[path].register_forward_hook(keep)
+        if side:  # before the module, which may work in place on its input
+            known[path].register_forward_pre_hook(lambda _, inputs: keep(inputs[0]))
+        else:
+            known[path].register_forward_hook(lambda _, inputs, output: keep(output))
 
     def _measure(self) -> None:
-        """Channels, strides and classes from one forward of a random image."""
-        reference = next(self.module.parameters(), torch.zeros(()))
-        images = torch.rand(1, 3, *TRIAL_SIZE, device=reference.device, dtype=reference.dtype)
-        training = self.module.training
-        self.module.eval()
-        with torch.no_grad():
-            maps = self._maps(images)
-        self.module.train(training)
+        """Channels, strides and classes from one forward of a random image; what is overwritten later."""
+        maps = self._trial()
         for key, value in maps.items():
             if not isinstance(value, Tensor) or value.ndim != 4:
                 what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
@@ -107,6 +113,22 @@ class ExternalModel(SegmentationModel):
             raise ConfigError(
                 f"{self.name}: aux has {maps['aux'].shape[1]} classes but logits have {self.num_classes}"
             )
+
+    def _trial(self) -> dict[str, Any]:
+        """The outputs for a random image; tapped maps that a later layer changed in place are noted."""
+        reference = next(self.module.parameters(), torch.zeros(()))
+        training = self.module.training
+        self.module.eval()
+        size = " x ".join(map(str, TRIAL_SIZE))
+        # Tensors of inference mode do not count their changes.
+        with torch.inference_mode(False), torch.no_grad(), _failing_as(f"{self.name}: a {size} image"):
+            images = torch.rand(1, 3, *TRIAL_SIZE, device=reference.device, dtype=reference.dtype)
+            self._versions = {}
+            maps = self._maps(images)
+        self._overwritten = {key for key, count in self._versions.items() if maps[key]._version != count}
+        self._versions = None
+        self.module.train(training)
+        return maps
 
     def _maps(self, images: Tensor) -> dict[str, Any]:
         """All described outputs of one forward."""
@@ -150,6 +172,18 @@ def _pick(returned: Any, place: str, where: str) -> Any:
     return returned
 
 
+@contextlib.contextmanager
+def _failing_as(what: str) -> Iterator[None]:
+    """Whatever goes wrong in the user's own code as a ConfigError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+        raise ConfigError(f"{what} failed: {type(error).__name__}: {reason[:300]}") from error
+
+
 def load_module(spec: str, *, num_classes: int, where: str = "teacher.module") -> SegmentationModel:
     """The network that a user's factory returns, in eval mode.
 
@@ -171,15 +205,18 @@ def load_module(spec: str, *, num_classes: int, where: str = "teacher.module") -
         key, equals, value = item.partition("=")
         if not equals:
             raise ConfigError(f"{where}: {item!r} is not NAME=VALUE in {spec!r}")
-        arguments[key] = yaml.safe_load(value)
-    parameters = inspect.signature(factory).parameters
+        with _failing_as(f"{where}: reading {item!r} as YAML"):
+            arguments[key] = yaml.safe_load(value)
+    with _failing_as(f"{where}: {path}"):
+        parameters = inspect.signature(factory).parameters
     if "num_classes" in parameters:
         arguments.setdefault("num_classes", num_classes)
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in arguments:
         if key not in parameters and not open_ended:
             raise ConfigError(f"{where}: {path} takes no argument {key!r}{nearest(key, parameters)}")
-    model = factory(**arguments)
+    with _failing_as(f"{where}: {path}"):
+        model = factory(**arguments)
     if not isinstance(model, SegmentationModel):
         raise ConfigError(
             f"{where}: {path} returned {type(model).__name__}; wrap it: "
@@ -193,10 +230,13 @@ def _factory(path: str, where: str) -> Callable[..., Any]:
     module_name, colon, name = path.partition(":")
     if not colon or not module_name or not name:
         raise ConfigError(f"{where}: {path!r} is not of the form package.module:factory")
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"{where}: cannot import {module_name!r} ({error}); is it on PYTHONPATH?") from None
+    with _failing_as(f"{where}: importing {module_name!r}"):
+        try:
+            module = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            raise ConfigError(
+                f"{where}: cannot import {module_name!r} ({error}); is it on PYTHONPATH?"
+            ) from None
     factory = getattr(module, name, None)
     if not callable(factory):
         public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

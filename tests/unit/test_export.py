@@ -20,6 +20,7 @@ from cirkd_ray.models.package import numbered_classes
 from cirkd_ray.models.segmentation import EncoderDecoder
 from cirkd_ray.types import CAFFE, IMAGENET
 
+onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")
 
 
@@ -117,11 +118,27 @@ def test_onnx_scores_without_preprocessing_of_a_fixed_size(tmp_path):
     options = ExportOptions(preprocessing=False, labels=False, dynamic=False, size=(32, 48))
     report = export_model(loaded, tmp_path / "m.onnx", "onnx", options, opset=18)
     assert (report.opset, report.checked) == (18, ((1, 32, 48),))
+    assert opset_of(report.path) == 18
     session = onnxruntime.InferenceSession(report.path)
     assert session.get_inputs()[0].shape == [1, 3, 32, 48]
     images = torch.randint(0, 256, (1, 3, 32, 48)).float()
     scores = session.run(None, {"images": loaded.preprocessing(images).numpy()})[0]
     torch.testing.assert_close(torch.from_numpy(scores), by_hand(loaded, images), rtol=1e-4, atol=1e-4)
+
+
+def opset_of(path) -> int:
+    return next(entry.version for entry in onnx.load(path).opset_import if not entry.domain)
+
+
+def test_an_operator_set_that_cannot_be_had_is_told(tmp_path, caplog):
+    """PyTorch keeps its own set, and logs a traceback, where it cannot convert."""
+    options = ExportOptions(labels=False, dynamic=False, size=(32, 32))
+    report = export_model(tiny(), tmp_path / "m.onnx", "onnx", options, opset=21)
+    assert report.opset == opset_of(report.path) == 21
+    with pytest.raises(ExportError, match=r"cannot be written with --opset 13: PyTorch makes it 18"):
+        export_model(tiny(), tmp_path / "n.onnx", "onnx", options, opset=13)
+    assert caplog.text == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 
 @pytest.mark.parametrize("kind", ["torchscript", pytest.param("torch-export", marks=pytest.mark.slow)])

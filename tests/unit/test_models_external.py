@@ -32,6 +32,17 @@ def factory(num_classes, width=8, outputs=None):
     outputs = outputs or {"logits": "1.inner.1", "feature": "@stem", "early": "@score:input"}
     return ExternalModel(Net(num_classes, width), outputs=outputs, preprocessing=CAFFE, name="mine")
 
+def failing(reason, then=1):
+    raise FileNotFoundError(reason)
+
+def narrow():
+    return ExternalModel(nn.Conv2d(4, 2, 1), outputs={"logits": "", "feature": ""}, name="narrow")
+
+def in_place():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 2, 1))
+    outputs = {"logits": "", "feature": "@0", "input": "@1:input", "late": "@1", "free": "@2"}
+    return ExternalModel(module, outputs=outputs)
+
 def bare():
     return Net(2, 4)
 
@@ -42,6 +53,8 @@ setting = 3
 @pytest.fixture(autouse=True)
 def user_package(tmp_path, monkeypatch):
     (tmp_path / "my_networks.py").write_text(USER_MODULE)
+    (tmp_path / "my_broken.py").write_text("from torch import Nothing")
+    (tmp_path / "my_unclosed.py").write_text("def factory(")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(__import__("sys").modules, "my_networks", raising=False)
 
@@ -70,6 +83,23 @@ def test_gradients_reach_the_image_but_nothing_is_kept_between_calls():
     assert model._seen == {}
 
 
+@pytest.mark.parametrize("inference", [False, True])
+def test_maps_are_what_left_the_module_before_a_layer_worked_in_place(inference):
+    """Only those that are overwritten are copied."""
+    torch.manual_seed(0)
+    with torch.inference_mode(inference):
+        model = load_module("my_networks:in_place", num_classes=2)
+        assert model._overwritten == {"feature", "input"}
+        model.taps = frozenset({"input", "late", "free"})
+        images = torch.randn(1, 3, 8, 8)
+        output = model(images)
+        expected = model.module[0](images)
+    assert expected.min() < 0
+    assert torch.equal(output.feature, expected)
+    assert torch.equal(output.tap("input"), expected)
+    assert torch.equal(output.tap("late"), expected.relu())
+
+
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
@@ -79,6 +109,18 @@ def test_gradients_reach_the_image_but_nothing_is_kept_between_calls():
         ("my_networks:setting", "has no factory 'setting'"),
         ("my_networks:factory?widht=3", "takes no argument 'widht'; did you mean 'width'"),
         ("my_networks:factory?width", "'width' is not NAME=VALUE"),
+        (
+            "my_networks:factory?width=[a",
+            r"teacher.module: reading 'width=\[a' as YAML failed: ParserError: while",
+        ),
+        (
+            "my_networks:failing",
+            "teacher.module: my_networks:failing failed: TypeError: .*argument: 'reason'",
+        ),
+        ("my_networks:failing?reason=gone.pth", "my_networks:failing failed: FileNotFoundError: gone.pth"),
+        ("my_networks:narrow", "narrow: a 128 x 192 image failed: RuntimeError: Given groups=1, weight of"),
+        ("my_broken:factory", "importing 'my_broken' failed: ImportError: cannot import name 'Nothing'"),
+        ("my_unclosed:factory", "importing 'my_unclosed' failed: SyntaxError: "),
         ("my_networks:bare", "returned Net; wrap it: .*ExternalModel"),
         ("my_networks:factory?outputs={logits: '1.inner.1'}", "lacks 'feature'"),
         (
