@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -85,9 +86,25 @@ class Preprocessing:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Preprocessing:
-        """The inverse of `to_dict`."""
-        mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
-        return cls(channels=values["channels"], scale=float(values["scale"]), mean=mean, std=std)  # type: ignore[arg-type]
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: an entry is missing or is not what it must be.
+        """
+        try:
+            scale = float(values["scale"])
+            mean, std = (tuple(float(v) for v in values[key]) for key in ("mean", "std"))
+            channels = values["channels"]
+        except (KeyError, TypeError, ValueError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"preprocessing: {reason}") from None
+        if channels not in ("rgb", "bgr"):
+            raise ValueError(f"preprocessing: channels are 'rgb' or 'bgr', not {channels!r}")
+        if not (len(mean) == len(std) == 3 and all(map(math.isfinite, (scale, *mean, *std)))):
+            raise ValueError("preprocessing: it takes three finite values of mean and of std, and a scale")
+        if min(scale, *std) <= 0:
+            raise ValueError("preprocessing: scale and std are above zero")
+        return cls(channels=channels, scale=scale, mean=mean, std=std)
 
 
 IMAGENET = Preprocessing()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +95,8 @@ def _inspect(args: argparse.Namespace) -> int:
     table.add_column(overflow="fold")
     table.add_row("file", str(found.path))
     table.add_row("holds", f"{found.tensors} tensors, {found.parameters / 1e6:.2f} M parameters")
+    if found.others and args.model is None:
+        table.add_row("no tensors", f"{len(found.others)}: {_first(found.others)}")
     table.add_row("kind", _KINDS.get(found.kind, found.kind))
     if found.num_classes is not None:
         table.add_row("classes", str(found.num_classes))
@@ -136,10 +138,13 @@ def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
     if not found.best.problems:
         return [("network", f"{what}: fits"), ("next", f"cirkd weights import {args.path} --model {name}")]
     lists = {k: getattr(found.best, k) for k in ("missing", "unexpected", "mismatched")}
-    rows = [
-        (k, f"{len(v)}: {', '.join(v[:5])}{', ...' if len(v) > 5 else ''}") for k, v in lists.items() if v
-    ]
+    rows = [(k, f"{len(v)}: {_first(v)}") for k, v in lists.items() if v]
     return [("network", f"nearest is {what}, which it does not fit"), *rows]
+
+
+def _first(names: Sequence[str], count: int = 5) -> str:
+    """The first few of some names."""
+    return ", ".join([*names[:count], *(["..."] if len(names) > count else [])])
 
 
 def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> SegmentationModel:

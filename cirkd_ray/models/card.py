@@ -39,8 +39,22 @@ def locate(path: Path) -> tuple[Path, Path]:
 def find_card(path: str | Path) -> dict[str, Any] | None:
     """The card of the weights at `path`, or None where they have none."""
     weights, card = locate(Path(path))
-    embedded = weights.suffix == ".safetensors" and "model" in read_metadata(weights)
-    return read_card(card, weights) if _is_card(card, weights) or embedded else None
+    found = _is_card(card, weights) or _embedded(weights) is not None
+    return read_card(card, weights) if found else None
+
+
+def _embedded(weights: Path) -> str | None:
+    """The card in a safetensors file's metadata; others write there, too, what they call a model."""
+    text = read_metadata(weights).get("model") if weights.suffix == ".safetensors" else None
+    return text if text is not None and _looks_like_one(text) else None
+
+
+def _looks_like_one(text: str) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.keys() >= {"format", "settings"}
 
 
 def _is_card(path: Path, weights: Path) -> bool:
@@ -50,20 +64,35 @@ def _is_card(path: Path, weights: Path) -> bool:
     if path != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE:
         return True
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return _looks_like_one(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return False
-    return isinstance(content, dict) and content.keys() >= {"format", "settings"}
+
+
+def card_source(card: Path, weights: Path) -> Path:
+    """The file whose card `read_card` reads: the card itself, or the weights where there is none."""
+    return card if _is_card(card, weights) else weights
 
 
 def find_preprocessing(path: str | Path) -> Preprocessing | None:
-    """What the weights at `path` expect, where their card or their metadata says so."""
+    """What the weights at `path` expect, where their card or their metadata says so.
+
+    Raises:
+        WeightsError: it cannot be read there.
+    """
+    weights, card_path = locate(Path(path))
     card = find_card(path)
-    if card is not None:
-        return Preprocessing.from_dict(card["preprocessing"])
-    weights, _ = locate(Path(path))
-    text = read_metadata(weights).get("preprocessing") if weights.suffix == ".safetensors" else None
-    return Preprocessing.from_dict(json.loads(text)) if text else None
+    source = card_source(card_path, weights)
+    try:
+        if card is not None:
+            return Preprocessing.from_dict(card.get("preprocessing", {}))
+        text = read_metadata(weights).get("preprocessing") if weights.suffix == ".safetensors" else None
+        return Preprocessing.from_dict(json.loads(text)) if text else None
+    except json.JSONDecodeError:
+        reason = f"its metadata has a preprocessing that is not of cirkd_ray ({text!r:.60})"
+    except ValueError as error:
+        reason = str(error)
+    raise WeightsError(f"{source}: {reason};\nmend it, or save the weights again without it")
 
 
 def read_card(path: Path, weights: Path) -> dict[str, Any]:
@@ -74,8 +103,8 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     """
     if _is_card(path, weights):
         text = path.read_text(encoding="utf-8")
-    elif weights.suffix == ".safetensors" and "model" in (metadata := read_metadata(weights)):
-        text = metadata["model"]
+    elif (embedded := _embedded(weights)) is not None:
+        path, text = weights, embedded
     else:
         raise WeightsError(
             f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
@@ -84,7 +113,8 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
         card = json.loads(text)
     except ValueError as error:
         raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
-    if not isinstance(card, dict) or not isinstance(card.get("settings"), dict):
+    kinds = (("name", str), ("settings", dict))
+    if not isinstance(card, dict) or not all(isinstance(card.get(key), kind) for key, kind in kinds):
         raise WeightsError(f"{path} is not a model card of cirkd_ray")
     if card.get("format") != FORMAT:
         raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")

@@ -22,11 +22,19 @@ _PREFIXES = ("module.", "_orig_mod.")
 
 
 def read_weights(path: str | Path) -> StateDict:
-    """The tensors of a `.safetensors` file or of a PyTorch file, on the CPU.
+    """The tensors of a file; see `read_state`."""
+    return read_state(path)[0]
+
+
+def read_state(path: str | Path) -> tuple[StateDict, tuple[str, ...]]:
+    """The tensors of a `.safetensors` file or of a PyTorch file, on the CPU, and what is beside them.
 
     A PyTorch file is read with `weights_only=True`: tensors and plain containers. Where the tensors are
     nested (`state_dict`, `model`, ...), the inner mapping is returned; prefixes that
     `DistributedDataParallel` and `torch.compile` add are taken off.
+
+    Returns:
+        The tensors by name, and the names of entries of the same mapping that are no tensors.
 
     Raises:
         WeightsError: there is no such file, it is truncated, it is no weights file, or it holds code.
@@ -34,8 +42,10 @@ def read_weights(path: str | Path) -> StateDict:
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}")
-    state = _read_safetensors(path) if path.suffix == ".safetensors" else tensors_of(_read_torch(path), path)
-    return strip_prefixes(state)
+    if path.suffix == ".safetensors":
+        return strip_prefixes(_read_safetensors(path)), ()
+    state, others = tensors_of(_read_torch(path), path)
+    return strip_prefixes(state), others
 
 
 def _read_safetensors(path: Path) -> StateDict:
@@ -72,23 +82,31 @@ def _refusal(path: Path, wanted: str) -> str:
     )
 
 
-def tensors_of(loaded: Any, source: str | Path) -> StateDict:
+def tensors_of(loaded: Any, source: str | Path) -> tuple[StateDict, tuple[str, ...]]:
     """The mapping from names to tensors in a loaded object, at most two levels down.
+
+    A nested one goes before tensors beside it, which then are counters and the like.
+
+    Returns:
+        Its tensors, and the names of its entries that are no tensors.
 
     Raises:
         WeightsError: there is none.
     """
-    for _ in range(3):
-        if not isinstance(loaded, Mapping):
-            break
-        tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
-        if tensors:
-            return tensors
-        inner = [loaded[key] for key in _NESTED if isinstance(loaded.get(key), Mapping)]
-        if not inner:
-            break
-        loaded = inner[0]
-    raise WeightsError(f"{source} holds no mapping from names to tensors")
+    found = _innermost(loaded, levels=2)
+    if found is None:
+        raise WeightsError(f"{source} holds no mapping from names to tensors")
+    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
+    return tensors, tuple(str(name) for name in found if str(name) not in tensors)
+
+
+def _innermost(loaded: Any, levels: int) -> Mapping[Any, Any] | None:
+    """The first mapping that holds tensors, as deep as it lies within the known names."""
+    if not isinstance(loaded, Mapping):
+        return None
+    inner = (_innermost(loaded.get(key), levels - 1) for key in _NESTED if levels)
+    holds_tensors = any(isinstance(value, Tensor) for value in loaded.values())
+    return next((mapping for mapping in inner if mapping is not None), loaded if holds_tensors else None)
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> StateDict:

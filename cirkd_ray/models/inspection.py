@@ -13,7 +13,7 @@ from cirkd_ray.models.backbone_weights import ENCODER, match_backbone
 from cirkd_ray.models.backbones import BACKBONES
 from cirkd_ray.models.build import PUBLISHED, build_model
 from cirkd_ray.models.card import find_card, locate
-from cirkd_ray.models.files import read_weights
+from cirkd_ray.models.files import read_state
 from cirkd_ray.models.reference_names import reference_names
 from cirkd_ray.models.weights import CLASSIFIERS, is_reference, layout
 
@@ -57,6 +57,7 @@ class Inspection:
         parameters: number of values, without statistics of norms.
         num_classes: classes that it scores, where it has a classifier.
         best: the network that fits best, where there is a guess.
+        others: entries that are no tensors.
     """
 
     path: Path
@@ -65,6 +66,7 @@ class Inspection:
     parameters: int
     num_classes: int | None
     best: Candidate | None
+    others: tuple[str, ...] = ()
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -74,11 +76,11 @@ def inspect(path: str | Path) -> Inspection:
         WeightsError: the file cannot be read.
     """
     file = locate(Path(path))[0]
-    state = read_weights(file)
+    state, others = read_state(file)
     kind, best = _guess(state, path)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     parameters = sum(value.numel() for name, value in state.items() if not name.endswith(statistics))
-    return Inspection(file, kind, len(state), parameters, _num_classes(state, kind), best)
+    return Inspection(file, kind, len(state), parameters, _num_classes(state, kind), best, others)
 
 
 def _guess(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, Candidate | None]:

@@ -19,7 +19,7 @@ import cirkd_ray
 from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
 from cirkd_ray.models.backbone_weights import ENCODER
 from cirkd_ray.models.build import build_model
-from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, locate, read_card
+from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, card_source, locate, read_card
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.models.weights import load_weights, require_whole
 from cirkd_ray.types import ClassSet, Preprocessing
@@ -145,6 +145,7 @@ def load_model(path: str | Path) -> LoadedModel:
     """
     weights, card_path = locate(Path(path))
     card = read_card(card_path, weights)
+    card_path = card_source(card_path, weights)
     try:
         model = build_model(card["name"], num_classes=int(card["num_classes"]), **card["settings"])
         classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))

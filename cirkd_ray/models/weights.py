@@ -14,7 +14,7 @@ from cirkd_ray.errors import WeightsError
 from cirkd_ray.models.backbone_weights import ENCODER, match_backbone
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.card import find_preprocessing, locate
-from cirkd_ray.models.files import StateDict, read_weights, strip_prefixes, tensors_of
+from cirkd_ray.models.files import StateDict, read_state, strip_prefixes, tensors_of
 from cirkd_ray.models.reference_names import reference_names
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import CAFFE, Preprocessing
@@ -38,6 +38,7 @@ class WeightsReport:
         reinitialised: classifier entries that kept their fresh values because the number of classes differs.
         fresh: entries of the heads that kept their fresh values because the weights are a backbone's.
         dropped: entries of an auxiliary head that the network was built without, or of a classification head.
+        others: entries among the weights that are no tensors.
         preprocessing: what these weights expect, where their kind says so.
     """
 
@@ -50,6 +51,7 @@ class WeightsReport:
     reinitialised: tuple[str, ...] = ()
     fresh: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     preprocessing: Preprocessing | None = None
 
 
@@ -156,12 +158,14 @@ def compare(
         WeightsError: the file cannot be read, or its names are of no known kind.
     """
     preprocessing = None
+    others: tuple[str, ...] = ()
     if isinstance(source, (str, Path)):
         name, preprocessing = str(source), find_preprocessing(source)
-        state = read_weights(locate(Path(source))[0])
+        state, others = read_state(locate(Path(source))[0])
     else:
         name = "a state dict"
-        state = strip_prefixes(tensors_of(source, name))
+        tensors, others = tensors_of(source, name)
+        state = strip_prefixes(tensors)
     kind = "cirkd_ray"
     dropped: tuple[str, ...] = ()
     if is_reference(state):
@@ -179,7 +183,10 @@ def compare(
     elif not any(entry.startswith("head.") for entry in state):
         kind = "cirkd_ray backbone"
     report, chosen = _match(model, state, kind, reinit_classifier)
-    return replace(report, source=name, dropped=report.dropped + dropped, preprocessing=preprocessing), chosen
+    report = replace(
+        report, source=name, dropped=report.dropped + dropped, others=others, preprocessing=preprocessing
+    )
+    return report, chosen
 
 
 def is_reference(state: Mapping[str, Tensor]) -> bool:
@@ -251,6 +258,7 @@ def aside(report: WeightsReport) -> list[tuple[str, str]]:
     """What a load left out or started afresh: a label and a sentence for each kind that there was."""
     notes = (
         ("dropped", report.dropped, "have no place in this network"),
+        ("no tensors", report.others, "are no tensors and are left out"),
         ("fresh", report.fresh, "of the heads keep fresh values"),
         ("reinitialised", report.reinitialised, "of the classifier start afresh"),
     )

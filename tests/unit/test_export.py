@@ -6,6 +6,8 @@ encoder there is, and one real network of a fixed size; whole networks of any si
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 import torch
 from torch import nn
@@ -137,7 +139,7 @@ def test_an_operator_set_that_cannot_be_had_is_told(tmp_path, caplog):
     assert report.opset == opset_of(report.path) == 21
     with pytest.raises(ExportError, match=r"cannot be written with --opset 13: PyTorch makes it 18"):
         export_model(tiny(), tmp_path / "n.onnx", "onnx", options, opset=13)
-    assert caplog.text == ""
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
     assert [path.name for path in tmp_path.iterdir()] == ["m.onnx"]
 
 

@@ -6,11 +6,12 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models import build_model, load_model, package, save_model
-from cirkd_ray.types import CAFFE, ClassSet
+from cirkd_ray.models.card import find_card, find_preprocessing
+from cirkd_ray.types import CAFFE, ClassSet, Preprocessing
 
 CLASSES = ClassSet(("road", "car", "sky"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
 
@@ -96,6 +97,8 @@ def _edit(card, **changes):
         (lambda f: _edit(f / "model.json", name="pspnet:none"), "cannot build: .*no backbone named 'none'"),
         (lambda f: _edit(f / "model.json", name="deeplabv3:test_resnet"), "cannot build"),
         (lambda f: _edit(f / "model.json", classes=["a"]), "lacks or spoils"),
+        (lambda f: _edit(f / "model.json", name=None), "model.json is not a model card"),
+        (lambda f: _edit(f / "model.json", preprocessing={"mean": []}), "model.json .*it lacks 'scale'"),
         (lambda f: _edit(f / "model.json", num_classes=4), "3 class names but num_classes 4"),
         (lambda f: _edit(f / "model.json", name="pspnet:resnet10t"), "does not fit pspnet:resnet10t"),
     ],
@@ -109,3 +112,60 @@ def test_damage_is_named(saved, damage, message):
 def test_nothing_there(tmp_path):
     with pytest.raises(WeightsError, match=r"nothing at .*absent"):
         load_model(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"channels": "BGR"}, "channels are 'rgb' or 'bgr', not 'BGR'"),
+        ({"channels": ["bgr"]}, "channels are 'rgb' or 'bgr'"),
+        ({"mean": [0.5]}, "three finite values"),
+        ({"mean": [0.5, 0.5, float("nan")]}, "three finite values"),
+        ({"mean": None}, "not iterable"),
+        ({"std": [1, 1, 0]}, "above zero"),
+        ({"scale": "wide"}, "could not convert"),
+    ],
+)
+def test_a_preprocessing_that_means_nothing_is_refused(saved, change, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocessing.from_dict({**CAFFE.to_dict(), **change})
+    _edit(saved / "model.json", preprocessing={**CAFFE.to_dict(), **change})
+    with pytest.raises(WeightsError, match=rf"model\.json.*{message}"):
+        find_preprocessing(saved)
+    with pytest.raises(WeightsError, match=rf"model\.json.*{message}"):
+        load_model(saved)
+
+
+def test_a_missing_preprocessing_is_named(saved):
+    card = json.loads((saved / "model.json").read_text())
+    del card["preprocessing"]
+    (saved / "model.json").write_text(json.dumps(card))
+    with pytest.raises(WeightsError, match=r"model.json: preprocessing: it lacks 'scale'"):
+        find_preprocessing(saved)
+
+
+@pytest.mark.parametrize("text", ["imagenet", "[1]", '{"mean": [0, 0, 0]}'])
+def test_a_preprocessing_of_others_in_the_metadata_is_told_with_the_file(tmp_path, text):
+    save_file({"x": torch.zeros(1)}, tmp_path / "f.safetensors", metadata={"preprocessing": text})
+    with pytest.raises(WeightsError, match=r"f\.safetensors: "):
+        find_preprocessing(tmp_path / "f.safetensors")
+
+
+@pytest.mark.parametrize("text", ["resnet18", "3", '{"format": "pt"}'])
+def test_a_model_of_others_in_the_metadata_is_no_card(tmp_path, text):
+    path = tmp_path / "foreign.safetensors"
+    save_file(small().state_dict(), path, metadata={"model": text})
+    assert find_card(path) is None
+    assert find_preprocessing(path) is None
+    with pytest.raises(WeightsError, match=r"no model.json beside .*foreign.safetensors"):
+        load_model(path)
+
+
+def test_a_spoilt_card_inside_the_weights_is_not_blamed_on_a_file_that_is_not_there(saved):
+    path = saved / "alone.safetensors"
+    card = json.dumps({"format": 1, "name": "pspnet:none", "settings": {}, "num_classes": 3})
+    save_file(small().state_dict(), path, metadata={"model": card})
+    with pytest.raises(
+        WeightsError, match=r"alone.safetensors names a network that this version cannot build"
+    ):
+        load_model(path)

@@ -17,7 +17,7 @@ def inspected(state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch) -> in
     """`inspect` of a file that holds `state`."""
     path = tmp_path / "file.pth"
     path.touch()
-    monkeypatch.setattr(inspection, "read_weights", lambda _: state)
+    monkeypatch.setattr(inspection, "read_state", lambda _: (state, ()))
     return inspection.inspect(path)
 
 
