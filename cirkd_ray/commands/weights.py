@@ -111,7 +111,7 @@ _KINDS = {
     "cirkd_ray backbone": "an encoder of this package",
     "reference": "a network of the CIRKD release",
     "reference backbone": "an ImageNet backbone of the CIRKD release",
-    "timm backbone": "an ImageNet backbone of timm",
+    "timm backbone": "an ImageNet backbone of timm (or of torchvision, whose ResNets have the same names)",
     "torchvision backbone": "an ImageNet backbone of torchvision",
     "torchvision segmentation": "a segmentation network of torchvision: a teacher by "
     "module=cirkd_ray.models.external:torchvision_model?name=NAME&weights=PATH",
@@ -121,7 +121,9 @@ _KINDS = {
 
 def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
     """Rows of the network and of what does not fit it."""
-    if args.model is not None or (found.best is not None and found.kind == "cirkd_ray"):
+    from cirkd_ray.models.card import find_card
+
+    if args.model is not None or (found.kind == "cirkd_ray" and find_card(found.path) is not None):
         from cirkd_ray.models.weights import aside, compare, explain
 
         name = args.model or found.best.name  # type: ignore[union-attr]
@@ -132,7 +134,8 @@ def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
             *aside(report),
         ]
     if found.best is None:
-        return []
+        ours = found.kind.startswith("cirkd_ray")
+        return [("network", "none of the published ones; name it with --model NAME")] if ours else []
     name = found.best.name
     what = f"the encoder of {name}" if found.kind.endswith("backbone") else name
     if not found.best.problems:
@@ -159,6 +162,8 @@ def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> S
         name = found.best.name
     card = find_card(found.path)
     settings: dict[str, Any] = dict(card["settings"]) if card and card["name"] == name else {}
+    if not card and found.best is not None and found.best.name == name:
+        settings = dict(found.best.settings)
     for item in args.settings:
         key, value = _setting(item)
         settings[key] = value

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,9 @@ _HEAD_SIGNS = {
     "linear_pred.": "segformer",
 }
 
+_PLAIN = ("deeplabv3:resnet18", "deeplabv3:resnet50", "deeplabv3:resnet101")
+"""Networks that torchvision's ResNets fit, which timm calls alike; the published ones have a deep stem."""
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -33,12 +37,14 @@ class Candidate:
         name: the network, as `build_model` knows it; for a backbone file, one network that has this encoder.
         missing, unexpected, mismatched: entries that do not fit, in the file's names; the number of classes
             is free.
+        settings: those that the file gives away: whether it has an auxiliary head.
     """
 
     name: str
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[str, ...] = ()
+    settings: dict[str, Any] = field(default_factory=dict)
 
     @property
     def problems(self) -> int:
@@ -88,9 +94,10 @@ def _guess(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, Candidat
     if is_reference(state):  # first: its PSPNet has a `head.classifier` as ours have
         return "reference", _best_reference(state)
     if any(name.startswith((ENCODER, "head.classifier.")) for name in state):
-        kind = "cirkd_ray" if any(name.startswith("head.") for name in state) else "cirkd_ray backbone"
+        whole = any(name.startswith("head.") for name in state)
         card = find_card(path)
-        return kind, Candidate(card["name"]) if card else None
+        best = Candidate(card["name"]) if card else _best_own(state, "" if whole else ENCODER)
+        return "cirkd_ray" if whole else "cirkd_ray backbone", best
     if any(name.startswith("classifier.") for name in state) and any(
         n.startswith("backbone.") for n in state
     ):
@@ -107,11 +114,38 @@ def _best_reference(state: Mapping[str, Tensor]) -> Candidate | None:
 
 
 def _compare_reference(state: Mapping[str, Tensor], name: str) -> Candidate:
-    """Names and shapes against one published network."""
-    ours = layout(name, any(entry.startswith("auxlayer.") for entry in state))
+    """Names and shapes against one published network in the release's names."""
+    aux = any(entry.startswith("auxlayer.") for entry in state)
+    ours = layout(name, aux)
     theirs = reference_names(name, ours)
     shapes = {theirs[entry]: shape for entry, shape in ours.items()}
     classifiers = {theirs[entry] for entry in ours if entry.startswith(CLASSIFIERS)}
+    return _compare(state, name, shapes, classifiers, {"aux": aux})
+
+
+def _best_own(state: Mapping[str, Tensor], part: str) -> Candidate | None:
+    """The published network, or its `part` alone, that our own names and shapes agree with best.
+
+    None where less than half of the entries agree: then it is a network of another name.
+    """
+    aux = any(entry.startswith("auxiliary.") for entry in state)
+    candidates = []
+    for name in PUBLISHED:
+        shapes = {entry: shape for entry, shape in layout(name, aux).items() if entry.startswith(part)}
+        classifiers = {entry for entry in shapes if entry.startswith(CLASSIFIERS)}
+        candidates.append(_compare(state, name, shapes, classifiers, {} if part else {"aux": aux}))
+    best = min(candidates, key=lambda candidate: candidate.problems)
+    return best if best.problems <= len(state) // 2 else None
+
+
+def _compare(
+    state: Mapping[str, Tensor],
+    name: str,
+    shapes: Mapping[str, tuple[int, ...]],
+    classifiers: set[str],
+    settings: dict[str, Any],
+) -> Candidate:
+    """Names and shapes against those of one network; the classifiers' number of classes is free."""
     mismatched = []
     for entry, value in state.items():
         expected = shapes.get(entry, tuple(value.shape))
@@ -122,17 +156,17 @@ def _compare_reference(state: Mapping[str, Tensor], name: str) -> Candidate:
             mismatched.append(entry)
     counters = "num_batches_tracked"
     missing = tuple(e for e in shapes if e not in state and not e.endswith(counters))
-    return Candidate(name, missing, tuple(e for e in state if e not in shapes), tuple(mismatched))
+    return Candidate(name, missing, tuple(e for e in state if e not in shapes), tuple(mismatched), settings)
 
 
 def _best_backbone(state: Mapping[str, Tensor]) -> tuple[str, Candidate | None]:
-    """The published encoder whose names and shapes agree best."""
+    """The published encoder, or the ResNet of plain stem, whose names and shapes agree best."""
     best: tuple[str, Candidate | None] = ("unknown", None)
     transformer = any("patch_embed1." in name for name in state)  # large ones take long to build, even empty
-    for backbone in BACKBONES:
-        if backbone.startswith("mit_") != transformer:
+    names = {its: name for name, (_, its, _) in reversed(PUBLISHED.items())}
+    for name in (*(names[backbone] for backbone in BACKBONES), *_PLAIN):
+        if name.startswith("segformer_") != transformer:
             continue
-        name = next(name for name, (_, its, _) in PUBLISHED.items() if its == backbone)
         with torch.device("meta"):
             model = build_model(name, num_classes=1)
         match = match_backbone(state, model)

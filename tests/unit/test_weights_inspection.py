@@ -5,9 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+import torchvision
 
-from cirkd_ray.models import inspection
+from cirkd_ray.cli import main
+from cirkd_ray.models import build_model, inspection, load_model
+from cirkd_ray.models.weights import to_reference
 from tests.golden import networks
 
 LIGHT = [name for name in networks.NETWORKS if not name.startswith("segformer_b") or name == "segformer_b0"]
@@ -29,3 +33,57 @@ def test_every_official_checkpoint_is_known(name, tmp_path, monkeypatch):
     assert found.kind == "reference"
     assert (found.best.name, found.best.problems) == (name, 0)
     assert found.num_classes == 19
+
+
+@pytest.mark.parametrize(
+    ("make", "fits"),
+    [
+        (lambda: torchvision.models.resnet18(weights=None), "deeplabv3:resnet18"),
+        (lambda: torchvision.models.resnet50(weights=None), "deeplabv3:resnet50"),
+        (lambda: timm.create_model("resnet101"), "deeplabv3:resnet101"),
+        (lambda: torchvision.models.mobilenet_v2(weights=None), "deeplabv3_mobilenetv2"),
+    ],
+)
+def test_imagenet_backbones_are_of_the_network_that_they_fit(make, fits, tmp_path, monkeypatch):
+    with torch.device("meta"):
+        found = inspected(make().state_dict(), tmp_path, monkeypatch)
+    assert found.kind == f"{'torchvision' if 'mobile' in fits else 'timm'} backbone"
+    assert (found.best.name, found.best.problems) == (fits, 0)
+
+
+@pytest.mark.parametrize("name", ["deeplabv3_resnet18_v2", "pspnet_mobilenetv2", "segformer_b0"])
+@pytest.mark.parametrize("part", ["", "encoder."])
+def test_our_own_networks_without_a_card_are_known_by_their_entries(name, part, tmp_path, monkeypatch):
+    with torch.device("meta"):
+        whole = build_model(name, num_classes=5).state_dict()
+    state = {key: value for key, value in whole.items() if key.startswith(part)}
+    found = inspected(state, tmp_path, monkeypatch)
+    assert found.best.problems == 0
+    assert found.kind == ("cirkd_ray backbone" if part else "cirkd_ray")
+    if not part:
+        assert (found.best.name, found.num_classes) == (name, 5)
+    first = next(iter(state))
+    state["encoder.body.more"] = state.pop(first)
+    best = inspected(state, tmp_path, monkeypatch).best
+    assert (best.missing, best.unexpected) == ((first,), ("encoder.body.more",))
+
+
+def test_our_own_network_of_another_name_is_not_guessed(tmp_path, monkeypatch):
+    with torch.device("meta"):
+        state = build_model("fcn:test_resnet", num_classes=5).state_dict()
+    assert inspected(state, tmp_path, monkeypatch).best is None
+
+
+@pytest.mark.parametrize("official", [False, True])
+@pytest.mark.parametrize("aux", [False, True])
+def test_import_needs_no_name_where_the_entries_tell_it(tmp_path, capsys, official, aux):
+    """Also without the auxiliary head that the published network has."""
+    name = "deeplabv3_resnet18"
+    state = build_model(name, num_classes=2, aux=aux).state_dict()
+    torch.save(to_reference(state, name) if official else state, tmp_path / "x.pth")
+    assert main(["weights", "inspect", str(tmp_path / "x.pth")]) == 0
+    assert f"cirkd weights import {tmp_path / 'x.pth'} --model {name}" in capsys.readouterr().out
+    assert main(["weights", "import", str(tmp_path / "x.pth"), "--out", str(tmp_path / "out")]) == 0
+    loaded = load_model(tmp_path / "out").model
+    assert (loaded.name, loaded.settings["aux"]) == (name, aux)
+    assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
