@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 
 def add_recipe(parser: argparse.ArgumentParser, optional: bool = False) -> None:
@@ -28,3 +29,15 @@ def add_out(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", default="runs", metavar="DIR", help="where runs are written (default: runs/)"
     )
+
+
+def require_size(size: Sequence[int]) -> None:
+    """Refuse a `--size HEIGHT WIDTH` that no image has.
+
+    Raises:
+        ConfigError: a side is below one pixel.
+    """
+    from cirkd_ray.errors import ConfigError
+
+    if min(size) < 1:
+        raise ConfigError("--size takes a height and a width of at least 1 pixel")

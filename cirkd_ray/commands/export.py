@@ -30,12 +30,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Export, check, print."""
-    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.commands._common import require_size
     from cirkd_ray.models.export import SUFFIXES, ExportOptions, export_model
     from cirkd_ray.models.package import load_model
 
-    if min(args.size) < 1:
-        raise ConfigError("--size takes a height and a width of at least 1 pixel")
+    require_size(args.size)
     loaded = load_model(args.path)
     folder = Path(args.path) if Path(args.path).is_dir() else Path(args.path).parent
     target = Path(args.out) if args.out else folder / f"student{SUFFIXES[args.to]}"

@@ -42,9 +42,14 @@ def run(args: argparse.Namespace) -> int:
 
     from rich.console import Console
 
+    from cirkd_ray.commands._common import require_size
+    from cirkd_ray.errors import ConfigError
     from cirkd_ray.models.cost import cost
     from cirkd_ray.report.console import output
 
+    require_size(args.size or (1, 1))
+    if args.batch < 1:
+        raise ConfigError(f"--batch {args.batch}: at least one image at once")
     names = _select(args.names)
     size = tuple(args.size) if args.size else None
     console = output(highlight=False)

@@ -123,14 +123,16 @@ def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
     """Rows of the network and of what does not fit it."""
     from cirkd_ray.models.card import find_card
 
-    if args.model is not None or (found.kind == "cirkd_ray" and find_card(found.path) is not None):
+    own = found.kind == "cirkd_ray" and find_card(found.path) is not None
+    if args.model is not None or args.settings or own:
         from cirkd_ray.models.weights import aside, compare, explain
 
-        name = args.model or found.best.name  # type: ignore[union-attr]
-        report, _ = compare(_network(args, name, found), args.path)
+        name = args.model or (found.best.name if found.best is not None else None)
+        model = _network(args, name, found)
+        report, _ = compare(model, args.path)
         problems = explain(report)
         return [
-            ("network", f"{name}: {problems.strip() or f'fits ({report.loaded} entries)'}"),
+            ("network", f"{model.name}: {problems.strip() or f'fits ({report.loaded} entries)'}"),
             *aside(report),
         ]
     if found.best is None:
@@ -152,6 +154,7 @@ def _first(names: Sequence[str], count: int = 5) -> str:
 
 def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> SegmentationModel:
     """The network of that name, or the one that fits the file."""
+    from cirkd_ray.composition import overrides_from
     from cirkd_ray.errors import WeightsError
     from cirkd_ray.models.build import build_model
     from cirkd_ray.models.card import find_card
@@ -164,22 +167,8 @@ def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> S
     settings: dict[str, Any] = dict(card["settings"]) if card and card["name"] == name else {}
     if not card and found.best is not None and found.best.name == name:
         settings = dict(found.best.settings)
-    for item in args.settings:
-        key, value = _setting(item)
-        settings[key] = value
+    settings |= overrides_from(args.settings)
     return build_model(name, num_classes=found.num_classes or 2, where=name, **settings)
-
-
-def _setting(item: str) -> tuple[str, Any]:
-    """NAME=VALUE, the value read as YAML."""
-    import yaml
-
-    from cirkd_ray.errors import ConfigError
-
-    key, equals, value = item.partition("=")
-    if not equals:
-        raise ConfigError(f"--set {item!r} is not NAME=VALUE")
-    return key, yaml.safe_load(value)
 
 
 def _import(args: argparse.Namespace) -> int:
@@ -227,14 +216,17 @@ def _verify(args: argparse.Namespace) -> int:
 
     import torch
 
+    from cirkd_ray.commands._common import require_size
     from cirkd_ray.errors import WeightsError
     from cirkd_ray.models.card import find_card
     from cirkd_ray.models.inspection import inspect
     from cirkd_ray.models.package import load_model
     from cirkd_ray.models.weights import aside, load_weights
 
+    require_size(args.size)
     found = inspect(args.path)
-    if found.kind == "cirkd_ray" and args.model is None and find_card(args.path) is not None:
+    card = find_card(args.path)
+    if found.kind == "cirkd_ray" and args.model is None and not args.settings and card is not None:
         model = load_model(args.path).model
     else:
         model = _network(args, args.model, found)

@@ -90,6 +90,20 @@ def test_unknown_names_are_users_errors(capsys):
     assert "timm has no backbone" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--size", "0", "0"), "--size takes a height and a width of at least 1 pixel"),
+        (("--size", "-5", "8"), "--size takes a height and a width of at least 1 pixel"),
+        (("--bench", "--batch", "0"), "--batch 0: at least one image at once"),
+        (("--classes", "0"), "at least one class"),
+    ],
+)
+def test_numbers_that_mean_nothing_are_users_errors(words, message, capsys):
+    assert main(["models", "fcn:lcnet_035", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
 def test_speed_counts_images_not_batches(monkeypatch):
     """On a clock that only the network moves: ten milliseconds a forward."""
     now = [0.0]

@@ -183,7 +183,10 @@ def test_missing_files_and_bad_settings_are_users_errors(official, capsys, tmp_p
     assert "nothing at" in text
     code, text = cirkd(capsys, "verify", official[0], "--set", "dropout")
     assert code == 2
-    assert "--set 'dropout' is not NAME=VALUE" in text
+    assert "--set 'dropout': expected PATH=VALUE" in text
+    code, text = cirkd(capsys, "verify", official[0], "--set", "dropout=[")
+    assert code == 2
+    assert "--set 'dropout=[': the value is not valid YAML" in text
     code, text = cirkd(capsys, "verify", official[0], "--set", "droput=0")
     assert code == 2
     assert "did you mean 'dropout'" in text
@@ -205,3 +208,23 @@ def test_a_file_of_our_own_fits_the_network_with_its_own_settings(tmp_path, caps
     assert code == 0
     assert "of another shape" not in text
     assert "deeplabv3:test_resnet" in text
+    for words in (["verify"], ["inspect"]):
+        code, text = cirkd(capsys, *words, tmp_path, "--set", "nonsense=1")
+        assert code == 2
+        assert "deeplabv3:test_resnet.nonsense" in text
+    code, text = cirkd(capsys, "verify", tmp_path, "--set", "output_stride=32", "--size", 64, 64)
+    assert code == 0
+    assert "64 x 64 -> 3 x 2 x 2 scores" in text
+
+
+@pytest.mark.parametrize("size", [(0, 0), (-5, 8)])
+def test_sizes_that_no_image_has_are_refused(size, official, capsys):
+    code, text = cirkd(capsys, "verify", official[0], "--size", *size)
+    assert code == 2
+    assert "--size takes a height and a width of at least 1 pixel" in text
+
+
+def test_inspect_heeds_settings_without_a_name(official, capsys):
+    code, text = cirkd(capsys, "inspect", official[0], "--set", "head_channels=64")
+    assert code == 0
+    assert "of another shape" in text
