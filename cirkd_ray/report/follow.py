@@ -16,6 +16,10 @@ from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.report.progress import Progress
 
 
+_FIGURES = "  "
+"""Before lines of `log.txt` that a follower shows otherwise: it draws the figures from the metrics."""
+
+
 class RunLog(Listener):
     """Writes what a run says and reports to its `log.txt`, a line each."""
 
@@ -24,17 +28,17 @@ class RunLog(Listener):
 
     def start(self, spec: dict[str, Any], step: int) -> None:
         """Of which recipe, from where to where."""
-        self.message(f"{spec['name']}: step {step} to {spec['train']['steps']}")
+        self.message(f"{_FIGURES}{spec['name']}: step {step} to {spec['train']['steps']}")
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """The main figures of a line of metrics."""
         names = {"loss/total": "loss", "miou": "mIoU", "images_per_second": "images/s"}
         figures = [f"{text} {metrics[name]:.4g}" for name, text in names.items() if name in metrics]
-        self.message(f"step {step}: {', '.join(figures)}")
+        self.message(f"{_FIGURES}step {step}: {', '.join(figures)}")
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The end."""
-        self.message("finished")
+        self.message(f"{_FIGURES}finished")
 
     def message(self, text: str) -> None:
         """Append."""
@@ -99,7 +103,9 @@ class Follower:
 
     def _show(self) -> None:
         for line in self.log.lines():
-            self.progress.message(line.split(" ", 2)[-1])
+            text = line.split(" ", 2)[-1]
+            if not text.startswith(_FIGURES):
+                self.progress.message(text)
         for line in self.metrics.lines():
             try:
                 row = json.loads(line)

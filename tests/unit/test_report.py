@@ -304,6 +304,23 @@ def test_report_imports_tensorboard_late_and_pyplot_never():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_follower_says_everything_once(tmp_path, capsys):
+    from cirkd_ray.report.follow import Follower, RunLog
+
+    run = RunDirectory(tmp_path)
+    with Follower(run, 20, interval=0.01):
+        log = RunLog(run)
+        log.start({"name": "kd", "train": {"steps": 20}}, 0)
+        for step in (10, 20):
+            row = {"step": step, "loss/total": 2.0}
+            run.append_metrics(row)
+            log.metrics(step, row)
+        log.message("a warning")
+        log.finish({})
+    lines = sorted(line.split("  ")[0] for line in capsys.readouterr().err.splitlines())
+    assert lines == ["a warning", "step 10/20", "step 20/20"]
+
+
 def test_the_log_of_a_run_holds_what_it_said_and_reported(tmp_path):
     from cirkd_ray.report.follow import RunLog
 
@@ -313,7 +330,7 @@ def test_the_log_of_a_run_holds_what_it_said_and_reported(tmp_path):
     log.message("a warning")
     log.metrics(20, {"loss/total": 1.0, "miou": 0.25, "images_per_second": 10.0})
     log.finish({})
-    lines = [line.split(" ", 2)[2] for line in (tmp_path / "log.txt").read_text().splitlines()]
+    lines = [line.split(" ", 2)[2].strip() for line in (tmp_path / "log.txt").read_text().splitlines()]
     assert lines == [
         "kd: step 0 to 20",
         "step 10: loss 2.346, images/s 12.3",
