@@ -15,7 +15,6 @@ from cirkd_ray.engine.reporter import Listener
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.report.progress import Progress
 
-
 _FIGURES = "  "
 """Before lines of `log.txt` that a follower shows otherwise: it draws the figures from the metrics."""
 
