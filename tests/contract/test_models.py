@@ -126,11 +126,22 @@ def test_plain_transformers_are_tapped_over_their_depth():
     assert encoder.body.out_indices == [depth * (i + 1) // 4 - 1 for i in range(4)]
 
 
-def test_output_stride_keeps_the_weights_and_refines_the_maps():
-    """Dilation instead of stride: the same parameters see the same fields of view."""
-    coarse, fine = (network("fcn:test_resnet", output_stride=s).eval() for s in (32, 8))
+@pytest.mark.parametrize(
+    "name", ["deeplabv3_resnet18", "fcn:resnet18", "deeplabv3_mobilenetv2", "fcn:lcnet_035"]
+)
+@pytest.mark.parametrize("stride", [8, 16])
+def test_output_stride_keeps_the_weights_and_refines_the_maps(name: str, stride: int):
+    """Dilation instead of stride: the same parameters see the same fields of view, at more places.
+
+    So every map of the finer network holds that of the coarser one, borders included.
+    """
+    coarse, fine = (network(name, output_stride=s).eval() for s in (32, stride))
     fine.load_state_dict(coarse.state_dict())
+    assert (coarse.encoder.info.strides[-1], fine.encoder.info.strides[-1]) == (32, stride)
+    images = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        images = torch.randn(1, 3, 64, 64)
-        torch.testing.assert_close(fine.encoder(images)[0], coarse.encoder(images)[0], rtol=1e-4, atol=1e-5)
-    assert (coarse.strides["logits"], fine.strides["logits"]) == (32, 8)
+        maps = zip(fine.encoder(images), coarse.encoder(images), strict=True)
+    for refined, plain in maps:
+        every = refined.shape[-1] // plain.shape[-1]
+        assert plain.std() > 0
+        torch.testing.assert_close(refined[..., ::every, ::every], plain, rtol=1e-4, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from cirkd_ray.cli import main
 from cirkd_ray.config import load_run, load_tree, parse
 
 PUBLISHED = {
@@ -70,3 +71,12 @@ def test_published_settings() -> None:
     assert voc is not None
     assert voc.losses["cirkd_memory"].weights == {"memory_pixel": 0.01, "memory_region": 0.01}
     assert load_run("coco_stuff_164k/baseline_deeplabv3_resnet18").train.steps == 80_000
+
+
+def test_the_commands_print_figures_and_their_source(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes", "show", "cityscapes/cirkd_deeplabv3_resnet18"]) == 0
+    assert "# published: 76.38 mIoU (val), CIRKD, CVPR 2022" in capsys.readouterr().out
+    assert main(["recipes", "list"]) == 0
+    rows = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line.strip()}
+    for name, figure in PUBLISHED.items():
+        assert f"{figure:.2f} (val)" in rows[name]
