@@ -126,16 +126,18 @@ def test_plain_transformers_are_tapped_over_their_depth():
     assert encoder.body.out_indices == [depth * (i + 1) // 4 - 1 for i in range(4)]
 
 
-@pytest.mark.parametrize(
-    "name", ["deeplabv3_resnet18", "fcn:resnet18", "deeplabv3_mobilenetv2", "fcn:lcnet_035"]
-)
+@pytest.mark.parametrize("name", ["deeplabv3_resnet18", "fcn:resnet18", "deeplabv3_mobilenetv2"])
 @pytest.mark.parametrize("stride", [8, 16])
 def test_output_stride_keeps_the_weights_and_refines_the_maps(name: str, stride: int):
     """Dilation instead of stride: the same parameters see the same fields of view, at more places.
 
-    So every map of the finer network holds that of the coarser one, borders included.
+    So every map of the finer network holds that of the coarser one, borders included, where no layer averages
+    over the whole map.
     """
     coarse, fine = (network(name, output_stride=s).eval() for s in (32, stride))
+    for norm in (module for module in coarse.modules() if isinstance(module, nn.BatchNorm2d)):
+        nn.init.uniform_(norm.weight, 0.5, 1.5)  # fresh, those that close a residual branch are zero
+        nn.init.uniform_(norm.running_var, 0.05, 0.2)
     fine.load_state_dict(coarse.state_dict())
     assert (coarse.encoder.info.strides[-1], fine.encoder.info.strides[-1]) == (32, stride)
     images = torch.randn(1, 3, 96, 160, generator=torch.Generator().manual_seed(0))
@@ -143,5 +145,6 @@ def test_output_stride_keeps_the_weights_and_refines_the_maps(name: str, stride:
         maps = zip(fine.encoder(images), coarse.encoder(images), strict=True)
     for refined, plain in maps:
         every = refined.shape[-1] // plain.shape[-1]
-        assert plain.std() > 0
-        torch.testing.assert_close(refined[..., ::every, ::every], plain, rtol=1e-4, atol=1e-5)
+        scale = plain.std().item()
+        assert scale > 0
+        torch.testing.assert_close(refined[..., ::every, ::every], plain, rtol=1e-4, atol=1e-4 * scale)
