@@ -181,8 +181,10 @@ def require_description(
         raise ConfigError(f"{where}: {source} is {own.name}, not {name}; {remedy}")
     if settings is None:
         return
-    with torch.device("meta"):
-        said = build_model(name, num_classes=own.num_classes, where=where, **settings)
+    with torch.device("meta"):  # shapes and settings are enough, without memory or a download
+        said = build_model(
+            name, num_classes=own.num_classes, where=where, **{**settings, "pretrained": False}
+        )
     # Left open and given, these may mean the same.
     same = {
         "output_stride": all(s == own.strides[key] for key, s in said.strides.items() if key != "aux"),

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import timm
 import torch
 from safetensors.torch import save_file
 from torch import nn
@@ -69,6 +70,17 @@ def test_a_named_teacher_is_what_its_card_says(saved: Path, tmp_path: Path) -> N
     save_model(build_model(NAME, num_classes=3), tmp_path, CLASSES)
     width = build_model(NAME, num_classes=3).channels["feature"]
     assert the_teacher(tmp_path, head_channels=width, output_stride=8).settings["head_channels"] is None
+
+
+def test_a_named_teacher_is_not_downloaded(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create = timm.create_model
+
+    def refusing(*args: object, pretrained: bool = False, **options: object) -> nn.Module:
+        assert not pretrained
+        return create(*args, pretrained=pretrained, **options)
+
+    monkeypatch.setattr(timm, "create_model", refusing)
+    the_teacher(saved, head_channels=8, output_stride=32, pretrained=True)
 
 
 @pytest.mark.parametrize(
