@@ -91,12 +91,13 @@ def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tm
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("scheduler", "searcher"), [("hyperband", "random"), ("median", "hyperopt"), ("pb2", "random")]
+    ("scheduler", "searcher"),
+    [("hyperband", "random"), ("median", "hyperopt"), ("pb2", "random"), ("bohb", "bohb")],
 )
 def test_the_other_schedulers_and_searchers_come_to_an_end(
     ray_cluster: None, tmp_path: Path, scheduler: str, searcher: str
 ) -> None:
-    pytest.importorskip({"hyperopt": "hyperopt", "random": "sklearn"}[searcher])
+    pytest.importorskip({"hyperopt": "hyperopt", "random": "sklearn", "bohb": "hpbandster"}[searcher])
     data = swept(tmp_path / "s", scheduler={"name": scheduler}, searcher={"name": searcher}, at_a_time=2)
     assert len(data.ranked) == 4
     assert any(trial.status == "finished" for trial in data.trials)
