@@ -81,7 +81,9 @@ class TeacherSpec(_Spec):
     set: tuple[str, ...] = Field((), description="overrides of that recipe, as PATH=VALUE")
     weights: str | None = Field(None, description="run folder, model.json, safetensors or .pth file")
     module: str | None = Field(None, description="package.module:factory of a network of your own")
-    model: ModelSpec | None = Field(None, description="the network, where the weights file does not say")
+    model: ModelSpec | None = Field(
+        None, description="the network, where the weights file does not say; what is left out has its default"
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSpec:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import json
+import math
+import time
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
+from cirkd_ray.composition import read_yaml
 from cirkd_ray.engine.rundir import write_atomically
-from cirkd_ray.report.sweep_data import OUTCOME
+from cirkd_ray.report.sweep_data import EXPIRED, HOURS, OUTCOME, SPACE
 
 
 class TrialLog(Callback):  # type: ignore[misc]
     """Writes `outcome.json` into the folder of each trial that has ended, and says so on standard output.
+
+    Where `budget.hours` ends the search, it writes that before Tune acts on it: Tune remembers that the
+    search is over, but not why, and would tell it to nobody who continues the sweep.
 
     Args:
         folder: the sweep's.
@@ -23,6 +29,18 @@ class TrialLog(Callback):  # type: ignore[misc]
 
     def __init__(self, folder: str, metric: str, total: int) -> None:
         self.folder, self.metric, self.total = Path(folder), metric, total
+        self.deadline = math.inf
+
+    def setup(self, *args: Any, **info: Any) -> None:
+        """The hours of this call; not those that the sweep began with."""
+        hours = read_yaml(self.folder / SPACE).get("budget", {}).get("hours")
+        self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Before Tune looks at its own clock, which was started later."""
+        if time.monotonic() >= self.deadline:
+            write_atomically(self.folder / HOURS, EXPIRED)
+            self.deadline = math.inf
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It runs, again perhaps: what became of it before does not count."""

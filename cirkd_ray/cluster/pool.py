@@ -14,7 +14,7 @@ from cirkd_ray.cluster.train import fit
 from cirkd_ray.cluster.trial import Runner
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.rundir import RunDirectory
-from cirkd_ray.engine.stages import open_directory
+from cirkd_ray.engine.stages import fingerprint, open_directory
 from cirkd_ray.errors import UserError
 
 RETRIES = 2
@@ -33,7 +33,10 @@ class Job:
 def run_jobs(
     jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None], runner: Runner = fit
 ) -> dict[str, dict[str, Any] | str]:
-    """Run them all on the Ray that this process has joined; name -> result, or why there is none."""
+    """Run them all on the Ray that this process has joined; name -> result, or why there is none.
+
+    A folder with the run of another recipe is left as it is: that job fails.
+    """
     done: dict[str, dict[str, Any] | str] = {}
     waiting = list(jobs)
     running: dict[Any, Job] = {}
@@ -41,8 +44,9 @@ def run_jobs(
     while waiting or running:
         while waiting and len(running) < at_a_time:
             job = waiting.pop(0)
-            result = RunDirectory(job.folder).read_result()
-            if result is not None:
+            directory = RunDirectory(job.folder)
+            result = directory.read_result()
+            if result is not None and fingerprint(directory.spec()) == fingerprint(job.spec):
                 done[job.name] = result
             else:
                 running[remote.remote(job.spec.to_dict(), str(job.folder), runner)] = job

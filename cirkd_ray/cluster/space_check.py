@@ -35,6 +35,8 @@ MUTABLE = re.compile(
 )
 """What may change between a checkpoint and the run that goes on from it."""
 WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
+COSMETIC = ("train.log_every", "train.pictures", "train.keep_checkpoints")
+"""Settings that a sweep adapts to its reports, whatever the recipe says: they change no figure."""
 DRAWN = 32
 """Configurations that are tried as recipes before a sweep starts."""
 SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.(?P<loss>[^.]+)(\.[^.]+)?$")
@@ -61,7 +63,8 @@ def base_run(space: SpaceFile) -> RunSpec:
     base = from_tree(apply_overrides(spec.to_dict(), cadence))
     asked, found = (flatten(run.to_dict()) for run in (from_tree(apply_overrides(tree, sweep.set)), base))
     for path in sweep.set:
-        if any(asked[key] != found.get(key) for key in asked if f"{key}.".startswith(f"{path}.")):
+        said = [key for key in asked if f"{key}.".startswith(f"{path}.") and key not in COSMETIC]
+        if any(asked[key] != found.get(key) for key in said):
             raise space.error(
                 ("set", path), "is set by the sweep itself; say it with budget, resources or seeds"
             )
@@ -107,7 +110,7 @@ def _check_metrics(space: SpaceFile) -> None:
     for name in space.spec.metric:
         if name not in (*REPORTED, *MEASURED):
             hint = nearest(name, (*REPORTED, *MEASURED))
-            raise space.error(("metric", name), f"no run reports such a figure{hint}")
+            raise space.error(("metric", name), f"trials cannot be judged by it{hint}")
     if space.spec.primary in MEASURED:
         raise space.error(("metric",), f"{space.spec.primary} alone is known before training; put miou first")
 

@@ -14,7 +14,7 @@ import yaml
 
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
-from cirkd_ray.cluster.space_check import check_space
+from cirkd_ray.cluster.space_check import COSMETIC, check_space
 from cirkd_ray.cluster.space_file import SpaceFile
 from cirkd_ray.composition import apply_overrides, flatten, read_yaml
 from cirkd_ray.config import RunSpec, from_tree, load_tree
@@ -30,15 +30,16 @@ from cirkd_ray.engine.stages import (
     with_weights,
 )
 from cirkd_ray.errors import ConfigError, TrainingError
-from cirkd_ray.report.sweep_data import FAILURES, OUTCOME, SweepData, read_sweep
+from cirkd_ray.report.sweep_data import EXPIRED, FAILURES, HOURS, OUTCOME, SPACE, SweepData, read_sweep
 
-SPACE, BASE, TEACHER, RESULT = "sweep.yaml", "base.yaml", "teacher.txt", "sweep.json"
-HOURS = "expired.txt"
+BASE, TEACHER, RESULT = "base.yaml", "teacher.txt", "sweep.json"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
-FREE = ("resources.", "budget.hours", "description", "set.cluster.", "set.data.workers")
+FREE = (
+    *("resources.", "budget.hours", "description", "set.cluster.", "set.data.workers"),
+    *(f"set.{path}" for path in COSMETIC),
+)
 """Settings of a space that may differ when a sweep is continued."""
-EXPIRED = "budget.hours is spent"
 Say = Callable[[str], None]
 
 
@@ -175,10 +176,12 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     started, hours = time.monotonic(), sweep.spec.budget.hours
     _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
-    if ended < sweep.spec.trials and not _expired(sweep.folder):
-        if hours is None or time.monotonic() - started < 3600 * hours:
+    if ended < sweep.spec.trials:
+        if hours is not None and time.monotonic() - started >= 3600 * hours:
+            write_atomically(sweep.folder / HOURS, EXPIRED)
+        if not _expired(sweep.folder):
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
-        _expire(sweep.folder)
+        _cut_off(sweep.folder)
     if sweep.spec.scheduler.name in POPULATION:  # kept all for exploitation until now
         for checkpoints in sweep.folder.glob("trials/*/g*/checkpoints"):
             prune_checkpoints(checkpoints, 1)
@@ -192,12 +195,11 @@ def _set_aside(folder: Path, known: set[str]) -> None:
             path.rename(folder / "lost" / path.name)
 
 
-def _expire(folder: Path) -> None:
+def _cut_off(folder: Path) -> None:
     """Write what became of the trials that the end of `budget.hours` has stopped."""
-    write_atomically(folder / HOURS, EXPIRED)
     for path in (folder / "trials").glob("*/"):
         if not (path / OUTCOME).is_file():
-            write_atomically(path / OUTCOME, json.dumps({"status": "stopped", "reason": EXPIRED}))
+            write_atomically(path / OUTCOME, json.dumps({"status": "expired", "reason": EXPIRED}))
 
 
 def _expired(folder: Path) -> bool:

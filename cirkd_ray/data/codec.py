@@ -62,7 +62,8 @@ def decode_label(data: bytes, where: str) -> UInt8:
     """
     if not data.startswith(PNG_SIGNATURE) or len(data) < 33:
         raise DataError(f"{where}: not a PNG file; labels must be PNG maps of class indices")
-    if not _intact(data):  # Pillow does not look at the checksums of pixels
+    pixels = _compressed_pixels(data)
+    if pixels is None:  # Pillow does not look at the checksums of pixels
         raise DataError(f"{where}: damaged or truncated (a part differs from its checksum)")
     depth, colour = data[24], data[25]
     if colour == _GRAY and depth in (8, 16):
@@ -75,6 +76,7 @@ def decode_label(data: bytes, where: str) -> UInt8:
         kind = _PNG_COLOURS.get(colour, f"colour type {colour}")
         raise DataError(f"{where}: holds {kind} values; labels must be gray or palette PNGs of class indices")
     indices = _indices(data, where)
+    _require_all_rows(data, pixels, where)
     if colour == _GRAY:
         indices = indices.astype(np.uint8) // (1 if depth == 1 else 255 // (2**depth - 1))
     return np.ascontiguousarray(indices, dtype=np.uint8)
@@ -113,17 +115,34 @@ def _ends_whole(data: bytes) -> bool:
     return True
 
 
-def _intact(png: bytes) -> bool:
-    """Whether every chunk up to the end mark is there and agrees with its checksum."""
-    view, start = memoryview(png), len(PNG_SIGNATURE)
+def _compressed_pixels(png: bytes) -> bytes | None:
+    """The content of all chunks of pixels; None where a chunk is not there or differs from its checksum."""
+    view, start, pixels = memoryview(png), len(PNG_SIGNATURE), []
     while start + 12 <= len(view):
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
         if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return False
-        if bytes(view[start + 4 : start + 8]) == b"IEND":
-            return True
+            return None
+        kind = bytes(view[start + 4 : start + 8])
+        if kind == b"IDAT":
+            pixels.append(view[start + 8 : end])
+        if kind == b"IEND":
+            return b"".join(pixels)
         start = end + 4
-    return False
+    return None
+
+
+def _require_all_rows(png: bytes, pixels: bytes, where: str) -> None:
+    """Refuse a map of one channel with fewer rows than its header says, which Pillow would fill with 0."""
+    if png[28]:  # interlaced: its passes have rows of their own
+        return
+    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
+    expected = height * (1 + -(-width * png[24] // 8))
+    try:
+        found = len(zlib.decompressobj().decompress(pixels, expected + 1))
+    except zlib.error as error:
+        raise DataError(f"{where}: damaged or truncated ({error})") from None
+    if found < expected:
+        raise DataError(f"{where}: damaged or truncated (it ends before its last row)")
 
 
 def _explain(data: bytes, where: str) -> None:

@@ -115,6 +115,8 @@ def get(
         unknown = f"no data set {name!r} to get{nearest(name, SOURCES)}"
         raise ConfigError(f"{name}: {known}" if known else unknown)
     base, tell = Path(root).expanduser(), progress or (lambda *_: None)
+    from cirkd_ray.models.download import discard
+
     with _user_errors(base):
         (base / ARCHIVES).mkdir(parents=True, exist_ok=True)
         for archive in archives:
@@ -125,7 +127,7 @@ def get(
             unpack(path, base / archive.target, archive.inside, tell)
             done.touch()
             if not keep_archives:
-                path.unlink()
+                discard(path)
         if (base / SBD_FOLDER / "cls").is_dir() and name == "voc":
             from cirkd_ray.data.sbd import augment
 
@@ -144,7 +146,7 @@ def _user_errors(base: Path) -> Iterator[None]:
 
 def _fetch(archive: Archive, folder: Path, mirror: str, tell: Progress) -> Path:
     """The archive's file, downloaded where it is not there, and checked."""
-    from cirkd_ray.models.download import download
+    from cirkd_ray.models.download import discard, download
 
     target = folder / archive.file
     url = f"{mirror.rstrip('/')}/{archive.file}" if mirror else archive.url
@@ -159,7 +161,7 @@ def _fetch(archive: Archive, folder: Path, mirror: str, tell: Progress) -> Path:
         with target.open("rb") as file:
             found = hashlib.file_digest(file, kind).hexdigest()
         if found != expected:
-            target.unlink()
+            discard(target)
             raise DataError(f"{url}: its {kind} is {found}, not {expected}; it was removed")
     return target
 

@@ -40,10 +40,10 @@ def download(
 ) -> Path:
     """Fetch `url` into `target`; a file that is there already and passes its check is left as it is.
 
-    What arrived stays in `target` + `.part`, so that the next attempt or call goes on from there. Beside
-    both lies where they came from (`.origin.json`): without a checksum, a file from another address is
-    refused, and one without that note, which somebody put there by hand, is taken. Proxies are taken from
-    the environment (`https_proxy`, `no_proxy`, ...).
+    What arrived stays in `target` + `.part`, so that the next attempt or call goes on from there; what
+    arrived from another address is begun again. Beside both lies where they came from (`.origin.json`):
+    without a checksum, a whole file from another address is refused, and one without that note, which
+    somebody put there by hand, is taken. Proxies are taken from the environment (`https_proxy`, ...).
 
     Args:
         url: http or https.
@@ -71,11 +71,13 @@ def download(
         raise WeightsError(f"offline, and no whole {target} is there: fetch {url} elsewhere and put it there")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
-    _require_origin(part, url)
+    origin = read_origin(part)
+    if origin is not None and origin["url"] != url:
+        discard(part)
     _persist(url, part, attempts, timeout, pause, progress)
     if not _matches(part, sha256):
         found = _digest(part)
-        _discard(part)
+        discard(part)
         raise WeightsError(f"{url}: the file's SHA-256 is {found[:16]}..., not {sha256[:16]}: not kept")
     part.replace(target)
     _origin_file(part).replace(_origin_file(target))
@@ -105,11 +107,12 @@ def _require_origin(path: Path, url: str) -> None:
     if origin is not None and origin["url"] != url:
         raise WeightsError(
             f"{path} was fetched from {origin['url']}, not from {url};\n"
-            "choose another folder with --out, or remove it first"
+            "choose another folder, or remove it first"
         )
 
 
-def _discard(part: Path) -> None:
+def discard(part: Path) -> None:
+    """Remove a downloaded file, and the note of where it came from."""
     part.unlink(missing_ok=True)
     _origin_file(part).unlink(missing_ok=True)
 
@@ -153,18 +156,18 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
             raise
         if error.headers.get("Content-Range") == f"bytes */{have}":
             return  # nothing is lacking
-        _discard(part)
+        discard(part)
         raise OSError("the kept part does not belong to this file") from None
     with response:
         if response.headers.get_content_type() == "text/html":
             raise WeightsError(f"{url} answers with a web page, not a file: fetch it in a browser")
         resumed = response.status == 206
         if resumed and not _goes_on(response.headers, have, version):
-            _discard(part)
+            discard(part)
             raise OSError("the server does not go on where the kept part ends")
         if not resumed:
             have = 0
-            _discard(part)
+            discard(part)
             note = {"url": url, "version": _version(response.headers)}
             _origin_file(part).write_text(json.dumps(note) + "\n", encoding="utf-8")
         length = response.headers.get("Content-Length")

@@ -71,6 +71,7 @@ SHOWN = 4
 """Trials that are named where many failed of one reason."""
 LEFT_OUT = {
     "stopped": "saved by early stopping",
+    "expired": "cut off by budget.hours",
     "failed": "not trained by failed trials",
     "running": "still to train",
 }

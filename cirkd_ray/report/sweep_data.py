@@ -15,6 +15,9 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.files import read_json
 
 FAILURES, OUTCOME = "failures.json", "outcome.json"
+SPACE = "sweep.yaml"
+HOURS, EXPIRED = "expired.txt", "budget.hours is spent"
+"""Its existence says that `budget.hours` ended the search."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ class Trial:
         id: the name of its folder.
         values: what was sampled, by dotted path; of the last generation where they changed on the way.
         settings: what that set in the recipe.
-        status: running, finished, stopped or failed.
+        status: running, finished, stopped, expired (cut off by `budget.hours`) or failed.
         reason: why it failed.
         rows: its validations, first to last, over all generations.
         steps: how many it would have had.
@@ -115,9 +118,9 @@ def read_sweep(folder: Path) -> SweepData:
     Raises:
         ConfigError: it is none.
     """
-    if not (folder / "sweep.yaml").is_file():
-        raise ConfigError(f"{folder}: no sweep here (sweep.yaml is missing)")
-    space = read_yaml(folder / "sweep.yaml")
+    if not (folder / SPACE).is_file():
+        raise ConfigError(f"{folder}: no sweep here ({SPACE} is missing)")
+    space = read_yaml(folder / SPACE)
     latencies = _latencies(folder)
     trials = [_trial(path, latencies) for path in sorted((folder / "trials").glob("*/")) if path.is_dir()]
     return SweepData(

@@ -18,6 +18,8 @@ from cirkd_ray.report.sweep import CONTROLS, SHARES, figure_name, short_names, v
 from cirkd_ray.report.sweep_data import SweepData, Trial
 
 _MAP = colormaps["viridis"]
+_COLORS = {"stopped": "0.65", "expired": "0.65", "failed": "C1"}
+"""Of trials that did not come to their end."""
 
 
 def learning_curves(data: SweepData) -> Figure:
@@ -30,7 +32,7 @@ def learning_curves(data: SweepData) -> Figure:
         if not points:
             continue
         is_best = trial is best
-        color = "C3" if is_best else {"stopped": "0.65", "failed": "C1"}.get(trial.status, "C0")
+        color = "C3" if is_best else _COLORS.get(trial.status, "C0")
         steps, values = zip(*points, strict=True)
         axes.plot(
             steps,
@@ -41,7 +43,7 @@ def learning_curves(data: SweepData) -> Figure:
             zorder=3 if is_best else 2,
             label=f"best: {trial.id}" if is_best else None,
         )
-        if trial.status in ("stopped", "failed"):
+        if trial.status in _COLORS:
             axes.plot(steps[-1], values[-1], "x", color=color, markersize=6)
         for step, _ in trial.parents:
             at = min(range(len(steps)), key=lambda i: abs(steps[i] - step))

@@ -50,7 +50,7 @@ def write_sweep(data: SweepData) -> Path:
 
 
 _CURVES = (
-    "Red: the best; grey with a cross: stopped early; orange with a cross: failed; "
+    "Red: the best; grey with a cross: stopped; orange with a cross: failed; "
     "square: took over another trial's weights."
 )
 

@@ -161,3 +161,6 @@ def test_a_pool_runs_what_is_left_and_survives_failures(ray_cluster: None, tmp_p
     again = run_jobs([jobs[0], jobs[2]], 2, said.append, stub_run)
     assert again == {name: found[name] for name in ("a", "b")}
     assert said == []  # nothing was run again
+    longer = tiny_baseline(train={"steps": 3, "validate_every": 1})
+    refused = run_jobs([Job("a", longer, tmp_path / "a")], 2, said.append, stub_run)
+    assert "was started with train.steps=2, not 3" in str(refused["a"])

@@ -178,6 +178,20 @@ def impossible_size(kind: str) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+@pytest.mark.parametrize("rows", [1, 39])
+def test_a_label_with_fewer_rows_than_it_says_is_an_error(bits: int, rows: int) -> None:
+    label = np.random.default_rng(3).integers(0, 2**bits, (40, 13), dtype=np.uint8)
+    whole = few_bits(label, bits, palette=True)
+    cut = few_bits(label[:rows], bits, palette=True)
+    height = len(label).to_bytes(4, "big")
+    header = b"IHDR" + cut[16:20] + height + cut[24:29]
+    forged = cut[:12] + header + zlib.crc32(header).to_bytes(4, "big") + cut[33:]
+    np.testing.assert_array_equal(decode_label(whole, "x"), label)
+    with pytest.raises(DataError, match=r"mask\.png: damaged or truncated"):
+        decode_label(forged, "mask.png")
+
+
 def test_sizes_that_cannot_be_are_errors_that_name_the_file() -> None:
     for kind in ("JPEG", "PNG"):
         with pytest.raises(DataError, match=r"street\.jpg: damaged, or larger than OpenCV decodes"):

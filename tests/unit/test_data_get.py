@@ -42,6 +42,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         content, start = Server.files[name], int(wanted.split("=")[1].rstrip("-")) if wanted else 0
         self.send_response(206 if wanted else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if wanted:
+            self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         part = content[start:]
         self.wfile.write(part if Server.limit is None else part[: Server.limit])

@@ -39,6 +39,12 @@ def assert_close(found: SegmentationOutput, expected: SegmentationOutput, tolera
         assert difference <= tolerance * largest, f"{name} differs by {difference} of {largest}"
 
 
+@pytest.fixture(autouse=True)
+def _fresh_compiler():
+    """Networks share their code, and so the number of times that it may be compiled in one process."""
+    torch._dynamo.reset()
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_channels_last(name):
     plain, model = network(name), network(name).to(memory_format=torch.channels_last)

@@ -87,13 +87,13 @@ def test_a_good_space_is_taken(tmp_path: Path) -> None:
         ("budget:", "bugdet:", 6, "did you mean 'budget'?"),
         ("budget:", "set: {seed: 7}\nbudget:", 6, "set.seed: is set by the sweep itself"),
         ("budget:", "set: {train.steps: 70}\nbudget:", 6, "set.train.steps: is set by the sweep itself"),
-        ("budget:", "set: {train: {pictures: 3}}\nbudget:", 6, "set.train: is set by the sweep itself"),
+        ("budget:", "set: {train: {validate_every: 3}}\nbudget:", 6, "set.train: is set by the sweep itself"),
         ("budget:", "  train.steps: {choice: [40, 80]}\nbudget:", 6, "and budget.steps set the same"),
         ("budget:", "  train: {choice: {a: {pictures: 1}}}\nbudget:", 6, "is set by the sweep itself"),
         ("budget:", "  optim: {choice: {a: {lr: 0.1}}}\nbudget:", 6, "would undo optim.name, which stands"),
         ("budget:", "seeds: [0, -1]\nbudget:", 6, "greater than or equal to 0"),
         ("budget:", "seeds: [3, 3]\nbudget:", 6, "a seed comes twice"),
-        ("budget:", "metric: {images_per_second: max}\nbudget:", 6, "no run reports such a figure"),
+        ("budget:", "metric: {images_per_second: max}\nbudget:", 6, "trials cannot be judged by it"),
     ],
 )
 def test_what_is_wrong_is_refused_with_its_line(

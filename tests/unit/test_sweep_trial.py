@@ -136,7 +136,8 @@ def test_a_trial_that_fits_no_node_is_refused(monkeypatch: pytest.MonkeyPatch, a
 
 
 def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
-    from cirkd_ray.cluster.sweep import Sweep, _expire, _open, _set_aside
+    from cirkd_ray.cluster.outcomes import TrialLog
+    from cirkd_ray.cluster.sweep import Sweep, _cut_off, _open, _set_aside
 
     def sweep(hours: float) -> Sweep:
         spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}})
@@ -149,9 +150,15 @@ def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
     _open(sweep(2.0), fresh=False)  # not spent yet: another limit
     _set_aside(tmp_path / "s", {"a", "b"})
     assert (tmp_path / "s" / "lost" / "ghost").is_dir()
-    _expire(tmp_path / "s")
+    log = TrialLog(str(tmp_path / "s"), "miou", 16)
+    log.setup()
+    log.on_step_begin(0, [])
+    assert not (tmp_path / "s" / "expired.txt").exists()
+    log.deadline -= 2.0 * 3600  # of the second call, not of the first
+    log.on_step_begin(1, [])
+    _cut_off(tmp_path / "s")
     status = [(trial.id, trial.status, trial.reason) for trial in read_sweep(tmp_path / "s").trials]
-    assert status == [("a", "finished", ""), ("b", "stopped", "budget.hours is spent")]
+    assert status == [("a", "finished", ""), ("b", "expired", "budget.hours is spent")]
     _open(sweep(2.0), fresh=False)
     with pytest.raises(ConfigError, match=r"budget\.hours is spent, .* leave budget\.hours at 2\.0"):
         _open(sweep(3.0), fresh=False)
@@ -174,6 +181,9 @@ def test_a_search_that_ends_early_was_interrupted_unless_its_hours_are_spent(
         sweep._search(here, here.base, 2)
     assert [path.name for path in (tmp_path / "trials").iterdir()] == ["a"]
     assert (tmp_path / "trials" / "a" / "outcome.json").is_file() != interrupted
+    (tmp_path / "expired.txt").touch()  # the search is over, whatever this call's clock says
+    sweep._search(here, here.base, 2)
+    assert (tmp_path / "trials" / "a" / "outcome.json").is_file()
     assert plans[0].base["train"]["keep_checkpoints"] == 100_000  # donors' checkpoints outlive their trials
 
 
