@@ -13,7 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cirkd_ray.cluster.sweep import make_tuner
+from cirkd_ray.cluster import sweep as sweeps
+from cirkd_ray.cluster.sweep import Sweep, make_tuner
+from cirkd_ray.config import from_tree
 from cirkd_ray.report.sweep_data import read_sweep
 from tests.cluster.sweep_stubs import slow_run, stub_plan
 from tests.paths import REPO
@@ -82,3 +84,18 @@ def test_a_trial_whose_process_is_killed_goes_on(ray_cluster: None, tmp_path: Pa
     (trial,) = read_sweep(folder).trials
     assert trial.status == "finished"
     assert [row["step"] for row in trial.rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_hours_end_a_search_and_what_comes_after_is_not_held_up(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "s"
+    plan, spec = stub_plan(folder, 40, budget={"trials": 6, "hours": 20 / 3600})
+    monkeypatch.setattr(sweeps, "make_tuner", lambda *arguments: make_tuner(*arguments, slow_run))
+    here = Sweep(spec, from_tree(plan.base), folder, tmp_path, print)
+    for _ in range(2):  # the second finds the search over
+        sweeps._search(here, here.base, 2)
+        trials = read_sweep(folder).trials
+        assert 1 <= len(trials) < 6
+        assert {trial.status for trial in trials} == {"expired"}
+        (folder / "trials" / trials[0].id / "outcome.json").unlink()  # as if killed before it was written
