@@ -20,6 +20,8 @@ NOT_INHERITED = ("name", "description", "published")
 """What speaks of one recipe only, and not of those that extend it."""
 TEACHERS = ("train", "weights", "module")
 """Where a teacher comes from: exactly one of them, so that one that is given displaces an inherited one."""
+SHARED_DATA = ("crop", "scale_range", "scale_step", "flip", "max_class_share", "workers")
+"""How images are cut, augmented and loaded, whatever the data set; the rest of `data` speaks of one set."""
 Tree = dict[str, Any]
 
 
@@ -65,7 +67,8 @@ def read_yaml(path: Path) -> Tree:
         where = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: {getattr(error, 'problem', None) or 'not valid YAML'}") from None
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: a recipe is a mapping of settings, this file holds {type(tree).__name__}")
+        found = "is empty" if tree is None else f"holds {type(tree).__name__}"
+        raise ConfigError(f"{path}: expected a mapping of settings, this file {found}")
     return tree
 
 
@@ -153,7 +156,20 @@ def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
 
 
 def _without_displaced(base: Tree, change: Tree) -> Tree:
-    """`base` without the source of its teacher where `change` gives another."""
+    """`base` without its teacher's source and its data set's own settings, where `change` gives others."""
+    return _without_displaced_teacher(_without_displaced_data(base, change), change)
+
+
+def _without_displaced_data(base: Tree, change: Tree) -> Tree:
+    held, given = base.get("data"), change.get("data")
+    if not (isinstance(held, dict) and isinstance(given, dict)):
+        return base
+    if held.get("name") is None or given.get("name", held["name"]) == held["name"]:
+        return base
+    return {**base, "data": {key: value for key, value in held.items() if key in SHARED_DATA}}
+
+
+def _without_displaced_teacher(base: Tree, change: Tree) -> Tree:
     held, given = base.get("teacher"), change.get("teacher")
     if not (isinstance(held, dict) and isinstance(given, dict)):
         return base
@@ -180,8 +196,12 @@ def apply_overrides(tree: Tree, overrides: Mapping[str, Any]) -> Tree:
 
     Whether a path means anything is decided by the validation that follows.
     """
-    teacher = {p.partition(".")[2]: v for p, v in overrides.items() if p.startswith("teacher.")}
-    result = deepcopy(_without_displaced(tree, {"teacher": teacher}))
+    change: Tree = {"teacher": {}, "data": {}}
+    for path, value in overrides.items():
+        section, _, key = path.partition(".")
+        if section in change and key:
+            change[section][key] = value
+    result = deepcopy(_without_displaced(tree, change))
     for path, value in overrides.items():
         node = result
         *parents, leaf = path.split(".")

@@ -28,6 +28,9 @@ def differences(spec: RunSpec, settings: Mapping[str, Any]) -> list[str]:
         leaves = flatten({path: wanted}) if isinstance(wanted, dict) else {path: wanted}
         for leaf, value in leaves.items():
             missing = leaf not in found
+            if value is None and any(path.startswith(f"{leaf}.") for path in found):
+                wrong.append(f"something at {leaf}, not null")
+                continue
             if missing and value is None:
                 continue  # null removes an entry
             if missing or not _equal(found[leaf], value):

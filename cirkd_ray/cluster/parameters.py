@@ -82,6 +82,10 @@ class Parameter(BaseModel):
             return list(self.options)
         return [int(b) for b in self.bounds] if self.randint else [self._tidy(b) for b in self.bounds]
 
+    def between(self) -> list[float]:
+        """A number within a continuous domain that is no whole one; empty for other domains."""
+        return [self.draw(np.random.default_rng(0))] if self.uniform or self.loguniform else []
+
     def values(self) -> list[Any]:
         """Every value of an option or a whole number on a grid; empty where there is no end to them."""
         if self.options:

@@ -50,6 +50,8 @@ class Builder:
         if teacher is None:
             return
         if loss is not None:
+            if loss not in spec.distill.losses:  # null has removed it
+                return
             one = DistillSpec(losses={loss: spec.distill.losses[loss]})
             spec = spec.model_copy(update={"distill": one})
         with torch.device("meta"):

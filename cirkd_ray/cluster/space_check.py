@@ -214,7 +214,7 @@ def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None
                 raise space.error(
                     location, f"no such setting in {space.spec.recipe!r}{under}{nearest(path, known)}"
                 )
-            for value in parameter.extremes():
+            for value in [*parameter.extremes(), *parameter.between()]:
                 setting = {path: parameter.setting(value)}
                 try:
                     builder.check(
@@ -241,7 +241,9 @@ def _check_drawn(space: SpaceFile, spec: RunSpec) -> None:
         try:
             _applied(apply_overrides(spec.to_dict(), settings), settings)
         except UserError as error:
-            raise space.error(("parameters",), f"{_shown(settings)} cannot be used: {error}") from None
+            within = any(a.startswith(f"{b}.") for a in settings for b in settings)
+            hint = "; `when:` lets a parameter count under one choice only" if within else ""
+            raise space.error(("parameters",), f"{_shown(settings)} cannot be used: {error}{hint}") from None
 
 
 def _applied(tree: Tree, settings: Mapping[str, Any]) -> RunSpec:

@@ -148,6 +148,8 @@ def data_settings(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"--set {path}: only settings of the data set (data.NAME) apply here")
     data: dict[str, Any] = apply_overrides({"data": known}, overrides)["data"]
     if not data.get("name"):
+        if args.model and not Path(args.model).expanduser().exists():
+            raise ConfigError(f"nothing at {args.model}; give a run's folder, a model.json or a weights file")
         raise ConfigError(
             f"{args.model} does not say which data it belongs to; give --data NAME and --root DIR"
         )

@@ -48,21 +48,23 @@ def run(args: argparse.Namespace) -> int:
     import json
 
     from cirkd_ray.report.console import output
+    from cirkd_ray.report.files import require_writable
     from cirkd_ray.report.tables import per_class
 
     job = make_job(args)
-    evaluation = evaluate_job(job, args.workers, bootstrap=args.bootstrap, worst=args.worst)
     folder = Path(args.out).expanduser() if args.out else _default_folder(args.model, job)
-    files = evaluation.write(folder)
+    require_writable(folder)
+    evaluation = evaluate_job(job, args.workers, bootstrap=args.bootstrap, worst=args.worst)
     warn(evaluation.subject.warnings)
     if args.json:
         print(json.dumps(evaluation.to_dict(), allow_nan=False))
+        evaluation.write(folder)
         return 0
     console = output()
     console.print(per_class(evaluation.result).rich())
     console.print(evaluation.scores().rich())
     console.print(evaluation.speed(), highlight=False)
-    console.print(f"report: {files[1]}", highlight=False)
+    console.print(f"report: {evaluation.write(folder)[1]}", highlight=False)
     return 0
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cirkd_ray.models.cost import Cost
 
-HELP = "table of networks: parameters, multiply-adds, maps, speed"
+HELP = "table of the networks: parameters, multiply-adds, maps; with --bench their speed"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

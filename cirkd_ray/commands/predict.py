@@ -188,12 +188,13 @@ def _worst(args: argparse.Namespace) -> int:
     from cirkd_ray.commands.eval import evaluate_job
     from cirkd_ray.errors import ConfigError, DataError
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.files import save_picture
+    from cirkd_ray.report.files import require_writable, save_picture
 
     if args.inputs or args.worst < 1:
         raise ConfigError(
             "--worst N takes no images, and N must be at least 1: it looks for them in a labelled split"
         )
+    require_writable(Path(args.out).expanduser())
     evaluation = evaluate_job(make_job(args), worst=args.worst)
     warn(evaluation.subject.warnings)
     if not evaluation.worst:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,19 @@ def save_picture(path: Path, picture: NDArray[np.uint8]) -> None:
         path.write_bytes(encoded.tobytes())
     except OSError as error:
         raise _refused(path, error) from None
+
+
+def require_writable(folder: Path) -> None:
+    """Look, before long work, whether its results can be written to a folder that may have to be made.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{folder}: cannot be written ({there} is a file); choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be written ({there} is read-only); choose another folder")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirkd_ray.composition import apply_overrides, flatten, merge, parse_override, recipe_names
-from cirkd_ray.config import WeightSchedule, from_tree, load_run, load_tree, parse
+from cirkd_ray.composition import SHARED_DATA, apply_overrides, flatten, merge, parse_override, recipe_names
+from cirkd_ray.config import DataSpec, WeightSchedule, from_tree, load_run, load_tree, parse
 from cirkd_ray.errors import ConfigError
 from tests.paths import REPO
 
@@ -117,7 +117,7 @@ def test_published_figures_are_not_inherited(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("a: [1\n", "r.yaml:2:1"),
-        ("- 1\n", "a recipe is a mapping"),
+        ("- 1\n", "expected a mapping"),
         ("seed: 1\nseed: 2\n", "r.yaml:2:1: key 'seed' given twice"),
         ("extends: quickstrat\n", "did you mean 'quickstart'?"),
         ("extends: r.yaml\n", "extends itself"),
@@ -200,6 +200,23 @@ def test_a_teacher_that_is_given_displaces_an_inherited_one(tmp_path: Path) -> N
         load_run("quickstart", ["teacher.weights=/models/teacher", "teacher.train=quickstart/teacher"])
 
 
+def test_another_data_set_takes_none_of_the_inherited_ones_settings(tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text("extends: quickstart\ndata: {name: camvid, root: /data, flip: 0.25}\n")
+    before = load_run("quickstart").data
+    for spec in (
+        load_run(str(own)),
+        load_run("quickstart", ["data.name=camvid", "data.root=/data", "data.flip=0.25"]),
+    ):
+        assert (spec.data.name, spec.data.root, spec.data.flip) == ("camvid", "/data", 0.25)
+        assert (spec.data.crop, spec.data.workers) == (before.crop, before.workers)
+        assert set(spec.data.settings) == {"subset"}
+    same = load_run("quickstart", ["data.name=shapes"]).data
+    assert same.settings == before.settings
+    own_to_one_set = {"name", "root", "train_split", "val_split"}
+    assert set(SHARED_DATA) == set(DataSpec.model_fields) - own_to_one_set
+
+
 def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:
     block = re.search(r"```yaml\n(# mine\.yaml.+?)```", (REPO / "README.md").read_text(), re.S)
     assert block is not None
@@ -208,3 +225,13 @@ def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:
     assert spec.teacher is not None
     assert spec.teacher.weights == "/models/teacher"
     assert {"cirkd_memory", "logits"} <= set(spec.distill.losses if spec.distill else ())
+
+
+def test_the_readmes_own_space_is_valid(tmp_path: Path) -> None:
+    from cirkd_ray.cluster.space_check import check_space
+    from cirkd_ray.cluster.space_file import load_space
+
+    block = re.search(r"```yaml\n(# space\.yaml.+?)```", (REPO / "README.md").read_text(), re.S)
+    assert block is not None
+    (tmp_path / "space.yaml").write_text(block[1])
+    assert check_space(load_space(str(tmp_path / "space.yaml"))).train.steps == 4000

@@ -91,6 +91,7 @@ def test_a_good_space_is_taken(tmp_path: Path) -> None:
         ("budget:", "  train.steps: {choice: [40, 80]}\nbudget:", 6, "and budget.steps set the same"),
         ("budget:", "  train: {choice: {a: {pictures: 1}}}\nbudget:", 6, "is set by the sweep itself"),
         ("budget:", "  optim: {choice: {a: {lr: 0.1}}}\nbudget:", 6, "would undo optim.name, which stands"),
+        ("budget:", "  train.batch_size: {uniform: [8, 16]}\nbudget:", 6, "cannot be used: train.batch_size"),
         ("budget:", "seeds: [0, -1]\nbudget:", 6, "greater than or equal to 0"),
         ("budget:", "seeds: [3, 3]\nbudget:", 6, "a seed comes twice"),
         ("budget:", "metric: {images_per_second: max}\nbudget:", 6, "trials cannot be judged by it"),
@@ -242,6 +243,17 @@ def test_a_grid_has_every_combination_once() -> None:
     )
     assert sweep.grid_points() == [{"a": "x", "b": 1}, {"a": "x", "b": 2}, {"a": "x", "b": 3}, {"a": "y"}]
     assert sweep.trials == 4
+
+
+def test_a_loss_that_may_be_left_out_wants_conditions_on_its_settings(tmp_path: Path) -> None:
+    text = "recipe: quickstart\nparameters:\n"
+    text += "  distill.losses.kd: {choice: {without: null, with: {kind: kd}}}\n"
+    text += "  distill.losses.kd.weight: {uniform: [0.1, 1.0]%s}\n"
+    assert "`when:` lets a parameter count under one choice only" in refused(tmp_path, text % "")
+    (tmp_path / "good.yaml").write_text(text % ", when: {distill.losses.kd: with}")
+    assert check_space(load_space(str(tmp_path / "good.yaml")))
+    spec = load_run("quickstart")
+    assert differences(spec, {"distill.losses.kd": None}) == ["something at distill.losses.kd, not null"]
 
 
 def test_what_draws_do_together_is_looked_at_before_they_are_trained(tmp_path: Path) -> None:
