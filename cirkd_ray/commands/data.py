@@ -44,7 +44,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--skip-bad",
         action="store_true",
-        help="leave out and list what cannot be read (tried again each time)",
+        help="leave out and list what is missing or cannot be read (tried again each time)",
     )
 
     get = actions.add_parser("get", help="download camvid, voc, ade20k or coco_stuff_164k")
@@ -115,7 +115,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
     if not 1 <= args.quality <= 100 or args.tile < 16 or (args.max_size is not None and args.max_size < 16):
         raise ConfigError("--quality is 1..100, --tile and --max-size are at least 16 pixels")
-    splits, settings = _splits(args), _settings(args.name, args.settings)
+    splits, settings = _splits(args, holes=args.skip_bad), _settings(args.name, args.settings)
     settings.pop("subset", None)  # which files were there does not change what a label means
     encoding = Encoding(None if args.lossless else args.quality, args.tile, args.max_size)
     with bar(sum(len(data) for data in splits.values()), "prepare") as advance:
@@ -177,11 +177,12 @@ def _splits(
     default: Sequence[str] = ("train", "val"),
     single: bool = False,
     failed: dict[str, DataError] | None = None,
+    holes: bool = False,
 ) -> dict[str, SegmentationDataset]:
     """The chosen splits.
 
-    Where `failed` is given, they are built although files of theirs are missing; the errors of those that
-    cannot be built nevertheless are put there, unless that is so of all.
+    With `holes` they are built although files of theirs are missing. So they are where `failed` is given; the
+    errors of those that cannot be built nevertheless are put there, unless that is so of all.
     """
     from cirkd_ray.data import DATASETS, build_dataset
     from cirkd_ray.data.prepared import find_manifest
@@ -192,7 +193,8 @@ def _splits(
     if single and len(chosen) > 1:
         raise ConfigError("give one --split to show")
     fields = DATASETS.settings(args.name).model_fields
-    if failed is not None and "subset" in fields and (args.root is None or find_manifest(args.root) is None):
+    holes = (holes or failed is not None) and "subset" in fields
+    if holes and (args.root is None or find_manifest(args.root) is None):
         settings["subset"] = True
     built: dict[str, SegmentationDataset] = {}
     for split in chosen:

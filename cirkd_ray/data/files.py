@@ -198,8 +198,8 @@ class FileDataset(SegmentationDataset):
         self.duplicates += [f"{name} (listed {count} times)" for name, count in wanted.items() if count > 1]
         if self.duplicates and not self.subset:
             raise DataError(
-                f"{self._of_split()}: {len(self.duplicates)} names come twice: {_some(self.duplicates)} "
-                f"(to take the first of each: data.subset=true)"
+                f"{self._of_split()}: {_counted(len(self.duplicates), 'name comes', 'names come')} twice: "
+                f"{_some(self.duplicates)} (to take the first of each: --set data.subset=true)"
             )
         present: dict[str, frozenset[str]] = {}
 
@@ -217,14 +217,18 @@ class FileDataset(SegmentationDataset):
                 self.ids.append(sample_id)
         if self.missing and not self.subset:
             raise DataError(
-                f"{self._of_split()}: {len(self.missing)} files are missing: {_some(self.missing)} "
-                f"(to use what is there: data.subset=true)"
+                f"{self._of_split()}: {_counted(len(self.missing), 'file is', 'files are')} missing: "
+                f"{_some(self.missing)} (to use what is there: --set data.subset=true)"
             )
         if not self.ids:
             raise DataError(f"{self._of_split()}: no images; expected {self.hint}")
 
     def _of_split(self) -> str:
         return f"{self.storage.where('')}, split {self.split!r}"
+
+
+def _counted(count: int, one: str, several: str) -> str:
+    return f"{count} {one if count == 1 else several}"
 
 
 def _some(names: Sequence[str]) -> str:

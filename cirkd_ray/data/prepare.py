@@ -19,6 +19,7 @@ from cirkd_ray.data.files import FileDataset
 from cirkd_ray.data.prepared import (
     FORMAT,
     MANIFEST,
+    PLAN,
     Manifest,
     PreparedDataset,
     encode_labels,
@@ -30,7 +31,6 @@ from cirkd_ray.data.storage import Storage, open_storage, printable
 from cirkd_ray.errors import DataError, TransientError
 
 Row = dict[str, Any]
-_PLAN = "preparation.json"
 _MEANING = {
     "classes": "of other classes, or of the same in another order",
     "palette": "with other colours of the classes",
@@ -70,9 +70,9 @@ def prepare(
     JPEG images of up to a million pixels are stored as they are (one tile, no second loss), unless `max_size`
     or PNG was asked for.
 
-    A finished sample is made again where its source files have another size or time of change now, or where
-    it was skipped. Of a split that is being changed the manifest says nothing, so that nobody reads a half
-    of it.
+    A finished sample is made again where its source files have another size or time of change now, where it
+    was skipped, or where what was stored of it is gone or has another size than the index says. Of a split
+    that is being changed the manifest says nothing, so that nobody reads a half of it.
 
     Args:
         splits: the data set's splits by name.
@@ -80,7 +80,8 @@ def prepare(
         settings: its own settings, which decide what the labels mean.
         target: a folder or a URL.
         workers: threads (decoding and encoding run without Python's lock).
-        skip_bad: leave unreadable samples out and list them in the manifest, instead of stopping.
+        skip_bad: leave unreadable samples out and list them in the manifest, instead of stopping; likewise
+            the files that a split built with `subset=True` does without.
         progress: called with the number of samples that a part had, after each.
 
     Raises:
@@ -101,17 +102,18 @@ def prepare(
     }
     _agree(storage, plan)
     ledger = _Ledger(
-        storage, find_manifest(target) or Manifest(**{k: plan[k] for k in plan if k != "labels"})
+        storage,
+        find_manifest(target, unfinished=True) or Manifest(**{k: plan[k] for k in plan if k != "labels"}),
     )
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)
-            skipped: dict[str, str] = {}
+            bad: dict[str, str] = {}
             for rows in _parts(split, data, ledger, functools.partial(pool.map, store)):
-                skipped |= {printable(row["name"]): printable(row["error"]) for row in rows if "error" in row}
+                bad |= {printable(row["name"]): printable(row["error"]) for row in rows if "error" in row}
                 if progress:
                     progress(len(rows))
-            ledger.complete(split, len(data), skipped, getattr(data, "has_labels", True))
+            ledger.complete(split, data, bad, _lacking(data) if skip_bad else {})
     return ledger.manifest
 
 
@@ -133,14 +135,17 @@ class _Ledger:
             self.manifest = self.manifest.without(split)
             self._write()
 
-    def complete(self, split: str, count: int, skipped: Mapping[str, str], has_labels: bool) -> None:
-        """Enter a split of `count` samples of which everything is there but the skipped ones."""
-        rest = self.manifest.without(split)
+    def complete(
+        self, split: str, data: SegmentationDataset, bad: Mapping[str, str], lacking: Mapping[str, str]
+    ) -> None:
+        """Enter a split that is all there but its bad samples; `lacking` are none of its samples."""
+        rest, skipped = self.manifest.without(split), {**lacking, **bad}
+        has_labels = getattr(data, "has_labels", True)
         self.manifest = rest.model_copy(
             update={
-                "splits": {**rest.splits, split: count - len(skipped)},
-                "parts": {**rest.parts, split: -(-count // _PART)},
-                "skipped": {**rest.skipped, split: dict(skipped)} if skipped else rest.skipped,
+                "splits": {**rest.splits, split: len(data) - len(bad)},
+                "parts": {**rest.parts, split: -(-len(data) // _PART)},
+                "skipped": {**rest.skipped, split: skipped} if skipped else rest.skipped,
                 "unlabelled": rest.unlabelled if has_labels else tuple(sorted({*rest.unlabelled, split})),
             }
         )
@@ -153,8 +158,8 @@ class _Ledger:
 def _agree(storage: Storage, plan: dict[str, Any]) -> None:
     """Go on with the preparation that the target holds, if it is this one."""
     known, text = storage.names(""), json.dumps(plan)
-    if _PLAN in known:
-        held, wanted = json.loads(storage.read(_PLAN)), json.loads(text)
+    if PLAN in known:
+        held, wanted = json.loads(storage.read(PLAN)), json.loads(text)
         for key in wanted:
             if held.get(key) != wanted[key]:
                 differs = _MEANING.get(key) or f"with {key} = {held.get(key)}, not {wanted[key]}"
@@ -162,7 +167,7 @@ def _agree(storage: Storage, plan: dict[str, Any]) -> None:
     elif known:
         raise DataError(f"{storage.where('')}: not empty and no preparation; choose another folder")
     else:
-        storage.write(_PLAN, text.encode())
+        storage.write(PLAN, text.encode())
 
 
 def _parts(
@@ -172,16 +177,17 @@ def _parts(
     now.
     """
     storage = ledger.storage
-    done = {f"{split}/{name}" for name in storage.names(split)}
+    stored = {f"{split}/{name}": size for name, size in storage.sizes(split).items()}
     for start in range(0, len(data), _PART):
         part = index_part(split, start // _PART)
         numbers = range(start, min(start + _PART, len(data)))
-        held = _rows(storage, part, [data.name(i) for i in numbers]) if part in done else None
+        held = _rows(storage, part, [data.name(i) for i in numbers]) if part in stored else None
         rows = dict(zip(numbers, held or (), strict=held is not None))
-        stale = [i for i in numbers if i not in rows or not _current(rows[i], data, i)]
+        good = {i for i, row in rows.items() if _current(row, data, i) and _intact(row, stored)}
+        stale = [i for i in numbers if i not in good]
         if stale:
             ledger.withdraw(split)
-            if part in done:
+            if part in stored:
                 storage.write(part, b"")  # until all is made again, no line of it is true
             rows.update(zip(stale, store(stale), strict=True))
             storage.write(part, "".join(json.dumps(rows[i]) + "\n" for i in numbers).encode())
@@ -194,6 +200,21 @@ def _current(row: Row, data: SegmentationDataset, index: int) -> bool:
         return False
     made_of, there = row.get("source"), _source(data, index)
     return made_of is None or there is None or made_of == there
+
+
+def _intact(row: Row, stored: Mapping[str, int | None]) -> bool:
+    """Whether the file that a line names is there and, as far as both sizes are known, whole."""
+    path, expected = str(row.get("file")), row.get("bytes")
+    return path in stored and (stored[path] is None or expected is None or stored[path] == expected)
+
+
+def _lacking(data: SegmentationDataset) -> dict[str, str]:
+    """What a split built with `subset=True` does without, with the reason."""
+    missing = {printable(path): "missing" for path in getattr(data, "missing", ())}
+    several = {
+        printable(names): "one name; only the first is there" for names in getattr(data, "duplicates", ())
+    }
+    return missing | several
 
 
 def _source(data: SegmentationDataset, index: int) -> list[int] | None:

@@ -3,10 +3,11 @@
 A reader decodes only the tiles that a crop needs. A prepared root takes the place of the original one: the
 same data set name, settings and splits, another `root` (see `cirkd data prepare`).
 
-Root: `manifest.json`; for each split `SPLIT/index-*.jsonl` (one line a sample: name, source, file, bytes,
-sha256, height, width; or name and error; source holds the bytes of the files it was made of, where known)
-and `SPLIT/NUMBER.safetensors` with the tensors `image` and `label` (the tiles, row by row) and `image_ends`
-and `label_ends` (where each tile ends).
+Root: `preparation.json` (what is prepared, and how) and, once a split is finished, `manifest.json`; for each
+split `SPLIT/index-*.jsonl` (one line a sample: name, source, file, bytes, sha256, height, width; or name and
+error; source holds bytes and times of change of the files it was made of, where known) and
+`SPLIT/NUMBER.safetensors` with the tensors `image` and `label` (the tiles, row by row) and `image_ends` and
+`label_ends` (where each tile ends).
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from cirkd_ray.types import ClassSet
 
 T = TypeVar("T")
 MANIFEST = "manifest.json"
+PLAN = "preparation.json"
+"""What `prepare` writes first; without a manifest beside it no split has been finished."""
 FORMAT = 2
 _READERS = 16
 
@@ -48,7 +51,8 @@ class Manifest(BaseModel):
         splits: number of samples of each split.
         parts: number of parts of each split's index; a longer one's may be left over.
         unlabelled: splits whose labels are not public.
-        skipped: of each split, the samples left out because they could not be read, with the reason.
+        skipped: of each split, the samples left out because they could not be read, and the files missing or
+            of a name that came twice, with the reason.
         options: how images were encoded.
     """
 
@@ -86,14 +90,24 @@ def index_part(split: str, number: int) -> str:
     return f"{split}/index-{number:06d}.jsonl"
 
 
-def find_manifest(root: str | Path) -> Manifest | None:
+def find_manifest(root: str | Path, unfinished: bool = False) -> Manifest | None:
     """The manifest of a prepared root; None where the root is not one.
 
+    Args:
+        unfinished: None as well where a preparation has been begun of which no split is finished.
+
     Raises:
-        DataError: it is damaged or of another version.
+        DataError: it is damaged, of another version or, unless `unfinished`, not there yet.
     """
     storage = open_storage(root)
-    if MANIFEST not in storage.names(""):
+    names = storage.names("")
+    if MANIFEST not in names:
+        dataset = _begun(storage) if PLAN in names and not unfinished else None
+        if dataset is not None:
+            raise DataError(
+                f"{root}: an unfinished preparation of {dataset!r}; repeat `cirkd data prepare {dataset} ... "
+                f"{root}`, which goes on where it stopped"
+            )
         return None
     try:
         content = json.loads(storage.read(MANIFEST))
@@ -107,6 +121,16 @@ def find_manifest(root: str | Path) -> Manifest | None:
         return Manifest.model_validate(content)
     except (ValueError, ValidationError) as error:
         raise DataError(f"{storage.where(MANIFEST)}: damaged ({str(error).splitlines()[0]})") from None
+
+
+def _begun(storage: Storage) -> str | None:
+    """The data set that `preparation.json` says is being prepared; None where it is some other program's."""
+    try:
+        content = json.loads(storage.read(PLAN))
+    except ValueError:
+        return None
+    ours = isinstance(content, dict) and {"dataset", "options", "format"} <= content.keys()
+    return str(content["dataset"]) if ours else None
 
 
 def open_prepared(

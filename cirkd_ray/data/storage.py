@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -47,6 +47,10 @@ class Storage(Protocol):
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Bytes of each of the `names`, for what one listing costs; None where that does not say, as of
+        folders."""
 
     def stamp(self, path: str) -> tuple[int, int] | None:
         """Bytes of a file and when it was changed (ns); None where it is not there, or asking would take a
@@ -87,6 +91,11 @@ class LocalStorage:
             return []
         except OSError as error:
             raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Bytes of each of the `names` but links that lead nowhere."""
+        stamps = ((name, self.stamp(f"{folder}/{name}")) for name in self.names(folder))
+        return {name: stamp[0] for name, stamp in stamps if stamp is not None}
 
     def stamp(self, path: str) -> tuple[int, int] | None:
         """Bytes of a file and when it was changed (ns); None where it is not there."""
@@ -153,16 +162,25 @@ class RemoteStorage:
 
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
+        return list(self.sizes(folder))
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Bytes of each of the `names`; None where the listing does not say, as of folders."""
         filesystem, root = self._open()
         target = f"{root}/{folder}".rstrip("/")
 
-        def listing() -> list[str]:
+        def listing() -> dict[str, int | None]:
             filesystem.invalidate_cache(target)
             try:
-                found = filesystem.ls(target, detail=False)
+                found = filesystem.ls(target, detail=True)
             except (FileNotFoundError, NotADirectoryError):
-                return []
-            return sorted({str(path).rstrip("/").rpartition("/")[2] for path in found if str(path) != target})
+                return {}
+            sizes = {
+                str(entry["name"]).rstrip("/").rpartition("/")[2]: _size(entry)
+                for entry in found
+                if str(entry["name"]) != target
+            }
+            return dict(sorted(sizes.items()))
 
         return self._try(listing, self.where(folder))
 
@@ -244,6 +262,12 @@ def write_whole(target: Path, data: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _size(entry: Mapping[str, Any]) -> int | None:
+    """Bytes of a file in one of fsspec's listings, where it says so."""
+    size = entry.get("size")
+    return int(size) if size is not None and entry.get("type") == "file" else None
 
 
 def _reason(error: BaseException) -> str:

@@ -101,13 +101,13 @@ def test_an_empty_split_is_an_error(small: Path) -> None:
 
 def test_missing_files_are_counted_and_named_when_the_set_is_opened(small: Path) -> None:
     (small / "valannot" / "a b.png").unlink()
-    with pytest.raises(DataError, match=r"split 'val': 1 files are missing: valannot/a b\.png"):
+    with pytest.raises(DataError, match=r"split 'val': 1 file is missing: valannot/a b\.png"):
         build_dataset("camvid", split="val", root=small)
 
 
 def test_labels_without_images_are_missed_where_there_is_no_list(small: Path) -> None:
     (small / "val" / "a b.png").unlink()
-    with pytest.raises(DataError, match=r"split 'val': 1 files are missing: val/a b\.png"):
+    with pytest.raises(DataError, match=r"split 'val': 1 file is missing: val/a b\.png"):
         build_dataset("camvid", split="val", root=small)
     data = build_dataset("camvid", split="val", root=small, subset=True)
     assert isinstance(data, CamVid)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
+from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data import prepare as prepare_module
 from cirkd_ray.data.files import FileDataset
@@ -170,3 +173,89 @@ def test_a_split_that_is_being_changed_cannot_be_read(
     assert prepared(target, "val") == ["d.jpg"]
     convert(root, target)
     assert prepared(target) == ["c.png", "ä.png"]
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone", "dangling"])
+def test_a_damaged_sample_is_made_again_alone(
+    damage: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target, made = tmp_path / "out", []
+    convert(root, target)
+    path = target / "train/000001.safetensors"
+    whole = prepare_module.encode_sample
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:100])
+    else:
+        path.unlink()
+    if damage == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0].name) or whole(*a))
+    for _ in range(2):
+        convert(root, target)
+        assert made == ["images/train/c.png"]
+        assert prepared(target) == ["b b.png", "c.png", "ä.png"]
+
+
+def test_an_index_without_sizes_is_still_repaired_where_files_are_gone(root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    convert(root, target)
+    index = target / "train/index-000000.jsonl"
+    rows = [json.loads(line) for line in index.read_text().splitlines()]
+    index.write_text("".join(json.dumps({k: r[k] for k in r if k != "bytes"}) + "\n" for r in rows))
+    (target / "train/000002.safetensors").unlink()
+    before = (target / "train/000000.safetensors").stat().st_mtime_ns
+    convert(root, target)
+    assert prepared(target) == ["b b.png", "c.png", "ä.png"]
+    assert (target / "train/000000.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_unfinished_preparation_is_told_as_such(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "out"
+    convert(root, target)
+    (target / "manifest.json").unlink()  # written last
+    expected = (
+        f"{target}: an unfinished preparation of 'folder'; repeat `cirkd data prepare folder ... {target}`"
+    )
+    with pytest.raises(DataError, match=re.escape(expected)):
+        build_dataset("folder", split="train", root=target)
+    assert main(["data", "check", "folder", str(target)]) == 2
+    told = capsys.readouterr().err
+    assert expected in told
+    assert len(told.splitlines()) == 1
+    convert(root, target)
+    assert len(prepared(target)) == 3
+
+
+def test_a_preparation_json_of_another_program_hides_no_data(root: Path) -> None:
+    for content in ("[1]", '{"dataset": "x"}', "{"):
+        (root / "preparation.json").write_text(content)
+        assert len(build_dataset("folder", split="train", root=root)) == 3
+
+
+def test_skip_bad_lists_what_is_missing_and_goes_on(
+    root: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target, label = tmp_path / "out", root / "labels/train/b b.png"
+    content = label.read_bytes()
+    label.unlink()
+    (root / "images/train/c.png").write_bytes(b"")
+    (root / "images/val/d.png").write_bytes((root / "images/val/d.jpg").read_bytes())
+    command = ["data", "prepare", "folder", str(root), str(target), "--workers", "1"]
+    assert main(command) == 2
+    assert "1 file is missing: labels/train/b b.png (to use what is there: --set data." in "".join(
+        capsys.readouterr().err.splitlines()
+    )
+    assert main([*command, "--skip-bad"]) == 0
+    shown = capsys.readouterr().out
+    assert "skipped labels/train/b b.png: missing" in shown
+    assert "train: 1 samples" in shown
+    manifest = find_manifest(target)
+    assert manifest is not None
+    assert sorted(manifest.skipped["train"]) == ["images/train/c.png", "labels/train/b b.png"]
+    assert list(manifest.skipped["val"]) == ["images/val/d.jpg and images/val/d.png"]
+    assert (prepared(target), len(prepared(target, "val"))) == (["ä.png"], 1)
+    label.write_bytes(content)
+    assert main([*command, "--skip-bad"]) == 0
+    assert prepared(target) == ["b b.png", "ä.png"]

@@ -229,6 +229,28 @@ def test_a_set_prepared_again_is_not_read_from_what_another_machine_has_kept(
         open_at_the_node.load(0)
 
 
+def test_what_is_damaged_behind_a_url_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memory: RemoteStorage
+) -> None:
+    monkeypatch.setenv("CIRKD_CACHE", str(tmp_path / "cache"))
+    root = make_folder(tmp_path / "raw", "classes: [a, b]", NAMES)
+    raw = {"train": build_dataset("folder", split="train", root=root)}
+    prepare(raw, "folder", {}, memory.url)
+    shelf, paths = fsspec.filesystem("memory"), [f"/shelf/train/00000{n}.safetensors" for n in range(3)]
+    kept = shelf.cat_file(paths[1])
+    shelf.pipe_file(paths[0], shelf.cat_file(paths[0])[:100])
+    shelf.rm(paths[2])
+    prepare(raw, "folder", {}, memory.url)
+    assert shelf.cat_file(paths[1]) == kept
+    data = build_dataset("folder", split="train", root=memory.url)
+    assert isinstance(data, PreparedDataset)
+    for i in range(3):
+        verify_prepared(data, i)
+    with monkeypatch.context() as patch:
+        patch.setattr("cirkd_ray.data.prepare.encode_sample", lambda *_: pytest.fail("all is there"))
+        prepare(raw, "folder", {}, memory.url)
+
+
 def test_an_unknown_protocol_says_so() -> None:
     with pytest.raises(DataError, match=r"nix://host: .*nix"):
         open_storage("nix://host").names("")

@@ -207,7 +207,8 @@ def test_holes_are_counted(tmp_path: Path) -> None:
         np.eye(3),
     )
     with pytest.raises(
-        DataError, match=r"3998 files are missing: images/validation/ADE_val_00000001\.jpg, .*subset=true"
+        DataError,
+        match=r"3998 files are missing: images/validation/ADE_val_00000001\.jpg, .*: --set data\.subset=true",
     ):
         build_dataset("ade20k", split="val", root=tmp_path)
     (tmp_path / "annotations/validation/ADE_val_00000007.png").rename(
@@ -264,7 +265,7 @@ def test_folder_with_a_list_and_default_ids(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"labels/z\.png: impossible label values 5 .*has 0-1, 255"):
         open_set("folder", "mine", tmp_path).load(0)
     (tmp_path / "mine.txt").write_text("x\nz\nx\n")
-    with pytest.raises(DataError, match=r"1 names come twice: x \(listed 2 times\)"):
+    with pytest.raises(DataError, match=r"1 name comes twice: x \(listed 2 times\)"):
         open_set("folder", "mine", tmp_path)
     (tmp_path / "mine.txt").write_text("nix\n")
     with pytest.raises(DataError, match=r"2 files are missing: images/nix\.png, labels/nix\.png"):
@@ -299,7 +300,7 @@ def test_a_wrong_description_names_the_key(
 def test_folder_without_description_or_with_two_of_a_name(tmp_path: Path) -> None:
     make_folder(tmp_path, {"classes": ["a"]}, {"train/x": 0})
     (tmp_path / "images/train/x.jpg").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 names come twice: images/train/x\.jpg and images/train/x\.png"):
+    with pytest.raises(DataError, match=r"1 name comes twice: images/train/x\.jpg and images/train/x\.png"):
         build_dataset("folder", split="train", root=tmp_path)
     data = open_set("folder", "train", tmp_path, subset=True)
     assert ([data.name(i) for i in range(len(data))], len(data.duplicates)) == (["images/train/x.jpg"], 1)
