@@ -92,6 +92,11 @@ def test_preparing_to_and_reading_from_s3(bucket: str, tmp_path: Path) -> None:
     for i in range(len(source)):
         np.testing.assert_array_equal(data.load(i).image, source.load(i).image)
         np.testing.assert_array_equal(data.open(i).label_window(1, 2, 4, 5), source.load(i).label[1:4, 2:5])
+    storage = open_storage(target)
+    sizes = {name: size for name, size in storage.sizes("train").items() if name.endswith(".safetensors")}
+    assert sizes == {
+        f"00000{i}.safetensors": len(storage.read(f"train/00000{i}.safetensors")) for i in range(3)
+    }
 
 
 def test_what_was_read_is_not_fetched_again(bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
