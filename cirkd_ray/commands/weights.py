@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cirkd_ray.models.download import Progress
     from cirkd_ray.models.inspection import Inspection
     from cirkd_ray.models.segmentation import SegmentationModel
+    from cirkd_ray.models.weights import WeightsReport
     from cirkd_ray.types import ClassSet
 
 
@@ -60,12 +61,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--set",
-        dest="settings",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="a setting of the network",
+        "--set", dest="settings", action="append", default=[], metavar="NAME=VALUE", help="a network setting"
     )
 
 
@@ -100,6 +96,8 @@ def _inspect(args: argparse.Namespace) -> int:
     table.add_row("kind", _KINDS.get(found.kind, found.kind))
     if found.num_classes is not None:
         table.add_row("classes", str(found.num_classes))
+    if bad := found.damaged:
+        table.add_row("damaged", f"{len(bad)} entries hold NaN or infinity, e.g. {bad[0]}")
     for label, text in _fit(args, found):
         table.add_row(label, text)
     _print(table)
@@ -141,7 +139,10 @@ def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
     name = found.best.name
     what = f"the encoder of {name}" if found.kind.endswith("backbone") else name
     if not found.best.problems:
-        return [("network", f"{what}: fits"), ("next", f"cirkd weights import {args.path} --model {name}")]
+        step = ("next", f"cirkd weights import {args.path} --model {name}")
+        if found.kind == "cirkd_ray backbone":
+            step = ("use it with", f"--set model.weights={found.path}")
+        return [("network", f"{what}: fits"), *([] if found.damaged else [step])]
     lists = {k: getattr(found.best, k) for k in ("missing", "unexpected", "mismatched")}
     rows = [(k, f"{len(v)}: {_first(v)}") for k, v in lists.items() if v]
     return [("network", f"nearest is {what}, which it does not fit"), *rows]
@@ -160,8 +161,11 @@ def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> S
     from cirkd_ray.models.card import find_card
 
     if name is None:
+        if found.kind == "torchvision segmentation":
+            raise WeightsError(_foreign(found))
         if found.best is None or found.best.problems:
-            raise WeightsError(f"{found.path} does not say which network it is; name it with --model NAME")
+            what = "holds an encoder and does" if found.kind.endswith("backbone") else "does"
+            raise WeightsError(f"{found.path} {what} not say which network it is; name it with --model NAME")
         name = found.best.name
     card = find_card(found.path)
     settings: dict[str, Any] = dict(card["settings"]) if card and card["name"] == name else {}
@@ -171,14 +175,37 @@ def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> S
     return build_model(name, num_classes=found.num_classes or 2, where=name, **settings)
 
 
+def _foreign(found: Inspection) -> str:
+    """Why a segmentation network of torchvision is not loaded, and how it is used."""
+    use = _KINDS[found.kind].replace("PATH", str(found.path))
+    return f"{found.path} cannot be read as a network of this package; it is {use}"
+
+
+def _load(model: SegmentationModel, path: str, found: Inspection) -> WeightsReport:
+    """Load them; where they do not fit, the error says what they are, as far as that is known."""
+    from cirkd_ray.errors import WeightsError
+    from cirkd_ray.models.weights import load_weights
+
+    try:
+        return load_weights(model, path)
+    except WeightsError as error:
+        best = found.best
+        if found.kind == "torchvision segmentation" and not found.damaged:
+            raise WeightsError(_foreign(found)) from None
+        if found.damaged or best is None or best.problems or best.name == model.name:
+            raise
+        what = f"the encoder of {best.name}" if found.kind.endswith("backbone") else best.name
+        raise WeightsError(f"{error}\nit fits {what}; see `cirkd weights inspect {path}`") from None
+
+
 def _import(args: argparse.Namespace) -> int:
     from cirkd_ray.models.inspection import inspect
     from cirkd_ray.models.package import save_encoder, save_model
-    from cirkd_ray.models.weights import aside, load_weights
+    from cirkd_ray.models.weights import aside
 
     found = inspect(args.path)
     model = _network(args, args.model, found)
-    report = load_weights(model, args.path)
+    report = _load(model, args.path, found)
     folder = Path(args.out) if args.out else Path("weights") / found.path.stem
     if report.kind.endswith("backbone"):
         target = save_encoder(model, folder)
@@ -221,7 +248,7 @@ def _verify(args: argparse.Namespace) -> int:
     from cirkd_ray.models.card import find_card
     from cirkd_ray.models.inspection import inspect
     from cirkd_ray.models.package import load_model
-    from cirkd_ray.models.weights import aside, load_weights
+    from cirkd_ray.models.weights import aside
 
     require_size(args.size)
     found = inspect(args.path)
@@ -230,7 +257,10 @@ def _verify(args: argparse.Namespace) -> int:
         model = load_model(args.path).model
     else:
         model = _network(args, args.model, found)
-        for _, text in aside(load_weights(model, args.path)):
+        report = _load(model, args.path, found)
+        if report.fresh:
+            print(f"{found.path} holds an encoder only: the heads are random, and so are the scores")
+        for _, text in aside(report):
             print(text)
     images = torch.randint(0, 256, (1, 3, *args.size), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():

@@ -12,17 +12,22 @@ from cirkd_ray.types import Preprocessing
 
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "model.json"
+ENCODER_FILE = "encoder.safetensors"
+_RUN_FILE = "run.yaml"
+_ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
 
 
 def locate(path: Path) -> tuple[Path, Path]:
     """The weights file and the card (which may not exist) that a run's folder or either of them means.
 
+    A folder without a whole network means the encoder that is in it, where there is one.
+
     Raises:
         WeightsError: there is nothing at `path`, or no weights.
     """
     if path.is_dir():
-        weights, card = path / WEIGHTS_FILE, path / CARD_FILE
+        weights, card = _locate_in(path)
     elif path.suffix == ".json":
         weights, card = path.with_name(WEIGHTS_FILE), path
     elif path.name == WEIGHTS_FILE:
@@ -34,6 +39,20 @@ def locate(path: Path) -> tuple[Path, Path]:
     if not weights.is_file():
         raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
     return weights, card
+
+
+def _locate_in(folder: Path) -> tuple[Path, Path]:
+    """What a folder means; whether its weights are there is only known of one that is no run's."""
+    weights, card, encoder = (folder / name for name in (WEIGHTS_FILE, CARD_FILE, ENCODER_FILE))
+    if weights.is_file() or card.is_file() or (folder / _RUN_FILE).is_file():
+        return weights, card
+    if encoder.is_file():
+        return encoder, encoder.with_suffix(".json")
+    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
+    if not found:
+        raise WeightsError(f"{folder} is no run's folder and holds no weights")
+    more = ", ..." if len(found) > 3 else ""
+    raise WeightsError(f"{folder} is no run's folder; name the file in it: {', '.join(found[:3])}{more}")
 
 
 def find_card(path: str | Path) -> dict[str, Any] | None:
@@ -105,6 +124,8 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     elif (embedded := _embedded(weights)) is not None:
         path, text = weights, embedded
+    elif weights.name == ENCODER_FILE:
+        raise WeightsError(f"{weights} holds an encoder only; a whole network is needed here")
     else:
         raise WeightsError(
             f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"

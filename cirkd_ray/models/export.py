@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -121,12 +122,12 @@ def export_model(
         opset: ONNX operator set.
 
     Raises:
-        ExportError: the network cannot be exported that way or with that operator set, or the file computes
-            something else.
+        ExportError: the file cannot be written, the network cannot be exported that way or with that operator
+            set, or the file computes something else.
     """
+    _require_writable(path)
     module = Deployable(loaded, options).eval()
     example = _images(1 if not options.dynamic else 2, options)
-    path.parent.mkdir(parents=True, exist_ok=True)
     writers: dict[Kind, Callable[[], _Write]] = {
         "onnx": lambda: _write_onnx(module, example, options, opset),
         "torchscript": lambda: _write_torchscript(module, example),
@@ -152,6 +153,18 @@ def export_model(
             mean, largest = _compare(module, run, checks, options)
     shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
     return ExportReport(path, kind, written, mean, largest, shapes)
+
+
+def _require_writable(path: Path) -> None:
+    """Make the folder of `path`, or refuse before an export that would be in vain."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            reason = "it is a folder" if path.is_dir() else None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is not None:
+        raise ExportError(f"{path}: cannot be written ({reason}); choose another --out")
 
 
 def _images(batch: int, options: ExportOptions, change: tuple[int, int] = (0, 0)) -> Tensor:

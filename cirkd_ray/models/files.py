@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -68,9 +69,12 @@ def _read_torch(path: Path) -> Any:
         if wanted or "unrecognized function" in str(error):
             raise WeightsError(_refusal(path, wanted[1] if wanted else "")) from None
         raise WeightsError(f"{path} is truncated or not a PyTorch file") from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, IndexError) as error:
-        line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is truncated or not a PyTorch file ({line[:120]})") from None
+    except (RuntimeError, OSError, ValueError) as error:
+        line = next(iter(str(error).splitlines()), "")
+        reason = f" ({line[:120]})" if line else ""
+        raise WeightsError(f"{path} is truncated or not a PyTorch file{reason}") from None
+    except (EOFError, LookupError, struct.error):  # of the unpickler; what they say is not of the file
+        raise WeightsError(f"{path} is truncated or not a PyTorch file") from None
 
 
 def _refusal(path: Path, wanted: str) -> str:

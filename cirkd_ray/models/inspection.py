@@ -16,7 +16,7 @@ from cirkd_ray.models.build import PUBLISHED, build_model
 from cirkd_ray.models.card import find_card, locate
 from cirkd_ray.models.files import read_state
 from cirkd_ray.models.reference_names import reference_names
-from cirkd_ray.models.weights import CLASSIFIERS, is_reference, layout
+from cirkd_ray.models.weights import CLASSIFIERS, is_reference, layout, not_finite
 
 _HEAD_SIGNS = {
     "head.aspp.": "deeplabv3",
@@ -64,6 +64,7 @@ class Inspection:
         num_classes: classes that it scores, where it has a classifier.
         best: the network that fits best, where there is a guess.
         others: entries that are no tensors.
+        damaged: entries that hold NaN or infinity.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Inspection:
     num_classes: int | None
     best: Candidate | None
     others: tuple[str, ...] = ()
+    damaged: tuple[str, ...] = ()
 
 
 def inspect(path: str | Path) -> Inspection:
@@ -86,7 +88,9 @@ def inspect(path: str | Path) -> Inspection:
     kind, best = _guess(state, path)
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     parameters = sum(value.numel() for name, value in state.items() if not name.endswith(statistics))
-    return Inspection(file, kind, len(state), parameters, _num_classes(state, kind), best, others)
+    return Inspection(
+        file, kind, len(state), parameters, _num_classes(state, kind), best, others, not_finite(state)
+    )
 
 
 def _guess(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, Candidate | None]:
@@ -126,11 +130,13 @@ def _compare_reference(state: Mapping[str, Tensor], name: str) -> Candidate:
 def _best_own(state: Mapping[str, Tensor], part: str) -> Candidate | None:
     """The published network, or its `part` alone, that our own names and shapes agree with best.
 
+    Encoders may be those of torchvision's ResNets, too.
+
     None where less than half of the entries agree: then it is a network of another name.
     """
     aux = any(entry.startswith("auxiliary.") for entry in state)
     candidates = []
-    for name in PUBLISHED:
+    for name in (*PUBLISHED, *(_PLAIN if part else ())):
         shapes = {entry: shape for entry, shape in layout(name, aux).items() if entry.startswith(part)}
         classifiers = {entry for entry in shapes if entry.startswith(CLASSIFIERS)}
         candidates.append(_compare(state, name, shapes, classifiers, {} if part else {"aux": aux}))

@@ -19,12 +19,19 @@ import cirkd_ray
 from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
 from cirkd_ray.models.backbone_weights import ENCODER
 from cirkd_ray.models.build import build_model
-from cirkd_ray.models.card import CARD_FILE, FORMAT, WEIGHTS_FILE, card_source, locate, read_card
+from cirkd_ray.models.card import (
+    CARD_FILE,
+    ENCODER_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    card_source,
+    locate,
+    read_card,
+)
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.models.weights import load_weights, require_whole
 from cirkd_ray.types import ClassSet, Preprocessing
 
-ENCODER_FILE = "encoder.safetensors"
 _RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
 
 

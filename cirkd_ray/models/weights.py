@@ -134,7 +134,7 @@ def load_weights(
     problems = explain(report)
     if problems:
         raise WeightsError(f"{report.source} does not fit {model.name}:\n{problems}")
-    broken = [name for name, value in chosen.items() if not value.isfinite().all()]
+    broken = not_finite(chosen)
     if broken:
         raise WeightsError(
             f"{report.source}: {len(broken)} entries hold NaN or infinity, e.g. {broken[0]}; "
@@ -187,6 +187,13 @@ def compare(
         report, source=name, dropped=report.dropped + dropped, others=others, preprocessing=preprocessing
     )
     return report, chosen
+
+
+def not_finite(state: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Names of the entries that hold NaN or infinity."""
+    # Only such kinds can; of some others (of few bits, quantised) PyTorch could not even tell.
+    able = {name: value for name, value in state.items() if value.is_floating_point() or value.is_complex()}
+    return tuple(name for name, value in able.items() if not value.to_dense().isfinite().all())
 
 
 def is_reference(state: Mapping[str, Tensor]) -> bool:

@@ -194,6 +194,24 @@ def test_command_writes_checks_and_tells(tmp_path, capsys):
     assert "--size takes" in capsys.readouterr().err
 
 
+def test_a_place_that_takes_no_file_is_refused_before_the_export(tmp_path, monkeypatch):
+    def refuse(**_):
+        raise PermissionError(13, "Permission denied", str(tmp_path / ".m.pt.x7"))
+
+    monkeypatch.setattr(export, "_write_torchscript", lambda *_: pytest.fail("exported in vain"))
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    places = {"file/m.pt": "File exists", "folder": "it is a folder"}
+    for place, reason in places.items():
+        with pytest.raises(ExportError, match=rf"{place}: cannot be written \({reason}\)"):
+            export_model(tiny(), tmp_path / place, "torchscript", ExportOptions(size=(32, 32)))
+    monkeypatch.setattr(export.tempfile, "TemporaryFile", refuse)
+    with pytest.raises(ExportError) as caught:
+        export_model(tiny(), tmp_path / "m.pt", "torchscript", ExportOptions(size=(32, 32)))
+    expected = f"{tmp_path / 'm.pt'}: cannot be written (Permission denied); choose another --out"
+    assert str(caught.value) == expected
+
+
 def test_missing_library_names_the_extra(tmp_path, monkeypatch):
     def absent(*_, **__):
         raise ModuleNotFoundError("No module named 'onnxscript'", name="onnxscript")

@@ -8,8 +8,9 @@ import torch
 import torchvision
 
 from cirkd_ray.cli import main
+from cirkd_ray.errors import WeightsError
 from cirkd_ray.models import build_model, load_model, save_model
-from cirkd_ray.models.package import numbered_classes
+from cirkd_ray.models.package import numbered_classes, save_encoder
 from cirkd_ray.models.weights import load_weights, to_reference
 from cirkd_ray.types import CAFFE, ClassSet
 
@@ -228,3 +229,74 @@ def test_inspect_heeds_settings_without_a_name(official, capsys):
     code, text = cirkd(capsys, "inspect", official[0], "--set", "head_channels=64")
     assert code == 0
     assert "of another shape" in text
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    """Entries of torchvision's ResNet-18."""
+    return torchvision.models.resnet18(weights=None).state_dict()
+
+
+@pytest.mark.parametrize("action", ["import", "verify"])
+def test_a_file_that_fits_another_network_says_which(action, resnet18, tmp_path, capsys):
+    torch.save(resnet18, tmp_path / "x.pth")
+    code, text = cirkd(capsys, action, tmp_path / "x.pth", "--model", "deeplabv3_resnet18")
+    assert code == 2
+    assert "15 missing" in text
+    assert f"deeplabv3:resnet18; see `cirkd weights inspect {tmp_path / 'x.pth'}`" in text
+
+
+def test_inspect_tells_damage_and_advises_no_import(resnet18, tmp_path, capsys):
+    torch.save(resnet18, tmp_path / "x.pth")
+    assert "cirkd weights import" in cirkd(capsys, "inspect", tmp_path / "x.pth")[1]
+    torch.save({**resnet18, "bn1.weight": torch.full((64,), float("nan"))}, tmp_path / "x.pth")
+    code, text = cirkd(capsys, "inspect", tmp_path / "x.pth")
+    assert code == 0
+    assert "1 entries hold NaN or infinity, e.g. bn1.weight" in text
+    assert "cirkd weights import" not in text
+    code, text = cirkd(capsys, "verify", tmp_path / "x.pth")
+    assert code == 2
+    assert "it fits" not in text
+
+
+def test_the_folder_of_an_encoder_means_the_encoder(tmp_path, capsys):
+    save_encoder(build_model("fcn:test_resnet", num_classes=2), tmp_path)
+    code, text = cirkd(capsys, "inspect", tmp_path)
+    assert code == 0
+    assert "an encoder of this package" in text
+    code, text = cirkd(capsys, "verify", tmp_path)
+    assert code == 2
+    assert "holds an encoder and does not say which network it is; name it with --model NAME" in text
+    code, text = cirkd(capsys, "verify", tmp_path, "--model", "fcn:test_resnet", "--size", 64, 64)
+    assert code == 0
+    assert "encoder.safetensors holds an encoder only: the heads are random" in text
+    with pytest.raises(WeightsError, match=r"encoder\.safetensors holds an encoder only"):
+        load_model(tmp_path)
+
+
+def test_inspect_of_our_encoder_says_how_it_is_used(tmp_path, capsys):
+    save_encoder(build_model(NAME, num_classes=2), tmp_path)
+    _, text = cirkd(capsys, "inspect", tmp_path)
+    assert f"--set model.weights={tmp_path / 'encoder.safetensors'}" in text
+    assert "cirkd weights import" not in text
+
+
+def test_a_folder_that_is_no_runs_is_told(tmp_path, capsys):
+    (tmp_path / "photo.jpg").touch()
+    code, text = cirkd(capsys, "inspect", tmp_path)
+    assert code == 2
+    assert "is no run's folder and holds no weights" in text
+    (tmp_path / "x.pth").touch()
+    assert "is no run's folder; name the file in it: x.pth" in cirkd(capsys, "verify", tmp_path)[1]
+    (tmp_path / "run.yaml").touch()
+    assert "it is written when a run first validates" in cirkd(capsys, "verify", tmp_path)[1]
+
+
+@pytest.mark.parametrize("words", [["verify"], ["import"], ["import", "--model", "deeplabv3_mobilenetv2"]])
+def test_a_segmentation_network_of_torchvision_is_known_when_refused(words, tmp_path, capsys):
+    state = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights_backbone=None).state_dict()
+    torch.save(state, tmp_path / "x.pth")
+    code, text = cirkd(capsys, words[0], tmp_path / "x.pth", *words[1:])
+    assert code == 2
+    assert "it is a segmentation network of torchvision" in text
+    assert f"torchvision_model?name=NAME&weights={tmp_path / 'x.pth'}" in text

@@ -56,3 +56,11 @@ def test_an_entry_of_the_network_that_is_no_tensor_is_missing():
     state = {**model.state_dict(), "head.classifier.bias": [0.0, 0.0]}
     with pytest.raises(WeightsError, match=r"1 missing: head\.classifier\.bias"):
         load_weights(model, state)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello world", b"junk", b"e", b"\x80\x02"])
+def test_what_the_unpickler_stumbles_over_is_not_told(content, tmp_path):
+    """An exception's name, or a number alone, says nothing of the file."""
+    (tmp_path / "junk.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"junk\.pth is truncated or not a PyTorch file$"):
+        read_state(tmp_path / "junk.pth")

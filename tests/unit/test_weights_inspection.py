@@ -22,6 +22,7 @@ def inspected(state: dict[str, torch.Tensor], tmp_path: Path, monkeypatch) -> in
     path = tmp_path / "file.pth"
     path.touch()
     monkeypatch.setattr(inspection, "read_state", lambda _: (state, ()))
+    monkeypatch.setattr(inspection, "not_finite", lambda _: ())  # values are without memory
     return inspection.inspect(path)
 
 
@@ -68,6 +69,14 @@ def test_our_own_networks_without_a_card_are_known_by_their_entries(name, part, 
     assert (best.missing, best.unexpected) == ((first,), ("encoder.body.more",))
 
 
+def test_our_own_encoder_may_be_torchvisions(tmp_path, monkeypatch):
+    with torch.device("meta"):
+        whole = build_model("pspnet:resnet18", num_classes=5).state_dict()
+    state = {key: value for key, value in whole.items() if key.startswith("encoder.")}
+    best = inspected(state, tmp_path, monkeypatch).best
+    assert (best.name, best.problems) == ("deeplabv3:resnet18", 0)
+
+
 def test_our_own_network_of_another_name_is_not_guessed(tmp_path, monkeypatch):
     with torch.device("meta"):
         state = build_model("fcn:test_resnet", num_classes=5).state_dict()
@@ -87,3 +96,16 @@ def test_import_needs_no_name_where_the_entries_tell_it(tmp_path, capsys, offici
     loaded = load_model(tmp_path / "out").model
     assert (loaded.name, loaded.settings["aux"]) == (name, aux)
     assert all(torch.equal(value, state[key]) for key, value in loaded.state_dict().items())
+
+
+def test_only_values_that_are_not_finite_are_damage(tmp_path):
+    state = {
+        "fc.weight": torch.tensor([1.0, float("nan")]),
+        "half": torch.tensor([float("inf")], dtype=torch.float16),
+        "sparse": torch.tensor([[0.0, float("inf")]]).to_sparse(),
+        "count": torch.tensor(3),
+        "flags": torch.tensor([True]),
+        "whole": torch.zeros(2),
+    }
+    torch.save(state, tmp_path / "x.pth")
+    assert inspection.inspect(tmp_path / "x.pth").damaged == ("fc.weight", "half", "sparse")
