@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cirkd_ray.report.sweep_data import read_sweep
+from tests.cluster.private_head import free_ports
 from tests.paths import REPO
 from tests.tinyrun import tiny_baseline
 
@@ -20,7 +21,8 @@ from pathlib import Path
 from ray.cluster_utils import Cluster
 
 folder = Path(sys.argv[2])
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": True})
+head = {"num_cpus": 0, "include_dashboard": True, "dashboard_port": int(sys.argv[3])}
+cluster = Cluster(initialize_head=True, head_node_args=head)
 first = cluster.add_node(num_cpus=2)
 os.environ["RAY_ADDRESS"] = cluster.address
 
@@ -53,8 +55,9 @@ def test_a_sweep_that_loses_a_node_goes_on(tmp_path: Path) -> None:
         "budget: {steps: 200, report_every: 20}\nresources: {workers: 2}\ncontrols: false\n"
     )
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    port = str(free_ports(1)[0])  # the cluster of the other tests may have the usual one
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(space), str(tmp_path / "sweep")],
+        [sys.executable, "-c", DRIVER, str(space), str(tmp_path / "sweep"), port],
         env={**environment, "PYTHONPATH": str(REPO)},
         capture_output=True,
         text=True,
