@@ -155,7 +155,7 @@ def test_mistakes_are_named_in_one_line(model, arguments, message, capsys, tmp_p
 
 def test_a_folder_without_a_model_and_unknown_data(tmp_path, capsys):
     assert main(["eval", str(tmp_path), "--data", "shapes"]) == 2
-    assert "student.safetensors" in capsys.readouterr().err
+    assert "no run's folder and holds no weights" in capsys.readouterr().err
     assert main(["eval", str(tmp_path)]) == 2
     assert "--data NAME" in capsys.readouterr().err
 
