@@ -16,6 +16,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
 from cirkd_ray.engine.stages import (
+    CHANGEABLE,
     FREE,
     fingerprint,
     locked,
@@ -30,7 +31,6 @@ from cirkd_ray.report.compare_data import COMPARISON, CompareData, read_comparis
 
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
 """What must not differ between methods: else it is not the methods that are compared."""
-LOOSE = ("data.workers", "data.root", "train.log_every", "train.keep_checkpoints", "train.pictures")
 BASELINE, TEACHERS = "baseline", "teachers.json"
 Say = Callable[[str], None]
 
@@ -82,8 +82,9 @@ def _short(names: Sequence[str]) -> list[str]:
 
 def _check_equal(first_name: str, first: RunSpec, name: str, spec: RunSpec, allow: Sequence[str]) -> None:
     before, now = flatten(first.to_dict()), flatten(spec.to_dict())
+    free = (*CHANGEABLE, *allow)
     for key in sorted({**before, **now}, key=lambda k: (not k.endswith(".name"), k)):
-        if not key.startswith(EQUAL) or key.startswith((*LOOSE, *allow)) or before.get(key) == now.get(key):
+        if not key.startswith(EQUAL) or key.startswith(free) or before.get(key) == now.get(key):
             continue
         equal = shlex.quote(f"{key}={before.get(key)}")
         raise ConfigError(

@@ -14,6 +14,7 @@ from cirkd_ray.cluster.space_build import Builder
 from cirkd_ray.cluster.space_file import SpaceFile
 from cirkd_ray.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config import RunSpec, from_tree, load_tree
+from cirkd_ray.engine.stages import COSMETIC
 from cirkd_ray.errors import ConfigError, UserError, nearest
 
 REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
@@ -35,8 +36,6 @@ MUTABLE = re.compile(
 )
 """What may change between a checkpoint and the run that goes on from it."""
 WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
-COSMETIC = ("train.log_every", "train.pictures", "train.keep_checkpoints")
-"""Settings that a sweep adapts to its reports, whatever the recipe says: they change no figure."""
 DRAWN = 32
 """Configurations that are tried as recipes before a sweep starts."""
 SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.(?P<loss>[^.]+)(\.[^.]+)?$")

@@ -14,7 +14,7 @@ import yaml
 
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
-from cirkd_ray.cluster.space_check import COSMETIC, check_space
+from cirkd_ray.cluster.space_check import check_space
 from cirkd_ray.cluster.space_file import SpaceFile
 from cirkd_ray.composition import apply_overrides, flatten, read_yaml
 from cirkd_ray.config import RunSpec, from_tree, load_tree
@@ -22,6 +22,7 @@ from cirkd_ray.engine.checkpoint import prune_checkpoints
 from cirkd_ray.engine.preflight import check_run
 from cirkd_ray.engine.rundir import RunDirectory, write_atomically
 from cirkd_ray.engine.stages import (
+    COSMETIC,
     fingerprint,
     locked,
     teacher_directory,

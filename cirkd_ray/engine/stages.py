@@ -20,14 +20,9 @@ from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError
 
-CHANGEABLE = (
-    "cluster.",
-    "data.root",
-    "data.workers",
-    "train.log_every",
-    "train.keep_checkpoints",
-    "train.pictures",
-)
+COSMETIC = ("train.log_every", "train.keep_checkpoints", "train.pictures")
+"""Settings of what a run tells and keeps; a sweep adapts them to its reports, whatever the recipe says."""
+CHANGEABLE = ("cluster.", "data.root", "data.workers", *COSMETIC)
 """Settings that may differ when a run is continued: they do not change what it computes."""
 FREE = (*CHANGEABLE, "name", "description", "published")
 """These, and what a recipe says of itself."""

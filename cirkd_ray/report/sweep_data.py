@@ -17,7 +17,7 @@ from cirkd_ray.report.files import read_json
 FAILURES, OUTCOME = "failures.json", "outcome.json"
 SPACE = "sweep.yaml"
 HOURS, EXPIRED = "expired.txt", "budget.hours is spent"
-"""Its existence says that `budget.hours` ended the search."""
+"""A file whose existence says that `budget.hours` ended the search, and what it holds."""
 
 
 @dataclass(frozen=True)
