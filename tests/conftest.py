@@ -46,8 +46,8 @@ def _ray_only_where_it_is_asked_for(request: pytest.FixtureRequest) -> Iterator[
 @pytest.fixture(scope="session")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a tiny trained teacher."""
-    from cirkd_ray.engine.local import run_local
-    from cirkd_ray.engine.rundir import RunDirectory
+    from cirkd_ray.train.local import run_local
+    from cirkd_ray.train.rundir import RunDirectory
     from tests.tinyrun import tiny_baseline
 
     directory = RunDirectory(tmp_path_factory.mktemp("teacher") / "run")

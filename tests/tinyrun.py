@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.train.rundir import RunDirectory
 
 SCENES = {"name": "shapes", "height": 32, "width": 64, "crop": [32, 64], "train_images": 40, "val_images": 6}
 NETWORK = {"name": "deeplabv3:mobilenetv3_small_050", "output_stride": 16, "head_channels": 16}

@@ -82,7 +82,7 @@ def _both_forms(
     """A data set on its own files and prepared."""
     from cirkd_ray.data import build_dataset
     from cirkd_ray.data.files import FileDataset
-    from cirkd_ray.data.prepare import prepare
+    from cirkd_ray.data_tools.prepare import prepare
     from cirkd_ray.errors import ConfigError
 
     if root is None:
@@ -107,7 +107,7 @@ def draw_set(name: str, root: Path, count: int = 4) -> None:
 
     from cirkd_ray.data.files import packaged_list
     from cirkd_ray.data.sampler import sample_rng
-    from cirkd_ray.data.street import draw_street
+    from cirkd_ray.data.shapes import draw_street
 
     (height, width), extension = SETS[name]
     stored = _stored_values(name)

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     """Measure and print a table."""
     import torch
 
-    from cirkd_ray.engine.local import local_device
+    from cirkd_ray.device import local_device
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.models import build_model
     from cirkd_ray.report.console import output
@@ -66,9 +66,9 @@ def parts(
     import torch
     from torch.nn import functional as F
 
-    from cirkd_ray.engine.boundary import BoundaryMatrix
-    from cirkd_ray.engine.inference import predicted_classes
-    from cirkd_ray.engine.metrics import ConfusionMatrix
+    from cirkd_ray.evaluate.boundary import BoundaryMatrix
+    from cirkd_ray.evaluate.inference import predicted_classes
+    from cirkd_ray.evaluate.metrics import ConfusionMatrix
 
     height, width = args.size
     image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, device=device)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import torch
 
     from cirkd_ray.bench._losses_measure import SHAPES, Clock
-    from cirkd_ray.engine.local import local_device
+    from cirkd_ray.device import local_device
     from cirkd_ray.errors import ConfigError, nearest
     from cirkd_ray.losses import LOSSES
     from cirkd_ray.report.console import output

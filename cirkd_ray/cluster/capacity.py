@@ -9,9 +9,9 @@ from typing import Any
 import ray
 
 from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
-from cirkd_ray.cluster.space import PAUSING, SweepSpec
-from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.config.composition import apply_overrides
+from cirkd_ray.sweep.space import PAUSING, SweepSpec
 
 HEAD = "node:__internal_head__"
 DRIVER_BYTES = 2.2e9

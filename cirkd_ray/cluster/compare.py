@@ -11,23 +11,24 @@ from typing import Any
 import yaml
 
 from cirkd_ray.cluster.session import ray_session
-from cirkd_ray.composition import flatten, read_yaml
+from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.preflight import check_run
-from cirkd_ray.engine.rundir import RunDirectory, write_atomically
-from cirkd_ray.engine.stages import (
+from cirkd_ray.config.applied import paths_of
+from cirkd_ray.config.composition import flatten, read_yaml
+from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.files import write_text
+from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import locked, train_teacher
+from cirkd_ray.train.teacher import (
     CHANGEABLE,
     FREE,
     fingerprint,
-    locked,
     slug,
     teacher_directory,
     teacher_recipe,
-    train_teacher,
     with_weights,
 )
-from cirkd_ray.errors import ConfigError, nearest
-from cirkd_ray.report.compare_data import COMPARISON, CompareData, read_comparison
 
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
 """What must not differ between methods: else it is not the methods that are compared."""
@@ -135,7 +136,7 @@ def _open(methods: dict[str, RunSpec], folder: Path) -> None:
             )
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"methods": {**known, **{name: spec.to_dict() for name, spec in methods.items()}}}
-    write_atomically(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def _run(
@@ -160,7 +161,7 @@ def _run(
             run = from_tree({**spec.to_dict(), "seed": seed, "name": f"{name}-s{seed}"})
             jobs.append(Job(f"{name}-s{seed}", run, folder / "runs" / f"{name}-s{seed}"))
     failed = {name: r for name, r in run_jobs(jobs, fits.count, say).items() if isinstance(r, str)}
-    write_atomically(folder / "failures.json", json.dumps(failed, indent=2))
+    write_text(folder / "failures.json", json.dumps(failed, indent=2))
 
 
 def _with_teachers(methods: dict[str, RunSpec], folder: Path, out: Path, say: Say) -> dict[str, RunSpec]:
@@ -191,7 +192,7 @@ def _with_teachers(methods: dict[str, RunSpec], folder: Path, out: Path, say: Sa
         for name, spec in methods.items()
     }
     weights = {n: s.teacher.weights for n, s in found.items() if s.teacher is not None and s.teacher.weights}
-    write_atomically(path, json.dumps({**known, **weights}))
+    write_text(path, json.dumps({**known, **weights}))
     return found
 
 
@@ -201,8 +202,6 @@ def check_differ(paths: Sequence[str], spec: RunSpec) -> None:
     Raises:
         ConfigError: one does not.
     """
-    from cirkd_ray.cluster.applied import paths_of
-
     known = paths_of(spec)
     for path in paths:
         if path not in known:

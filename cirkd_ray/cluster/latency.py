@@ -12,10 +12,10 @@ from typing import Any
 import ray
 
 from cirkd_ray.cluster.resources import plan_run
-from cirkd_ray.cluster.space import SweepSpec
-from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.rundir import write_atomically
+from cirkd_ray.config.composition import apply_overrides
+from cirkd_ray.files import write_text
+from cirkd_ray.sweep.space import SweepSpec
 
 MOST_STUDENTS = 32
 LATENCY = "latency"
@@ -59,7 +59,7 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
             .remote(spec.to_dict(), plan.gpus > 0)
         )
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps({**measured, "model": key["model"]}))
+        write_text(path, json.dumps({**measured, "model": key["model"]}))
     found: dict[str, Any] = json.loads(path.read_text())
     return {name: float(found[name]) for name in ("latency_ms", "parameters")}
 
@@ -67,8 +67,8 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
 def _measure(tree: dict[str, object], on_gpu: bool) -> dict[str, float]:
     import torch
 
-    from cirkd_ray.engine.build import build_datasets, build_network
     from cirkd_ray.models.cost import images_per_second
+    from cirkd_ray.train.build import build_datasets, build_network
 
     spec = from_tree(tree)
     _, val = build_datasets(spec)

@@ -10,9 +10,9 @@ from typing import Any
 
 from ray.tune import Callback
 
-from cirkd_ray.composition import read_yaml
-from cirkd_ray.engine.rundir import write_atomically
-from cirkd_ray.report.sweep_data import EXPIRED, HOURS, OUTCOME, SPACE
+from cirkd_ray.config.composition import read_yaml
+from cirkd_ray.files import write_text
+from cirkd_ray.sweep.folder import EXPIRED, HOURS, OUTCOME, SPACE
 
 
 class TrialLog(Callback):  # type: ignore[misc]
@@ -39,7 +39,7 @@ class TrialLog(Callback):  # type: ignore[misc]
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         """Before Tune looks at its own clock, which was started later."""
         if time.monotonic() >= self.deadline:
-            write_atomically(self.folder / HOURS, EXPIRED)
+            write_text(self.folder / HOURS, EXPIRED)
             self.deadline = math.inf
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -69,7 +69,7 @@ class TrialLog(Callback):  # type: ignore[misc]
 
         folder = self.folder / "trials" / trial_id
         folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(folder / OUTCOME, json.dumps({"status": status, "reason": reason}))
+        write_text(folder / OUTCOME, json.dumps({"status": status, "reason": reason}))
         ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
         value = last.get(self.metric)
         figure = f" at step {last.get('step')}, {self.metric} {value:.4f}" if value is not None else ""

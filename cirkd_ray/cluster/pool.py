@@ -13,9 +13,10 @@ from cirkd_ray.cluster.capacity import HEAD
 from cirkd_ray.cluster.train import fit
 from cirkd_ray.cluster.trial import Runner
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.rundir import RunDirectory
-from cirkd_ray.engine.stages import fingerprint, open_directory
 from cirkd_ray.errors import UserError
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import open_directory
+from cirkd_ray.train.teacher import fingerprint
 
 RETRIES = 2
 """Of a run whose driver was lost; what its workers lose is retried by Ray Train."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,9 +22,9 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import BasicVariantGenerator, Searcher
 
-from cirkd_ray.cluster.parameters import Parameter
-from cirkd_ray.cluster.space import POPULATION, SweepSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.sweep.parameters import Parameter
+from cirkd_ray.sweep.space import POPULATION, SweepSpec
 
 EXTRAS = {
     "hyperopt": "hyperopt",
@@ -156,8 +157,6 @@ def _optuna(sweep: SweepSpec) -> Searcher:
 
 def _hyperopt(hp: Any, path: str, parameter: Parameter) -> Any:
     """Conditions are not modelled: a value that does not count is drawn and dropped."""
-    import math
-
     if parameter.options:
         return hp.choice(path, list(parameter.options))
     low, high = parameter.bounds

@@ -11,6 +11,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.files import whole_folder
 
 FILES = ("model.json", "student.safetensors")
 """What of a run's folder is needed to load its network."""
@@ -48,10 +49,6 @@ def _version(files: list[Path]) -> str:
 
 
 def _copy(files: list[Path], folder: Path) -> None:
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
-    try:
+    with whole_folder(folder) as partial:
         for file in files:
             shutil.copy2(file, partial / file.name)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -13,25 +13,19 @@ from typing import Any
 import yaml
 
 from cirkd_ray.cluster.session import ray_session
-from cirkd_ray.cluster.space import PAUSING, POPULATION, SweepSpec
-from cirkd_ray.cluster.space_check import check_space
-from cirkd_ray.cluster.space_file import SpaceFile
-from cirkd_ray.composition import apply_overrides, flatten, read_yaml
 from cirkd_ray.config import RunSpec, from_tree, load_tree
-from cirkd_ray.engine.checkpoint import prune_checkpoints
-from cirkd_ray.engine.preflight import check_run
-from cirkd_ray.engine.rundir import RunDirectory, write_atomically
-from cirkd_ray.engine.stages import (
-    COSMETIC,
-    fingerprint,
-    locked,
-    teacher_directory,
-    teacher_recipe,
-    train_teacher,
-    with_weights,
-)
+from cirkd_ray.config.composition import apply_overrides, flatten, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
-from cirkd_ray.report.sweep_data import EXPIRED, FAILURES, HOURS, OUTCOME, SPACE, SweepData, read_sweep
+from cirkd_ray.files import write_text
+from cirkd_ray.sweep.folder import EXPIRED, FAILURES, HOURS, OUTCOME, SPACE, SweepData, read_sweep
+from cirkd_ray.sweep.space import PAUSING, POPULATION, SweepSpec
+from cirkd_ray.sweep.space_check import check_space
+from cirkd_ray.sweep.space_file import SpaceFile
+from cirkd_ray.train.checkpoint import prune_checkpoints
+from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import locked, train_teacher
+from cirkd_ray.train.teacher import COSMETIC, fingerprint, teacher_directory, teacher_recipe, with_weights
 
 BASE, TEACHER, RESULT = "base.yaml", "teacher.txt", "sweep.json"
 RETRIES = 2
@@ -114,7 +108,7 @@ def _open(sweep: Sweep, fresh: bool) -> None:
             )
     sweep.folder.mkdir(parents=True, exist_ok=True)
     for name, tree in ((SPACE, sweep.spec.model_dump(mode="json")), (BASE, sweep.base.to_dict())):
-        write_atomically(sweep.folder / name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+        write_text(sweep.folder / name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
 def _run(sweep: Sweep) -> None:
@@ -143,7 +137,7 @@ def _run(sweep: Sweep) -> None:
         raise TrainingError(f"{sweep.folder}: no trial has come to a result; {'; '.join(reasons[:3])}")
     _controls_and_finalists(sweep, base, trials, fits.count)
     result = {"finished": time.time(), "seconds_of_the_last_call": time.perf_counter() - started}
-    write_atomically(sweep.folder / RESULT, json.dumps(result))
+    write_text(sweep.folder / RESULT, json.dumps(result))
 
 
 def _with_teacher(sweep: Sweep) -> RunSpec:
@@ -160,7 +154,7 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
             f"{sweep.folder}: began with the teacher in {used.read_text()}, whose recipe has changed since; "
             "give the sweep another --name, or start it anew with --fresh"
         )
-    write_atomically(used, str(directory.path))
+    write_text(used, str(directory.path))
     train_teacher(teacher_recipe(base), directory, fit, sweep.say)
     return with_weights(base, directory.path)
 
@@ -179,7 +173,7 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
     if ended < sweep.spec.trials:
         if hours is not None and time.monotonic() - started >= 3600 * hours:
-            write_atomically(sweep.folder / HOURS, EXPIRED)
+            write_text(sweep.folder / HOURS, EXPIRED)
         if not _expired(sweep.folder):
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)
@@ -200,7 +194,7 @@ def _cut_off(folder: Path) -> None:
     """Write what became of the trials that the end of `budget.hours` has stopped."""
     for path in (folder / "trials").glob("*/"):
         if not (path / OUTCOME).is_file():
-            write_atomically(path / OUTCOME, json.dumps({"status": "expired", "reason": EXPIRED}))
+            write_text(path / OUTCOME, json.dumps({"status": "expired", "reason": EXPIRED}))
 
 
 def _expired(folder: Path) -> bool:
@@ -285,7 +279,7 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
         sweep.say,
     )
     failed = {name: reason for name, reason in results.items() if isinstance(reason, str)}
-    write_atomically(sweep.folder / FAILURES, json.dumps(failed, indent=2))
+    write_text(sweep.folder / FAILURES, json.dumps(failed, indent=2))
 
 
 def control_runs(base: RunSpec, steps: int) -> dict[str, RunSpec]:

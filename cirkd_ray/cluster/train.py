@@ -24,13 +24,14 @@ from cirkd_ray.cluster.resources import Plan, plan_run
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.checkpoint import list_checkpoints, newest_checkpoint
-from cirkd_ray.engine.distributed import World
-from cirkd_ray.engine.loop import train
-from cirkd_ray.engine.rundir import RunDirectory, write_atomically
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError
+from cirkd_ray.files import write_text
 from cirkd_ray.report.follow import Follower, RunLog
 from cirkd_ray.report.listeners import TensorBoardListener
+from cirkd_ray.train.checkpoint import list_checkpoints, newest_checkpoint
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.loop import train
+from cirkd_ray.train.rundir import RunDirectory
 
 FAILURE = "failure.json"
 
@@ -133,7 +134,7 @@ def worker(config: dict[str, Any]) -> None:
 def write_failure(directory: RunDirectory, error: UserError) -> None:
     """Leave the reason of a failure where the driver finds it."""
     if directory.path.is_dir():
-        write_atomically(
+        write_text(
             directory.path / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)})
         )
 

@@ -16,16 +16,17 @@ from ray import tune
 from ray.train import UserCallback
 
 from cirkd_ray import errors
-from cirkd_ray.cluster.applied import differences
 from cirkd_ray.cluster.bridge import Fit, Pointer, report, restored
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
-from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.cluster.train import fit, read_failure
-from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.rundir import RunDirectory, write_atomically
-from cirkd_ray.engine.stages import open_directory
+from cirkd_ray.config.applied import differences
+from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import ConfigError, UserError
+from cirkd_ray.files import write_text
+from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import open_directory
 
 Runner = Callable[[RunSpec, RunDirectory, Sequence[UserCallback], Path | None], Any]
 GENERATION, FAILED = "trial.json", "failed.json"
@@ -81,7 +82,7 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], runner: Runner, trial_
         # What its workers or its configuration met stays; that the cluster is smaller for a while does not.
         if directory is None or read_failure(directory) is not None:
             failure = {"kind": type(error).__name__, "message": str(error)}
-            write_atomically(folder / FAILED, json.dumps(failure))
+            write_text(folder / FAILED, json.dumps(failure))
         raise
 
 
@@ -104,7 +105,7 @@ def prepare(
     check_applied(spec, settings)
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
-    write_atomically(directory.path / GENERATION, json.dumps(about, indent=2))
+    write_text(directory.path / GENERATION, json.dumps(about, indent=2))
     return spec, directory, Path(parent.path) if parent else None
 
 

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from cirkd_ray.commands._common import add_set
 
 if TYPE_CHECKING:
-    from cirkd_ray.engine.evaluator import EvaluationJob
-    from cirkd_ray.engine.inference import Views
+    from cirkd_ray.evaluate.inference import Views
+    from cirkd_ray.evaluate.saved import EvaluationJob
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -81,8 +81,8 @@ def add_views(parser: argparse.ArgumentParser) -> None:
 
 def make_views(args: argparse.Namespace) -> Views:
     """How the images are seen."""
-    from cirkd_ray.engine.inference import Views, Window
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.evaluate.inference import Views, Window
 
     if args.stride and not args.window:
         raise ConfigError("--stride goes with --window")
@@ -99,8 +99,8 @@ def make_job(args: argparse.Namespace) -> EvaluationJob:
     Raises:
         ConfigError: no data set is known, or a setting is wrong.
     """
-    from cirkd_ray.engine.evaluator import EvaluationJob
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.evaluate.saved import EvaluationJob
 
     batch_size, loaders = args.batch_size, args.loaders or 0
     if batch_size is None:
@@ -134,7 +134,7 @@ def data_settings(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ConfigError: no data set is known.
     """
-    from cirkd_ray.composition import apply_overrides, overrides_from
+    from cirkd_ray.config.composition import apply_overrides, overrides_from
     from cirkd_ray.errors import ConfigError
 
     known = run_data(args.model) if args.model else {}
@@ -159,8 +159,8 @@ def data_settings(args: argparse.Namespace) -> dict[str, Any]:
 def run_data(model: str) -> dict[str, Any]:
     """The data set of a run, without what concerns training alone; of other models, what their card says."""
     from cirkd_ray.config import DataSpec
-    from cirkd_ray.engine.evaluator import is_run
-    from cirkd_ray.engine.rundir import RunDirectory
+    from cirkd_ray.evaluate.saved import is_run
+    from cirkd_ray.train.rundir import RunDirectory
 
     if is_run(model):
         spec = RunDirectory(model).spec().data

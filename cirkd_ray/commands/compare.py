@@ -37,11 +37,12 @@ def run(args: argparse.Namespace) -> int:
     """Run or continue the comparison, write its table and plot, print the table."""
     from cirkd_ray.cluster.compare import check_differ, methods_of, run_comparison
     from cirkd_ray.config import load_run
-    from cirkd_ray.engine.stages import named_folder, slug
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
+    from cirkd_ray.train.stages import named_folder
+    from cirkd_ray.train.teacher import slug
 
     if args.seeds < 1 or (args.concurrent is not None and args.concurrent < 1):
         raise ConfigError("--seeds and --concurrent take numbers from 1")

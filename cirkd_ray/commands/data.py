@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cirkd_ray.data import SegmentationDataset
-    from cirkd_ray.data.check import Report
-    from cirkd_ray.data.get import Progress
+    from cirkd_ray.data_tools.check import Report
+    from cirkd_ray.data_tools.get import Progress
     from cirkd_ray.errors import DataError
 
 HELP = "check, prepare, get and show data sets"
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     import json
 
-    from cirkd_ray.data.check import check, missing_split
+    from cirkd_ray.data_tools.check import check, missing_split
     from cirkd_ray.errors import DataError
     from cirkd_ray.report.bar import bar
 
@@ -109,7 +109,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from cirkd_ray.data.prepare import Encoding, prepare
+    from cirkd_ray.data_tools.prepare import Encoding, prepare
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.bar import bar
 
@@ -135,7 +135,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _get(args: argparse.Namespace) -> int:
-    from cirkd_ray.data.get import get
+    from cirkd_ray.data_tools.get import get
 
     with _steps() as progress:
         root = get(args.name, args.root, args.mirror, not args.delete_archives, progress=progress)
@@ -149,8 +149,8 @@ def _show(args: argparse.Namespace) -> int:
 
     from cirkd_ray.data.base import DATASETS, Sample
     from cirkd_ray.data.sampler import sample_rng
-    from cirkd_ray.data.sheet import contact_sheet
     from cirkd_ray.data.transforms import TrainTransform
+    from cirkd_ray.data_tools.show import contact_sheet
     from cirkd_ray.errors import ConfigError
 
     ((split, data),) = _splits(args, default=("val",), single=True).items()
@@ -213,9 +213,9 @@ def _splits(
 
 def _settings(name: str, given: Sequence[str]) -> dict[str, Any]:
     """All settings of the data set, with those of the command line, checked."""
-    from cirkd_ray.composition import overrides_from
+    from cirkd_ray.config.composition import overrides_from
+    from cirkd_ray.config.registry import validate
     from cirkd_ray.data import DATASETS
-    from cirkd_ray.registry import validate
 
     values = {key.removeprefix("data."): value for key, value in overrides_from(given).items()}
     return validate(DATASETS.settings(name), values, "--set").model_dump()

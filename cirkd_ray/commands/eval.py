@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cirkd_ray.commands._evaluation import add_evaluation, make_job, warn
 
 if TYPE_CHECKING:
-    from cirkd_ray.engine.evaluator import EvaluationJob
+    from cirkd_ray.evaluate.saved import EvaluationJob
     from cirkd_ray.report.evaluation import Evaluation
 
 HELP = "evaluate a trained network on a data set"
@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate, write the report, print it."""
     import json
 
+    from cirkd_ray.files import require_writable
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.files import require_writable
     from cirkd_ray.report.tables import per_class
 
     job = make_job(args)
@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, worst: int = 0) -> Evaluation:
     """Do the job here (0 workers) or on Ray workers, and collect what its report needs."""
-    from cirkd_ray.engine.bootstrap import bootstrap_miou
-    from cirkd_ray.engine.evaluator import Evaluator, worst_images
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.evaluate.bootstrap import bootstrap_miou
+    from cirkd_ray.evaluate.saved import Evaluator, worst_images
     from cirkd_ray.report.bar import bar
     from cirkd_ray.report.evaluation import Evaluation
 
@@ -101,7 +101,7 @@ def _default_folder(model: str, job: EvaluationJob) -> Path:
     """Evaluations of several models, or of one that looks at the images in different ways, do not overwrite
     each other.
     """
-    from cirkd_ray.engine.evaluator import is_run
+    from cirkd_ray.evaluate.saved import is_run
 
     views = job.views
     parts = [job.data, job.split]
@@ -124,7 +124,7 @@ def _by(size: tuple[int, int]) -> str:
 
 def _model_name(path: Path) -> str:
     """A model's name for its reports; that of the folder for an export's files, all named alike."""
-    from cirkd_ray.models.card import CARD_FILE, WEIGHTS_FILE
+    from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE
 
     if path.name in (CARD_FILE, WEIGHTS_FILE):
         return path.parent.name

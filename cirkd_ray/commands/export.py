@@ -31,8 +31,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, check, print."""
     from cirkd_ray.commands._common import require_size
-    from cirkd_ray.models.export import SUFFIXES, ExportOptions, export_model
-    from cirkd_ray.models.package import load_model
+    from cirkd_ray.weights.export import SUFFIXES, ExportOptions, export_model
+    from cirkd_ray.weights.package import load_model
 
     require_size(args.size)
     loaded = load_model(args.path)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cirkd_ray.data.base import SegmentationDataset
-    from cirkd_ray.engine.predictor import Predictor, Source
+    from cirkd_ray.evaluate.predict import Predictor, Source
 
 HELP = "predict images: colour masks, blends, ids, Cityscapes submissions"
 FORMS = ("colors", "blends", "ids")
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     """Predict files, folders or a split; write the pictures and the submission."""
-    from cirkd_ray.engine.submission import Submission, check_submission, refuse_scaled, server_names
+    from cirkd_ray.evaluate.submission import Submission, check_submission, refuse_scaled, server_names
     from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
     from cirkd_ray.report.written import write_prediction
@@ -142,8 +142,8 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
 
 def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
-    from cirkd_ray.engine.predictor import find_images, read_dataset, read_files
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files
 
     if args.inputs:
         if args.data or args.submission:
@@ -171,7 +171,7 @@ def _dataset(args: argparse.Namespace) -> SegmentationDataset:
 
 
 def _predictor(args: argparse.Namespace, dataset: SegmentationDataset | None) -> Predictor:
-    from cirkd_ray.engine.predictor import Predictor
+    from cirkd_ray.evaluate.predict import Predictor
 
     return Predictor.load(
         args.model,
@@ -187,8 +187,9 @@ def _worst(args: argparse.Namespace) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
     from cirkd_ray.commands.eval import evaluate_job
     from cirkd_ray.errors import ConfigError, DataError
+    from cirkd_ray.files import require_writable
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.files import require_writable, save_picture
+    from cirkd_ray.report.pictures import save_picture
 
     if args.inputs or args.worst < 1:
         raise ConfigError(
@@ -213,8 +214,8 @@ def _check(args: argparse.Namespace) -> int:
     """Check a submission against the split's images."""
     from cirkd_ray.data.cityscapes import Cityscapes
     from cirkd_ray.data.files import packaged_list
-    from cirkd_ray.engine.submission import check_submission, server_names
     from cirkd_ray.errors import ConfigError, nearest
+    from cirkd_ray.evaluate.submission import check_submission, server_names
     from cirkd_ray.report.console import output
 
     if args.data not in (None, "cityscapes"):

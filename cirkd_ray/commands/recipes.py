@@ -27,8 +27,8 @@ def _list(_: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from cirkd_ray.composition import recipe_names
     from cirkd_ray.config import load_tree, parse
+    from cirkd_ray.config.composition import recipe_names
 
     table = Table("recipe", "student", "teacher", "losses", "steps", "published mIoU", box=None)
     for column in table.columns:
@@ -60,7 +60,7 @@ def _show(args: argparse.Namespace) -> int:
 
 
 def _schema(_: argparse.Namespace) -> int:
-    from cirkd_ray.resolution import json_schema
+    from cirkd_ray.config.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
     return 0

@@ -15,12 +15,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the folder, write `report/`."""
+    from cirkd_ray.compare.folder import COMPARISON, read_comparison
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.report.compare_data import COMPARISON, read_comparison
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.sweep_data import read_sweep
     from cirkd_ray.report.sweep_page import write_sweep
+    from cirkd_ray.sweep.folder import read_sweep
 
     folder = Path(args.folder).expanduser().absolute()
     console = output()

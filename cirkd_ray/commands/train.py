@@ -15,8 +15,8 @@ from cirkd_ray.commands._common import add_out, add_recipe
 
 if TYPE_CHECKING:
     from cirkd_ray.config import RunSpec
-    from cirkd_ray.engine.rundir import RunDirectory
-    from cirkd_ray.engine.stages import Runner
+    from cirkd_ray.train.rundir import RunDirectory
+    from cirkd_ray.train.stages import Runner
 
 HELP = "train a student from a teacher, a teacher, or a baseline"
 
@@ -39,8 +39,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then show the result."""
-    from cirkd_ray.engine.stages import run_recipe
     from cirkd_ray.report.console import output
+    from cirkd_ray.train.stages import run_recipe
 
     console = output()
     out = Path(args.out).expanduser().absolute()
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
 def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]:
     """The recipe and the directory: of a new run, or of the one to continue."""
     from cirkd_ray.config import load_run
-    from cirkd_ray.engine.rundir import RunDirectory
-    from cirkd_ray.engine.stages import latest_run, named_folder, run_name
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.train.rundir import RunDirectory
+    from cirkd_ray.train.stages import latest_run, named_folder, run_name
 
     if args.resume:  # a run by its path or its name; its own recipe counts
         found = [
@@ -110,10 +110,10 @@ def _runner(local: bool) -> Runner:
         return run_on_ray
 
     def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
-        from cirkd_ray.engine.local import run_local
         from cirkd_ray.report.follow import RunLog
         from cirkd_ray.report.listeners import ProgressListener, TensorBoardListener
         from cirkd_ray.report.progress import Progress
+        from cirkd_ray.train.local import run_local
 
         shown = ProgressListener(Progress(spec.train.steps))
         try:

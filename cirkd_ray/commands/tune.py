@@ -35,11 +35,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the sweep, then show its ranking; 1 if a control or finalist failed."""
-    from cirkd_ray.cluster.space_check import check_space
-    from cirkd_ray.cluster.space_file import load_space
-    from cirkd_ray.engine.stages import named_folder, slug
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.console import output
+    from cirkd_ray.sweep.space_check import check_space
+    from cirkd_ray.sweep.space_file import load_space
+    from cirkd_ray.train.stages import named_folder
+    from cirkd_ray.train.teacher import slug
 
     console = output()
     if args.list:
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
         console.print(text, highlight=False, soft_wrap=True)
         return 0
     from cirkd_ray.cluster.sweep import best_recipe, run_sweep
-    from cirkd_ray.report.files import save_text
+    from cirkd_ray.files import save_text
     from cirkd_ray.report.sweep import ranking, summary
 
     out = Path(args.out).expanduser().absolute()
@@ -80,7 +81,7 @@ def _list(console: object) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    from cirkd_ray.cluster.space_file import load_space, space_names
+    from cirkd_ray.sweep.space_file import load_space, space_names
 
     table = Table("space", "recipe", "trials", "scheduler", "searcher", "what", box=None)
     for name in space_names():

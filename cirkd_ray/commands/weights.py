@@ -13,11 +13,11 @@ HELP = "inspect, import, verify and get weights"
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cirkd_ray.models.download import Progress
-    from cirkd_ray.models.inspection import Inspection
     from cirkd_ray.models.segmentation import SegmentationModel
-    from cirkd_ray.models.weights import WeightsReport
     from cirkd_ray.types import ClassSet
+    from cirkd_ray.weights.fetch import Progress
+    from cirkd_ray.weights.inspection import Inspection
+    from cirkd_ray.weights.loading import WeightsReport
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def _print(table: Table) -> None:
 def _inspect(args: argparse.Namespace) -> int:
     from rich.table import Table
 
-    from cirkd_ray.models.inspection import inspect
+    from cirkd_ray.weights.inspection import inspect
 
     found = inspect(args.path)
     table = Table(box=None, show_header=False)
@@ -112,18 +112,18 @@ _KINDS = {
     "timm backbone": "an ImageNet backbone of timm (or of torchvision, whose ResNets have the same names)",
     "torchvision backbone": "an ImageNet backbone of torchvision",
     "torchvision segmentation": "a segmentation network of torchvision: a teacher by "
-    "module=cirkd_ray.models.external:torchvision_model?name=NAME&weights=PATH",
+    "module=cirkd_ray.weights.external:torchvision_model?name=NAME&weights=PATH",
     "unknown": "unknown; name a network with --model to see what does not fit",
 }
 
 
 def _fit(args: argparse.Namespace, found: Inspection) -> list[tuple[str, str]]:
     """Rows of the network and of what does not fit it."""
-    from cirkd_ray.models.card import find_card
+    from cirkd_ray.weights.card import find_card
 
     own = found.kind == "cirkd_ray" and find_card(found.path) is not None
     if args.model is not None or args.settings or own:
-        from cirkd_ray.models.weights import aside, compare, explain
+        from cirkd_ray.weights.loading import aside, compare, explain
 
         name = args.model or (found.best.name if found.best is not None else None)
         model = _network(args, name, found)
@@ -155,10 +155,10 @@ def _first(names: Sequence[str], count: int = 5) -> str:
 
 def _network(args: argparse.Namespace, name: str | None, found: Inspection) -> SegmentationModel:
     """The network of that name, or the one that fits the file."""
-    from cirkd_ray.composition import overrides_from
+    from cirkd_ray.config.composition import overrides_from
     from cirkd_ray.errors import WeightsError
     from cirkd_ray.models.build import build_model
-    from cirkd_ray.models.card import find_card
+    from cirkd_ray.weights.card import find_card
 
     if name is None:
         if found.kind == "torchvision segmentation":
@@ -184,7 +184,7 @@ def _foreign(found: Inspection) -> str:
 def _load(model: SegmentationModel, path: str, found: Inspection) -> WeightsReport:
     """Load them; where they do not fit, the error says what they are, as far as that is known."""
     from cirkd_ray.errors import WeightsError
-    from cirkd_ray.models.weights import load_weights
+    from cirkd_ray.weights.loading import load_weights
 
     try:
         return load_weights(model, path)
@@ -199,9 +199,9 @@ def _load(model: SegmentationModel, path: str, found: Inspection) -> WeightsRepo
 
 
 def _import(args: argparse.Namespace) -> int:
-    from cirkd_ray.models.inspection import inspect
-    from cirkd_ray.models.package import save_encoder, save_model
-    from cirkd_ray.models.weights import aside
+    from cirkd_ray.weights.inspection import inspect
+    from cirkd_ray.weights.loading import aside
+    from cirkd_ray.weights.package import save_encoder, save_model
 
     found = inspect(args.path)
     model = _network(args, args.model, found)
@@ -223,7 +223,7 @@ def _import(args: argparse.Namespace) -> int:
 def _classes(data: str | None, count: int) -> ClassSet:
     """Names and colours from a data set, or numbers and the colours of VOC."""
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.models.package import numbered_classes
+    from cirkd_ray.weights.package import numbered_classes
 
     if data is None:
         return numbered_classes(count)
@@ -245,10 +245,10 @@ def _verify(args: argparse.Namespace) -> int:
 
     from cirkd_ray.commands._common import require_size
     from cirkd_ray.errors import WeightsError
-    from cirkd_ray.models.card import find_card
-    from cirkd_ray.models.inspection import inspect
-    from cirkd_ray.models.package import load_model
-    from cirkd_ray.models.weights import aside
+    from cirkd_ray.weights.card import find_card
+    from cirkd_ray.weights.inspection import inspect
+    from cirkd_ray.weights.loading import aside
+    from cirkd_ray.weights.package import load_model
 
     require_size(args.size)
     found = inspect(args.path)
@@ -281,8 +281,8 @@ def _verify(args: argparse.Namespace) -> int:
 
 def _get(args: argparse.Namespace) -> int:
     from cirkd_ray.errors import ConfigError, nearest
-    from cirkd_ray.models.catalogue import KNOWN_FILES
-    from cirkd_ray.models.download import download, read_origin
+    from cirkd_ray.weights.catalogue import KNOWN_FILES
+    from cirkd_ray.weights.fetch import download, read_origin
 
     if args.name is None:
         return _list_known()
@@ -336,7 +336,7 @@ def _list_known() -> int:
     """Print the table of known files."""
     from rich.table import Table
 
-    from cirkd_ray.models.catalogue import KNOWN_FILES
+    from cirkd_ray.weights.catalogue import KNOWN_FILES
 
     table = Table(box=None)
     for column in ("name", "network", "what it is"):

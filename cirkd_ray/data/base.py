@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cirkd_ray.errors import ConfigError, DataError, nearest
-from cirkd_ray.registry import Registry, settings_model, validate
+from cirkd_ray.config import registry
 from cirkd_ray.types import ClassSet
 
 UInt8 = NDArray[np.uint8]
@@ -104,30 +102,4 @@ class SegmentationDataset(ABC):
         """The sample's name, without reading it."""
 
 
-DATASETS: Registry[SegmentationDataset] = Registry("data set", "cirkd_ray.data")
-
-
-def build_dataset(
-    name: str, *, split: str, root: str | Path | None = None, where: str = "data", **settings: Any
-) -> SegmentationDataset:
-    """Build one split of the data set `name`; a root made by `cirkd data prepare` is read in its own form.
-
-    Raises:
-        ConfigError: an unknown name, split or setting.
-        DataError: the root is not given, or does not hold what the data set expects.
-    """
-    cls = DATASETS.get(name)
-    if cls.splits and split not in cls.splits:
-        raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
-    if cls.needs_root and root is None:
-        raise DataError(
-            f"{where}.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH"
-        )
-    if cls.needs_root and root is not None:
-        from cirkd_ray.data.prepared import find_manifest, open_prepared
-
-        manifest = find_manifest(root)
-        if manifest is not None:
-            values = validate(settings_model(cls), settings, where)
-            return open_prepared(root, manifest, name, split, values.model_dump())
-    return DATASETS.build(name, {"split": split, "root": root}, settings, where)
+DATASETS: registry.Registry[SegmentationDataset] = registry.DATASETS

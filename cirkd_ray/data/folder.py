@@ -10,11 +10,11 @@ from typing import Annotated, ClassVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from cirkd_ray.config.registry import validate
 from cirkd_ray.data.base import DATASETS
 from cirkd_ray.data.files import FileDataset, LabelMap
 from cirkd_ray.data.storage import Storage
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.registry import validate
 from cirkd_ray.types import IGNORE_LABEL, PADDING_LABEL, ClassSet
 
 DESCRIPTION = "dataset.yaml"

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from cirkd_ray.config import registry
 from cirkd_ray.errors import ConfigError, nearest
-from cirkd_ray.registry import Registry
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
 
@@ -93,7 +93,7 @@ class DistillationLoss(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} has no opponent")
 
 
-LOSSES: Registry[DistillationLoss] = Registry("loss", "cirkd_ray.losses")
+LOSSES: registry.Registry[DistillationLoss] = registry.LOSSES
 
 Channels = int | Mapping[str, int]
 """Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""

@@ -1,7 +1,6 @@
 """Segmentation networks: timm encoders under the field's heads."""
 
 from cirkd_ray.models.build import build_model
-from cirkd_ray.models.package import LoadedModel, load_model, save_model
 from cirkd_ray.types import SegmentationOutput
 
-__all__ = ["LoadedModel", "SegmentationOutput", "build_model", "load_model", "save_model"]
+__all__ = ["SegmentationOutput", "build_model"]

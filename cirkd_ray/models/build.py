@@ -8,13 +8,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from cirkd_ray.config.registry import validate
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.models.backbones import Backbone, find_backbone
 from cirkd_ray.models.encoders import Encoder
 from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
 from cirkd_ray.models.heads.fcn import FCNHead
 from cirkd_ray.models.segmentation import EncoderDecoder
-from cirkd_ray.registry import validate
 from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
 
 Rate = Annotated[float, Field(ge=0, lt=1)]

@@ -7,8 +7,8 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from cirkd_ray.report.compare_data import BASELINE, CompareData
-from cirkd_ray.report.statistics import Interval
+from cirkd_ray.compare.folder import BASELINE, CompareData
+from cirkd_ray.compare.statistics import Interval
 from cirkd_ray.report.tables import UNKNOWN, Sheet, percent, rate
 
 if TYPE_CHECKING:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import yaml
 
+from cirkd_ray.compare.folder import CompareData
+from cirkd_ray.files import save_text
 from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table, notes
-from cirkd_ray.report.compare_data import CompareData
-from cirkd_ray.report.files import save_text
 from cirkd_ray.report.html import Page
 
 

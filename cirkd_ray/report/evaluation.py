@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cirkd_ray.engine.bootstrap import Interval
-from cirkd_ray.engine.evaluate import EvaluationResult
-from cirkd_ray.engine.evaluator import EvaluationJob, Subject
-from cirkd_ray.engine.preview import Picture
-from cirkd_ray.engine.rundir import environment
+from cirkd_ray.evaluate.bootstrap import Interval
+from cirkd_ray.evaluate.preview import Picture
+from cirkd_ray.evaluate.saved import EvaluationJob, Subject
+from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.files import save_text
 from cirkd_ray.report.figures import confusion_figure, to_image
-from cirkd_ray.report.files import save_picture, save_text
+from cirkd_ray.report.pictures import save_picture
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.tables import Sheet, per_class, percent, rate, scores
+from cirkd_ray.train.rundir import environment
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from cirkd_ray.engine.reporter import Listener
-from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.report.progress import Progress
+from cirkd_ray.train.reporter import Listener
+from cirkd_ray.train.rundir import RunDirectory
 
 _FIGURES = "  "
 """Before lines of `log.txt` that a follower shows otherwise: it draws the figures from the metrics."""

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import base64
 import html
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cirkd_ray.report.files import save_text
+from cirkd_ray.files import save_text
 from cirkd_ray.report.tables import Sheet
 
 if TYPE_CHECKING:
@@ -70,8 +71,6 @@ class Page:
 
     def figure(self, name: str, figure: Figure, caption: str = "") -> None:
         """A picture, in the page and as `NAME.png` beside it."""
-        import io
-
         file = io.BytesIO()
         figure.savefig(file, format="png")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cirkd_ray.composition import flatten
-from cirkd_ray.engine.evaluate import EvaluationResult
-from cirkd_ray.engine.reporter import Listener
-from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.config.composition import flatten
+from cirkd_ray.evaluate.scoring import EvaluationResult
 from cirkd_ray.report.progress import Progress
 from cirkd_ray.report.tensorboard import TensorBoard
+from cirkd_ray.train.reporter import Listener
+from cirkd_ray.train.rundir import RunDirectory
 
 
 class TensorBoardListener(Listener):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from cirkd_ray.files import told, write_bytes
 from cirkd_ray.types import PADDING_LABEL, ClassSet
 
 UInt8 = NDArray[np.uint8]
@@ -172,3 +174,17 @@ def _text_width(text: str) -> int:
 def _write(canvas: UInt8, text: str, corner: tuple[int, int]) -> None:
     place = (corner[0], corner[1] + _LINE - 6)
     cv2.putText(canvas, _plain(text), place, _FONT, _FONT_SCALE, _TEXT, 1, cv2.LINE_AA)
+
+
+def save_picture(path: Path, picture: UInt8) -> None:
+    """Write a picture (H x W x 3) or a map (H x W) in the format of the path's suffix; folders are made.
+
+    Raises:
+        ConfigError: the disk is full or not writable.
+    """
+    stored = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR) if picture.ndim == 3 else picture
+    whole, encoded = cv2.imencode(path.suffix, stored)
+    if not whole:
+        raise ValueError(f"{path}: a picture of shape {picture.shape} cannot be encoded")
+    with told(path):
+        write_bytes(path, encoded.tobytes())

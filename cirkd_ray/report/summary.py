@@ -8,9 +8,9 @@ from typing import Any
 
 from rich.console import Console
 
-from cirkd_ray.engine.rundir import RunDirectory
-from cirkd_ray.engine.stages import Outcome
 from cirkd_ray.report.tables import Compared, comparison
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import Outcome
 
 
 def compared(role: str, result: dict[str, Any]) -> Compared:

@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Collection
 from typing import Any
 
-from cirkd_ray.report.sweep_data import SweepData
 from cirkd_ray.report.tables import UNKNOWN, Sheet, percent
+from cirkd_ray.sweep.folder import SweepData
 
 SHARES = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
 """Metrics in 0..1, shown in percent."""

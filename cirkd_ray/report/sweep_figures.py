@@ -13,9 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from cirkd_ray.cluster.parameters import Parameter
 from cirkd_ray.report.sweep import CONTROLS, SHARES, figure_name, short_names, value_text, varied
-from cirkd_ray.report.sweep_data import SweepData, Trial
+from cirkd_ray.sweep.folder import SweepData, Trial
+from cirkd_ray.sweep.parameters import Parameter
 
 _MAP = colormaps["viridis"]
 _COLORS = {"stopped": "0.65", "expired": "0.65", "failed": "C1"}

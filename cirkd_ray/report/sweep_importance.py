@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-from cirkd_ray.report.sweep_data import SweepData, Trial
+from cirkd_ray.sweep.folder import SweepData, Trial
 
 ENOUGH = 4
 """Trials below which no importance is stated."""

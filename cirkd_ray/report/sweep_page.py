@@ -9,9 +9,9 @@ from typing import Any
 from cirkd_ray.report import sweep_figures as figures
 from cirkd_ray.report.html import Page
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary, varied
-from cirkd_ray.report.sweep_data import SweepData
 from cirkd_ray.report.sweep_importance import importance
 from cirkd_ray.report.tensorboard import TensorBoard
+from cirkd_ray.sweep.folder import SweepData
 
 
 def write_sweep(data: SweepData) -> Path:

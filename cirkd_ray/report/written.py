@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from cirkd_ray.engine.predictor import Prediction
-from cirkd_ray.report.files import save_picture
-from cirkd_ray.report.pictures import blend, colorize
+from cirkd_ray.evaluate.predict import Prediction
+from cirkd_ray.report.pictures import blend, colorize, save_picture
 from cirkd_ray.types import ClassSet
 
 FORMS = {"colors": ".png", "blends": ".jpg", "ids": ".png"}

@@ -9,11 +9,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.cluster.trial import TrialPlan
 from cirkd_ray.config import RunSpec
-from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import TrainingError
+from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.rundir import RunDirectory
 from tests.tinyrun import tiny_baseline
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cirkd_ray.engine.rundir import RunDirectory
-from cirkd_ray.report.sweep_data import read_sweep
+from cirkd_ray.sweep.folder import read_sweep
+from cirkd_ray.train.rundir import RunDirectory
 from tests.cluster.private_head import private_head
 from tests.paths import REPO
 from tests.tinyrun import tiny_baseline

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cirkd_ray.report.sweep_data import read_sweep
+from cirkd_ray.sweep.folder import read_sweep
 from tests.cluster.private_head import free_ports
 from tests.paths import REPO
 from tests.tinyrun import tiny_baseline
@@ -31,7 +31,7 @@ def reports():
     return max((path.read_text().count('"miou"') for path in files), default=0)
 
 def sweep():
-    from cirkd_ray.cluster.space_file import load_space
+    from cirkd_ray.sweep.space_file import load_space
     from cirkd_ray.cluster.sweep import run_sweep
     run_sweep(load_space(sys.argv[1]), folder, folder.parent, print)
 

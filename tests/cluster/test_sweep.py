@@ -15,7 +15,7 @@ from ray.util.state import list_actors
 
 from cirkd_ray.cluster.pool import Job, run_jobs
 from cirkd_ray.cluster.sweep import make_tuner
-from cirkd_ray.report.sweep_data import SweepData, read_sweep
+from cirkd_ray.sweep.folder import SweepData, read_sweep
 from tests.cluster.sweep_stubs import stub_plan, stub_run
 from tests.tinyrun import tiny_baseline
 

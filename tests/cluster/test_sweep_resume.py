@@ -16,7 +16,7 @@ import pytest
 from cirkd_ray.cluster import sweep as sweeps
 from cirkd_ray.cluster.sweep import Sweep, make_tuner
 from cirkd_ray.config import from_tree
-from cirkd_ray.report.sweep_data import read_sweep
+from cirkd_ray.sweep.folder import read_sweep
 from tests.cluster.sweep_stubs import slow_run, stub_plan
 from tests.paths import REPO
 

@@ -9,7 +9,7 @@ import pytest
 
 from cirkd_ray.config import load_run
 from cirkd_ray.data import DATASETS, SegmentationDataset
-from cirkd_ray.data.base import build_dataset
+from cirkd_ray.data.build import build_dataset
 from cirkd_ray.errors import ConfigError, DataError
 
 NAMES = DATASETS.names()

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from cirkd_ray.cli import build_parser
-from cirkd_ray.cluster.space_check import check_space
-from cirkd_ray.cluster.space_file import load_space
 from cirkd_ray.config import load_run
+from cirkd_ray.sweep.space_check import check_space
+from cirkd_ray.sweep.space_file import load_space
 from tests.paths import REPO
 
 JOBS = REPO / "jobs"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from cirkd_ray.cluster.applied import differences
-from cirkd_ray.cluster.space_check import base_run, check_space
-from cirkd_ray.cluster.space_file import load_space, space_names
-from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import from_tree
+from cirkd_ray.config.applied import differences
+from cirkd_ray.config.composition import apply_overrides
+from cirkd_ray.sweep.space_check import base_run, check_space
+from cirkd_ray.sweep.space_file import load_space, space_names
 
 
 def test_the_spaces_of_the_issue_are_shipped() -> None:

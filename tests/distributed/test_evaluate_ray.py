@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from cirkd_ray.data import build_dataset
-from cirkd_ray.engine.evaluator import EvaluationJob, Evaluator
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.models import build_model, save_model
+from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator
+from cirkd_ray.models import build_model
+from cirkd_ray.weights import save_model
 
 SIZE = {"height": 32, "width": 48, "val_images": 29}
 

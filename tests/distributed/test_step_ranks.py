@@ -11,10 +11,10 @@ from torch import nn
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data.loader import DeviceBatch
-from cirkd_ray.engine.build import build_run
-from cirkd_ray.engine.distributed import World, average_batchnorm_statistics
-from cirkd_ray.engine.local import run_local
-from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.train.build import build_run
+from cirkd_ray.train.distributed import World, average_batchnorm_statistics
+from cirkd_ray.train.local import run_local
+from cirkd_ray.train.rundir import RunDirectory
 from tests.distributed.gloo import run_ranks
 from tests.tinyrun import figures, tiny_distillation
 
@@ -103,7 +103,7 @@ def test_batchnorm_statistics_are_averaged(tmp_path: Path) -> None:
 
 def interrupted_run(spec: RunSpec, path: str, stop_at: int | None) -> None:
     """A run of two ranks; the second leaves at a step, as a killed process would."""
-    from cirkd_ray.engine import loop
+    from cirkd_ray.train import loop
 
     directory = RunDirectory(path)
     if stop_at is not None and World.current().rank == 1:

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cirkd_ray.engine.inference import predict_logits, predicted_classes
-from cirkd_ray.engine.metrics import ConfusionMatrix
+from cirkd_ray.evaluate.inference import predict_logits, predicted_classes
+from cirkd_ray.evaluate.metrics import ConfusionMatrix
 from cirkd_ray.models import build_model
-from cirkd_ray.models.weights import load_weights
 from cirkd_ray.types import Preprocessing
+from cirkd_ray.weights.loading import load_weights
 from tests.golden import networks
 from tests.golden.fill import fill
 from tests.paths import golden

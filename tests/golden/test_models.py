@@ -8,8 +8,8 @@ import torch
 
 from cirkd_ray.models import build_model
 from cirkd_ray.models.build import model_names
-from cirkd_ray.models.weights import convert_reference, load_weights, to_reference
 from cirkd_ray.types import CAFFE
+from cirkd_ray.weights.loading import convert_reference, load_weights, to_reference
 from tests.golden import networks
 from tests.golden.fill import fill
 from tests.paths import golden

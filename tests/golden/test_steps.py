@@ -8,16 +8,16 @@ import torch
 
 from cirkd_ray.config import LossSpec, OptimSpec, TaskSpec
 from cirkd_ray.data.loader import DeviceBatch
-from cirkd_ray.engine.distiller import Distiller
-from cirkd_ray.engine.distributed import World
-from cirkd_ray.engine.optim import build_optimizer, parameter_groups
-from cirkd_ray.engine.precision import make_scaler
-from cirkd_ray.engine.step import TrainStep
+from cirkd_ray.device import make_scaler
 from cirkd_ray.losses import build_loss
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.models.weights import load_weights, to_reference
+from cirkd_ray.train.distiller import Distiller
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.optim import build_optimizer, parameter_groups
+from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import Preprocessing
+from cirkd_ray.weights.loading import load_weights, to_reference
 from tests.golden.fill import fill
 from tests.paths import golden
 

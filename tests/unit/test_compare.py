@@ -17,11 +17,11 @@ from scipy import stats
 from cirkd_ray.cluster import compare
 from cirkd_ray.cluster.compare import methods_of
 from cirkd_ray.commands.report import run as report_command
+from cirkd_ray.compare.folder import CompareData, read_comparison
+from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_interval
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table
-from cirkd_ray.report.compare_data import CompareData, read_comparison
-from cirkd_ray.report.statistics import compare_to_baseline, holm, paired_p, t_interval
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:

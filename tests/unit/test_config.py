@@ -8,8 +8,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirkd_ray.composition import SHARED_DATA, apply_overrides, flatten, merge, parse_override, recipe_names
 from cirkd_ray.config import DataSpec, WeightSchedule, from_tree, load_run, load_tree, parse
+from cirkd_ray.config.composition import (
+    SHARED_DATA,
+    apply_overrides,
+    flatten,
+    merge,
+    parse_override,
+    recipe_names,
+)
 from cirkd_ray.errors import ConfigError
 from tests.paths import REPO
 
@@ -172,7 +179,7 @@ def test_relative_weights_of_a_teachers_factory_are_fixed_as_well(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    factory = "cirkd_ray.models.external:torchvision_model"
+    factory = "cirkd_ray.weights.external:torchvision_model"
     for given, fixed in (
         ("?name=fcn_resnet50&weights=w.pth", f"?name=fcn_resnet50&weights={tmp_path / 'w.pth'}"),
         ("?weights=s3://bucket/w.pth", "?weights=s3://bucket/w.pth"),
@@ -228,8 +235,8 @@ def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:
 
 
 def test_the_readmes_own_space_is_valid(tmp_path: Path) -> None:
-    from cirkd_ray.cluster.space_check import check_space
-    from cirkd_ray.cluster.space_file import load_space
+    from cirkd_ray.sweep.space_check import check_space
+    from cirkd_ray.sweep.space_file import load_space
 
     block = re.search(r"```yaml\n(# space\.yaml.+?)```", (REPO / "README.md").read_text(), re.S)
     assert block is not None

@@ -20,12 +20,12 @@ from PIL import Image
 
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
-from cirkd_ray.data import check as check_module
 from cirkd_ray.data.ade20k import ADE20K
-from cirkd_ray.data.check import check
 from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
 from cirkd_ray.data.files import packaged_list
 from cirkd_ray.data.storage import LocalStorage
+from cirkd_ray.data_tools import check as check_module
+from cirkd_ray.data_tools.check import check
 from tests.paths import REPO, data_root
 from tests.unit.test_data_sets import make_folder, open_set, write_pair
 

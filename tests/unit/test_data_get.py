@@ -18,10 +18,10 @@ import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
-from cirkd_ray.data import get as get_module
 from cirkd_ray.data.codec import decode_label
-from cirkd_ray.data.get import Archive, get, unpack
-from cirkd_ray.data.sbd import augment, read_mat
+from cirkd_ray.data_tools import get as get_module
+from cirkd_ray.data_tools.get import Archive, get, unpack
+from cirkd_ray.data_tools.sbd import augment, read_mat
 from cirkd_ray.errors import ConfigError, DataError
 from tests.unit.test_data_check import png
 
@@ -111,7 +111,7 @@ def test_camvid_from_a_mirror_through_the_command(mirror: str, tmp_path: Path) -
 def test_a_broken_download_goes_on_where_it_stopped(
     mirror: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cirkd_ray.models import download
+    from cirkd_ray.weights import fetch as download
 
     monkeypatch.setattr(download.time, "sleep", lambda _: None)
     content = camvid_zip()
@@ -217,7 +217,7 @@ def test_sbd_labels_join_vocs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             tmp_path / f"SBD/cls/{stem}.mat", {"GTcls": {"Segmentation": additional, "Boundaries": 0}}
         )
     monkeypatch.setattr(
-        "cirkd_ray.data.sbd.packaged_list", lambda _, split: {"train": ["one", "two"], "val": []}[split]
+        "cirkd_ray.data_tools.sbd.packaged_list", lambda _, split: {"train": ["one", "two"], "val": []}[split]
     )
     augment(tmp_path, tmp_path / "SBD", lambda *_: None)
     for stem, expected in (("one", official), ("two", additional)):

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from cirkd_ray.data import SegmentationDataset, build_dataset
-from cirkd_ray.data import prepare as prepare_module
 from cirkd_ray.data.base import Sample
-from cirkd_ray.data.prepare import Encoding, prepare, verify_prepared
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.transforms import TrainTransform
+from cirkd_ray.data_tools import prepare as prepare_module
+from cirkd_ray.data_tools.prepare import Encoding, prepare, verify_prepared
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import ClassSet
 

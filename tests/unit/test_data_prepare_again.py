@@ -13,10 +13,10 @@ import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
-from cirkd_ray.data import prepare as prepare_module
 from cirkd_ray.data.files import FileDataset
-from cirkd_ray.data.prepare import Encoding, verify_prepared
 from cirkd_ray.data.prepared import PreparedDataset, find_manifest
+from cirkd_ray.data_tools import prepare as prepare_module
+from cirkd_ray.data_tools.prepare import Encoding, verify_prepared
 from cirkd_ray.errors import DataError, TransientError
 from tests.unit.test_data_prepare import convert, small_set, soft_image
 

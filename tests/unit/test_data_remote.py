@@ -16,10 +16,10 @@ import torch
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.data.loader import train_loader
-from cirkd_ray.data.prepare import Encoding, prepare, verify_prepared
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import LocalStorage, RemoteStorage, open_storage
 from cirkd_ray.data.transforms import TrainTransform
+from cirkd_ray.data_tools.prepare import Encoding, prepare, verify_prepared
 from cirkd_ray.errors import ConfigError, DataError, TransientError
 from tests.unit.test_data_sets import make_folder
 
@@ -252,7 +252,7 @@ def test_what_is_damaged_behind_a_url_is_made_again(
     for i in range(3):
         verify_prepared(data, i)
     with monkeypatch.context() as patch:
-        patch.setattr("cirkd_ray.data.prepare.encode_sample", lambda *_: pytest.fail("all is there"))
+        patch.setattr("cirkd_ray.data_tools.prepare.encode_sample", lambda *_: pytest.fail("all is there"))
         prepare(raw, "folder", {}, memory.url)
 
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cirkd_ray.data import build_dataset
-from cirkd_ray.data.street.canvas import Camera
-from cirkd_ray.data.street.stage import Chance, Label
-from cirkd_ray.data.street.textures import noise, noise_window
+from cirkd_ray.data.shapes.canvas import Camera
+from cirkd_ray.data.shapes.stage import Chance, Label
+from cirkd_ray.data.shapes.textures import noise, noise_window
 from cirkd_ray.errors import ConfigError
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.data.base import Sample
-from cirkd_ray.data.sheet import contact_sheet, overlay
+from cirkd_ray.data_tools.show import contact_sheet, overlay
 from cirkd_ray.types import ClassSet
 
 CLASSES = ClassSet(("left", "right"), ((200, 0, 0), (0, 0, 200)))

@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 
 from cirkd_ray.config import TeacherSpec
-from cirkd_ray.engine.build import build_run, build_teacher, synchronise_batchnorm
-from cirkd_ray.engine.distributed import World
-from cirkd_ray.engine.evaluator import load_network
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.models import build_model, save_model
-from cirkd_ray.models.package import numbered_classes
+from cirkd_ray.evaluate.saved import load_network
+from cirkd_ray.models import build_model
+from cirkd_ray.train.build import build_run, build_teacher, synchronise_batchnorm
+from cirkd_ray.train.distributed import World
 from cirkd_ray.types import CAFFE, ClassSet
+from cirkd_ray.weights import save_model
+from cirkd_ray.weights.package import numbered_classes
 from tests.tinyrun import tiny_distillation
 
 

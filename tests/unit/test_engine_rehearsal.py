@@ -10,16 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from cirkd_ray.composition import recipe_names
 from cirkd_ray.config import RunSpec, from_tree, load_tree
-from cirkd_ray.engine.preflight import check_run
-from cirkd_ray.engine.rehearsal import declared_output, rehearse
-from cirkd_ray.engine.rundir import RunDirectory
-from cirkd_ray.engine.stages import run_recipe
+from cirkd_ray.config.composition import recipe_names
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs, build_loss
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.rehearsal import declared_output, rehearse
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import run_recipe
 from tests.contract.loss_cases import CLASSES, HEIGHT, KINDS, WIDTH, own_module
 from tests.tinyrun import NETWORK, SCENES, tiny_baseline, tiny_tree
 

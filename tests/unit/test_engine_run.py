@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.engine.checkpoint import STATE, list_checkpoints, newest_checkpoint
-from cirkd_ray.engine.local import run_local
-from cirkd_ray.engine.preflight import check_run
-from cirkd_ray.engine.reporter import Listener
-from cirkd_ray.engine.rundir import RunDirectory
-from cirkd_ray.engine.stages import open_directory, run_recipe
 from cirkd_ray.errors import CheckpointError, ConfigError, TrainingError
-from cirkd_ray.models import load_model
+from cirkd_ray.train.checkpoint import STATE, list_checkpoints, newest_checkpoint
+from cirkd_ray.train.local import run_local
+from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.reporter import Listener
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import open_directory, run_recipe
+from cirkd_ray.weights import load_model
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
 from tests.unit.test_data_sets import make_folder
 
@@ -255,8 +255,9 @@ def test_teacher_stage_is_trained_once_and_reused(tmp_path: Path) -> None:
 def test_a_teacher_of_other_classes_is_refused_before_training(teacher: Path, tmp_path: Path) -> None:
     card = json.loads((teacher / "model.json").read_text())
     shutil.copytree(teacher, tmp_path / "teacher")
-    from cirkd_ray.models import build_model, save_model
+    from cirkd_ray.models import build_model
     from cirkd_ray.types import ClassSet
+    from cirkd_ray.weights import save_model
 
     model = build_model(card["name"], num_classes=3, **card["settings"])
     save_model(model, tmp_path / "teacher", ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))

@@ -10,9 +10,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from cirkd_ray.data.loader import DeviceBatch, eval_loader
-from cirkd_ray.engine.boundary import BoundaryMatrix, boundary
-from cirkd_ray.engine.evaluate import evaluate, joined
-from cirkd_ray.engine.inference import (
+from cirkd_ray.errors import ConfigError, DataError
+from cirkd_ray.evaluate.boundary import BoundaryMatrix, boundary
+from cirkd_ray.evaluate.inference import (
     Views,
     Window,
     inference,
@@ -20,7 +20,7 @@ from cirkd_ray.engine.inference import (
     predicted_classes,
     window_corners,
 )
-from cirkd_ray.errors import ConfigError, DataError
+from cirkd_ray.evaluate.scoring import evaluate, joined
 from cirkd_ray.types import IGNORE_INDEX, IMAGENET, Preprocessing
 from tests.tiny import RandomSet, TinyNet
 

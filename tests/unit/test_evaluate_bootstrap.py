@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cirkd_ray.engine.bootstrap import bootstrap_miou, per_image_miou
+from cirkd_ray.evaluate.bootstrap import bootstrap_miou, per_image_miou
 
 
 def table(images: int, classes: int = 4, seed: int = 0, spread: float = 0.3) -> np.ndarray:

@@ -11,12 +11,13 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.commands.eval import _default_folder
 from cirkd_ray.data import build_dataset
-from cirkd_ray.engine.evaluate import evaluate, merge_results
-from cirkd_ray.engine.evaluator import EvaluationJob, Evaluator, worst_images
-from cirkd_ray.engine.inference import Views, Window
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.models import build_model, load_model, save_model
+from cirkd_ray.evaluate.inference import Views, Window
+from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator, worst_images
+from cirkd_ray.evaluate.scoring import evaluate, merge_results
+from cirkd_ray.models import build_model
 from cirkd_ray.types import ClassSet
+from cirkd_ray.weights import load_model, save_model
 from tests.unit.test_data_sets import make_folder
 
 SIZE = {"height": 32, "width": 48, "val_images": 5}

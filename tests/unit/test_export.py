@@ -13,14 +13,15 @@ import torch
 from torch import nn
 
 from cirkd_ray.cli import main
-from cirkd_ray.models import LoadedModel, build_model, export, save_model
+from cirkd_ray.models import build_model
 from cirkd_ray.models.blocks import adaptive_average_pool
 from cirkd_ray.models.encoders import Encoder
-from cirkd_ray.models.export import SUFFIXES, ExportError, ExportOptions, export_model
 from cirkd_ray.models.heads import HEADS, EncoderInfo
-from cirkd_ray.models.package import numbered_classes
 from cirkd_ray.models.segmentation import EncoderDecoder
 from cirkd_ray.types import CAFFE, IMAGENET
+from cirkd_ray.weights import LoadedModel, export, save_model
+from cirkd_ray.weights.export import SUFFIXES, ExportError, ExportOptions, export_model
+from cirkd_ray.weights.package import numbered_classes
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 onnxruntime = pytest.importorskip("onnxruntime", reason="the extra `export` is not installed")

@@ -5,42 +5,159 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 from tests.paths import REPO
 
-CORE = ("losses", "models", "data", "engine")
-MODULES = sorted((REPO / "cirkd_ray").rglob("*.py"))
+PACKAGE = REPO / "cirkd_ray"
+FLOORS = (
+    ("errors", "types", "files", "device"),
+    ("config",),
+    ("losses",),
+    ("models",),
+    ("data",),
+    ("weights",),
+    ("data_tools",),
+    ("evaluate",),
+    ("train",),
+    ("sweep",),
+    ("compare",),
+    ("report",),
+    ("cluster",),
+    ("bench",),
+    ("commands", "cli", "__main__"),
+)
+"""The rooms from the ground up. A room imports only rooms below it; losses, models and data do not meet."""
+FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
+APART = {"losses": {"models", "data"}, "models": {"losses", "data"}, "data": {"losses", "models"}}
+WITH_RAY = {"cluster", "bench", "commands", "cli", "__main__"}
+LATE_ROOMS = {"commands", "cli", "bench"}
+"""Rooms whose functions may import anything, so that `--help` stays fast."""
+LATE_PACKAGES = {"ray", "matplotlib", "optuna", "scipy", "fsspec", "onnx", "onnxruntime", "rich", "torch"}
+"""Slow or optional packages, which functions elsewhere may import."""
 TOP_LEVEL = {
-    "cirkd_ray", "search_spaces", "jobs", "tests", "docker", "pyproject.toml", "README.md", "CONTRIBUTING.md",
-    "CHANGELOG.md", "LICENSE",
+    "cirkd_ray", "search_spaces", "jobs", "tests", "docker", "docs", "pyproject.toml", "README.md",
+    "CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md", "LICENSE",
 }  # fmt: skip
 
 
-def test_the_core_imports_no_ray() -> None:
+class Import(NamedTuple):
+    """`target` is a file of the package where it is one, else what the statement names."""
+
+    path: Path
+    line: int
+    target: str
+    in_function: bool
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(REPO).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+
+
+def room_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports_of(path: Path) -> Iterator[Import]:
+    """Every import statement of a file, those for type checkers included."""
+
+    def walk(node: ast.AST, in_function: bool) -> Iterator[Import]:
+        for child in ast.iter_child_nodes(node):
+            inside = in_function or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            if isinstance(child, ast.Import):
+                yield from (Import(path, child.lineno, a.name, inside) for a in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{path}:{child.lineno}: imports are absolute"
+                for alias in child.names:
+                    whole = f"{child.module}.{alias.name}"
+                    target = whole if whole in MODULES else child.module or ""
+                    yield Import(path, child.lineno, target, inside)
+            yield from walk(child, inside)
+
+    yield from walk(ast.parse(path.read_text(encoding="utf-8")), False)
+
+
+IMPORTS = [item for path in MODULES.values() for item in imports_of(path)]
+OWN = [item for item in IMPORTS if item.target.split(".")[0] == "cirkd_ray"]
+
+
+def test_every_file_is_in_a_room() -> None:
+    assert {room_of(module) for module in MODULES} - {""} == set(FLOOR)
+
+
+def test_each_room_imports_only_rooms_below_it() -> None:
+    wrong = []
+    for item in OWN:
+        here, there = room_of(module_of(item.path)), room_of(item.target)
+        if not here or not there or here == there:
+            continue
+        if FLOOR[there] > FLOOR[here] or there in APART.get(here, ()):
+            wrong.append(f"{item.path.relative_to(REPO)}:{item.line} imports {item.target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {module: set() for module in MODULES}
+    for item in OWN:
+        if item.target in MODULES:
+            arrows[module_of(item.path)].add(item.target)
+    done: set[str] = set()
+
+    def visit(module: str, chain: tuple[str, ...]) -> None:
+        assert module not in chain, " -> ".join((*chain[chain.index(module) :], module))
+        if module not in done:
+            for target in arrows[module]:
+                visit(target, (*chain, module))
+            done.add(module)
+
+    for module in MODULES:
+        visit(module, ())
+
+
+def test_only_the_cluster_and_commands_import_ray() -> None:
+    wrong = [
+        f"{item.path.relative_to(REPO)}:{item.line}"
+        for item in IMPORTS
+        if item.target.split(".")[0] == "ray" and room_of(module_of(item.path)) not in WITH_RAY
+    ]
+    assert not wrong, wrong
+
+
+def test_functions_import_only_what_is_slow_or_optional() -> None:
+    wrong = []
+    for item in IMPORTS:
+        here, package = room_of(module_of(item.path)), item.target.split(".")[0]
+        late = here in LATE_ROOMS or package in LATE_PACKAGES or (here == "cluster" and _needs_ray(item))
+        if item.in_function and not late:
+            wrong.append(f"{item.path.relative_to(REPO)}:{item.line} imports {item.target}")
+    assert not wrong, "\n".join(wrong)
+
+
+def _needs_ray(item: Import) -> bool:
+    """The cluster's files import Ray at their top: the session prepares the environment before."""
+    return item.target.startswith("cirkd_ray.cluster") or _in_a_task(item)
+
+
+def _in_a_task(item: Import) -> bool:
+    """What a remote task imports is imported where it runs, not where it is sent from."""
+    return item.path.name == "latency.py"
+
+
+def test_the_core_loads_without_ray() -> None:
+    core = [m for m in MODULES if room_of(m) not in {*WITH_RAY, ""}]
     code = (
-        "import importlib, pkgutil, sys, cirkd_ray;"
-        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(cirkd_ray.__path__, 'cirkd_ray.')"
-        f" if m.name.split('.')[1] in {CORE!r}];"
+        f"import importlib, sys; [importlib.import_module(m) for m in {core!r}]; "
         "sys.exit('ray' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_arrows_run_one_way() -> None:
-    outer = {f"cirkd_ray.{part}" for part in ("cluster", "report", "commands", "cli", "bench")}
-    for path in MODULES:
-        part = path.relative_to(REPO / "cirkd_ray").parts[0]
-        if part not in CORE:
-            continue
-        forbidden = {"ray", *outer, *(() if part == "engine" else ("cirkd_ray.engine",))}
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            for name in names:
-                wrong = any(name == f or name.startswith(f + ".") for f in forbidden)
-                assert not wrong, f"{path}:{node.lineno} imports {name}"
 
 
 def test_the_top_level_holds_only_what_is_designed() -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from cirkd_ray.engine import metrics
-from cirkd_ray.engine.metrics import ConfusionMatrix
+from cirkd_ray.evaluate import metrics
+from cirkd_ray.evaluate.metrics import ConfusionMatrix
 
 
 def naive(prediction, labels, classes, ignore=-1):

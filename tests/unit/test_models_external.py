@@ -8,12 +8,12 @@ from torch import nn
 from torchvision.models import segmentation
 
 from cirkd_ray.errors import ConfigError, WeightsError
-from cirkd_ray.models.external import ExternalModel, load_module, torchvision_model
 from cirkd_ray.types import CAFFE
+from cirkd_ray.weights.external import ExternalModel, load_module, torchvision_model
 
 USER_MODULE = '''
 from torch import nn
-from cirkd_ray.models.external import ExternalModel
+from cirkd_ray.weights.external import ExternalModel
 from cirkd_ray.types import CAFFE
 
 class Net(nn.Module):
@@ -160,7 +160,7 @@ def test_torchvision_networks_give_their_own_scores(name, stride, tmp_path):
         weights=None, weights_backbone=None, num_classes=7, **options
     ).eval()
     torch.save(original.state_dict(), tmp_path / "weights.pth")
-    spec = f"cirkd_ray.models.external:torchvision_model?name={name}&weights={tmp_path / 'weights.pth'}"
+    spec = f"cirkd_ray.weights.external:torchvision_model?name={name}&weights={tmp_path / 'weights.pth'}"
     model = load_module(spec, num_classes=7)
     assert model.strides["logits"] == stride
     images = torch.randn(1, 3, 64, 96)

@@ -9,9 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cirkd_ray.errors import WeightsError
-from cirkd_ray.models import build_model, load_model, package, save_model
-from cirkd_ray.models.card import find_card, find_preprocessing
+from cirkd_ray.models import build_model
 from cirkd_ray.types import CAFFE, ClassSet, Preprocessing
+from cirkd_ray.weights import load_model, package, save_model
+from cirkd_ray.weights.card import find_card, find_preprocessing
 
 CLASSES = ClassSet(("road", "car", "sky"), ((1, 2, 3), (4, 5, 6), (7, 8, 9)))
 

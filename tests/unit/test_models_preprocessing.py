@@ -8,8 +8,8 @@ import timm
 import torch
 
 from cirkd_ray.models import build_model
-from cirkd_ray.models.weights import load_weights
 from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
+from cirkd_ray.weights.loading import load_weights
 
 
 def batch() -> torch.Tensor:

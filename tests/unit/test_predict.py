@@ -11,10 +11,11 @@ from PIL import Image
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.codec import decode_image
-from cirkd_ray.engine.predictor import Predictor, find_images
 from cirkd_ray.errors import DataError
-from cirkd_ray.models import build_model, load_model, save_model
+from cirkd_ray.evaluate.predict import Predictor, find_images
+from cirkd_ray.models import build_model
 from cirkd_ray.report.pictures import colorize
+from cirkd_ray.weights import load_model, save_model
 from tests.unit.test_data_codec import impossible_size
 
 SIZE = {"height": 32, "width": 48, "val_images": 3}
@@ -179,7 +180,7 @@ def test_results_never_overwrite_each_other(tmp_path):
 
 
 def test_predictor_in_python_with_views(model):
-    from cirkd_ray.engine.inference import Views
+    from cirkd_ray.evaluate.inference import Views
 
     predictor = Predictor.load(model, device="cpu", views=Views(scales=(0.5, 1.0), flip=True))
     found = predictor.labels(image())

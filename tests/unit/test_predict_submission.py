@@ -13,11 +13,12 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.cityscapes import LABEL_IDS
-from cirkd_ray.data.prepare import Encoding, prepare
-from cirkd_ray.engine import submission
-from cirkd_ray.engine.submission import Submission, check_submission
+from cirkd_ray.data_tools.prepare import Encoding, prepare
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.models import build_model, save_model
+from cirkd_ray.evaluate import submission
+from cirkd_ray.evaluate.submission import Submission, check_submission
+from cirkd_ray.models import build_model
+from cirkd_ray.weights import save_model
 from tests.unit.test_data_codec import impossible_size
 
 NAMES = [f"leftImg8bit/test/berlin/berlin_{i:06d}_000019_leftImg8bit.png" for i in range(3)]

@@ -12,13 +12,13 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cirkd_ray.engine.evaluate import evaluate
-from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.evaluate.scoring import evaluate
 from cirkd_ray.report import figures, pictures, tables
 from cirkd_ray.report.bar import bar
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.progress import Progress, duration
 from cirkd_ray.report.tensorboard import TensorBoard
+from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.types import ClassSet
 from tests.tiny import CLASSES, RandomSet, TinyNet
 

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import yaml
 
-from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
-from cirkd_ray.report.sweep_data import SweepData, read_sweep
 from cirkd_ray.report.sweep_figures import Scale, _short, parallel_coordinates, pareto_front
 from cirkd_ray.report.sweep_importance import importance
 from cirkd_ray.report.sweep_page import write_sweep
+from cirkd_ray.sweep.folder import SweepData, read_sweep
+from cirkd_ray.sweep.space import SweepSpec
 
 PARAMETERS = {
     "optim.lr": {"loguniform": [1e-3, 1e-1]},

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cirkd_ray.cluster.applied import differences
-from cirkd_ray.cluster.parameters import Parameter
-from cirkd_ray.cluster.space import SweepSpec
-from cirkd_ray.cluster.space_check import check_space
-from cirkd_ray.cluster.space_file import load_space
 from cirkd_ray.config import load_run
+from cirkd_ray.config.applied import differences
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.sweep.parameters import Parameter
+from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.sweep.space_check import check_space
+from cirkd_ray.sweep.space_file import load_space
 
 GOOD = """\
 recipe: quickstart

@@ -11,16 +11,17 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.config import TeacherSpec, from_tree
 from cirkd_ray.data import build_dataset
-from cirkd_ray.engine.build import build_run, build_teacher
-from cirkd_ray.engine.classes import compare_classes
-from cirkd_ray.engine.distributed import World
-from cirkd_ray.engine.evaluator import load_network
-from cirkd_ray.engine.local import run_local
-from cirkd_ray.engine.reporter import Listener
-from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError, WeightsError
-from cirkd_ray.models import build_model, load_model, save_model
+from cirkd_ray.evaluate.saved import load_network
+from cirkd_ray.models import build_model
+from cirkd_ray.train.build import build_run, build_teacher
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.local import run_local
+from cirkd_ray.train.reporter import Listener
+from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.types import ClassSet
+from cirkd_ray.weights import load_model, save_model
+from cirkd_ray.weights.classes import compare_classes
 from tests.tinyrun import tiny_baseline, tiny_distillation, tiny_tree
 
 NAME = "fcn:test_resnet"

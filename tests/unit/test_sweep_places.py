@@ -11,12 +11,12 @@ import pytest
 from cirkd_ray.cluster.capacity import driver_resources, placed
 from cirkd_ray.cluster.outcomes import OUTCOME, TrialLog
 from cirkd_ray.cluster.resources import Plan
-from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.cluster.train import write_failure
 from cirkd_ray.cluster.trial import TrialPlan, prepare, run_trial
 from cirkd_ray.config import RunSpec
-from cirkd_ray.engine.rundir import RunDirectory
 from cirkd_ray.errors import ConfigError, TrainingError, UserError
+from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.rundir import RunDirectory
 from tests.tinyrun import tiny_baseline
 
 SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}

@@ -10,7 +10,7 @@ import pytest
 
 from cirkd_ray.cluster import staging
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.models import load_model
+from cirkd_ray.weights import load_model
 from tests.tinyrun import tiny_baseline, tiny_distillation
 
 
@@ -35,7 +35,7 @@ def test_many_runs_on_a_node_copy_a_teacher_once(
     assert weights.is_relative_to(cache)
     shutil.rmtree(source)
     load_model(weights)  # whole, and without a look at the source
-    assert not list(cache.glob(".partial-*"))
+    assert not list(cache.glob(".*.partial"))
 
 
 def test_other_weights_under_the_same_name_are_another_copy(teacher: Path, tmp_path: Path) -> None:

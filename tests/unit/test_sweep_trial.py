@@ -17,19 +17,19 @@ from cirkd_ray.cluster.capacity import capacity, check_places, driver_resources,
 from cirkd_ray.cluster.pool import Job
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.cluster.search import make_scheduler, make_searcher, require
-from cirkd_ray.cluster.space import SweepSpec
 from cirkd_ray.cluster.sweep import best_recipe, control_runs
 from cirkd_ray.cluster.trial import TrialPlan, check_applied, prepare
-from cirkd_ray.composition import apply_overrides
 from cirkd_ray.config import RunSpec, from_tree, load_run
-from cirkd_ray.engine.checkpoint import checkpoint_name, read_checkpoint
-from cirkd_ray.engine.distributed import World
-from cirkd_ray.engine.local import run_local
-from cirkd_ray.engine.loop import train
-from cirkd_ray.engine.reporter import LocalReporter
-from cirkd_ray.engine.rundir import RunDirectory
+from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.report.sweep_data import read_sweep
+from cirkd_ray.sweep.folder import read_sweep
+from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.checkpoint import checkpoint_name, read_checkpoint
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.local import run_local
+from cirkd_ray.train.loop import train
+from cirkd_ray.train.reporter import LocalReporter
+from cirkd_ray.train.rundir import RunDirectory
 from tests.tinyrun import tiny_baseline
 
 SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}
@@ -329,7 +329,7 @@ def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
     from cirkd_ray.cli import build_parser
     from cirkd_ray.cluster import sweep as module
     from cirkd_ray.commands import tune
-    from cirkd_ray.report.sweep_data import SweepData, Trial, read_sweep
+    from cirkd_ray.sweep.folder import SweepData, Trial, read_sweep
 
     best = Trial(
         "t", {}, {"optim.lr": 0.01}, "finished", "", ({"step": 4, "miou": 0.5, "_new": 4},), 4, 1, (), {}

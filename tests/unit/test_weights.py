@@ -12,9 +12,10 @@ import torchvision
 from safetensors.torch import load_file, save_file
 
 from cirkd_ray.errors import ConfigError, WeightsError
-from cirkd_ray.models import build_model, load_model, save_model
-from cirkd_ray.models.weights import convert_reference, load_weights, to_reference
+from cirkd_ray.models import build_model
 from cirkd_ray.types import CAFFE, IMAGENET, ClassSet, Preprocessing
+from cirkd_ray.weights import load_model, save_model
+from cirkd_ray.weights.loading import convert_reference, load_weights, to_reference
 from tests.golden import networks
 
 BGR_TO_ONE = Preprocessing("bgr", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))

@@ -9,10 +9,11 @@ import torchvision
 
 from cirkd_ray.cli import main
 from cirkd_ray.errors import WeightsError
-from cirkd_ray.models import build_model, load_model, save_model
-from cirkd_ray.models.package import numbered_classes, save_encoder
-from cirkd_ray.models.weights import load_weights, to_reference
+from cirkd_ray.models import build_model
 from cirkd_ray.types import CAFFE, ClassSet
+from cirkd_ray.weights import load_model, save_model
+from cirkd_ray.weights.loading import load_weights, to_reference
+from cirkd_ray.weights.package import numbered_classes, save_encoder
 
 NAME = "deeplabv3_mobilenetv2"
 

@@ -11,8 +11,8 @@ import pytest
 
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models.build import parse_name
-from cirkd_ray.models.catalogue import KNOWN_FILES
-from cirkd_ray.models.download import download
+from cirkd_ray.weights.catalogue import KNOWN_FILES
+from cirkd_ray.weights.fetch import download
 
 DATA = bytes(range(256)) * 4000
 SHA = hashlib.sha256(DATA).hexdigest()

@@ -8,8 +8,8 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models import build_model
-from cirkd_ray.models.files import read_state, tensors_of
-from cirkd_ray.models.weights import aside, load_weights
+from cirkd_ray.weights.files import read_state, tensors_of
+from cirkd_ray.weights.loading import aside, load_weights
 
 WEIGHT, BIAS = torch.ones(2), torch.zeros(2)
 INNER = {"conv.weight": WEIGHT, "conv.bias": BIAS}

@@ -10,8 +10,9 @@ import torch
 import torchvision
 
 from cirkd_ray.cli import main
-from cirkd_ray.models import build_model, inspection, load_model
-from cirkd_ray.models.weights import to_reference
+from cirkd_ray.models import build_model
+from cirkd_ray.weights import inspection, load_model
+from cirkd_ray.weights.loading import to_reference
 from tests.golden import networks
 
 LIGHT = [name for name in networks.NETWORKS if not name.startswith("segformer_b") or name == "segformer_b0"]

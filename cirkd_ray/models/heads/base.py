@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from cirkd_ray.registry import Registry
+from cirkd_ray.config import registry
 
 
 @dataclass(frozen=True)
@@ -52,4 +52,4 @@ class Head(nn.Module):
         return self.classifier(feature)  # type: ignore[no-any-return]
 
 
-HEADS: Registry[Head] = Registry("segmentation head", "cirkd_ray.models.heads")
+HEADS: registry.Registry[Head] = registry.HEADS

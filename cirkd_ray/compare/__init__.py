@@ -1,0 +1,1 @@
+"""Methods compared over seeds: the plan, the folder, the statistics; needs no Ray."""

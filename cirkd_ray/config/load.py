@@ -1,0 +1,58 @@
+"""From a recipe's name and overrides to a validated, resolved RunSpec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import ValidationError
+
+from cirkd_ray.config.composition import RECIPES, Tree, apply_overrides, compose, find_recipe, overrides_from
+from cirkd_ray.config.registry import describe
+from cirkd_ray.config.resolution import resolved_tree
+from cirkd_ray.config.spec import RunSpec
+from cirkd_ray.errors import ConfigError
+
+
+def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
+    """Validate the shape of a tree, without looking at the classes it names (cheap: no torch).
+
+    Raises:
+        ConfigError: every unknown key or wrong value with its path and the nearest valid name.
+    """
+    try:
+        return RunSpec.model_validate(dict(tree))
+    except ValidationError as error:
+        raise ConfigError(describe(error, RunSpec, where)) from None
+
+
+def resolve(spec: RunSpec) -> RunSpec:
+    """Check the settings of every named class and fill in their defaults; doing so again changes nothing."""
+    return parse(resolved_tree(spec))
+
+
+def from_tree(tree: Mapping[str, Any]) -> RunSpec:
+    """A resolved RunSpec from plain values."""
+    return resolve(parse(tree))
+
+
+def load_tree(recipe: str) -> Tree:
+    """The composed tree of a recipe, before overrides."""
+    source = find_recipe(recipe)
+    tree = compose(source)
+    tree.setdefault("name", recipe if source.path.is_relative_to(RECIPES) else source.path.stem)
+    return tree
+
+
+def load_run(recipe: str, overrides: Iterable[str] | Mapping[str, Any] = ()) -> RunSpec:
+    """Load a recipe, apply overrides, validate and resolve it.
+
+    Args:
+        recipe: a shipped recipe's name or a path to a YAML file.
+        overrides: `PATH=VALUE` texts, or a mapping from dotted path to value.
+
+    Raises:
+        ConfigError: whatever is wrong, with the path of the setting.
+    """
+    changes = overrides if isinstance(overrides, Mapping) else overrides_from(overrides)
+    return from_tree(apply_overrides(load_tree(recipe), changes))

@@ -1,0 +1,189 @@
+"""Name -> class, filled by a decorator; a package's modules are found and imported when first asked for.
+
+A class's settings are the keyword-only arguments of its `__init__` that have a default: their annotations
+(with pydantic's `Field` bounds in `Annotated`) are the one description from which recipes are validated,
+the JSON Schema is made and the class is built. A required argument is context that the caller supplies
+(channels, number of classes).
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+import reprlib
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar, get_type_hints
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from cirkd_ray.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """The classes of one kind.
+
+    Args:
+        kind: what messages call an entry, e.g. "loss".
+        package: dotted name of the package whose modules register entries on import.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self._entries: dict[str, type[T]] = {}
+        self._discovered = False
+
+    def register(self, name: str) -> Callable[[type[T]], type[T]]:
+        """Class decorator that files the class under `name`; a second class of that name is an error."""
+
+        def decorate(cls: type[T]) -> type[T]:
+            known = self._entries.get(name)
+            if known is not None and (known.__module__, known.__qualname__) != (
+                cls.__module__,
+                cls.__qualname__,
+            ):
+                where = f"{known.__module__}.{known.__qualname__}"
+                raise ConfigError(
+                    f"two classes register the {self.kind} {name!r}: {where} and {cls.__module__}"
+                )
+            self._entries[name] = cls
+            return cls
+
+        return decorate
+
+    def discover(self) -> None:
+        """Import every module of the package once, so that all decorators have run."""
+        if not self._discovered:
+            package = importlib.import_module(self.package)
+            for module in pkgutil.iter_modules(package.__path__):
+                importlib.import_module(f"{self.package}.{module.name}")
+            self._discovered = True
+
+    def names(self) -> list[str]:
+        """All registered names, sorted."""
+        self.discover()
+        return sorted(self._entries)
+
+    def get(self, name: str) -> type[T]:
+        """The class of that name.
+
+        Raises:
+            ConfigError: no such entry; the message offers the nearest name.
+        """
+        self.discover()
+        if name not in self._entries:
+            raise ConfigError(f"no {self.kind} named {name!r}{nearest(name, self._entries)}")
+        return self._entries[name]
+
+    def settings(self, name: str) -> type[BaseModel]:
+        """A pydantic model of the entry's settings."""
+        return settings_model(self.get(name))
+
+    def build(self, name: str, context: Mapping[str, Any], settings: Mapping[str, Any], where: str = "") -> T:
+        """Build the entry from caller-supplied `context` and user-supplied, validated `settings`.
+
+        Raises:
+            ConfigError: an unknown, ill-typed or out-of-bounds setting, named with its path.
+        """
+        cls = self.get(name)
+        values = validate(settings_model(cls), settings, where or f"{self.kind} {name!r}")
+        return cls(**context, **{key: getattr(values, key) for key in type(values).model_fields})
+
+
+def settings_model(cls: type) -> type[BaseModel]:
+    """The pydantic model of `cls`'s keyword-only arguments with defaults; unknown keys are errors."""
+    if cls not in _MODELS:
+        _MODELS[cls] = _make_settings_model(cls)
+    return _MODELS[cls]
+
+
+_MODELS: dict[type, type[BaseModel]] = {}
+
+
+def _make_settings_model(cls: type) -> type[BaseModel]:
+    hints = get_type_hints(getattr(cls, "__init__"), include_extras=True)  # noqa: B009 - of the class itself
+    fields: dict[str, Any] = {
+        name: (hints[name], parameter.default)
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
+    }
+    config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
+
+
+def validate(model: type[BaseModel], values: Mapping[str, Any], where: str) -> BaseModel:
+    """`model(**values)` with errors of one line a setting that name its path and the nearest valid key."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(describe(error, model, where)) from None
+
+
+def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
+    """pydantic's findings as `PATH: what is wrong`, one a line, at most five."""
+    lines = []
+    for item in error.errors()[:5]:
+        path = (
+            ".".join([where, *(str(part) for part in item["loc"])])
+            if where
+            else ".".join(map(str, item["loc"]))
+        )
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{path}: no such setting{_hint(model, item['loc'])}")
+        else:
+            short = item["loc"] and isinstance(item["input"], str | int | float | bool | list | tuple | None)
+            shown = f" (got {reprlib.repr(item['input'])})" if short and item["type"] != "missing" else ""
+            prefix = f"{path}: " if path else ""
+            lines.append(f"{prefix}{item['msg'].removeprefix('Value error, ')}{shown}")
+    return "\n".join(lines)
+
+
+def _hint(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """The nearest setting beside an unknown one, or the one of its very name in another section."""
+    *sections, last = path
+    hint = nearest(str(last), _fields_at(model, tuple(sections)))
+    elsewhere = [f"{name}.{last}" for name in model.model_fields if last in _fields_at(model, (name,))]
+    return hint if "did you mean" in hint or not elsewhere else f"; did you mean {elsewhere[0]!r}?"
+
+
+def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """The field names of the nested model at `path`, as far as it can be followed."""
+    current: Any = model
+    for part in path:
+        field = getattr(current, "model_fields", {}).get(part)
+        options = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
+        current = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
+        if current is None:
+            return []
+    return list(current.model_fields)
+
+
+LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses")
+DATASETS: Registry[Any] = Registry("data set", "cirkd_ray.data")
+HEADS: Registry[Any] = Registry("segmentation head", "cirkd_ray.models.heads")
+
+
+def network_settings(name: str, where: str) -> tuple[type[BaseModel], dict[str, Any]]:
+    """The settings of a network, and the published defaults that its name stands for.
+
+    A network's name is composed (`HEAD:BACKBONE`), so there is no class to register. Like the registries,
+    this finds the module by its name when it is first asked for: configuration imports nothing that it
+    describes.
+
+    Raises:
+        ConfigError: an unknown name, head or backbone.
+    """
+    build = importlib.import_module(_NETWORKS)
+    return build.model_settings(name), build.parse_name(name, where).defaults
+
+
+def network_names() -> list[str]:
+    """The networks of the published tables; any `HEAD:TIMM_NAME` is a network as well."""
+    names: list[str] = importlib.import_module(_NETWORKS).model_names()
+    return names
+
+
+_NETWORKS = "cirkd_ray.models.build"

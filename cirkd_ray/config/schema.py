@@ -1,0 +1,48 @@
+"""JSON Schema of a recipe file, for editors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel
+
+from cirkd_ray.config.composition import NOT_INHERITED
+from cirkd_ray.config.registry import DATASETS, LOSSES, network_names, settings_model
+from cirkd_ray.config.spec import RunSpec
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema (draft 2020-12) of a recipe file, with every loss's and data set's own settings."""
+    schema = RunSpec.model_json_schema()
+    names = {"type": "string"}
+    schema["properties"]["extends"] = {
+        "description": f"recipes that this one is laid over; all but {', '.join(NOT_INHERITED)} is inherited",
+        "anyOf": [names, {"type": "array", "items": names}],
+    }
+    schema["required"] = []  # what is missing may be inherited
+    definitions = schema["$defs"]
+    for definition in definitions.values():
+        definition.pop("required", None)
+    _choose(
+        definitions["LossSpec"], "kind", {name: settings_model(LOSSES.get(name)) for name in LOSSES.names()}
+    )
+    _choose(
+        definitions["DataSpec"],
+        "name",
+        {name: settings_model(DATASETS.get(name)) for name in DATASETS.names()},
+    )
+    definitions["ModelSpec"]["properties"]["name"]["examples"] = network_names()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _choose(definition: dict[str, Any], key: str, models: dict[str, type[BaseModel]]) -> None:
+    """Add to an open definition the settings that each value of `key` brings."""
+    definition["additionalProperties"] = True
+    definition["properties"][key]["enum"] = sorted(models)
+    definition["allOf"] = [
+        {
+            "if": {"properties": {key: {"const": name}}, "required": [key]},
+            "then": {"properties": model.model_json_schema().get("properties", {})},
+        }
+        for name, model in models.items()
+    ]

@@ -1,0 +1,236 @@
+"""RunSpec: everything that decides a run, as one frozen, validated tree.
+
+`model`, `teacher.model`, `data` and each loss are open: beside the fields below they take the settings of
+the class that they name. They are validated against that class (see `config.registry.settings_model`) and
+filled in with its defaults.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from cirkd_ray.config.composition import Tree
+
+
+class _Spec(BaseModel):
+    """Frozen; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+
+class _OpenSpec(BaseModel):
+    """Frozen; unknown keys are settings of the class that the spec names, checked by `resolve`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the named class."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ModelSpec(_OpenSpec):
+    """A network: its name, the weights it starts from and its own settings."""
+
+    name: str
+    weights: str | None = Field(
+        None, description="run folder, model.json, safetensors or .pth file to start from"
+    )
+    reinit_classifier: bool = Field(
+        False, description="start with a new classifier where the number of classes differs"
+    )
+
+
+class DataSpec(_OpenSpec):
+    """A data set, how it is augmented and loaded, and its own settings."""
+
+    name: str = "shapes"
+    root: str | None = Field(None, description="folder that the data set lies in")
+    train_split: str = "train"
+    val_split: str = "val"
+    crop: tuple[PositiveInt, PositiveInt] | None = Field(
+        None, description="height, width; None: the data set's own"
+    )
+    scale_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
+    scale_step: PositiveFloat = 0.1
+    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    max_class_share: float = Field(
+        1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share"
+    )
+    workers: int = Field(0, ge=0, description="loader processes of each training worker")
+
+
+class TeacherSpec(_Spec):
+    """Where the teacher comes from: exactly one of `train`, `weights`, `module`."""
+
+    train: str | None = Field(None, description="recipe that trains it, on this run's data and cluster")
+    set: tuple[str, ...] = Field((), description="overrides of that recipe, as PATH=VALUE")
+    weights: str | None = Field(None, description="run folder, model.json, safetensors or .pth file")
+    module: str | None = Field(None, description="package.module:factory of a network of your own")
+    model: ModelSpec | None = Field(
+        None, description="the network, where the weights file does not say; what is left out has its default"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TeacherSpec:
+        given = [key for key in ("train", "weights", "module") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(
+                f"give exactly one of train, weights, module; got {' and '.join(given) or 'none'}"
+            )
+        return self
+
+
+class WeightSchedule(_Spec):
+    """Factor of a loss's weights over the run, in fractions of its steps."""
+
+    warmup: float = Field(0.0, ge=0, le=1, description="rises linearly from 0 over this fraction")
+    decay_from: float = Field(1.0, ge=0, le=1, description="starts to fall here")
+    decay_to: float = Field(0.0, ge=0, description="factor at the end of the run")
+
+    def factor(self, step: int, steps: int) -> float:
+        """The factor at `step` of `steps`."""
+        position = step / max(1, steps)
+        up = min(1.0, (step + 1) / max(1.0, self.warmup * steps)) if self.warmup > 0 else 1.0
+        if position <= self.decay_from or self.decay_from >= 1.0:
+            return up
+        return up * (1.0 + (self.decay_to - 1.0) * (position - self.decay_from) / (1.0 - self.decay_from))
+
+
+class LossSpec(_OpenSpec):
+    """One distillation loss: its kind, a weight (or one a term) and its own settings."""
+
+    kind: str
+    weight: float | None = Field(None, ge=0, description="weight of every term")
+    weights: dict[str, float] | None = Field(
+        None, description="weight of each term; the published ones by default"
+    )
+    schedule: WeightSchedule | None = None
+
+    @model_validator(mode="after")
+    def _one_weight(self) -> LossSpec:
+        if self.weight is not None and self.weights is not None:
+            raise ValueError("give weight (all terms) or weights (a mapping from term to weight), not both")
+        if any(value < 0 for value in (self.weights or {}).values()):
+            raise ValueError("a weight is not negative")
+        return self
+
+
+class DistillSpec(_Spec):
+    """The distillation losses, by free names that stay stable for sweeps; null removes an inherited one."""
+
+    losses: dict[str, LossSpec | None]
+
+
+class TaskSpec(_Spec):
+    """Weights of the cross-entropy with the labels."""
+
+    weight: float = Field(1.0, ge=0)
+    aux_weight: float = Field(0.4, ge=0, description="of the auxiliary head, where the network has one")
+
+
+class OptimSpec(_Spec):
+    """Optimiser and learning-rate schedule."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: PositiveFloat = 0.02
+    momentum: float = Field(0.9, ge=0.0, lt=1.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = Field(1e-4, ge=0)
+    schedule: Literal["poly", "cosine", "constant"] = "poly"
+    power: PositiveFloat = Field(0.9, description="of the poly schedule, lr (1 - t/T)^power")
+    warmup_steps: int = Field(0, ge=0)
+    clip_grad_norm: PositiveFloat | None = None
+    head_lr_factor: PositiveFloat = Field(
+        1.0, description="learning rate of everything but the encoder, relative to lr"
+    )
+
+
+class TrainSpec(_Spec):
+    """Length, batch, cadence and arithmetic of a run."""
+
+    steps: int = Field(40_000, gt=0, lt=2**31)
+    batch_size: int = Field(16, gt=0, lt=2**20, description="global: split over the workers")
+    accumulate: int = Field(1, gt=0, lt=2**20, description="micro-batches of each optimiser step")
+    log_every: PositiveInt = 50
+    validate_every: PositiveInt = 800
+    validate_limit: PositiveInt | None = Field(None, description="validate on the first so many images only")
+    validate_batch_size: PositiveInt = Field(
+        1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
+    )
+    checkpoint_every: PositiveInt = 800
+    keep_checkpoints: int = Field(2, ge=2, description="one more than the last, in case that is damaged")
+    pictures: int = Field(4, ge=0, description="validation images shown in TensorBoard")
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "auto", description="auto: bf16 on CUDA, else fp32"
+    )
+    channels_last: bool = Field(True, description="on CUDA")
+    sync_batchnorm: bool = Field(True, description="on CUDA with more than one worker")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="decay of the averaged weights that are validated"
+    )
+    compile: bool = Field(False, description="torch.compile of student and teacher")
+    deterministic: bool = Field(
+        False, description="deterministic CUDA kernels, for bit-for-bit resume on GPUs"
+    )
+
+
+class ClusterSpec(_Spec):
+    """Workers and what each takes."""
+
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="auto: one a GPU, or two on CPUs")
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    cpus_per_worker: PositiveFloat | Literal["auto"] = Field("auto", description="auto: 1 + loader processes")
+    max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint")
+    async_checkpoints: bool = True
+    autoscaling: bool = Field(False, description="wait for nodes instead of refusing what does not fit now")
+
+
+class Published(_Spec):
+    """A published figure of this recipe."""
+
+    miou: float
+    split: str = "val"
+    source: str
+    note: str | None = None
+
+
+class RunSpec(_Spec):
+    """A run, whole."""
+
+    name: str = "run"
+    description: str = ""
+    seed: int = Field(0, ge=0)
+    model: ModelSpec
+    teacher: TeacherSpec | None = None
+    distill: DistillSpec | None = None
+    task: TaskSpec = TaskSpec()
+    data: DataSpec = DataSpec()
+    optim: OptimSpec = OptimSpec()
+    train: TrainSpec = TrainSpec()
+    cluster: ClusterSpec = ClusterSpec()
+    published: Published | None = None
+
+    @model_validator(mode="after")
+    def _teacher_and_losses(self) -> RunSpec:
+        if self.distill is not None and self.teacher is None:
+            raise ValueError("distill needs a teacher: set teacher.weights or teacher.train, or distill=null")
+        return self
+
+    def to_dict(self) -> Tree:
+        """Plain values: what goes to workers and into `run.yaml`."""
+        return self.model_dump(mode="json")
+
+    def to_yaml(self) -> str:
+        """The resolved recipe as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)

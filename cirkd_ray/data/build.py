@@ -1,0 +1,35 @@
+"""A split of a data set from its name and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cirkd_ray.config.registry import settings_model, validate
+from cirkd_ray.data.base import DATASETS, SegmentationDataset
+from cirkd_ray.data.prepared import find_manifest, open_prepared
+from cirkd_ray.errors import ConfigError, DataError, nearest
+
+
+def build_dataset(
+    name: str, *, split: str, root: str | Path | None = None, where: str = "data", **settings: Any
+) -> SegmentationDataset:
+    """Build one split of the data set `name`; a root made by `cirkd data prepare` is read in its own form.
+
+    Raises:
+        ConfigError: an unknown name, split or setting.
+        DataError: the root is not given, or does not hold what the data set expects.
+    """
+    cls = DATASETS.get(name)
+    if cls.splits and split not in cls.splits:
+        raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
+    if cls.needs_root and root is None:
+        raise DataError(
+            f"{where}.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH"
+        )
+    if cls.needs_root and root is not None:
+        manifest = find_manifest(root)
+        if manifest is not None:
+            values = validate(settings_model(cls), settings, where)
+            return open_prepared(root, manifest, name, split, values.model_dump())
+    return DATASETS.build(name, {"split": split, "root": root}, settings, where)

@@ -1,0 +1,148 @@
+"""What every drawing function is given: the canvas, the camera, the light and the scene's random numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+
+from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour
+
+
+class Label(IntEnum):
+    """Class indices; `VOID` is ignored."""
+
+    ROAD = 0
+    PAVEMENT = 1
+    BUILDING = 2
+    FENCE = 3
+    POLE = 4
+    SIGN = 5
+    TREE = 6
+    GRASS = 7
+    SKY = 8
+    PERSON = 9
+    CAR = 10
+    BICYCLE = 11
+    VOID = 255
+
+
+@dataclass(frozen=True)
+class Look:
+    """Weather and time of day.
+
+    Attributes:
+        ambient: colour of the light, around 1.
+        sun: side that the sun stands on: -1 left, 1 right, 0 hidden or behind.
+        strength: how much sunlit and shaded sides differ, 0..0.5.
+        haze: colour that distance fades to.
+        density: haze a metre.
+        sky: colours at the zenith and at the horizon.
+        clouds: amplitude of the clouds in grey levels.
+        season: colour of foliage.
+    """
+
+    ambient: Colour
+    sun: int
+    strength: float
+    haze: Colour
+    density: float
+    sky: tuple[Colour, Colour]
+    clouds: float
+    season: Colour
+
+
+@dataclass(frozen=True)
+class Street:
+    """The cross-section: half the road's width, and the widths of both pavements and front gardens.
+
+    All in metres; x grows to the right, from the street's middle.
+    """
+
+    half: float
+    pavement: tuple[float, float]
+    garden: tuple[float, float]
+
+    def kerb(self, side: int) -> float:
+        """x of the road's edge on the left (-1) or right (1)."""
+        return side * self.half
+
+    def edge(self, side: int) -> float:
+        """x of the pavement's outer edge."""
+        return side * (self.half + self.pavement[side > 0])
+
+    def front(self, side: int) -> float:
+        """x of the houses' fronts."""
+        return self.edge(side) + side * self.garden[side > 0]
+
+
+class Chance:
+    """Random numbers one at a time, drawn in blocks: a call of NumPy costs as much as a small drawing."""
+
+    def __init__(self, rng: np.random.Generator) -> None:
+        self.rng = rng
+        self._pool: list[float] = []
+
+    def random(self) -> float:
+        """A number in 0 .. 1."""
+        if not self._pool:
+            self._pool = self.rng.random(2048).tolist()
+        return self._pool.pop()
+
+    def below(self, count: int) -> int:
+        """A whole number in 0 .. count - 1."""
+        return int(self.random() * count)
+
+    def uniform(self, low: float, high: float) -> float:
+        """A number in low .. high."""
+        return low + (high - low) * self.random()
+
+    def chance(self, probability: float) -> bool:
+        """True with this probability."""
+        return self.random() < probability
+
+    def count(self, mean: float) -> int:
+        """A Poisson number: exponential waiting times that fit into 1."""
+        number, left = 0, mean + math.log(max(self.random(), 1e-12))
+        while left > 0:
+            number, left = number + 1, left + math.log(max(self.random(), 1e-12))
+        return number
+
+    def vary(self, colour: Colour, spread: float) -> Colour:
+        """A colour near `colour`: its brightness varies by `spread`, each channel by a third of that."""
+        shift, third = self.uniform(-spread, spread), spread / 3
+        return (
+            min(255.0, max(0.0, colour[0] + shift + self.uniform(-third, third))),
+            min(255.0, max(0.0, colour[1] + shift + self.uniform(-third, third))),
+            min(255.0, max(0.0, colour[2] + shift + self.uniform(-third, third))),
+        )
+
+    def pick(self, colours: Sequence[Colour], spread: float = 14.0) -> Colour:
+        """One of the colours, varied."""
+        return self.vary(colours[self.below(len(colours))], spread)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A scene in the making."""
+
+    canvas: Canvas
+    camera: Camera
+    look: Look
+    street: Street
+    draw: Chance
+
+    def tint(self, colour: Colour, z: float, facing: float = 0.0) -> Colour:
+        """`colour` in this light at distance z; `facing` is -1 for a surface that looks left, 1 for right."""
+        look = self.look
+        lit = 1.0 + look.strength * facing * look.sun
+        fade = math.exp(-look.density * max(z, 0.0))
+        (r, g, b), (ar, ag, ab), (hr, hg, hb), rest = colour, look.ambient, look.haze, 1.0 - fade
+        return (
+            min(255.0, r * ar * lit) * fade + hr * rest,
+            min(255.0, g * ag * lit) * fade + hg * rest,
+            min(255.0, b * ab * lit) * fade + hb * rest,
+        )

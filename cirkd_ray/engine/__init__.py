@@ -1,1 +1,0 @@
-"""Training: one step, one loop, and what they need. Nothing here knows Ray."""

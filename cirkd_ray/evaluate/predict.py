@@ -1,0 +1,188 @@
+"""Label maps of images that have no labels: files, folders, or a test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cirkd_ray.data.base import SegmentationDataset
+from cirkd_ray.data.codec import decode_image
+from cirkd_ray.device import choose_precision, local_device
+from cirkd_ray.errors import ConfigError, DataError
+from cirkd_ray.evaluate.inference import Views, inference, predict_logits, predicted_classes
+from cirkd_ray.evaluate.saved import load_network
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.types import ClassSet
+from cirkd_ray.weights import load_model
+
+UInt8 = NDArray[np.uint8]
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+
+
+class Source(NamedTuple):
+    """An image to predict: a name for the results, without suffix, and the image or why it cannot be read."""
+
+    name: str
+    image: UInt8 | None
+    error: str = ""
+
+
+class Prediction(NamedTuple):
+    """An image and its predicted classes: H x W x 3 and H x W, uint8."""
+
+    name: str
+    image: UInt8
+    labels: UInt8
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network that turns images into label maps.
+
+    Attributes:
+        model: on the device.
+        classes: names and palette of its classes.
+        device: where it runs.
+        precision: "fp32", "bf16" or "fp16".
+        views: scales, flip and windows.
+        warnings: what the user should know.
+    """
+
+    model: SegmentationModel
+    classes: ClassSet
+    device: torch.device
+    precision: str = "fp32"
+    views: Views = field(default_factory=Views)
+    warnings: tuple[str, ...] = ()
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        *,
+        network: str | None = None,
+        dataset: SegmentationDataset | None = None,
+        device: str = "auto",
+        precision: str = "fp32",
+        views: Views | None = None,
+    ) -> Predictor:
+        """The predictor of a run's folder, an exported model, or a weights file.
+
+        Args:
+            path: the model.
+            network: the name of the network that a bare weights file belongs to; its classes are the data
+                set's.
+            dataset: what is predicted, where that is a data set: its classes must be the network's.
+            device, precision, views: see the class; the device may be "auto".
+
+        Raises:
+            WeightsError: there is no network, or it cannot be read.
+            ConfigError: the device or the precision is not to be had, or the classes differ.
+        """
+        chosen = local_device(device)
+        warnings: tuple[str, ...] = ()
+        if dataset is not None:
+            model, warnings = load_network(str(path), network, dataset)
+            classes = dataset.classes
+        elif network is not None:
+            raise ConfigError(
+                "--network: name the data set as well (--data), whose classes the weights are for"
+            )
+        else:
+            loaded = load_model(path)
+            model, classes = loaded.model, loaded.classes
+        return cls(
+            model.to(chosen).eval(),
+            classes,
+            chosen,
+            choose_precision(precision, chosen),
+            views or Views(),
+            warnings,
+        )
+
+    def labels(self, image: UInt8) -> UInt8:
+        """Classes of an image's pixels.
+
+        Args:
+            image: H x W x 3 uint8, RGB.
+
+        Returns:
+            H x W uint8 class indices.
+        """
+        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None]
+        with inference(self.model, device=self.device, precision=self.precision):
+            logits = predict_logits(self.model, self.model.preprocessing, pixels, **vars(self.views))
+            found: UInt8 = predicted_classes(logits)[0].to(torch.uint8).cpu().numpy()
+        return found
+
+    def predict(self, sources: Iterable[Source], failures: list[str]) -> Iterator[Prediction]:
+        """Predict one image after the other; what cannot be read is named in `failures`."""
+        for source in sources:
+            if source.image is None:
+                failures.append(source.error)
+            else:
+                yield Prediction(source.name, source.image, self.labels(source.image))
+
+
+def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
+    """Image files with unique names for their results.
+
+    Args:
+        inputs: files, or folders that are searched with their subfolders.
+
+    Returns:
+        (file, name) in order; a name is the path below the given folder without suffix. Where files differ in
+        the suffix alone, or stand in several of the inputs under one name, a number is added.
+
+    Raises:
+        DataError: an input does not exist, or there is no image at all.
+    """
+    found: list[tuple[Path, str]] = []
+    for given in map(Path, inputs):
+        if given.is_dir():
+            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found += [(file, file.relative_to(given).with_suffix("").as_posix()) for file in files]
+        elif given.is_file():
+            found.append((given, given.stem))
+        else:
+            raise DataError(f"{given}: no such file or folder")
+    if not found:
+        places = ", ".join(map(str, inputs))
+        raise DataError(f"{places}: no images here (looked for {', '.join(sorted(SUFFIXES))})")
+    used: set[str] = set()
+    unique = []
+    for file, name in found:
+        free, number = name, 2
+        while free in used:
+            free, number = f"{name}-{number}", number + 1
+        used.add(free)
+        unique.append((file, free))
+    return unique
+
+
+def read_files(files: Iterable[tuple[Path, str]]) -> Iterator[Source]:
+    """The images of `find_images`, one at a time, turned upright where the camera noted how it was held."""
+    for path, name in files:
+        try:
+            yield Source(name, decode_image(path.read_bytes(), str(path), upright=True))
+        except OSError as error:
+            yield Source(name, None, f"{path}: cannot be read ({error.strerror})")
+        except DataError as error:
+            yield Source(name, None, str(error))
+
+
+def read_dataset(dataset: SegmentationDataset, limit: int | None = None) -> Iterator[Source]:
+    """The images of a split, named by their samples."""
+    for index in range(len(dataset) if limit is None else min(limit, len(dataset))):
+        name = Path(dataset.name(index)).with_suffix("").as_posix()
+        try:
+            yield Source(name, dataset.load(index).image)
+        except DataError as error:
+            yield Source(name, None, str(error))

@@ -1,0 +1,126 @@
+"""Files and folders that are whole or not there, whatever ends the process that writes them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cirkd_ray.errors import ConfigError
+
+
+def partial_name(path: Path) -> Path:
+    """A place beside `path` for what is not whole yet; no other process on any node takes the same."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """Write to the path that this yields; it takes the place of `path` at the end, in one step.
+
+    Where the writing fails, `path` stays as it was and nothing is left beside it. Folders are made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_name(path)
+    try:
+        yield partial
+        _flush(partial)
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Fill the new folder that this yields; it takes the place of `path` at the end.
+
+    Where the filling fails, `path` stays as it was and nothing is left beside it.
+    """
+    partial = partial_name(path)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        for file in partial.rglob("*"):
+            if file.is_file():
+                _flush(file)
+        if path.exists():
+            shutil.rmtree(path)
+        partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a file's text in one step, so that a reader or a crash never sees half of it."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """The same for bytes."""
+    with whole_file(path) as partial:
+        partial.write_bytes(content)
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` into an error of the user's.
+
+    Raises:
+        ConfigError: the disk is full or not writable.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror}); choose another folder") from None
+
+
+def save_text(path: Path, text: str) -> None:
+    """`write_text` for a file that the user asked for.
+
+    Raises:
+        ConfigError: the disk is full or not writable.
+    """
+    with told(path):
+        write_text(path, text)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The mapping in a JSON file, or None where there is no such file.
+
+    Raises:
+        ConfigError: it is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: is damaged; delete it, or the folder of its run, and go on")
+    return found
+
+
+def require_writable(folder: Path) -> None:
+    """Look, before long work, whether its results can be written to a folder that may have to be made.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise ConfigError(f"{folder}: cannot be written ({there} is a file); choose another folder")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{folder}: cannot be written ({there} is read-only); choose another folder")
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,1 @@
+"""Search spaces and what a sweep's folder holds; needs no Ray."""

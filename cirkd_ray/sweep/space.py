@@ -1,0 +1,172 @@
+"""SweepSpec: a search-space file as a validated tree; `space_check` holds it against its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import product
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
+
+from cirkd_ray.config.composition import Tree
+from cirkd_ray.sweep.parameters import Parameter
+
+PAUSING = ("hyperband", "bohb", "pbt", "pb2")
+"""Schedulers that pause trials, so that more trials are under way than run at a time."""
+POPULATION = ("pbt", "pb2")
+"""Schedulers whose trials take over each other's weights and change their settings while they train."""
+
+
+class _Spec(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Budget(_Spec):
+    """What a sweep may spend."""
+
+    trials: PositiveInt | None = Field(None, description="default: the whole grid, or 16")
+    steps: PositiveInt | None = Field(
+        None, description="of a trial at most; default: the recipe's train.steps"
+    )
+    report_every: PositiveInt | None = Field(
+        None, description="steps between validations, where trials are judged; default: a tenth of steps"
+    )
+    hours: PositiveFloat | None = Field(None, description="wall time after which no trial goes on")
+
+
+class Scheduler(_Spec):
+    """When trials end early or change."""
+
+    name: Literal["none", "asha", "hyperband", "bohb", "median", "pbt", "pb2"] = "none"
+    grace_steps: PositiveInt | None = Field(
+        None, description="no trial is judged before; default: one report"
+    )
+    reduction_factor: float = Field(3.0, gt=1, description="ASHA, HyperBand: one in so many goes on")
+    perturb_every: PositiveInt | None = Field(
+        None, description="PBT, PB2: steps between exploits; default: one report"
+    )
+    quantile: float = Field(
+        0.25, gt=0, le=0.5, description="PBT, PB2: share that copies the best as large a share"
+    )
+    resample: float = Field(
+        0.25, ge=0, le=1, description="PBT: probability of a new value instead of a scaled one"
+    )
+
+
+class Searcher(_Spec):
+    """Where the next trial's values come from."""
+
+    name: Literal["random", "grid", "tpe", "hyperopt", "bohb"] = "random"
+    seed: int = Field(0, ge=0)
+    startup_trials: PositiveInt = Field(
+        8, description="random trials before the model of TPE or HyperOpt is used"
+    )
+
+
+class Resources(_Spec):
+    """What a trial takes; what is left out is the recipe's `cluster`."""
+
+    workers: PositiveInt | Literal["auto"] | None = None
+    cpus_per_worker: PositiveFloat | Literal["auto"] | None = None
+    device: Literal["auto", "cpu", "cuda"] | None = None
+    concurrent: PositiveInt | None = Field(None, description="trials at a time at most; default: what fits")
+
+
+class SweepSpec(_Spec):
+    """A sweep, whole."""
+
+    name: str = "sweep"
+    description: str = ""
+    recipe: str
+    set: dict[str, Any] = Field({}, description="settings of the recipe that hold for every trial")
+    parameters: dict[str, Parameter] = Field(min_length=1)
+    metric: dict[str, Literal["max", "min"]] = Field({"miou": "max"}, min_length=1)
+    budget: Budget = Budget()
+    scheduler: Scheduler = Scheduler()
+    searcher: Searcher = Searcher()
+    resources: Resources = Resources()
+    seeds: tuple[NonNegativeInt, ...] = Field(
+        (0,), min_length=1, description="trials use the first; controls and finalists all"
+    )
+    finalists: int = Field(
+        1, ge=0, description="best configurations that are run with every seed, whole length"
+    )
+    controls: bool = Field(True, description="run the recipe without distillation and with its own values")
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a seed comes twice")
+        return value
+
+    @property
+    def multi_objective(self) -> bool:
+        """More than one metric."""
+        return len(self.metric) > 1
+
+    @property
+    def primary(self) -> str:
+        """The metric that ranks: the first."""
+        return next(iter(self.metric))
+
+    def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The values whose conditions hold, in the order of the file."""
+        found: dict[str, Any] = {}
+        for path, parameter in self.parameters.items():
+            if path in values and parameter.applies(found):
+                found[path] = values[path]
+        return found
+
+    def settings(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Dotted path -> value that drawn values set in the recipe."""
+        return {path: self.parameters[path].setting(value) for path, value in self.active(values).items()}
+
+    def overrides(self) -> Tree:
+        """What holds for every trial: `set`, the budget and the resources, as overrides of the recipe."""
+        found = dict(self.set)
+        budget, resources = self.budget, self.resources
+        if budget.steps is not None:
+            found["train.steps"] = budget.steps
+        for name in ("workers", "cpus_per_worker", "device"):
+            value = getattr(resources, name)
+            if value is not None:
+                found[f"cluster.{name}"] = value
+        found["seed"] = self.seeds[0]
+        return found
+
+    def grid_points(self) -> list[dict[str, Any]]:
+        """Every combination of the grids, each once, conditions observed."""
+        paths = list(self.parameters)
+        points = [
+            dict(zip(paths, combination, strict=True))
+            for combination in product(*(self.parameters[path].options for path in paths))
+        ]
+        unique = {tuple(sorted(self.active(point).items(), key=str)): self.active(point) for point in points}
+        return list(unique.values())
+
+    def random_points(self, count: int) -> list[dict[str, Any]]:
+        """`count` random configurations, a function of the searcher's seed."""
+        random = np.random.default_rng(self.searcher.seed)
+        drawn = [
+            {p: parameter.draw(random) for p, parameter in self.parameters.items()} for _ in range(count)
+        ]
+        return [self.active(values) for values in drawn]
+
+    def tidy(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A sampler's values as values of the domains, without those that do not count."""
+        found = {
+            path: self.parameters[path].plain(value)
+            for path, value in config.items()
+            if path in self.parameters
+        }
+        return self.active(found)
+
+    @property
+    def trials(self) -> int:
+        """How many trials the sweep has."""
+        if self.searcher.name == "grid":
+            count = len(self.grid_points())
+            return min(count, self.budget.trials or count)
+        return self.budget.trials or 16

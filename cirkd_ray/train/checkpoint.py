@@ -1,0 +1,111 @@
+"""Complete checkpoints that are either whole or absent.
+
+A checkpoint is a folder `step_00000800` with `state.pt` (plain tensors and numbers, readable with
+`torch.load(weights_only=True)`) and `manifest.json` (step, bytes, SHA-256 of `state.pt`). It is written
+under another name and renamed when complete, and checked against its manifest before it is used, so a
+damaged one is passed over for the one before it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cirkd_ray.errors import CheckpointError
+from cirkd_ray.files import whole_folder
+
+STATE, MANIFEST = "state.pt", "manifest.json"
+Warn = Callable[[str], None]
+
+
+def checkpoint_name(step: int) -> str:
+    """The folder of the checkpoint after `step` optimiser steps."""
+    return f"step_{step:08d}"
+
+
+def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """Write `state` into a new folder `folder`; nothing is left behind when that fails.
+
+    Raises:
+        CheckpointError: the disk is full or not writable; what was there before stays as it is.
+    """
+    try:
+        with whole_folder(folder) as partial:
+            torch.save(state, partial / STATE)
+            manifest = {
+                "step": int(state["step"]),
+                "bytes": (partial / STATE).stat().st_size,
+                "sha256": _sha256(partial / STATE),
+            }
+            (partial / MANIFEST).write_text(json.dumps(manifest))
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{folder}: the checkpoint could not be written ({reason}); free some space and start again "
+            "with --resume.\n"
+            "The checkpoints before it are untouched."
+        ) from None
+    return folder
+
+
+def complaint(folder: Path) -> str | None:
+    """Why the checkpoint in `folder` cannot be used, or None if it is whole."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        size = (folder / STATE).stat().st_size
+        if size != manifest["bytes"]:
+            return f"truncated ({size} of {manifest['bytes']} bytes)"
+        if _sha256(folder / STATE) != manifest["sha256"]:
+            return "damaged (its checksum differs)"
+    except FileNotFoundError as error:
+        return f"incomplete ({Path(str(error.filename)).name} is missing)"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"unreadable ({error})"
+    return None
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """All checkpoint folders, newest first, whole or not."""
+    return sorted((p for p in folder.glob("step_*") if p.is_dir()), key=lambda p: p.name, reverse=True)
+
+
+def newest_checkpoint(folder: Path, warn: Warn) -> Path | None:
+    """The newest whole checkpoint; `warn` hears of every damaged one that is passed over."""
+    for path in list_checkpoints(folder):
+        problem = complaint(path)
+        if problem is None:
+            return path
+        warn(f"checkpoint {path} is {problem}; it is passed over")
+    return None
+
+
+def read_checkpoint(folder: Path) -> dict[str, Any]:
+    """The state in a checkpoint, on the CPU.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    problem = complaint(folder)
+    if problem is not None:
+        raise CheckpointError(f"checkpoint {folder} is {problem}")
+    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    return state
+
+
+def prune_checkpoints(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest checkpoints, and what interrupted writes left behind."""
+    for path in list_checkpoints(folder)[keep:]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob(".step_*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,339 @@
+"""The training loop, read top to bottom: every method, network and data set runs through it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cirkd_ray.config import RunSpec
+from cirkd_ray.data.loader import Batches, DeviceBatch, eval_loader, to_device, train_loader
+from cirkd_ray.data.transforms import TrainTransform
+from cirkd_ray.errors import TrainingError
+from cirkd_ray.evaluate.scoring import EvaluationResult, evaluate
+from cirkd_ray.train.build import Run, build_run, seed_of
+from cirkd_ray.train.checkpoint import checkpoint_name, newest_checkpoint, read_checkpoint, write_checkpoint
+from cirkd_ray.train.distributed import (
+    World,
+    average_batchnorm_statistics,
+    barrier,
+    broadcast_text,
+    mean_over_ranks,
+    minimum_over_ranks,
+)
+from cirkd_ray.train.reporter import Listener, Reporter
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.state import load_state, state_of
+from cirkd_ray.train.step import NEVER, WEIGHTS
+from cirkd_ray.weights import save_model
+
+
+@dataclass
+class Progress:
+    """What a run knows of itself besides weights; part of every checkpoint."""
+
+    step: int = 0
+    seconds: float = 0.0
+    best: dict[str, Any] = field(default_factory=dict)
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Window:
+    """Sums since the last line of metrics; the terms stay on the device until then."""
+
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    steps: int = 0
+    wait: float = 0.0
+    start: float = field(default_factory=time.perf_counter)
+
+    def add(self, terms: dict[str, Tensor], wait: float) -> None:
+        """Count one step."""
+        for name, value in terms.items():
+            self.terms[name] = self.terms[name] + value if name in self.terms else value
+        self.steps += 1
+        self.wait += wait
+
+
+def train(
+    spec: RunSpec,
+    world: World,
+    directory: RunDirectory,
+    reporter: Reporter,
+    listeners: Sequence[Listener] = (),
+    resume_from: Path | None = None,
+) -> dict[str, Any]:
+    """Train, validate, checkpoint; continue from the directory's newest whole checkpoint if there is one.
+
+    Args:
+        spec: a resolved recipe whose teacher, if any, has weights.
+        world: this process among its peers.
+        directory: the run's directory, seen by all ranks.
+        reporter: takes figures and checkpoints.
+        listeners: follow the run on the main rank.
+        resume_from: a checkpoint to start from where the directory has none (a run that continues another's
+        weights).
+
+    Returns:
+        The result, as it stands in `result.json`; the same on all ranks.
+
+    Raises:
+        TrainingError: a loss is not finite.
+        UserError: bad data, a full disk and the like, with what to do.
+    """
+    loop = Loop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
+    loop.restore(resume_from)
+    return loop.run()
+
+
+class Loop:
+    """One rank's run."""
+
+    def __init__(
+        self, run: Run, directory: RunDirectory, reporter: Reporter, listeners: Sequence[Listener]
+    ) -> None:
+        self.r, self.spec, self.world = run, run.spec, run.world
+        self.directory, self.reporter, self.listeners = directory, reporter, listeners
+        self.progress = Progress()
+        self.started_from: str | None = None
+        self.val_batches = self._validation_loader()
+
+    def restore(self, resume_from: Path | None = None) -> None:
+        """Take up the newest whole checkpoint, chosen by the main rank."""
+        self.started_from = str(resume_from) if resume_from else None
+        path = self._newest_checkpoint(self._message)
+        if path:
+            self.progress = Progress(**load_state(self.r, read_checkpoint(Path(path))))
+        if self.world.is_main:
+            self.directory.rewind(self.progress.step)
+            for listener in self.listeners:
+                listener.start(self.spec.to_dict(), self.progress.step)
+            for note in self.r.notes:
+                self._message(note)
+            if path:
+                self._message(f"continuing at step {self.progress.step} from {path}")
+
+    def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
+        """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
+        path = ""
+        if self.world.is_main:
+            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
+        return broadcast_text(path, self.world)
+
+    def run(self) -> dict[str, Any]:
+        """All steps that are left, then the result."""
+        train = self.spec.train
+        batches = self._batches(self.progress.step)
+        window, loader_start = Window(), time.perf_counter()
+        for step in range(self.progress.step, train.steps):
+            group = list(islice(batches, train.accumulate))
+            wait = time.perf_counter() - loader_start
+            torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
+            self.r.step.distiller.train()
+            window.add(self.r.step(step, group), wait)
+            done = step + 1
+            validates = done % train.validate_every == 0 or done == train.steps
+            saves = done % train.checkpoint_every == 0 or done == train.steps
+            if validates or saves or done % train.log_every == 0:
+                self._report(done, window, validates, saves)
+                window = Window()
+            loader_start = time.perf_counter()
+        self._replace_lost_export()
+        return self._finish()
+
+    def _batches(self, start: int) -> Iterator[DeviceBatch]:
+        """This rank's micro-batches from step `start` on, on the device."""
+        spec = self.spec
+        assert spec.data.crop is not None
+        transform = TrainTransform(
+            crop=spec.data.crop,
+            scale_range=spec.data.scale_range,
+            scale_step=spec.data.scale_step,
+            flip=spec.data.flip,
+            max_class_share=spec.data.max_class_share,
+        )
+        loader = train_loader(
+            self.r.train_set,
+            transform,
+            seed=spec.seed,
+            global_batch=spec.train.batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+            start_step=start,
+            total_steps=spec.train.steps,
+            accumulate=spec.train.accumulate,
+            workers=spec.data.workers,
+        )
+        return (to_device(batch, self.world.device, self.world.device.type == "cuda") for batch in loader)
+
+    def _validation_loader(self) -> Batches:
+        """This rank's validation images; kept, so that its processes start once."""
+        train, total = self.spec.train, len(self.r.val_set)
+        return eval_loader(
+            self.r.val_set,
+            self.world.rank,
+            self.world.size,
+            self.spec.data.workers,
+            batch_size=train.validate_batch_size,
+            indices=range(min(train.validate_limit or total, total)),
+        )
+
+    def _report(self, done: int, window: Window, validates: bool, saves: bool) -> None:
+        """One line of metrics, with a validation and a checkpoint where they are due."""
+        self.progress.step = done
+        metrics = self._window_metrics(done, window)
+        if saves:
+            self.r.step.watch_weights(done - 1)
+        self._check_finite()
+        self.progress.seconds += metrics["seconds"]
+        if validates or saves:
+            average_batchnorm_statistics(self.r.step.distiller, self.world)
+            if self.r.step.average is not None:
+                average_batchnorm_statistics(self.r.step.average, self.world)
+        result = self._validate(done) if validates else None
+        if result is not None:
+            metrics.update({k: v for k, v in result.metrics().items() if not k.startswith("iou/")})
+        # A line is on disk before the checkpoint that stands for it, so that no resumed run can miss one.
+        if self.world.is_main:
+            self.directory.append_metrics(metrics)
+            for listener in self.listeners:
+                listener.metrics(done, metrics)
+                if result is not None:
+                    listener.validation(done, result)
+        if validates or saves:
+            self.reporter.report(metrics, self._save(done) if saves else None)
+
+    def _window_metrics(self, done: int, window: Window) -> dict[str, float]:
+        """The window's figures; this is where the host waits for the device."""
+        means = mean_over_ranks(
+            {name: value / window.steps for name, value in window.terms.items()}, self.world
+        )
+        seconds = time.perf_counter() - window.start
+        images = window.steps * self.spec.train.batch_size
+        metrics: dict[str, float] = {"step": done}
+        metrics |= {name if name == "grad_norm" else f"loss/{name}": value for name, value in means.items()}
+        metrics |= {
+            "lr": self.r.step.lr(done - 1),
+            "images_per_second": images / seconds,
+            "data_wait": window.wait / seconds,
+            "seconds": seconds,
+        }
+        if self.world.device.type == "cuda":
+            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+        return metrics
+
+    def _check_finite(self) -> None:
+        """Stop, on all ranks alike, if a term was not finite since the last look.
+
+        Raises:
+            TrainingError: with the step, the loss's name and the last good checkpoint.
+        """
+        first = self.r.step.nonfinite.first
+        if not first:
+            return
+        steps = minimum_over_ranks(torch.stack(list(first.values())), self.world).tolist()
+        bad = [(step, name) for step, name in zip(steps, first, strict=True) if step != NEVER]
+        if not bad:
+            return
+        names = [(step, name) for step, name in bad if name != "total"] or bad
+        step, name = min(names)
+        # Looked up, not remembered: the last one may still be on its way to the run's directory.
+        found = self._newest_checkpoint(lambda text: None)
+        kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
+        what = "the weights are not finite after" if name == WEIGHTS else f"loss {name!r} is not finite at"
+        raise TrainingError(
+            f"{what} step {step}; {kept}.\n"
+            "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
+        )
+
+    def _validate(self, done: int) -> EvaluationResult:
+        """Score the student on the validation split; keep the best one as `student.safetensors`."""
+        spec, world = self.spec, self.world
+        result = evaluate(
+            self.r.evaluated,
+            self.r.val_set,
+            device=world.device,
+            preprocessing=self.r.student.preprocessing,
+            precision=None if self.r.precision == "fp32" else self.r.precision,
+            rank=world.rank,
+            world_size=world.size,
+            limit=spec.train.validate_limit,
+            batch_size=spec.train.validate_batch_size,
+            batches=self.val_batches,
+            pictures=self._pictured(),
+            teacher=self.r.teacher,
+        )
+        scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
+        self.progress.last = scores
+        if not self.progress.best or scores["miou"] > self.progress.best["miou"]:
+            self.progress.best = scores
+            if world.is_main:
+                self._export(scores)
+        return result
+
+    def _pictured(self) -> list[int]:
+        """Validation images to show, spread over the set."""
+        count = min(self.spec.train.pictures, len(self.r.val_set))
+        return [index * len(self.r.val_set) // count for index in range(count)]
+
+    def _export(self, scores: dict[str, Any]) -> None:
+        save_model(
+            self.r.evaluated,
+            self.directory.path,
+            classes=self.r.val_set.classes,
+            recipe=self.spec.name,
+            data=self.spec.data.name,
+            validation=scores,
+        )
+
+    def _replace_lost_export(self) -> None:
+        """Export the last student where the best one is not in the directory: its files were deleted, or it
+        is of the run that this one took its checkpoint from. `best` then speaks of what is exported."""
+        gone = self.directory.missing_model_file() if self.world.is_main else None
+        gone = broadcast_text(gone or "", self.world)
+        if gone:
+            self._message(f"{gone} is not in {self.directory.path}: exporting the student of the last step")
+            self.progress.best = {}
+            self._validate(self.progress.step)
+
+    def _save(self, done: int) -> Path | None:
+        """The complete checkpoint, on the main rank."""
+        path = None
+        name = checkpoint_name(done)
+        if self.world.is_main:
+            path = self.reporter.checkpoint_folder(name)
+            write_checkpoint(path, {**state_of(self.r), **vars(self.progress)})
+        return path
+
+    def _finish(self) -> dict[str, Any]:
+        """Write `result.json`."""
+        progress = self.progress
+        count = sum(p.numel() for p in self.r.student.parameters())
+        trained = progress.step * self.spec.train.batch_size
+        result = {
+            "recipe": self.spec.name,
+            "model": self.spec.model.name,
+            "steps": progress.step,
+            "parameters": count,
+            "seconds": progress.seconds,
+            "images_per_second": trained / progress.seconds if progress.seconds else None,
+            "workers": self.world.size,
+            "last": progress.last,
+            "best": progress.best,
+        }
+        if self.world.is_main:
+            self.directory.write_result(result)
+            for listener in self.listeners:
+                listener.finish(result)
+        barrier(self.world)
+        return result
+
+    def _message(self, text: str) -> None:
+        for listener in self.listeners:
+            listener.message(text)

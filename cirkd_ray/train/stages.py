@@ -1,0 +1,172 @@
+"""What stands around a run: its directory and name, its teacher's own run, going on after an interruption."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from filelock import FileLock, Timeout
+
+from cirkd_ray.config import RunSpec
+from cirkd_ray.config.composition import flatten
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.teacher import FREE, slug, teacher_directory, teacher_recipe, with_weights
+
+
+class Runner(Protocol):
+    """Runs a resolved recipe in a directory and returns its result: in this process, or on a cluster."""
+
+    def __call__(self, spec: RunSpec, directory: RunDirectory) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished run and its teacher's.
+
+    Attributes:
+        teacher: the directory of the teacher's run, where the recipe trains its teacher.
+        teacher_reused: whether it had been trained before.
+    """
+
+    directory: RunDirectory
+    result: dict[str, Any]
+    teacher: RunDirectory | None = None
+    teacher_reused: bool = False
+
+
+def run_name(recipe: str) -> str:
+    """A unique name: the recipe, the time and four random digits."""
+    return f"{slug(recipe)}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def named_folder(out: Path, name: str) -> Path:
+    """The folder that `--name` names.
+
+    Raises:
+        ConfigError: it is not the name of one folder in `out`.
+    """
+    if name.strip() in ("", ".", "..") or "/" in name or len(name.encode()) > 200:
+        raise ConfigError(f"--name {name[:40]!r}: give the name of one folder, without '/'")
+    return out / name
+
+
+def run_recipe(
+    spec: RunSpec,
+    directory: RunDirectory,
+    out: Path,
+    runner: Runner,
+    *,
+    resume: bool = False,
+    say: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Train the teacher if the recipe says so and nobody has yet, then the run itself.
+
+    Args:
+        spec: a resolved recipe.
+        directory: of this run.
+        out: where teachers are kept.
+        runner: trains one recipe in one directory.
+        resume: continue `directory` where it holds a run already.
+        say: hears what happens.
+
+    Raises:
+        ConfigError: the directory holds a run already, or one of another recipe.
+    """
+    trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
+    check_run(spec)
+    with locked(directory):
+        open_directory(directory, spec, resume)
+        teacher, reused = None, False
+        if trains_teacher:
+            teacher = teacher_directory(spec, out)
+            reused = train_teacher(teacher_recipe(spec), teacher, runner, say)
+            spec = with_weights(spec, teacher.path)
+        result = directory.read_finished()
+        if result is not None:
+            say(f"{directory.path} is finished; this is its result")
+        else:
+            result = runner(spec, directory)
+    return Outcome(directory, result, teacher, reused)
+
+
+def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
+    """Train a teacher unless it is there; returns whether it was."""
+    name = f"teacher {spec.model.name}"
+    with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
+        if directory.read_finished() is not None:
+            say(f"{name}: trained before, in {directory.path}")
+            return True
+        open_directory(directory, spec, resume=True)
+        say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
+        runner(spec, directory)
+    return False
+
+
+def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None:
+    """Make the run's directory, or check that it holds this very run.
+
+    Raises:
+        ConfigError: it holds a run and `resume` is off, or a run of another recipe.
+    """
+    if not (resume and directory.recipe.exists()):
+        directory.create(spec)
+        return
+    before, now = flatten(directory.spec().to_dict()), flatten(spec.to_dict())
+    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
+    if changed:
+        key = sorted(changed)[0]
+        raise ConfigError(
+            f"{directory.path}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+            "resume it with its own settings, or start a new run"
+        )
+
+
+@contextmanager
+def locked(directory: RunDirectory, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a run's directory for this process.
+
+    Args:
+        directory: of the run.
+        wait: wait for another process that runs there, as long as it takes, and call this first.
+
+    Raises:
+        ConfigError: another process runs there and there is no `wait`, or the folder cannot be written.
+    """
+    lock = FileLock(directory.path.parent / f".{directory.path.name}.lock")
+    try:
+        directory.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=2)
+        except Timeout:
+            if wait is None:
+                raise
+            wait()
+            lock.acquire()
+    except Timeout:
+        raise ConfigError(
+            f"{directory.path}: another process is running there; wait for it or end it first"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            f"{directory.path}: cannot be written ({error.strerror}); choose another --out or --name"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def latest_run(out: Path, recipe: str) -> RunDirectory | None:
+    """The newest unfinished run of a recipe in `out` that `run_name` named, or None."""
+    name = re.compile(re.escape(slug(recipe)) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
+    found = [RunDirectory(path.parent) for path in out.glob("*/run.yaml")]
+    unfinished = [run for run in found if name.fullmatch(run.path.name) and not run.result.exists()]
+    return max(unfinished, key=lambda run: run.recipe.stat().st_mtime, default=None)

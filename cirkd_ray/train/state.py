@@ -1,0 +1,54 @@
+"""All that a checkpoint holds of a run's objects, and the way back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from cirkd_ray.errors import CheckpointError
+from cirkd_ray.train.build import Run
+
+
+def state_of(run: Run) -> dict[str, Any]:
+    """Student, the losses' layers, queues and opponents, optimisers, scaler, average and recipe.
+
+    Random generators are not in it: every random choice is a function of (seed, step, rank).
+    """
+    step = run.step
+    return {
+        "student": run.student.state_dict(),
+        "losses": step.distiller.losses.state_dict(),
+        "optimizer": step.optimizer.state_dict(),
+        "opponents": {name: optimizer.state_dict() for name, optimizer in step.opponent_optimizers.items()},
+        "scaler": step.scaler.state_dict(),
+        "average": None if step.average is None else step.average.state_dict(),
+        "spec": run.spec.to_dict(),
+    }
+
+
+def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
+    """Put a checkpoint's state into the run's objects; returns what else was in the checkpoint.
+
+    Raises:
+        CheckpointError: it is of another network, loss or optimiser.
+    """
+    step, state = run.step, dict(state)
+    try:
+        run.student.load_state_dict(state.pop("student"))
+        step.distiller.losses.load_state_dict(state.pop("losses"))
+        step.optimizer.load_state_dict(state.pop("optimizer"))
+        for name, found in state.pop("opponents").items():
+            step.opponent_optimizers[name].load_state_dict(found)
+        step.scaler.load_state_dict(state.pop("scaler"))
+        average = state.pop("average")
+        if (average is None) != (step.average is None):
+            raise KeyError("train.ema is set in only one of the two")
+        if step.average is not None:
+            step.average.load_state_dict(average)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()
+        detail = reason[1].strip() if len(reason) > 1 else reason[0]
+        raise CheckpointError(
+            f"the checkpoint is of another recipe ({detail}); start a new run instead"
+        ) from None
+    state.pop("spec")
+    return state

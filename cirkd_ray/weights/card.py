@@ -1,0 +1,142 @@
+"""`model.json`, the card of a saved network: where it lies and how it is read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cirkd_ray.errors import WeightsError
+from cirkd_ray.weights.files import read_metadata
+from cirkd_ray.types import Preprocessing
+
+WEIGHTS_FILE = "student.safetensors"
+CARD_FILE = "model.json"
+ENCODER_FILE = "encoder.safetensors"
+_RUN_FILE = "run.yaml"
+_ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
+FORMAT = 1
+
+
+def locate(path: Path) -> tuple[Path, Path]:
+    """The weights file and the card (which may not exist) that a run's folder or either of them means.
+
+    A folder without a whole network means the encoder that is in it, where there is one.
+
+    Raises:
+        WeightsError: there is nothing at `path`, or no weights.
+    """
+    if path.is_dir():
+        weights, card = _locate_in(path)
+    elif path.suffix == ".json":
+        weights, card = path.with_name(WEIGHTS_FILE), path
+    elif path.name == WEIGHTS_FILE:
+        weights, card = path, path.with_name(CARD_FILE)
+    else:
+        weights, card = path, path.with_suffix(".json")
+    if not path.exists():
+        raise WeightsError(f"nothing at {path}; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+    if not weights.is_file():
+        raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
+    return weights, card
+
+
+def _locate_in(folder: Path) -> tuple[Path, Path]:
+    """What a folder means; whether its weights are there is only known of one that is no run's."""
+    weights, card, encoder = (folder / name for name in (WEIGHTS_FILE, CARD_FILE, ENCODER_FILE))
+    if weights.is_file() or card.is_file() or (folder / _RUN_FILE).is_file():
+        return weights, card
+    if encoder.is_file():
+        return encoder, encoder.with_suffix(".json")
+    found = sorted(path.name for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
+    if not found:
+        raise WeightsError(f"{folder} is no run's folder and holds no weights")
+    more = ", ..." if len(found) > 3 else ""
+    raise WeightsError(f"{folder} is no run's folder; name the file in it: {', '.join(found[:3])}{more}")
+
+
+def find_card(path: str | Path) -> dict[str, Any] | None:
+    """The card of the weights at `path`, or None where they have none."""
+    weights, card = locate(Path(path))
+    found = _is_card(card, weights) or _embedded(weights) is not None
+    return read_card(card, weights) if found else None
+
+
+def _embedded(weights: Path) -> str | None:
+    """The card in a safetensors file's metadata; others write there, too, what they call a model."""
+    text = read_metadata(weights).get("model") if weights.suffix == ".safetensors" else None
+    return text if text is not None and _looks_like_one(text) else None
+
+
+def _looks_like_one(text: str) -> bool:
+    try:
+        content = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(content, dict) and content.keys() >= {"format", "settings"}
+
+
+def _is_card(path: Path, weights: Path) -> bool:
+    """Whether a card is there: a file that only its name makes one must also look like one."""
+    if not path.is_file():
+        return False
+    if path != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE:
+        return True
+    try:
+        return _looks_like_one(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+
+
+def card_source(card: Path, weights: Path) -> Path:
+    """The file whose card `read_card` reads: the card itself, or the weights where there is none."""
+    return card if _is_card(card, weights) else weights
+
+
+def find_preprocessing(path: str | Path) -> Preprocessing | None:
+    """What the weights at `path` expect, where their card or their metadata says so.
+
+    Raises:
+        WeightsError: it cannot be read there.
+    """
+    weights, card_path = locate(Path(path))
+    card = find_card(path)
+    source = card_source(card_path, weights)
+    try:
+        if card is not None:
+            return Preprocessing.from_dict(card.get("preprocessing", {}))
+        text = read_metadata(weights).get("preprocessing") if weights.suffix == ".safetensors" else None
+        return Preprocessing.from_dict(json.loads(text)) if text else None
+    except json.JSONDecodeError:
+        reason = f"its metadata has a preprocessing that is not of cirkd_ray ({text!r:.60})"
+    except ValueError as error:
+        reason = str(error)
+    raise WeightsError(f"{source}: {reason};\nmend it, or save the weights again without it")
+
+
+def read_card(path: Path, weights: Path) -> dict[str, Any]:
+    """`model.json`, or its copy in the safetensors file's metadata.
+
+    Raises:
+        WeightsError: there is neither, or it is not a card that this version reads.
+    """
+    if _is_card(path, weights):
+        text = path.read_text(encoding="utf-8")
+    elif (embedded := _embedded(weights)) is not None:
+        path, text = weights, embedded
+    elif weights.name == ENCODER_FILE:
+        raise WeightsError(f"{weights} holds an encoder only; a whole network is needed here")
+    else:
+        raise WeightsError(
+            f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
+        )
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
+    kinds = (("name", str), ("settings", dict))
+    if not isinstance(card, dict) or not all(isinstance(card.get(key), kind) for key, kind in kinds):
+        raise WeightsError(f"{path} is not a model card of cirkd_ray")
+    if card.get("format") != FORMAT:
+        raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")
+    return card

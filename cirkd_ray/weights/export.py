@@ -1,0 +1,291 @@
+"""Networks as files that run without this package: ONNX, TorchScript, torch.export; each is checked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cirkd_ray.errors import UserError
+from cirkd_ray.files import whole_file
+from cirkd_ray.weights.package import LoadedModel
+from cirkd_ray.models.segmentation import EncoderDecoder
+
+Kind = Literal["onnx", "torchscript", "torch-export"]
+SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}
+OPSET = 20
+TOLERANCE = 1e-3
+"""Largest difference of scores that passes, as a part of the largest score."""
+AGREEMENT = 0.999
+"""Share of pixels that must get the same class."""
+
+_Write = Callable[[Path], int | None]
+"""Writes the file and returns its ONNX operator set, None for other kinds."""
+
+
+class ExportError(UserError):
+    """A network cannot be exported, or its export computes something else."""
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What the exported graph does.
+
+    Attributes:
+        preprocessing: it takes RGB images of 0..255 (float32); otherwise what `Preprocessing` makes of them.
+        labels: it returns the class of every pixel (N x H x W, int64); otherwise class scores (N x K x H x
+            W).
+        dynamic: batch, height and width are free; otherwise they are those of the example.
+        size: height and width of the example.
+    """
+
+    preprocessing: bool = True
+    labels: bool = True
+    dynamic: bool = True
+    size: tuple[int, int] = (256, 512)
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written and how it compares with PyTorch, over all checked images.
+
+    Attributes:
+        path: the file.
+        kind: its format.
+        opset: ONNX operator set, None for other kinds.
+        mean_difference, largest_difference: of scores; of labels, the share of pixels that differ, twice.
+        checked: batch, height and width of each check.
+    """
+
+    path: Path
+    kind: Kind
+    opset: int | None
+    mean_difference: float
+    largest_difference: float
+    checked: tuple[tuple[int, int, int], ...]
+
+
+class Deployable(nn.Module):
+    """Image to scores or labels at the image's size, with what stands before and after the network.
+
+    Args:
+        loaded: the network and its preprocessing.
+        options: see `ExportOptions`.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, loaded: LoadedModel, options: ExportOptions) -> None:
+        super().__init__()
+        self.model, self.options = loaded.model, options
+        if isinstance(self.model, EncoderDecoder):
+            self.model.auxiliary = None
+        self.align_corners = loaded.model.align_corners
+        pre = loaded.preprocessing
+        self.reverse, self.scale = pre.channels == "bgr", pre.scale
+        self.register_buffer("mean", torch.tensor(pre.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(pre.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Labels or scores of N x 3 x H x W images."""
+        x = images
+        if self.options.preprocessing:
+            x = x.flip(1) if self.reverse else x
+            x = (x * self.scale - self.mean) / self.std
+        logits = self.model(x).logits
+        scores = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
+        return scores.argmax(1) if self.options.labels else scores
+
+
+def export_model(
+    loaded: LoadedModel, path: Path, kind: Kind, options: ExportOptions, *, opset: int = OPSET
+) -> ExportReport:
+    """Write the network to `path` and run the file against PyTorch on random images.
+
+    With free sizes the check uses the example's size and two others with other batches, one of them odd.
+
+    Args:
+        loaded: the network; its auxiliary head is taken off.
+        path: the file; written in one step, and only where it passes the check.
+        kind: the format.
+        options: what the graph does.
+        opset: ONNX operator set.
+
+    Raises:
+        ExportError: the file cannot be written, the network cannot be exported that way or with that operator
+            set, or the file computes something else.
+    """
+    _require_writable(path)
+    module = Deployable(loaded, options).eval()
+    example = _images(1 if not options.dynamic else 2, options)
+    writers: dict[Kind, Callable[[], _Write]] = {
+        "onnx": lambda: _write_onnx(module, example, options, opset),
+        "torchscript": lambda: _write_torchscript(module, example),
+        "torch-export": lambda: _write_torch_export(module, example, options),
+    }
+    with whole_file(path) as draft:
+        with torch.no_grad(), _quiet(), _told(f"{loaded.model.name} cannot be exported as {kind}", options):
+            written = writers[kind]()(draft)
+        if kind == "onnx" and written != opset:
+            raise ExportError(
+                f"{loaded.model.name} cannot be written with --opset {opset}: PyTorch makes it {written}; "
+                f"ask for that or a higher one, or leave --opset out ({OPSET})"
+            )
+        checks = [example]
+        if options.dynamic:  # the odd size is a multiple of no stride: what is padded and cut off shows
+            checks += [_images(3, options, (96, 64)), _images(1, options, (37, 61))]
+        with (
+            torch.no_grad(),
+            _quiet(),
+            _told(f"the {kind} file of {loaded.model.name} does not run", options),
+        ):
+            run = _reader(kind, draft)
+            mean, largest = _compare(module, run, checks, options)
+    shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
+    return ExportReport(path, kind, written, mean, largest, shapes)
+
+
+def _require_writable(path: Path) -> None:
+    """Make the folder of `path`, or refuse before an export that would be in vain."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            reason = "it is a folder" if path.is_dir() else None
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason is not None:
+        raise ExportError(f"{path}: cannot be written ({reason}); choose another --out")
+
+
+def _images(batch: int, options: ExportOptions, change: tuple[int, int] = (0, 0)) -> Tensor:
+    """Random images as the graph takes them; `change` is added to the example's size."""
+    height, width = (side + more for side, more in zip(options.size, change, strict=True))
+    generator = torch.Generator().manual_seed(batch)
+    if options.preprocessing:
+        return torch.randint(0, 256, (batch, 3, height, width), generator=generator).float()
+    return torch.randn(batch, 3, height, width, generator=generator)
+
+
+def _axes(options: ExportOptions, free: tuple[Any, Any, Any]) -> tuple[dict[int, Any]] | None:
+    """Which axes of the input are free: batch, height and width as `free`, or none."""
+    return ({0: free[0], 2: free[1], 3: free[2]},) if options.dynamic else None
+
+
+def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int) -> _Write:
+    program = torch.onnx.export(
+        module,
+        (example,),
+        dynamo=True,
+        opset_version=opset,
+        input_names=["images"],
+        output_names=["labels" if options.labels else "scores"],
+        dynamic_shapes=_axes(options, ("batch", "height", "width")),
+        verbose=False,
+    )
+    assert program is not None
+
+    def write(path: Path) -> int:
+        program.save(str(path), external_data=False)
+        return int(program.model.opset_imports[""])  # not always what was asked for
+
+    return write
+
+
+def _write_torchscript(module: nn.Module, example: Tensor) -> _Write:
+    traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
+    return lambda path: traced.save(str(path))
+
+
+def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions) -> _Write:
+    axes = _axes(options, (torch.export.Dim.DYNAMIC,) * 3)
+    program = torch.export.export(module, (example,), dynamic_shapes=axes)
+
+    def write(path: Path) -> None:
+        buffer = io.BytesIO()  # the writer insists on the suffix .pt2, which the draft lacks
+        torch.export.save(program, buffer)
+        path.write_bytes(buffer.getvalue())
+
+    return write
+
+
+def _reader(kind: Kind, path: Path) -> Callable[[Tensor], Tensor]:
+    """The written file as a function."""
+    if kind == "onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    if kind == "torchscript":
+        script: Callable[[Tensor], Tensor] = torch.jit.load(str(path))  # type: ignore[no-untyped-call]
+        return script
+    return torch.export.load(io.BytesIO(path.read_bytes())).module()
+
+
+def _compare(
+    module: nn.Module, run: Callable[[Tensor], Tensor], checks: list[Tensor], options: ExportOptions
+) -> tuple[float, float]:
+    """Mean and largest difference over the checks.
+
+    Raises:
+        ExportError: they are too large.
+    """
+    mean = largest = 0.0
+    for images in checks:
+        expected, found = module(images), run(images)
+        size = " x ".join(map(str, images.shape))
+        if expected.shape != found.shape:
+            raise ExportError(
+                f"for images of {size} the file gives {tuple(found.shape)}, not {tuple(expected.shape)}"
+            )
+        difference = (expected != found).float() if options.labels else (expected - found).abs()
+        bound = 1 - AGREEMENT if options.labels else TOLERANCE * expected.abs().max().item()
+        measured = difference.mean().item() if options.labels else difference.max().item()
+        if not measured <= bound:
+            raise ExportError(
+                f"for images of {size} the file differs from PyTorch by {measured:.3g} (> {bound:.3g})"
+            )
+        mean = max(mean, difference.mean().item())
+        largest = max(largest, measured)
+    return mean, largest
+
+
+@contextlib.contextmanager
+def _told(what: str, options: ExportOptions) -> Iterator[None]:
+    """Errors of the exporters as one line, with the way out."""
+    hint = "; with --static its sizes may be fixed" if options.dynamic else ""
+    try:
+        yield
+    except UserError as error:
+        raise ExportError(f"{what}: {error}{hint}") from None
+    except ImportError as error:
+        raise ExportError(f"{what}: {error.name} is missing; pip install '.[export]'") from None
+    except Exception as error:  # exporters raise errors of many kinds, all of which mean the same here
+        reason = next(
+            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
+        )
+        raise ExportError(f"{what}: {reason[:300]}{hint}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporters' warnings of things that the check would find, also those that they log."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

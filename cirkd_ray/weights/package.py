@@ -1,0 +1,190 @@
+"""A trained network as two files: `student.safetensors` and `model.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+import cirkd_ray
+from cirkd_ray.files import whole_file
+from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
+from cirkd_ray.weights.backbones import ENCODER
+from cirkd_ray.models.build import build_model
+from cirkd_ray.weights.card import (
+    CARD_FILE,
+    ENCODER_FILE,
+    FORMAT,
+    WEIGHTS_FILE,
+    card_source,
+    locate,
+    read_card,
+)
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.weights.loading import load_weights, require_whole
+from cirkd_ray.types import ClassSet, Preprocessing
+
+_RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network read from disk.
+
+    Attributes:
+        model: on the CPU, in eval mode.
+        preprocessing: what its weights expect.
+        classes: names and palette.
+        info: all of `model.json`, with whatever the run added (validation figures, step, ...).
+    """
+
+    model: SegmentationModel
+    preprocessing: Preprocessing
+    classes: ClassSet
+    info: dict[str, Any]
+
+
+def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, **extra: Any) -> None:
+    """Write `student.safetensors` and `model.json` into `folder`, each replaced in one step.
+
+    The card is also in the safetensors file's metadata, so that this file alone can be loaded.
+
+    Args:
+        model: the bare network (not wrapped by DDP or `torch.compile`).
+        folder: created where missing.
+        classes: one name and colour a class.
+        extra: further plain values of the card, for example validation figures.
+
+    Raises:
+        ValueError: the class set does not fit the network, or an extra key is taken.
+        OSError: the disk is full or not writable; earlier files stay whole.
+    """
+    if len(classes) != model.num_classes:
+        raise ValueError(f"{len(classes)} classes but the network has {model.num_classes}")
+    taken = [key for key in extra if key in _RESERVED]
+    if taken:
+        raise ValueError(f"model.json writes {', '.join(taken)} itself")
+    card = {
+        "format": FORMAT,
+        "cirkd_ray": cirkd_ray.__version__,
+        "name": model.name,
+        "num_classes": model.num_classes,
+        "settings": {**model.settings, "pretrained": False},
+        "classes": list(classes.names),
+        "palette": [list(colour) for colour in classes.palette],
+        "preprocessing": model.preprocessing.to_dict(),
+        **extra,
+    }
+    text = json.dumps(card, indent=2)
+    folder = Path(folder)
+    tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    with whole_file(folder / WEIGHTS_FILE) as path:
+        try:
+            save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
+        except SafetensorError as error:
+            raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be written ({error})") from None
+    with whole_file(folder / CARD_FILE) as path:
+        path.write_text(text + "\n", encoding="utf-8")
+
+
+def save_encoder(model: SegmentationModel, folder: str | Path) -> Path:
+    """Write the encoder alone as `encoder.safetensors`, for `load_weights` into any network that has it.
+
+    Returns:
+        The file.
+    """
+    folder = Path(folder)
+    tensors = {
+        name: value.contiguous() for name, value in model.state_dict().items() if name.startswith(ENCODER)
+    }
+    metadata = {"format": "pt", "preprocessing": json.dumps(model.preprocessing.to_dict())}
+    with whole_file(folder / ENCODER_FILE) as path:
+        save_file(tensors, path, metadata=metadata)
+    return folder / ENCODER_FILE
+
+
+def numbered_classes(count: int) -> ClassSet:
+    """`class 0` and so on, in the colours of VOC: the number's bits go to the channels in turn."""
+    palette = []
+    for number in range(count):
+        channels = [
+            sum((number >> (3 * place + channel) & 1) << (7 - place) for place in range(8))
+            for channel in range(3)
+        ]
+        palette.append((channels[0], channels[1], channels[2]))
+    return ClassSet(tuple(f"class {number}" for number in range(count)), tuple(palette))
+
+
+def load_model(path: str | Path) -> LoadedModel:
+    """Read a network written by `save_model`.
+
+    Args:
+        path: a run's folder, its `student.safetensors` or its `model.json`.
+
+    Raises:
+        WeightsError: a file is missing, truncated or does not fit the other.
+    """
+    weights, card_path = locate(Path(path))
+    card = read_card(card_path, weights)
+    card_path = card_source(card_path, weights)
+    try:
+        model = build_model(card["name"], num_classes=int(card["num_classes"]), **card["settings"])
+        classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))
+        model.preprocessing = Preprocessing.from_dict(card["preprocessing"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{card_path} lacks or spoils an entry: {error}") from None
+    except ConfigError as error:
+        raise WeightsError(f"{card_path} names a network that this version cannot build: {error}") from None
+    if len(classes) != model.num_classes:
+        raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
+    require_whole(load_weights(model, weights), "a model")
+    return LoadedModel(model.eval(), model.preprocessing, classes, card)
+
+
+def require_description(
+    loaded: LoadedModel, source: str, name: str, settings: Mapping[str, Any] | None = None, *, where: str
+) -> None:
+    """Refuse a description of a saved network that its own card contradicts.
+
+    Args:
+        loaded: the network, as its card says.
+        source: what messages call its weights.
+        name: which network it is said to be.
+        settings: what its settings are said to be; None says nothing of them.
+        where: the setting that says so.
+
+    Raises:
+        ConfigError: it is another network, or has another setting that changes its scores.
+    """
+    own = loaded.model
+    remedy = f"leave {where} out, {CARD_FILE} says which network it is"
+    if name != own.name:
+        raise ConfigError(f"{where}: {source} is {own.name}, not {name}; {remedy}")
+    if settings is None:
+        return
+    with torch.device("meta"):  # shapes and settings are enough, without memory or a download
+        said = build_model(
+            name, num_classes=own.num_classes, where=where, **{**settings, "pretrained": False}
+        )
+    # Left open and given, these may mean the same.
+    same = {
+        "output_stride": all(s == own.strides[key] for key, s in said.strides.items() if key != "aux"),
+        "head_channels": said.channels["feature"] == own.channels["feature"],
+        "preprocessing": said.settings["preprocessing"] == "auto" or said.preprocessing == own.preprocessing,
+    }
+    for key, value in said.settings.items():
+        training = key in ("aux", "pretrained") or "drop" in key  # changes no score of a trained network
+        if not training and not same.get(key, value == own.settings[key]):
+            shown = "its default" if value is None else repr(value)
+            raise ConfigError(
+                f"{where}.{key}: {source} was trained with {own.settings[key]!r}, not {shown}; {remedy}"
+            )
