@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import paths_with, role_of
+from cirkd_ray.config.spec import RunSpec, TeacherSpec
 from cirkd_ray.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NOT_INHERITED = ("name", "description", "published")
+NOT_INHERITED = tuple(key for key in RunSpec.model_fields if Role.RECIPE in role_of(key))
 """What speaks of one recipe only, and not of those that extend it."""
-TEACHERS = ("train", "weights", "module")
-"""Where a teacher comes from: exactly one of them, so that one that is given displaces an inherited one."""
-SHARED_DATA = ("crop", "scale_range", "scale_step", "flip", "max_class_share", "workers")
-"""How images are cut, augmented and loaded, whatever the data set; the rest of `data` speaks of one set."""
 Tree = dict[str, Any]
 
 
@@ -166,15 +165,17 @@ def _without_displaced_data(base: Tree, change: Tree) -> Tree:
         return base
     if held.get("name") is None or given.get("name", held["name"]) == held["name"]:
         return base
-    return {**base, "data": {key: value for key, value in held.items() if key in SHARED_DATA}}
+    common = paths_with(Role.COMMON)
+    return {**base, "data": {key: value for key, value in held.items() if f"data.{key}" in common}}
 
 
 def _without_displaced_teacher(base: Tree, change: Tree) -> Tree:
+    """A source that is given displaces another that is held: a teacher has exactly one."""
     held, given = base.get("teacher"), change.get("teacher")
     if not (isinstance(held, dict) and isinstance(given, dict)):
         return base
-    displaced = [k for k in TEACHERS if held.get(k) is not None and k not in given]
-    if not displaced or not any(given.get(k) is not None for k in TEACHERS):
+    displaced = [k for k in TeacherSpec.SOURCES if held.get(k) is not None and k not in given]
+    if not displaced or not any(given.get(k) is not None for k in TeacherSpec.SOURCES):
         return base
     gone = {*displaced, *(["set"] if "train" in displaced else [])}
     return {**base, "teacher": {k: v for k, v in held.items() if k not in gone}}

@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from cirkd_ray.config.roles import Setting
 from cirkd_ray.errors import ConfigError, nearest
 
 T = TypeVar("T")
@@ -82,6 +83,10 @@ class Registry(Generic[T]):
         """A pydantic model of the entry's settings."""
         return settings_model(self.get(name))
 
+    def models(self) -> list[type[BaseModel]]:
+        """The settings of every entry."""
+        return [self.settings(name) for name in self.names()]
+
     def build(self, name: str, context: Mapping[str, Any], settings: Mapping[str, Any], where: str = "") -> T:
         """Build the entry from caller-supplied `context` and user-supplied, validated `settings`.
 
@@ -126,11 +131,7 @@ def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """pydantic's findings as `PATH: what is wrong`, one a line, at most five."""
     lines = []
     for item in error.errors()[:5]:
-        path = (
-            ".".join([where, *(str(part) for part in item["loc"])])
-            if where
-            else ".".join(map(str, item["loc"]))
-        )
+        path = ".".join([*([where] if where else []), *map(str, item["loc"])])
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: no such setting{_hint(model, item['loc'])}")
         else:
@@ -151,14 +152,10 @@ def _hint(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The field names of the nested model at `path`, as far as it can be followed."""
-    current: Any = model
+    at = Setting(section=model)
     for part in path:
-        field = getattr(current, "model_fields", {}).get(part)
-        options = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        current = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
-        if current is None:
-            return []
-    return list(current.model_fields)
+        at = at.inside().get(str(part), Setting())
+    return list(at.inside())
 
 
 LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses")
@@ -178,6 +175,11 @@ def network_settings(name: str, where: str) -> tuple[type[BaseModel], dict[str, 
     """
     build = importlib.import_module(_NETWORKS)
     return build.model_settings(name), build.parse_name(name, where).defaults
+
+
+def network_models() -> list[type[BaseModel]]:
+    """The settings of every head, and those that every network has."""
+    return [*HEADS.models(), importlib.import_module(_NETWORKS).NetworkSettings]
 
 
 def network_names() -> list[str]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from cirkd_ray.config.roles import Mutable
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import memory
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
@@ -46,8 +47,8 @@ class CirkdChannel(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
-        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
+        temperature: Mutable[Annotated[float, Field(gt=0)]] = 0.1,
+        kd_temperature: Mutable[Annotated[float, Field(gt=0)]] = 1.0,
         pool: Annotated[int, Field(ge=1)] = 4,
         length: Annotated[int, Field(gt=0)] = 512,
         channel_memory: Annotated[int, Field(gt=0)] = 10_000,

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
+from cirkd_ray.config.roles import Mutable
 from cirkd_ray.losses.at import attention
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, unit
@@ -45,7 +46,7 @@ class DSD(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 4.0,
+        temperature: Mutable[Annotated[float, Field(gt=0)]] = 4.0,
         student_tap: str = "feature",
         teacher_tap: str = "feature",
         mask_ignored: bool = True,

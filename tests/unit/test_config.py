@@ -8,15 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirkd_ray.config import DataSpec, WeightSchedule, from_tree, load_run, load_tree, parse
-from cirkd_ray.config.composition import (
-    SHARED_DATA,
-    apply_overrides,
-    flatten,
-    merge,
-    parse_override,
-    recipe_names,
-)
+from cirkd_ray.config import WeightSchedule, from_tree, load_run, load_tree, parse
+from cirkd_ray.config.composition import apply_overrides, flatten, merge, parse_override, recipe_names
 from cirkd_ray.errors import ConfigError
 from tests.paths import REPO
 
@@ -220,8 +213,6 @@ def test_another_data_set_takes_none_of_the_inherited_ones_settings(tmp_path: Pa
         assert set(spec.data.settings) == {"subset"}
     same = load_run("quickstart", ["data.name=shapes"]).data
     assert same.settings == before.settings
-    own_to_one_set = {"name", "root", "train_split", "val_split"}
-    assert set(SHARED_DATA) == set(DataSpec.model_fields) - own_to_one_set
 
 
 def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:
