@@ -97,11 +97,12 @@ def open_comparison(methods: dict[str, RunSpec], folder: Path) -> None:
     """Make the folder, or check that what it has of these methods is the same (more may be added)."""
     path = folder / COMPARISON
     known: dict[str, Any] = read_yaml(path)["methods"] if path.is_file() else {}
-    for name in known.keys() & methods.keys():
-        for key, (before, now) in changed(from_tree(known[name]).to_dict(), methods[name].to_dict()).items():
+    trees = {name: spec.to_dict() for name, spec in methods.items()}
+    for name, tree in trees.items():
+        begun = from_tree(known.get(name, tree)).to_dict()
+        for key, (before, now) in changed(begun, tree).items():
             raise ConfigError(
                 f"{folder}: has {name} with {key}={before!r}, not {now!r}; choose another --name"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    tree = {"methods": {**known, **{name: spec.to_dict() for name, spec in methods.items()}}}
-    write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+    write_text(path, yaml.safe_dump({"methods": {**known, **trees}}, sort_keys=False, allow_unicode=True))

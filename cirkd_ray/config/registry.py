@@ -21,6 +21,7 @@ from cirkd_ray.config.roles import Setting
 from cirkd_ray.errors import ConfigError, nearest
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class Registry(Generic[T]):
@@ -41,15 +42,10 @@ class Registry(Generic[T]):
         """Class decorator that files the class under `name`; a second class of that name is an error."""
 
         def decorate(cls: type[T]) -> type[T]:
-            known = self._entries.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
-                where = f"{known.__module__}.{known.__qualname__}"
-                raise ConfigError(
-                    f"two classes register the {self.kind} {name!r}: {where} and {cls.__module__}"
-                )
+            known = self._entries.get(name, cls)
+            names = [f"{item.__module__}.{item.__qualname__}" for item in (known, cls)]
+            if names[0] != names[1]:
+                raise ConfigError(f"{names[1]}: registers the {self.kind} {name!r}, as {names[0]} does")
             self._entries[name] = cls
             return cls
 
@@ -68,15 +64,16 @@ class Registry(Generic[T]):
         self.discover()
         return sorted(self._entries)
 
-    def get(self, name: str) -> type[T]:
-        """The class of that name.
+    def get(self, name: str, where: str = "") -> type[T]:
+        """The class of that name, which the setting at `where` gives.
 
         Raises:
             ConfigError: no such entry; the message offers the nearest name.
         """
         self.discover()
         if name not in self._entries:
-            raise ConfigError(f"no {self.kind} named {name!r}{nearest(name, self._entries)}")
+            about = f"{where}: " if where else ""
+            raise ConfigError(f"{about}no {self.kind} named {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
 
     def settings(self, name: str) -> type[BaseModel]:
@@ -119,7 +116,7 @@ def _make_settings_model(cls: type) -> type[BaseModel]:
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 
 
-def validate(model: type[BaseModel], values: Mapping[str, Any], where: str) -> BaseModel:
+def validate(model: type[M], values: Mapping[str, Any], where: str) -> M:
     """`model(**values)` with errors of one line a setting that name its path and the nearest valid key."""
     try:
         return model.model_validate(dict(values))

@@ -68,7 +68,7 @@ def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
 
 
 def _data_settings(spec: RunSpec) -> dict[str, Any]:
-    cls = DATASETS.get(spec.data.name)
+    cls = DATASETS.get(spec.data.name, "data.name")
     settings = validate(settings_model(cls), spec.data.settings, "data").model_dump(mode="json")
     for key in ("train_split", "val_split"):
         split = getattr(spec.data, key)
@@ -80,7 +80,7 @@ def _data_settings(spec: RunSpec) -> dict[str, Any]:
 
 
 def _loss_tree(loss: LossSpec, where: str) -> Tree:
-    cls = LOSSES.get(loss.kind)
+    cls = LOSSES.get(loss.kind, f"{where}.kind")
     tree = loss.model_dump(mode="json")
     tree.update(validate(settings_model(cls), loss.settings, where).model_dump(mode="json"))
     unknown = [term for term in loss.weights or {} if term not in cls.terms]

@@ -21,38 +21,22 @@ from pydantic import BaseModel
 
 
 class Role(Flag):
-    """What a setting is; it has one role of the first group or more, and any of the second.
+    """What a setting is: one of the first group (`COMPUTES` with another, too), and any of the second."""
 
-    Attributes:
-        COMPUTES: decides the figures of a run. A run is resumed with the same value; all others may change.
-        COSMETIC: decides what a run tells and keeps.
-        MACHINE: decides what a run takes of the cluster, and how.
-        PLACE: says where files lie.
-        RECIPE: speaks of one recipe, not of those that extend it.
+    COMPUTES = auto()  # decides the figures of a run, which is resumed with the same value; others may change
+    COSMETIC = auto()  # decides what a run tells and keeps
+    MACHINE = auto()  # decides what a run takes of the cluster, and how
+    PLACE = auto()  # says where files lie
+    RECIPE = auto()  # speaks of one recipe, not of those that extend it
 
-        MUTABLE: a population may change it while the run trains.
-        WEIGHT: weight of a loss or of one of its terms, which is not built where the weight is 0.
-        SHAPES: is given to what builds networks and losses.
-        STUDENT: describes the student's network, and so decides its size and its speed.
-        EQUAL: must be equal in a comparison, where it `COMPUTES`.
-        COHORT: must be equal in a cohort, whose members share batches and one teacher.
-        COMMON: is common to all data sets, and stays when another one is named.
-        HELD: a sweep sets it itself.
-    """
-
-    COMPUTES = auto()
-    COSMETIC = auto()
-    MACHINE = auto()
-    PLACE = auto()
-    RECIPE = auto()
-    MUTABLE = auto()
-    WEIGHT = auto()
-    SHAPES = auto()
-    STUDENT = auto()
-    EQUAL = auto()
-    COHORT = auto()
-    COMMON = auto()
-    HELD = auto()
+    MUTABLE = auto()  # a population may change it while the run trains
+    WEIGHT = auto()  # weighs a loss or one of its terms, which is not built where the weight is 0
+    SHAPES = auto()  # is given to what builds networks and losses
+    STUDENT = auto()  # describes the student's network, and so decides its size and its speed
+    EQUAL = auto()  # must be equal in a comparison, where it `COMPUTES`
+    COHORT = auto()  # must be equal in a cohort, whose members share batches and one teacher
+    COMMON = auto()  # is common to all data sets, and stays when another one is named
+    HELD = auto()  # a sweep sets it itself
 
 
 T = TypeVar("T")

@@ -98,9 +98,8 @@ class TeacherSpec(_Spec):
     def _one_source(self) -> TeacherSpec:
         given = [key for key in self.SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of train, weights, module; got {' and '.join(given) or 'none'}"
-            )
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of {', '.join(self.SOURCES)}; got {found}")
         return self
 
 
@@ -149,9 +148,7 @@ class TaskSpec(_Spec):
     """Weights of the cross-entropy with the labels."""
 
     weight: Mutable[float] = Field(1.0, ge=0)
-    aux_weight: Mutable[float] = Field(
-        0.4, ge=0, description="of the auxiliary head, where the network has one"
-    )
+    aux_weight: Mutable[float] = Field(0.4, ge=0, description="of the auxiliary head, if there is one")
 
 
 class OptimSpec(_Spec):
@@ -178,9 +175,7 @@ class TrainSpec(_Spec):
     batch_size: Cohort[Machine[Computes[int]]] = Field(
         16, gt=0, lt=2**20, description="global: split over the workers"
     )
-    accumulate: Cohort[Machine[Computes[int]]] = Field(
-        1, gt=0, lt=2**20, description="micro-batches of each optimiser step"
-    )
+    accumulate: Cohort[Machine[Computes[int]]] = Field(1, gt=0, lt=2**20, description="micro-batches a step")
     log_every: Cosmetic[PositiveInt] = 50
     validate_every: Cohort[Held[Computes[PositiveInt]]] = 800
     validate_limit: Cohort[Computes[PositiveInt | None]] = Field(
@@ -190,9 +185,7 @@ class TrainSpec(_Spec):
         1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
     )
     checkpoint_every: Held[Computes[PositiveInt]] = 800
-    keep_checkpoints: Cosmetic[int] = Field(
-        2, ge=2, description="one more than the last, in case that is damaged"
-    )
+    keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
     pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
     precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
         "auto", description="auto: bf16 on CUDA, else fp32"
@@ -220,9 +213,7 @@ class ClusterSpec(_Spec):
     )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = True
-    autoscaling: Machine[bool] = Field(
-        False, description="wait for nodes instead of refusing what does not fit now"
-    )
+    autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
 
 class Published(_Spec):
@@ -253,7 +244,7 @@ class RunSpec(_Spec):
     @model_validator(mode="after")
     def _teacher_and_losses(self) -> RunSpec:
         if self.distill is not None and self.teacher is None:
-            raise ValueError("distill needs a teacher: set teacher.weights or teacher.train, or distill=null")
+            raise ValueError("distill: needs a teacher; set teacher.weights, teacher.train or distill=null")
         return self
 
     def to_dict(self) -> dict[str, Any]:

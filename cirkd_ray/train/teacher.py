@@ -22,7 +22,7 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     """The teacher's own run: its recipe on this run's data and cluster, then `teacher.set`."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
-    tree = load_tree(spec.teacher.train)
+    tree = load_tree(spec.teacher.train, "teacher.train")
     shared = spec.to_dict()
     tree = {**tree, "data": shared["data"], "cluster": shared["cluster"], "seed": spec.seed}
     found = from_tree(apply_overrides(tree, overrides_from(spec.teacher.set)))
