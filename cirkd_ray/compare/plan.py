@@ -94,7 +94,11 @@ def check_differ(paths: Sequence[str], spec: RunSpec) -> None:
 
 
 def open_comparison(methods: dict[str, RunSpec], folder: Path) -> None:
-    """Make the folder, or check that what it has of these methods is the same (more may be added)."""
+    """Make the folder, or check that what it has of these methods is the same (more may be added).
+
+    Raises:
+        ConfigError: it began one of them with other settings.
+    """
     path = folder / COMPARISON
     known: dict[str, Any] = read_yaml(path)["methods"] if path.is_file() else {}
     trees = {name: spec.to_dict() for name, spec in methods.items()}

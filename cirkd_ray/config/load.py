@@ -23,7 +23,7 @@ def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
 def from_tree(tree: Mapping[str, Any]) -> RunSpec:
     """A resolved RunSpec: the settings of named classes are checked and their defaults filled in.
 
-    A resolved one's own tree gives it again.
+    `from_tree(spec.to_dict())` of a resolved spec is that spec.
     """
     return parse(resolved_tree(parse(tree)))
 

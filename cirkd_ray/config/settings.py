@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, reduce
+from functools import cache, lru_cache, reduce
 from operator import or_
 
 from pydantic import BaseModel
@@ -16,6 +16,7 @@ NAMED = {ModelSpec: network_models, DataSpec: DATASETS.models, LossSpec: LOSSES.
 """Open section -> the settings of all classes that it can name."""
 
 
+@lru_cache(maxsize=4096)
 def role_of(path: str, spec: type[BaseModel] = RunSpec) -> Role:
     """The roles of the setting at a dotted path: its own and those of the sections that it lies in.
 
