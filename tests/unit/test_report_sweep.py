@@ -14,9 +14,9 @@ import yaml
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
-from cirkd_ray.report.sweep_figures import Scale, _short, parallel_coordinates, pareto_front
-from cirkd_ray.report.sweep_importance import importance
+from cirkd_ray.report.sweep_figures import Scale, _short, parallel_coordinates
 from cirkd_ray.report.sweep_page import write_sweep
+from cirkd_ray.report.sweep_study import importance, pareto_front
 from cirkd_ray.sweep.folder import SweepData, read_sweep
 from cirkd_ray.sweep.space import SweepSpec
 
