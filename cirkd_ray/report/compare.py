@@ -119,8 +119,7 @@ def _draw_curves(axes: Axes, data: CompareData) -> None:
         steps, means = _mean_curve(whole)
         label, marker = f"{name} *" if name in notable else name, "." if len(steps) < 10 else None
         axes.plot(steps, means, marker=marker, color=f"C{index}", label=label, linewidth=1.6)
-    axes.set_xlabel("step")
-    axes.set_ylabel("mIoU %, mean over seeds")
+    axes.set(xlabel="step", ylabel="mIoU %, mean over seeds")
     axes.grid(alpha=0.3)
     title = f"* p < {ALPHA} against the baseline" if notable else None
     axes.legend(fontsize=8, title=title, title_fontsize=7)

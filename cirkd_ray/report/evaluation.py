@@ -24,14 +24,14 @@ from cirkd_ray.train.rundir import environment
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation, with all that its report says.
+    """A finished evaluation, with all that its report shows.
 
     Attributes:
         job: what was asked for.
         subject: facts about the network.
         result: the counts.
-        interval: confidence interval of the mean IoU, or None; nor is there one where no pixel is labelled.
-        worst: index and mean IoU of the worst images, the worst first.
+        interval: confidence interval of the mean IoU; None where none was asked for or no pixel is labelled.
+        worst: index and mean IoU of the worst images, lowest first.
         pictures: these images, in the same order.
     """
 

@@ -47,8 +47,7 @@ def learning_curves(data: SweepData) -> Figure:
         if ends:
             label = CONTROLS.get(name, f"control: {name}")
             axes.axhline(float(np.mean(ends)), color="k", linestyle=style, linewidth=1, label=label)
-    axes.set_xlabel("step")
-    axes.set_ylabel(figure_name(data.metric))
+    axes.set(xlabel="step", ylabel=figure_name(data.metric))
     axes.grid(alpha=0.3)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize=8)
@@ -59,12 +58,8 @@ def _curve(axes: Axes, data: SweepData, trial: Trial, best: bool) -> None:
     steps = [row["step"] for row in trial.rows]
     values = [_shown(row.get(data.metric), data.metric) for row in trial.rows]
     color = "C3" if best else _COLORS.get(trial.status, "C0")
-    look = (
-        {"linewidth": 2.2, "zorder": 3, "label": f"best: {trial.id}"}
-        if best
-        else {"linewidth": 1.0, "alpha": 0.7}
-    )
-    axes.plot(steps, values, color=color, **look)
+    label, width, opacity, order = (f"best: {trial.id}", 2.2, 1.0, 3) if best else (None, 1.0, 0.7, 2)
+    axes.plot(steps, values, color=color, linewidth=width, alpha=opacity, zorder=order, label=label)
     if trial.status in _COLORS:
         axes.plot(steps[-1], values[-1], "x", color=color, markersize=6)
     for step, _ in trial.parents:
@@ -79,8 +74,7 @@ def importance_figure(shares: Mapping[str, float]) -> Figure:
     bars = axes.barh(list(short_names(list(shares)).values()), list(shares.values()), color="C0")
     axes.bar_label(bars, fmt="{:.2f}", padding=3, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, max([*shares.values(), 0.1]) * 1.12)
-    axes.set_xlabel("share of the metric's variance")
+    axes.set(xlim=(0, max([*shares.values(), 0.1]) * 1.12), xlabel="share of the metric's variance")
     return figure
 
 
@@ -111,8 +105,7 @@ def parallel_coordinates(data: SweepData) -> Figure:
             axes.annotate(_short(text), (column, height), fontsize=7, bbox=_BOX, **place)
     labels = [_folded(name) for name in (*(names[p] for p in paths), figure_name(data.metric))]
     axes.set_xticks(range(len(paths) + 1), labels, fontsize=8)
-    axes.set_yticks([])
-    axes.set_xlim(-0.2, len(paths) + 0.5)
+    axes.set(yticks=[], xlim=(-0.2, len(paths) + 0.5))
     axes.grid(axis="x", alpha=0.4)
     return figure
 
@@ -168,8 +161,7 @@ def pareto_figure(data: SweepData) -> Figure:
         axes.annotate(
             text, points[trial.id], textcoords="offset points", fontsize=7, bbox=_BOX, zorder=4, **place
         )
-    axes.set_xlabel(figure_name(second))
-    axes.set_ylabel(figure_name(first))
+    axes.set(xlabel=figure_name(second), ylabel=figure_name(first))
     axes.grid(alpha=0.3)
     return figure
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cirkd_ray.evaluate.bootstrap import Interval
 from cirkd_ray.evaluate.scoring import EvaluationResult
@@ -55,33 +54,6 @@ class TextTable:
         return head + "".join(f"| {line} |\n" for line in lines)
 
 
-class Compared(NamedTuple):
-    """A network in a comparison; None where a figure is not known.
-
-    Attributes:
-        role: "teacher", "student", "baseline", ...
-        model: its name.
-        miou: 0..1.
-        parameters: their number.
-        images_per_second: in evaluation, unless the table's title says otherwise.
-    """
-
-    role: str
-    model: str
-    miou: float | None = None
-    parameters: int | None = None
-    images_per_second: float | None = None
-
-
-def comparison(networks: Sequence[Compared], title: str = "") -> TextTable:
-    """Teacher, student and others beside each other: mIoU, parameters, images/s."""
-    rows = tuple(
-        (n.role, n.model, percent(n.miou), millions(n.parameters), rate(n.images_per_second))
-        for n in networks
-    )
-    return TextTable(("", "model", "mIoU %", "parameters", "images/s"), rows, title)
-
-
 def per_class(result: EvaluationResult, title: str = "") -> TextTable:
     """A row per class: share of the labelled pixels, IoU, accuracy (recall), boundary IoU if any."""
     matrix = result.confusion.matrix.cpu().double()
@@ -117,11 +89,6 @@ def scores(result: EvaluationResult, title: str = "", interval: Interval | None 
 def percent(share: float | None) -> str:
     """0.4567 -> `45.67`."""
     return UNKNOWN if share is None or math.isnan(share) else f"{share * 100:.2f}"
-
-
-def millions(count: int | None) -> str:
-    """12 345 678 -> `12.35 M`."""
-    return UNKNOWN if count is None else f"{count / 1e6:.2f} M"
 
 
 def rate(value: float | None) -> str:
