@@ -65,6 +65,8 @@ class RunProgress(Listener):
     Args:
         total_steps: the run's length.
         stream: where to write; standard error by default, so that results on standard output stay clean.
+        every: steps between two lines where there is no terminal. The first line, the last and those with a
+            validation are always written.
         clock: seconds, for tests.
     """
 
@@ -73,13 +75,15 @@ class RunProgress(Listener):
         total_steps: int,
         *,
         stream: TextIO | None = None,
+        every: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total_steps = total_steps
+        self.total_steps, self.every = total_steps, every
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._miou: float | None = None
+        self._written: int | None = None
         self._live = _live_line(self._stream, total_steps) if self._stream.isatty() else None
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -87,8 +91,8 @@ class RunProgress(Listener):
 
         Args:
             step: steps done so far.
-            metrics: of these `loss/total`, `miou` and `images_per_second` are shown. On a terminal the last
-                mIoU stays in sight until there is a new one.
+            metrics: of these `loss/total` (or `loss`, or `total`), `miou` and `images_per_second` are shown.
+                On a terminal the last mIoU stays in sight until there is a new one.
         """
         if self._marks and step < self._marks[-1][1]:
             self._marks.clear()  # started again from an earlier checkpoint
@@ -98,7 +102,8 @@ class RunProgress(Listener):
         figures = self._figures(metrics, self._miou if self._live or validated else None)
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=step, figures=figures)
-        else:
+        elif validated or self._due(step):
+            self._written = step
             self._write(f"step {step}/{self.total_steps}  {figures}")
 
     def message(self, text: str) -> None:
@@ -121,8 +126,13 @@ class RunProgress(Listener):
         (start, first), (now, last) = self._marks[0], self._marks[-1]
         return (now - start) / (last - first) * max(0, self.total_steps - last) if last > first else None
 
+    def _due(self, step: int) -> bool:
+        first, last = self._written is None or step < self._written, step >= self.total_steps
+        return first or last or step - (self._written or 0) >= self.every
+
     def _figures(self, metrics: Mapping[str, float], miou: float | None) -> str:
-        parts = [f"loss {metrics['loss/total']:.4f}"] if "loss/total" in metrics else []
+        loss = next((metrics[key] for key in ("loss/total", "loss", "total") if key in metrics), None)
+        parts = [f"loss {loss:.4f}"] if loss is not None else []
         parts += [f"mIoU {miou * 100:.2f} %"] if miou is not None and not math.isnan(miou) else []
         if "images_per_second" in metrics:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")

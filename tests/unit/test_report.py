@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import subprocess
 import sys
 
@@ -209,10 +210,19 @@ def test_time_left_follows_a_change_of_speed_and_a_restart():
     assert progress.eta() == pytest.approx(0.5 * (10_000 - 510))
 
 
+def test_plain_lines_are_thinned_but_validations_and_the_end_stay():
+    stream = io.StringIO()
+    progress = RunProgress(20, stream=stream, every=10)
+    for step in range(1, 21):
+        progress.metrics(step, {"miou": 0.5} if step == 7 else {})
+    steps = [int(n) for n in re.findall(r"step (\d+)/20", stream.getvalue())]
+    assert steps == [1, 7, 17, 20]
+
+
 def test_live_line_on_a_terminal_and_messages_above_it():
     stream = Terminal()
     progress = RunProgress(100, stream=stream)
-    progress.metrics(40, {"loss/total": 0.5, "miou": 0.1234, "images_per_second": 7.0})
+    progress.metrics(40, {"loss": 0.5, "miou": 0.1234, "images_per_second": 7.0})
     progress.message("[not markup]")
     progress.finish()
     progress.finish()
