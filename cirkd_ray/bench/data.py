@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     import cv2
 
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
+    from cirkd_ray.report.progress import bar
 
     names = args.data or list(SETS)
     unknown = [name for name in names if name not in SETS and not args.root]
@@ -241,10 +241,10 @@ def _wait_rows(
 
 
 def _wait_table(rows: Sequence[tuple[str, str, str]], args: argparse.Namespace) -> Any:
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     title = f"waiting of a {args.step_ms:.0f} ms step, batch {args.batch}, {args.workers} loader processes"
-    return Sheet(("data set", "wait", "of the time"), tuple(rows), title)
+    return TextTable(("data set", "wait", "of the time"), tuple(rows), title)
 
 
 def data_wait(
@@ -270,7 +270,7 @@ def data_wait(
 
 
 def _speed_table(rows: Sequence[tuple[str, float, float, float]]) -> Any:
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     columns = ("data set", "straightforward", "files", "", "prepared", "")
     cells = [
@@ -284,4 +284,4 @@ def _speed_table(rows: Sequence[tuple[str, float, float, float]]) -> Any:
         )
         for name, naive, files, ready in rows
     ]
-    return Sheet(columns, tuple(cells), "images/s on one core")
+    return TextTable(columns, tuple(cells), "images/s on one core")
