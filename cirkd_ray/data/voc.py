@@ -18,9 +18,8 @@ from cirkd_ray.types import IGNORE_LABEL
 class VOC(FileDataset):
     """`JPEGImages/X.jpg` with `SegmentationClassAug/X.png`, or `SegmentationClass/X.png` for val.
 
-    Labels may be gray or palette PNGs: both are read as indices (the reference reads palette PNGs as colours
-        turned
-    to gray, which makes class 12 out of 33). 255 is ignored.
+    Labels may be gray or palette PNGs: both are read as indices. 255 is ignored. (The reference turns the
+    colours of palette PNGs to gray, so that class 12 becomes 33.)
 
     Args:
         split: `train` (the list known as train_aug) or `val`.

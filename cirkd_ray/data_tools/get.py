@@ -16,6 +16,7 @@ from typing import IO
 
 from cirkd_ray.data_tools.sbd import augment
 from cirkd_ray.errors import ConfigError, DataError, UserError, nearest
+from cirkd_ray.files import whole_file
 from cirkd_ray.weights.fetch import discard, download
 
 _CHUNK = 1 << 20
@@ -261,15 +262,12 @@ def _is_there(member: _Member, target: Path) -> bool:
 
 
 def _write(member: _Member, target: Path) -> None:
-    """One file, seen whole or not at all."""
     if _is_there(member, target):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.part")
     source = member.open()
     assert source is not None, "a plain file has content"
-    with source, partial.open("wb") as file:
-        shutil.copyfileobj(source, file, _CHUNK)
-    if partial.stat().st_size != member.size:
-        raise EOFError(f"{member.path} is cut off")
-    partial.replace(target)
+    with source, whole_file(target, durable=False) as partial:
+        with partial.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+        if partial.stat().st_size != member.size:
+            raise EOFError(f"{member.path} is cut off")
