@@ -19,7 +19,8 @@ _MASK = (1 << 64) - 1
 
 def keyed_generator(seed: int, purpose: int, n: int) -> np.random.Philox:
     """Counter-based bit generator number `n` of a purpose: streams of distinct arguments never overlap."""
-    return np.random.Philox(key=[seed & _MASK, purpose], counter=[0, 0, n & _MASK, 0])
+    key = np.array([seed & _MASK, purpose], np.uint64)  # a list's large numbers would become floats
+    return np.random.Philox(key=key, counter=[0, 0, n, 0])
 
 
 @functools.lru_cache(maxsize=4)
