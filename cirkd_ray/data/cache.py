@@ -104,13 +104,9 @@ class DiskCache:
     def _files(self) -> list[tuple[int, int, str]]:
         """(time of last use, bytes, path) of every file."""
         found = []
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                path = f"{folder}/{name}"
-                try:
-                    status = os.stat(path)  # noqa: PTH116 - many files
-                except OSError:
-                    continue  # another process removed it
+        for path in (f"{folder}/{name}" for folder, _, names in os.walk(self.folder) for name in names):
+            with contextlib.suppress(OSError):  # another process removed it
+                status = os.stat(path)  # noqa: PTH116 - many files
                 found.append((status.st_mtime_ns, status.st_size, path))
         return found
 

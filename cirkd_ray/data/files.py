@@ -106,19 +106,24 @@ def packaged_list(name: str, split: str) -> list[str]:
 
 
 class FileDataset(SegmentationDataset):
-    """A split whose images and labels are files; a subclass finds the ids and says where their files lie.
+    """A split whose images and labels are files.
+
+    A subclass finds the ids, calls `settle` with them, and says in `paths` where a sample's files lie (or
+    overrides `image_file` and `label_file`).
 
     Attributes:
         storage: the root.
         ids: the samples' ids in order.
         missing: paths below the root of the split's files that are not there (only with `subset`).
         duplicates: what comes twice under one name (only with `subset`, which takes the first).
+        paths: of image and label map below the root, with {} for the sample's id.
         labels: the map from stored values to class indices.
         has_labels: false for a test split without public labels; its label maps are all ignored.
         hint: the expected layout in a few words, for the message about a wrong root.
     """
 
     hint: ClassVar[str] = ""
+    paths: tuple[str, str]
     labels: LabelMap
     has_labels: bool = True
 
@@ -132,11 +137,11 @@ class FileDataset(SegmentationDataset):
 
     def image_file(self, sample_id: str) -> str:
         """Path of the image below the root."""
-        raise NotImplementedError
+        return self.paths[0].format(sample_id)
 
     def label_file(self, sample_id: str) -> str:
         """Path of the label map below the root."""
-        raise NotImplementedError
+        return self.paths[1].format(sample_id)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -188,7 +193,7 @@ class FileDataset(SegmentationDataset):
         raise DataError(f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}")
 
     def settle(self, ids: Iterable[str]) -> None:
-        """Take `ids` as the split's, after a look at every folder for their files.
+        """Take `ids` as the split, after a look into the folders for their files.
 
         Raises:
             DataError: the split is empty, a name comes twice, or files are missing (`subset` allows both);

@@ -60,7 +60,7 @@ class DeviceBatch(NamedTuple):
 
 
 def to_device(batch: Batch, device: torch.device | str, channels_last: bool = False) -> DeviceBatch:
-    """Move a batch as bytes and form the labels there; does not wait for the device when the batch is pinned.
+    """Move a batch as bytes and make its labels there; a pinned batch moves while the caller goes ahead.
 
     Args:
         channels_last: keep the channel last in memory; else images are contiguous.

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -23,7 +23,6 @@ from cirkd_ray.data.tiles import Content, MappedFile, TiledSample
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import ClassSet
 
-T = TypeVar("T")
 MANIFEST = "manifest.json"
 PLAN = "preparation.json"
 """What `prepare` writes first; without a manifest beside it no split has been finished."""
@@ -63,17 +62,10 @@ class Manifest(BaseModel):
     def without(self, split: str) -> Manifest:
         """The manifest as it would be had the split never been prepared."""
 
-        def rest(held: dict[str, T]) -> dict[str, T]:
-            return {name: value for name, value in held.items() if name != split}
-
-        return self.model_copy(
-            update={
-                "splits": rest(self.splits),
-                "parts": rest(self.parts),
-                "skipped": rest(self.skipped),
-                "unlabelled": tuple(name for name in self.unlabelled if name != split),
-            }
-        )
+        rest: dict[str, Any] = {"unlabelled": tuple(name for name in self.unlabelled if name != split)}
+        for key in ("splits", "parts", "skipped"):
+            rest[key] = {name: value for name, value in getattr(self, key).items() if name != split}
+        return self.model_copy(update=rest)
 
 
 @dataclass(frozen=True)
@@ -133,12 +125,8 @@ def find_manifest(root: str | Path, unfinished: bool = False) -> Manifest | None
     storage = open_storage(root)
     names = storage.names("")
     if MANIFEST not in names:
-        dataset = _begun(storage) if PLAN in names and not unfinished else None
-        if dataset is not None:
-            raise DataError(
-                f"{root}: an unfinished preparation of {dataset!r}; repeat `cirkd data prepare {dataset} ... "
-                f"{root}`, which goes on where it stopped"
-            )
+        if PLAN in names and not unfinished:
+            _refuse_unfinished(storage, root)
         return None
     try:
         content = json.loads(storage.read(MANIFEST))
@@ -154,14 +142,18 @@ def find_manifest(root: str | Path, unfinished: bool = False) -> Manifest | None
         raise DataError(f"{storage.where(MANIFEST)}: damaged ({str(error).splitlines()[0]})") from None
 
 
-def _begun(storage: Storage) -> str | None:
-    """The data set that `preparation.json` says is being prepared; None where it is some other program's."""
+def _refuse_unfinished(storage: Storage, root: str | Path) -> None:
+    """Tell of a preparation of which no split is finished, if that is what `preparation.json` is about."""
     try:
         content = json.loads(storage.read(PLAN))
     except ValueError:
-        return None
-    ours = isinstance(content, dict) and {"dataset", "options", "format"} <= content.keys()
-    return str(content["dataset"]) if ours else None
+        return
+    if isinstance(content, dict) and {"dataset", "options", "format"} <= content.keys():
+        name = content["dataset"]
+        raise DataError(
+            f"{root}: an unfinished preparation of {name!r}; repeat `cirkd data prepare {name} ... {root}`, "
+            "which goes on where it stopped"
+        )
 
 
 def open_prepared(

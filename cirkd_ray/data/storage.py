@@ -57,12 +57,12 @@ class Storage(ABC):
         On this machine, links that lead nowhere are left out.
         """
 
-    @abstractmethod
     def stamp(self, path: str) -> tuple[int, int] | None:
-        """Bytes of a file and when it was changed (ns); None where it is gone, or behind a URL.
+        """Bytes of a file and when it was changed (ns); None where it is gone.
 
-        There asking would take as long as reading a small file.
+        None behind a URL, too, where asking takes as long as reading a small file.
         """
+        return None
 
     @abstractmethod
     def where(self, path: str) -> str:
@@ -176,9 +176,6 @@ class RemoteStorage(Storage):
             return {p.rstrip("/").rpartition("/")[2]: paths[p] for p in sorted(paths) if p != target}
 
         return self._try(listing, self.where(folder))
-
-    def stamp(self, path: str) -> tuple[int, int] | None:
-        return None
 
     def where(self, path: str) -> str:
         return f"{self.url}/{path}"

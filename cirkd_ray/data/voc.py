@@ -38,16 +38,8 @@ class VOC(FileDataset):
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
         super().__init__(split=split, root=root, subset=subset)
         bases = ("", "VOC2012/", "VOCdevkit/VOC2012/")
-        self._images = self.find_folder(*(f"{base}JPEGImages" for base in bases))
-        base = self._images.removesuffix("JPEGImages")
-        both = ("SegmentationClassAug", "SegmentationClass")
-        self._labels = self.find_folder(*(base + name for name in (both if split == "train" else both[::-1])))
+        images = self.find_folder(*(f"{base}JPEGImages" for base in bases))
+        base, both = images.removesuffix("JPEGImages"), ("SegmentationClassAug", "SegmentationClass")
+        labels = self.find_folder(*(base + name for name in (both if split == "train" else both[::-1])))
+        self.paths = (f"{images}/{{}}.jpg", f"{labels}/{{}}.png")
         self.settle(packaged_list("voc", split))
-
-    def image_file(self, sample_id: str) -> str:
-        """`JPEGImages/2007_000033.jpg`."""
-        return f"{self._images}/{sample_id}.jpg"
-
-    def label_file(self, sample_id: str) -> str:
-        """`SegmentationClassAug/2007_000033.png`."""
-        return f"{self._labels}/{sample_id}.png"

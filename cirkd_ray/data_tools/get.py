@@ -32,7 +32,7 @@ class Archive:
     Attributes:
         url: where it lies.
         checksum: `md5:` or `sha1:` and hexadecimal digits; empty where none is published (then only the
-            checks inside the archive speak for it).
+            checks inside the archive protect it).
         inside: the folder of the archive whose content is unpacked; `*` stands for any one folder.
         target: where below the root it goes.
     """
@@ -97,7 +97,7 @@ def get(
     sources: tuple[Archive, ...] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch and unpack a data set; what is there already is not done again.
+    """Fetch and unpack a data set, except for what is there already.
 
     Args:
         name: registered name.
@@ -108,7 +108,7 @@ def get(
         progress: see `Progress`.
 
     Raises:
-        ConfigError: the set cannot be had this way.
+        ConfigError: the set cannot be downloaded.
         DataError: a download fails or is not the expected file, an archive is damaged or unsafe, the disk is
             full.
     """
@@ -211,7 +211,7 @@ def _opened(archive: Path) -> Iterator[list[_Member]]:
 
 
 def _require_end(pack: tarfile.TarFile) -> None:
-    """Check that the list of members ended where the archive does: tarfile takes damage there for the end."""
+    """Require the archive's end after the last member: tarfile takes damage in the list for its end."""
     stream = pack.fileobj
     assert stream is not None, "open for reading"
     stream.seek(pack.offset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -38,11 +39,6 @@ def line_side(stage: Stage, side: int, built: float) -> list[Item]:
             items.append(_fence(stage, side, z, z + long))
         z += long + (draw.uniform(1.0, 5.0) if draw.chance(0.3) else 0.0)
     return items
-
-
-def later(draw: Callable[..., None], *arguments: object) -> Callable[[], None]:
-    """The call of `draw` with these arguments, for when its turn comes."""
-    return lambda: draw(*arguments)
 
 
 def _house(stage: Stage, side: int, near: float, far: float) -> Item:
@@ -113,10 +109,11 @@ def _front(
 
 def _open_ground(stage: Stage, side: int, near: float, far: float, trees: bool) -> list[Item]:
     """A park: a backdrop of foliage with trees before it, or a lawn with a hedge."""
-    x, z, items, draw = stage.street.front(side), max(near, 2.0), [], stage.draw
+    items: list[Item] = []
+    x, z, draw = stage.street.front(side), max(near, 2.0), stage.draw
     plant, spread, low, high = (draw_tree, (0.5, 9), 4, 11) if trees else (draw_bush, (0.3, 4), 0.8, 2.6)
     while z < far:
-        items.append((z, later(plant, stage, x + side * draw.uniform(*spread), z, draw.uniform(low, high))))
+        items.append((z, partial(plant, stage, x + side * draw.uniform(*spread), z, draw.uniform(low, high))))
         z += draw.uniform(1.2, 5.0) * (1 + z / 40)
     return items
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect
+from functools import partial
 
 import cv2
 import numpy as np
@@ -10,15 +11,8 @@ import numpy as np
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour, Points
 from cirkd_ray.data.shapes.ground import cast, draw_ground, light_ground
-from cirkd_ray.data.shapes.objects import (
-    draw_bicycle,
-    draw_bin,
-    draw_car,
-    draw_person,
-    draw_pole,
-    draw_tree,
-)
-from cirkd_ray.data.shapes.roadside import Item, draw_skyline, later, line_side
+from cirkd_ray.data.shapes.objects import draw_bicycle, draw_bin, draw_car, draw_person, draw_pole, draw_tree
+from cirkd_ray.data.shapes.roadside import Item, draw_skyline, line_side
 from cirkd_ray.data.shapes.stage import Chance, Label, Look, Stage, Street
 from cirkd_ray.data.shapes.textures import noise_window
 from cirkd_ray.types import ClassSet
@@ -124,26 +118,26 @@ def _furnish_pavement(stage: Stage, side: int, items: list[Item], shadows: list[
     kerb, edge = street.kerb(side) + side * 0.35, street.edge(side)
     z, step = uniform(3, 14), uniform(7, 22)
     while z < 70:
-        items.append((z, later(draw_pole, stage, kerb, z)))
+        items.append((z, partial(draw_pole, stage, kerb, z)))
         shadows.append(cast(stage, kerb, z, 0.15, 5.0))
         z += step * uniform(0.7, 1.3)
     if draw.chance(0.45):
         z, step = uniform(4, 15), uniform(6, 16)
         while z < 90:
-            items.append((z, later(draw_tree, stage, kerb + side * 0.3, z, uniform(4, 9))))
+            items.append((z, partial(draw_tree, stage, kerb + side * 0.3, z, uniform(4, 9))))
             shadows.append(cast(stage, kerb, z, 3.0, 5.0))
             z += step
     for _ in range(draw.count(2.6)):
         z, x = 2.6 + 34 * draw.random() ** 1.5, uniform(kerb, edge)
         tall = uniform(1.5, 1.92) if draw.chance(0.85) else uniform(0.95, 1.4)
-        items.append((z, later(draw_person, stage, x, z, tall)))
+        items.append((z, partial(draw_person, stage, x, z, tall)))
         shadows.append(cast(stage, x, z, 0.5, tall))
     for _ in range(draw.count(0.9)):
         z, x = uniform(3, 22), uniform(kerb, edge)
-        items.append((z, later(draw_bicycle, stage, x, z, draw.chance(0.25))))
+        items.append((z, partial(draw_bicycle, stage, x, z, draw.chance(0.25))))
     for _ in range(draw.count(0.7)):
         z = uniform(3.5, 25)
-        items.append((z, later(draw_bin, stage, uniform(kerb, edge), z)))
+        items.append((z, partial(draw_bin, stage, uniform(kerb, edge), z)))
 
 
 def _traffic(stage: Stage, items: list[Item], shadows: list[Points]) -> None:
@@ -160,17 +154,17 @@ def _traffic(stage: Stage, items: list[Item], shadows: list[Points]) -> None:
         _car(stage, lane, uniform(7, 60), items, shadows)
     if draw.chance(0.12):
         z = uniform(9, 22)
-        items.append((z, later(draw_car, stage, uniform(-half, half), z, True)))
+        items.append((z, partial(draw_car, stage, uniform(-half, half), z, True)))
     for _ in range(draw.count(0.7)):
         z = uniform(4, 30)
-        items.append((z, later(draw_person, stage, uniform(-half, half), z, uniform(1.5, 1.9))))
+        items.append((z, partial(draw_person, stage, uniform(-half, half), z, uniform(1.5, 1.9))))
     for _ in range(draw.count(0.5)):
         z = uniform(4, 26)
-        items.append((z, later(draw_bicycle, stage, uniform(-half, half), z, True)))
+        items.append((z, partial(draw_bicycle, stage, uniform(-half, half), z, True)))
 
 
 def _car(stage: Stage, x: float, z: float, items: list[Item], shadows: list[Points]) -> None:
-    items.append((z, later(draw_car, stage, x, z)))
+    items.append((z, partial(draw_car, stage, x, z)))
     xs, zs = np.array([-1.05, 1.05, 1.05, -1.05]), np.array([-2.4, -2.4, 2.3, 2.3])
     shadows.append(stage.camera.project(x + xs - 0.7 * stage.look.sun, 0.0, z + zs))
 
