@@ -17,7 +17,7 @@ from cirkd_ray.config.applied import paths_of
 from cirkd_ray.config.composition import flatten, read_yaml
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.files import write_text
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import (
@@ -110,8 +110,8 @@ def run_comparison(
     Raises:
         ConfigError: a run does not fit the cluster, or the folder holds another comparison.
     """
-    for spec in methods.values():
-        check_run(spec)
+    for note in check_run(*methods.values()):
+        say(note)
     with locked(RunDirectory(folder)):
         _open(methods, folder)
         from cirkd_ray.cluster.capacity import wanted_cpus
