@@ -49,9 +49,11 @@ def run(args: argparse.Namespace) -> int:
     if args.check:
         from cirkd_ray.cluster.sweep import longest
 
-        steps = longest(space.spec, check_space(space))
+        notes: list[str] = []
+        steps = longest(space.spec, check_space(space, notes))
         text = f"{space.path}: valid; {space.spec.trials} trials of {steps} steps at most"
-        console.print(text, highlight=False, soft_wrap=True)
+        for line in (text, *notes):
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
         return 0
     from cirkd_ray.cluster.sweep import best_recipe, run_sweep
     from cirkd_ray.files import save_text
