@@ -1,26 +1,104 @@
-"""Measure parts of cirkd on this machine: side by side in one run, as ratios."""
+"""`cirkd bench`."""
 
 from __future__ import annotations
 
-import argparse
+from typing import Any
 
-from cirkd_ray import bench
-from cirkd_ray.commands import _bench_models
+import click
 
-HELP = "measure losses, data, models and more on this machine"
+from cirkd_ray.commands import models as models_command
+from cirkd_ray.commands._options import COUNT, NOT_NEGATIVE, size
+from cirkd_ray.commands._options import device as device_option
 
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """One subcommand a module of `cirkd_ray.bench`, and `models`."""
-    from cirkd_ray.cli import subcommands
-
-    choices = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
-    for name, module in {**subcommands(bench), "models": _bench_models}.items():
-        child = choices.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.configure(child)
-        child.set_defaults(run_bench=module.run)
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the chosen measurement."""
-    return int(args.run_bench(args) or 0)
+@click.group()
+def command() -> None:
+    """Measure parts of cirkd on this machine: side by side in one run, as ratios."""
+
+
+@command.command()
+@click.option("--data", "names", multiple=True, metavar="NAME", help="Repeatable (default: all file sets).")
+@click.option("--root", metavar="DIR", help="Measure on these files (with one --data).")
+@click.option("--split", default="val", metavar="NAME", help="Of --root.")
+@click.option("--seconds", type=ABOVE_ZERO, default=6.0, metavar="S", help="For each set.")
+@click.option(
+    "--workers", type=NOT_NEGATIVE, default=1, metavar="N", help="Loader processes of the second part."
+)
+@click.option("--batch", type=COUNT, default=8, metavar="N", help="Images a step of the second part.")
+@click.option("--step-ms", type=ABOVE_ZERO, default=200.0, metavar="MS", help="Length of its pretended step.")
+def data(names: tuple[str, ...], **settings: Any) -> None:
+    """Input pipelines: images/s a core, and the time that a step waits for its data.
+
+    Compared in turns, with the same augmentation: the straightforward way (whole image to float, scaled,
+    padded, cut; labels by a loop over ids), this package on the original files, and on the prepared form.
+    Without --root, files of each set's format and size are drawn first.
+    """
+    from cirkd_ray.bench.data import run
+    from cirkd_ray.report.console import output
+
+    sheets = run(names, **settings)
+    console = output()
+    for sheet in sheets:
+        console.print(sheet.rich())
+
+
+@command.command()
+@click.option("--model", "name", default="deeplabv3_resnet18", metavar="NAME", help="Network.")
+@click.option("--classes", type=COUNT, default=19, metavar="K", help="Number of classes.")
+@size("Of the image.", default=(512, 1024), least=8)
+@device_option
+@click.option("--repeat", type=COUNT, default=5, metavar="N", help="Repetitions.")
+def evaluation(name: str, **settings: Any) -> None:
+    """Evaluation: what upsampling, choosing classes, confusion matrix and boundaries cost beside the network.
+
+    Each part is timed alone; the best of several repetitions counts.
+    """
+    from cirkd_ray.bench.evaluation import run
+    from cirkd_ray.report.console import output
+
+    output().print(run(name, **settings).rich())
+
+
+@command.command()
+@device_option
+@click.option(
+    "--shape",
+    "shapes",
+    multiple=True,
+    metavar="NAME",
+    help="cityscapes, ade20k, segformer or tiny; repeatable.",
+)
+@click.option("--loss", "losses", multiple=True, metavar="NAME", help="Only these losses; repeatable.")
+@click.option(
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(("losses", "tokens", "enqueue", "exchange")),
+    help="Only these tables; repeatable.",
+)
+@click.option(
+    "--clock",
+    "time",
+    type=click.Choice(("wall", "cpu")),
+    default="wall",
+    help="cpu: processor time, for a busy machine.",
+)
+@click.option("--repeat", type=COUNT, default=3, metavar="N", help="Repetitions.")
+def losses(**settings: Any) -> None:
+    """Losses: time, memory and traffic beside naive code of the same equations.
+
+    Times are forward plus backward, the best of several repetitions taken in turns; compare the ratios of one
+    run.
+    """
+    from cirkd_ray.bench.losses import run
+
+    run(**settings)
+
+
+@command.command()
+@models_command.selection
+def models(**settings: Any) -> None:
+    """Forward images/s of networks on this device (the same as `cirkd models --bench`)."""
+    models_command.show(bench=True, **settings)
