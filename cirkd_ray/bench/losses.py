@@ -26,7 +26,7 @@ def run(
     shapes: Sequence[str] = (),
     losses: Sequence[str] = (),
     parts: Sequence[str] = (),
-    time: str = "wall",
+    clock: str = "wall",
     repeat: int = 3,
 ) -> None:
     """Measure and print the tables.
@@ -36,7 +36,7 @@ def run(
         shapes: names of `SHAPES`; empty for all but the tiny one.
         losses: names of losses; empty for all.
         parts: of `PARTS`; empty for all.
-        time: "wall", or "cpu" for processor time.
+        clock: "wall", or "cpu" for processor time.
         repeat: repetitions.
 
     Raises:
@@ -56,18 +56,18 @@ def run(
         if name not in SHAPES:
             raise ConfigError(f"--shape: no shape named {name!r}{nearest(name, SHAPES)}")
     kinds = [name for name in losses or LOSSES.names() if LOSSES.get(name)]
-    clock = Clock(local_device(device), repeat, time == "cpu")
+    timer = Clock(local_device(device), repeat, clock == "cpu")
     console, parts = output(), parts or PARTS
     console.print(
-        f"{clock.device}, {time} time, {torch.get_num_threads()} threads, torch {torch.__version__}"
+        f"{timer.device}, {clock} time, {torch.get_num_threads()} threads, torch {torch.__version__}"
     )
     if "losses" in parts:
         for name in shapes:
-            console.print(loss_sheet(name, kinds, clock).rich())
+            console.print(loss_sheet(name, kinds, timer).rich())
     if "tokens" in parts:
-        console.print(token_sheet(clock, small=shapes == ["tiny"]).rich())
+        console.print(token_sheet(timer, small=shapes == ["tiny"]).rich())
     if "enqueue" in parts:
-        console.print(enqueue_line(clock, small=shapes == ["tiny"]))
+        console.print(enqueue_line(timer, small=shapes == ["tiny"]))
     if "exchange" in parts:
         for name in shapes:
             console.print(exchange_line(name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterable
@@ -12,8 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
+from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, NOT_NEGATIVE, Decorator, Several, device, settings, together
+from cirkd_ray.commands._options import (
+    COUNT,
+    NOT_NEGATIVE,
+    Decorator,
+    Words,
+    choice,
+    device_option,
+    set_option,
+    several,
+    together,
+)
 
 if TYPE_CHECKING:
     from cirkd_ray.evaluate.inference import Views
@@ -33,10 +43,10 @@ def model_options(optional: bool = False) -> Decorator:
     """MODEL, `--network`, `--device`, `--precision`."""
     what = "A run's folder, model.json, or a weights file."
     return together(
-        click.argument("model", metavar="[MODEL]" if optional else "MODEL", required=not optional, help=what),
-        click.option("--network", metavar="NAME", help="The network of a weights file that does not say."),
-        device,
-        click.option("--precision", type=click.Choice(("auto", "fp32", "bf16", "fp16")), default="fp32"),
+        argument("model", metavar="[MODEL]" if optional else "MODEL", required=not optional, help=what),
+        option("--network", metavar="NAME", help="The network of a weights file that does not say."),
+        device_option,
+        choice("--precision", "auto", "fp32", "bf16", "fp16", default="fp32", help="Of the arithmetic."),
     )
 
 
@@ -49,31 +59,18 @@ def data_options(evaluated: str = "") -> Decorator:
     batch = f"Images of equal size run together{evaluated} (default: 1)."
     loaders = f"Processes that read images, per worker{evaluated} (default: 0)."
     return together(
-        click.option("--data", metavar="NAME", help="Data set (default: the run's)."),
-        click.option("--root", metavar="DIR", help="The folder that it lies in (default: the run's)."),
-        click.option("--split", metavar="NAME", help="Default: the run's validation split, or val."),
-        settings(help="Override a setting data.NAME of the data set (repeatable)."),
-        click.option("--limit", type=COUNT, metavar="N", help="Only the first N images."),
-        click.option("--batch-size", type=COUNT, metavar="N", help=batch),
-        click.option("--loaders", type=NOT_NEGATIVE, metavar="N", help=loaders),
-        click.option(
-            "--scales",
-            cls=Several,
-            multiple=True,
-            type=float,
-            default=[1.0],
-            metavar="S...",
-            help="E.g. 0.75 1 1.25.",
-        ),
-        click.option("--flip", is_flag=True, help="Also the mirror image at each scale."),
-        click.option("--window", type=_size, metavar="HxW", help="Slide a window of that size over images."),
-        click.option("--stride", type=_size, metavar="HxW", help="Of the window (default: 2/3 of it)."),
-        click.option(
-            "--average",
-            type=click.Choice(("logits", "probabilities")),
-            default="logits",
-            help="What views are averaged as.",
-        ),
+        option("--data", metavar="NAME", help="Data set (default: the run's)."),
+        option("--root", metavar="DIR", help="The folder that it lies in (default: the run's)."),
+        option("--split", metavar="NAME", help="Default: the run's validation split, or val."),
+        set_option(help="Override a setting data.NAME of the data set."),
+        option("--limit", type=COUNT, help="Only the first N images."),
+        option("--batch-size", type=COUNT, help=batch),
+        option("--loaders", type=NOT_NEGATIVE, help=loaders),
+        several("--scales", type=float, default=[1.0], metavar="S...", help="E.g. 0.75 1 1.25."),
+        option("--flip", is_flag=True, help="Also the mirror image at each scale."),
+        option("--window", type=_size, metavar="HxW", help="Slide a window of that size over images."),
+        option("--stride", type=_size, metavar="HxW", help="Of the window (default: 2/3 of it)."),
+        choice("--average", "logits", "probabilities", help="What views are averaged as."),
     )
 
 
@@ -88,7 +85,7 @@ class Chosen:
     data: str | None
     root: str | None
     split: str | None
-    overrides: tuple[str, ...]
+    overrides: Words
     limit: int | None
     batch_size: int | None
     loaders: int | None
@@ -139,51 +136,10 @@ class Chosen:
         )
 
     def data_settings(self) -> dict[str, Any]:
-        """`name`, `root`, `val_split` and the data set's own settings: the run's, changed by the options.
+        """Of the data set: those of the model's run, changed by the options."""
+        from cirkd_ray.train.trained_on import data_settings
 
-        Raises:
-            ConfigError: no data set is known.
-        """
-        from cirkd_ray.config.composition import apply_overrides, overrides_from
-        from cirkd_ray.errors import ConfigError
-
-        known = run_data(self.model) if self.model else {}
-        if self.data is not None and self.data != known.get("name"):
-            known = {"name": self.data}
-        if self.root is not None:
-            known["root"] = self.root
-        overrides = overrides_from(self.overrides)
-        for path in overrides:
-            if not path.startswith("data."):
-                raise ConfigError(f"--set {path}: only settings of the data set (data.NAME) apply here")
-        data: dict[str, Any] = apply_overrides({"data": known}, overrides)["data"]
-        if not data.get("name"):
-            if self.model and not Path(self.model).expanduser().exists():
-                text = f"nothing at {self.model}; give a run's folder, a model.json or a weights file"
-                raise ConfigError(text)
-            raise ConfigError(
-                f"{self.model} does not say which data it belongs to; give --data NAME and --root DIR"
-            )
-        return data
-
-
-def run_data(model: str) -> dict[str, Any]:
-    """The data set of a run, without what concerns training alone; of other models, what their card says."""
-    from cirkd_ray.config import DataSpec
-    from cirkd_ray.evaluate.saved import is_run
-    from cirkd_ray.train.rundir import RunDirectory
-
-    if is_run(model):
-        spec = RunDirectory(model).spec().data
-        assert isinstance(spec, DataSpec)
-        return {"name": spec.name, "root": spec.root, "val_split": spec.val_split, **spec.settings}
-    path = Path(model).expanduser()
-    card = path if path.suffix == ".json" else (path if path.is_dir() else path.parent) / "model.json"
-    try:
-        name = json.loads(card.read_text(encoding="utf-8")).get("data")
-    except (OSError, ValueError, AttributeError):
-        return {}
-    return {"name": name} if isinstance(name, str) else {}
+        return data_settings(self.model, self.data, self.root, self.overrides)
 
 
 def _place(root: str | None) -> str | None:

@@ -9,8 +9,18 @@ import click
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
-COUNT = click.IntRange(min=1)
-NOT_NEGATIVE = click.IntRange(min=0)
+Words = tuple[str, ...]
+"""The values of an argument or option that may be given several times."""
+
+
+class Number(click.IntRange):
+    """A whole number, which the help calls N."""
+
+    name = "n"
+
+
+COUNT = Number(min=1)
+NOT_NEGATIVE = Number(min=0)
 
 
 class Several(click.Option):
@@ -43,6 +53,21 @@ def _with_flags(words: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
         yield word
 
 
+def several(*names: str, **settings: Any) -> Decorator:
+    """An option of that kind."""
+    return click.option(*names, cls=Several, multiple=True, **settings)
+
+
+def repeatable(*names: str, help: str, **settings: Any) -> Decorator:
+    """An option that may be given several times, with one word each."""
+    return click.option(*names, multiple=True, help=f"{help} Repeatable.", **settings)
+
+
+def choice(name: str, *values: str, default: str = "", help: str) -> Decorator:
+    """An option of a few values; the first is the default, if no other is named."""
+    return click.option(name, type=click.Choice(values), default=default or values[0], help=help)
+
+
 def together(*options: Decorator) -> Decorator:
     """Several decorators as one; the options stand in this order in the help."""
 
@@ -54,16 +79,16 @@ def together(*options: Decorator) -> Decorator:
     return decorate
 
 
-def settings(name: str = "PATH=VALUE", help: str = "Override a setting (repeatable).") -> Decorator:
+def set_option(name: str = "PATH=VALUE", help: str = "Override a setting.") -> Decorator:
     """`--set NAME=VALUE`, repeatable."""
-    return click.option("--set", "overrides", multiple=True, metavar=name, help=help)
+    return repeatable("--set", "overrides", metavar=name, help=help)
 
 
-def size(help: str, default: tuple[int, int] | None = None, least: int = 1) -> Decorator:
+def size_option(help: str, default: tuple[int, int] | None = None, least: int = 1) -> Decorator:
     """`--size HEIGHT WIDTH` in pixels."""
     kind = click.IntRange(min=least)
     return click.option("--size", type=kind, nargs=2, default=default, metavar="HEIGHT WIDTH", help=help)
 
 
-out = click.option("--out", default="runs", metavar="DIR", help="Where runs are written.")
-device = click.option("--device", type=click.Choice(("auto", "cpu", "cuda")), default="auto")
+out_option = click.option("--out", default="runs", metavar="DIR", help="Where runs are written.")
+device_option = choice("--device", "auto", "cpu", "cuda", help="Where it runs.")

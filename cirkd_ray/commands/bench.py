@@ -5,11 +5,20 @@ from __future__ import annotations
 from typing import Any
 
 import click
+from click import option
 
 from cirkd_ray.commands import models as models_command
-from cirkd_ray.commands._options import COUNT, NOT_NEGATIVE, size
-from cirkd_ray.commands._options import device as device_option
+from cirkd_ray.commands._options import (
+    COUNT,
+    NOT_NEGATIVE,
+    Words,
+    choice,
+    device_option,
+    repeatable,
+    size_option,
+)
 
+PARTS = ("losses", "tokens", "enqueue", "exchange")
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 
 
@@ -19,16 +28,14 @@ def command() -> None:
 
 
 @command.command()
-@click.option("--data", "names", multiple=True, metavar="NAME", help="Repeatable (default: all file sets).")
-@click.option("--root", metavar="DIR", help="Measure on these files (with one --data).")
-@click.option("--split", default="val", metavar="NAME", help="Of --root.")
-@click.option("--seconds", type=ABOVE_ZERO, default=6.0, metavar="S", help="For each set.")
-@click.option(
-    "--workers", type=NOT_NEGATIVE, default=1, metavar="N", help="Loader processes of the second part."
-)
-@click.option("--batch", type=COUNT, default=8, metavar="N", help="Images a step of the second part.")
-@click.option("--step-ms", type=ABOVE_ZERO, default=200.0, metavar="MS", help="Length of its pretended step.")
-def data(names: tuple[str, ...], **settings: Any) -> None:
+@repeatable("--data", "names", metavar="NAME", help="A data set (default: all file sets).")
+@option("--root", metavar="DIR", help="Measure on these files (with one --data).")
+@option("--split", default="val", metavar="NAME", help="Of --root.")
+@option("--seconds", type=ABOVE_ZERO, default=6.0, metavar="S", help="For each set.")
+@option("--workers", type=NOT_NEGATIVE, default=1, help="Loader processes of the second part.")
+@option("--batch", type=COUNT, default=8, help="Images a step of the second part.")
+@option("--step-ms", type=ABOVE_ZERO, default=200.0, metavar="MS", help="Length of its pretended step.")
+def data(names: Words, **settings: Any) -> None:
     """Input pipelines: images/s a core, and the time that a step waits for its data.
 
     Compared in turns, with the same augmentation: the straightforward way (whole image to float, scaled,
@@ -45,11 +52,11 @@ def data(names: tuple[str, ...], **settings: Any) -> None:
 
 
 @command.command()
-@click.option("--model", "name", default="deeplabv3_resnet18", metavar="NAME", help="Network.")
-@click.option("--classes", type=COUNT, default=19, metavar="K", help="Number of classes.")
-@size("Of the image.", default=(512, 1024), least=8)
+@option("--model", "name", default="deeplabv3_resnet18", metavar="NAME", help="Network.")
+@option("--classes", type=COUNT, default=19, metavar="K", help="Number of classes.")
+@size_option("Of the image.", default=(512, 1024), least=8)
 @device_option
-@click.option("--repeat", type=COUNT, default=5, metavar="N", help="Repetitions.")
+@option("--repeat", type=COUNT, default=5, help="Repetitions.")
 def evaluation(name: str, **settings: Any) -> None:
     """Evaluation: what upsampling, choosing classes, confusion matrix and boundaries cost beside the network.
 
@@ -63,29 +70,11 @@ def evaluation(name: str, **settings: Any) -> None:
 
 @command.command()
 @device_option
-@click.option(
-    "--shape",
-    "shapes",
-    multiple=True,
-    metavar="NAME",
-    help="cityscapes, ade20k, segformer or tiny; repeatable.",
-)
-@click.option("--loss", "losses", multiple=True, metavar="NAME", help="Only these losses; repeatable.")
-@click.option(
-    "--part",
-    "parts",
-    multiple=True,
-    type=click.Choice(("losses", "tokens", "enqueue", "exchange")),
-    help="Only these tables; repeatable.",
-)
-@click.option(
-    "--clock",
-    "time",
-    type=click.Choice(("wall", "cpu")),
-    default="wall",
-    help="cpu: processor time, for a busy machine.",
-)
-@click.option("--repeat", type=COUNT, default=3, metavar="N", help="Repetitions.")
+@repeatable("--shape", "shapes", metavar="NAME", help="cityscapes, ade20k, segformer or tiny.")
+@repeatable("--loss", "losses", metavar="NAME", help="Only these losses.")
+@repeatable("--part", "parts", type=click.Choice(PARTS), help="Only these tables.")
+@choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
+@option("--repeat", type=COUNT, default=3, help="Repetitions.")
 def losses(**settings: Any) -> None:
     """Losses: time, memory and traffic beside naive code of the same equations.
 

@@ -6,33 +6,26 @@ from functools import partial
 from pathlib import Path
 
 import click
+from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, settings
-from cirkd_ray.commands._options import out as out_option
+from cirkd_ray.commands._options import COUNT, Words, out_option, repeatable, set_option
 
 
 @click.command()
-@click.argument(
-    "recipes", nargs=-1, required=True, metavar="RECIPE...", help="Shipped recipes or YAML files."
-)
-@click.option("--seeds", type=COUNT, default=3, metavar="N", help="Runs of each method.")
-@settings()
+@argument("recipes", nargs=-1, required=True, metavar="RECIPE...", help="Shipped recipes or YAML files.")
+@option("--seeds", type=COUNT, default=3, help="Runs of each method.")
+@set_option()
 @out_option
-@click.option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
-@click.option(
-    "--differ",
-    multiple=True,
-    metavar="PATH",
-    help="A setting that belongs to the methods and may differ between them (repeatable).",
-)
-@click.option("--concurrent", type=COUNT, metavar="N", help="Runs at a time at most (default: what fits).")
+@option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
+@repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
+@option("--concurrent", type=COUNT, help="Runs at a time at most (default: what fits).")
 def command(
-    recipes: tuple[str, ...],
+    recipes: Words,
     seeds: int,
-    overrides: tuple[str, ...],
+    overrides: Words,
     out: str,
     name: str | None,
-    differ: tuple[str, ...],
+    differ: Words,
     concurrent: int | None,
 ) -> int:
     """Compare methods over several seeds: intervals, paired tests against a retrained baseline, cost.

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click import argument, option
 
-from cirkd_ray.commands._options import size as size_option
+from cirkd_ray.commands._options import choice, size_option
 
 
 @click.command()
-@click.argument("path", metavar="PATH", help="A run's folder, its model.json or student.safetensors.")
-@click.option("--to", type=click.Choice(("onnx", "torchscript", "torch-export")), default="onnx")
-@click.option("--out", metavar="FILE", help="Default: beside the weights, named student.")
-@click.option("--no-preprocessing", is_flag=True, help="Take images that are prepared already.")
-@click.option("--scores", is_flag=True, help="Return class scores (N x K x H x W), not labels.")
-@click.option("--static", is_flag=True, help="Fix the batch to 1 and the size to --size.")
+@argument("path", metavar="PATH", help="A run's folder, its model.json or student.safetensors.")
+@choice("--to", "onnx", "torchscript", "torch-export", help="Format of the file.")
+@option("--out", metavar="FILE", help="Default: beside the weights, named student.")
+@option("--no-preprocessing", is_flag=True, help="Take images that are prepared already.")
+@option("--scores", is_flag=True, help="Return class scores (N x K x H x W), not labels.")
+@option("--static", is_flag=True, help="Fix the batch to 1 and the size to --size.")
 @size_option("Of the image that is traced.", default=(256, 512))
-@click.option("--opset", type=int, default=20, metavar="N", help="ONNX operator set.")
+@option("--opset", type=int, default=20, metavar="N", help="ONNX operator set.")
 def command(
     path: str,
     to: Literal["onnx", "torchscript", "torch-export"],

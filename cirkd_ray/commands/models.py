@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, together
-from cirkd_ray.commands._options import device as device_option
-from cirkd_ray.commands._options import size as size_option
+from cirkd_ray.commands._options import COUNT, Words, device_option, size_option, together
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,20 +15,18 @@ if TYPE_CHECKING:
     from cirkd_ray.models.cost import Cost
 
 selection = together(
-    click.argument(
-        "names", nargs=-1, metavar="[NAME]...", help="Networks or beginnings of names (default: all)."
-    ),
+    argument("names", nargs=-1, metavar="[NAME]...", help="Networks or beginnings of names (default: all)."),
     size_option("Default: the training crop."),
-    click.option("--classes", type=int, default=19, metavar="K"),
-    click.option("--batch", type=COUNT, default=1, metavar="N", help="Images at once in the measurement."),
+    option("--classes", type=int, default=19, metavar="K", help="Number of classes."),
+    option("--batch", type=COUNT, default=1, help="Images at once in the measurement."),
     device_option,
-    click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
+    option("--json", "as_json", is_flag=True, help="Print JSON instead of a table."),
 )
 
 
 @click.command()
 @selection
-@click.option("--bench", is_flag=True, help="Also measure forward images/s on this device.")
+@option("--bench", is_flag=True, help="Also measure forward images/s on this device.")
 def command(**settings: Any) -> None:
     """Every network of the published tables, or those named: size, cost, maps; with --bench their speed here.
 
@@ -40,7 +37,7 @@ def command(**settings: Any) -> None:
 
 
 def show(
-    names: tuple[str, ...],
+    names: Words,
     size: tuple[int, int] | None,
     classes: int,
     batch: int,
@@ -54,10 +51,11 @@ def show(
 
     from rich.console import Console
 
+    from cirkd_ray.models.build import select_names
     from cirkd_ray.models.cost import cost
     from cirkd_ray.report.console import output
 
-    chosen, rows = _select(names), list[tuple[Cost, float | None]]()
+    chosen, rows = select_names(names), list[tuple[Cost, float | None]]()
     console = output(highlight=False)
     console.width = console.width if console.is_terminal else 240
     with Console(stderr=True).status("counting") as status:
@@ -69,24 +67,6 @@ def show(
         print(json.dumps([{**asdict(counted), "images_per_second": speed} for counted, speed in rows]))
         return
     console.print(_table(rows))
-
-
-def _select(wanted: tuple[str, ...]) -> list[str]:
-    """Published networks that begin as asked for, and names with a colon as they are."""
-    from cirkd_ray.errors import ConfigError, nearest
-    from cirkd_ray.models.build import model_names, parse_name
-
-    names = [] if wanted else model_names()
-    for item in wanted:
-        if ":" in item:
-            parse_name(item)
-            names.append(item)
-            continue
-        found = [item] if item in model_names() else [name for name in model_names() if name.startswith(item)]
-        if not found:
-            raise ConfigError(f"no network named {item!r}{nearest(item, model_names())}")
-        names += found
-    return list(dict.fromkeys(names))
 
 
 def _speed(counted: Cost, classes: int, batch: int, device: str) -> float:
@@ -106,14 +86,12 @@ def _speed(counted: Cost, classes: int, batch: int, device: str) -> float:
 
 
 def _table(rows: list[tuple[Cost, float | None]]) -> Table:
-    from rich.table import Table
+    from rich.table import Column, Table
 
-    table = Table(box=None)
-    table.add_column("network", overflow="fold")
-    for title in ("parameters", "multiply-adds", "at", "feature", "stride", "encoder strides"):
-        table.add_column(title, justify="right")
-    if any(speed is not None for _, speed in rows):
-        table.add_column("images/s", justify="right")
+    titles = ["parameters", "multiply-adds", "at", "feature", "stride", "encoder strides"]
+    titles += ["images/s"] if any(speed is not None for _, speed in rows) else []
+    columns = [Column(title, justify="right") for title in titles]
+    table = Table(Column("network", overflow="fold"), *columns, box=None)
     for item, speed in rows:
         height, width = item.size
         cells = [

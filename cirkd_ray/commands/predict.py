@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click import argument, option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import COUNT, Several
+from cirkd_ray.commands._options import COUNT, Words, several
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,25 +26,23 @@ SHOWN = 20
 
 @click.command()
 @model_options(optional=True)
-@click.argument("inputs", nargs=-1, metavar="[IMAGE]...", help="Image files, or folders of them.")
+@argument("inputs", nargs=-1, metavar="[IMAGE]...", help="Image files, or folders of them.")
 @data_options(evaluated=", with --worst")
-@click.option("--out", default="predictions", metavar="DIR", help="Where pictures are written.")
-@click.option(
+@option("--out", default="predictions", metavar="DIR", help="Where pictures are written.")
+@several(
     "--write",
     "forms",
-    cls=Several,
-    multiple=True,
     type=click.Choice(FORMS),
     metavar="FORM...",
-    help="Of colors, blends, ids (default: all).",
+    help="Colors, blends, ids (default: all).",
 )
-@click.option("--submission", metavar="ZIP", help="Write a zip file for the Cityscapes test server.")
-@click.option("--check-submission", metavar="ZIP", help="Check such a zip file, or a folder of PNGs.")
-@click.option("--worst", type=COUNT, metavar="N", help="A picture of the N worst images of a labelled split.")
+@option("--submission", metavar="ZIP", help="Write a zip file for the Cityscapes test server.")
+@option("--check-submission", metavar="ZIP", help="Check such a zip file, or a folder of PNGs.")
+@option("--worst", type=COUNT, help="A picture of the N worst images of a labelled split.")
 def command(
-    inputs: tuple[str, ...],
+    inputs: Words,
     out: str,
-    forms: tuple[str, ...],
+    forms: Words,
     submission: str | None,
     check_submission: str | None,
     worst: int | None,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 
 import click
+from click import argument
 
-from cirkd_ray.commands._options import settings
+from cirkd_ray.commands._options import Words, set_option
 
 
 @click.group()
@@ -36,9 +37,9 @@ def list_recipes() -> None:
 
 
 @command.command()
-@click.argument("recipe", metavar="RECIPE", help="A shipped recipe or a YAML file.")
-@settings()
-def show(recipe: str, overrides: tuple[str, ...]) -> None:
+@argument("recipe", metavar="RECIPE", help="A shipped recipe or a YAML file.")
+@set_option()
+def show(recipe: str, overrides: Words) -> None:
     """A recipe as it would run, every default written out."""
     from cirkd_ray.config import load_run
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+from click import argument
 
 
 @click.command()
-@click.argument("folder", metavar="FOLDER", help="Of a sweep or a comparison, finished or not.")
+@argument("folder", metavar="FOLDER", help="Of a sweep or a comparison, finished or not.")
 def command(folder: str) -> None:
     """Write the report of a sweep or a comparison: a page that opens without network, and its pictures."""
     from cirkd_ray.compare.folder import COMPARISON, read_comparison

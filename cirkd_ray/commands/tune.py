@@ -7,23 +7,23 @@ from functools import partial
 from pathlib import Path
 
 import click
+from click import argument, option
 
-from cirkd_ray.commands._options import out as out_option
-from cirkd_ray.commands._options import settings
+from cirkd_ray.commands._options import Words, out_option, set_option
 
 
 @click.command()
-@click.argument("space", default="smoke", metavar="[SPACE]", help="A shipped search space or a YAML file.")
-@settings()
+@argument("space", default="smoke", metavar="[SPACE]", help="A shipped search space or a YAML file.")
+@set_option()
 @out_option
-@click.option("--name", help="Name of the sweep's directory (default: the space's name).")
-@click.option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
-@click.option("--export", metavar="FILE", help="Write the best configuration as a recipe of full length.")
-@click.option("--list", "list_only", is_flag=True, help="List the shipped search spaces.")
-@click.option("--check", is_flag=True, help="Check the space and its recipe, without data, and stop.")
+@option("--name", help="Name of the sweep's directory (default: the space's name).")
+@option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
+@option("--export", metavar="FILE", help="Write the best configuration as a recipe of full length.")
+@option("--list", "list_only", is_flag=True, help="List the shipped search spaces.")
+@option("--check", is_flag=True, help="Check the space and its recipe, without data, and stop.")
 def command(
     space: str,
-    overrides: tuple[str, ...],
+    overrides: Words,
     out: str,
     name: str | None,
     fresh: bool,
@@ -70,7 +70,7 @@ def command(
     return 1 if data.failures else 0
 
 
-def _check(space: str, overrides: tuple[str, ...]) -> int:
+def _check(space: str, overrides: Words) -> int:
     from cirkd_ray.cluster.sweep import longest
     from cirkd_ray.report.console import output
     from cirkd_ray.sweep.space_check import check_space
