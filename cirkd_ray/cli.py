@@ -119,5 +119,8 @@ def _tell(error: click.UsageError) -> None:
     if isinstance(error, click.exceptions.NoArgsIsHelpError):
         error.show()
         return
+    text = error.format_message()
+    if isinstance(error, click.BadParameter) and error.param is not None and error.message:
+        text = f"{error.param.opts[0]}: {error.message}"
     path = error.ctx.command_path if error.ctx else "cirkd"
-    sys.stderr.write(f"cirkd: {error.format_message()}\n`{path} --help` shows what it takes\n")
+    sys.stderr.write(f"cirkd: {text}\n`{path} --help` shows what it takes\n")

@@ -14,9 +14,16 @@ Words = tuple[str, ...]
 
 
 class Number(click.IntRange):
-    """A whole number, which the help calls N."""
+    """A whole number from `min`, which the help calls N."""
 
     name = "n"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Say the bound in words."""
+        number = click.INT.convert(value, param, ctx)
+        if self.min is not None and number < self.min:
+            self.fail(f"must be at least {self.min:g}, not {number}", param, ctx)
+        return number
 
 
 COUNT = Number(min=1)
@@ -86,8 +93,9 @@ def set_option(name: str = "PATH=VALUE", help: str = "Override a setting.") -> D
 
 def size_option(help: str, default: tuple[int, int] | None = None, least: int = 1) -> Decorator:
     """`--size HEIGHT WIDTH` in pixels."""
-    kind = click.IntRange(min=least)
-    return click.option("--size", type=kind, nargs=2, default=default, metavar="HEIGHT WIDTH", help=help)
+    return click.option(
+        "--size", type=Number(least), nargs=2, default=default, metavar="HEIGHT WIDTH", help=help
+    )
 
 
 out_option = click.option("--out", default="runs", metavar="DIR", help="Where runs are written.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, Decorator, Words, set_option, together
+from cirkd_ray.commands._options import COUNT, NOT_NEGATIVE, Decorator, Number, Words, set_option, together
 from cirkd_ray.commands._progress import steps
 
 _SHOWN = 20
@@ -73,8 +73,8 @@ def check(
 @argument("out", metavar="OUT", help="Folder or URL (s3://...) to write.")
 @option("--quality", type=click.IntRange(1, 100), default=95, metavar="N", help="Of JPEG.")
 @option("--lossless", is_flag=True, help="PNG instead of JPEG: larger and slower.")
-@option("--tile", type=click.IntRange(16), default=256, metavar="PIXELS", help="Side of a tile.")
-@option("--max-size", type=click.IntRange(16), metavar="PIXELS", help="Scale longer sides down to this.")
+@option("--tile", type=Number(16), default=256, metavar="PIXELS", help="Side of a tile.")
+@option("--max-size", type=Number(16), metavar="PIXELS", help="Scale longer sides down to this.")
 @option(
     "--skip-bad",
     is_flag=True,
@@ -138,9 +138,7 @@ def get(name: str, root: str, mirror: str | None, delete_archives: bool) -> None
 @command.command()
 @_source("Which one (default: val).", root_needed=False)
 @option("--count", type=COUNT, default=9, help="How many samples.")
-@option(
-    "--start", type=click.IntRange(0), metavar="INDEX", help="The first of them (default: spread evenly)."
-)
+@option("--start", type=NOT_NEGATIVE, metavar="INDEX", help="The first of them (default: spread evenly).")
 @option("--augmented", is_flag=True, help="Training crops instead of whole images.")
 @option("--out", default="sheet.png", metavar="FILE", help="Picture to write.")
 def show(

@@ -55,7 +55,8 @@ def show(
     from cirkd_ray.models.cost import cost
     from cirkd_ray.report.console import output
 
-    chosen, rows = select_names(names), list[tuple[Cost, float | None]]()
+    chosen = select_names(names)
+    rows: list[tuple[Cost, float | None]] = []
     console = output(highlight=False)
     console.width = console.width if console.is_terminal else 240
     with Console(stderr=True).status("counting") as status:

@@ -142,8 +142,8 @@ def test_reports_of_other_models_and_views_lie_in_other_folders(model):
         (["--scales", "0"], "--scales: factors must be positive"),
         (["--split", "tset"], "no split 'tset'"),
         (["--data", "camvid"], "the data set 'camvid' needs the folder"),
-        (["--limit", "0"], "--limit must be at least 1"),
-        (["--workers", "-1"], "cannot be negative"),
+        (["--limit", "0"], "--limit: must be at least 1"),
+        (["--workers", "-1"], "--workers: must be at least 0"),
     ],
 )
 def test_mistakes_are_named_in_one_line(model, arguments, message, capsys, tmp_path):
