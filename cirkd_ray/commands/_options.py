@@ -61,7 +61,7 @@ def _with_flags(words: Sequence[str], flags: Sequence[str]) -> Iterator[str]:
 
 
 def several(*names: str, **settings: Any) -> Decorator:
-    """An option of that kind."""
+    """`click.option` for a `Several`."""
     return click.option(*names, cls=Several, multiple=True, **settings)
 
 

@@ -15,7 +15,6 @@ from cirkd_ray.commands._progress import steps
 if TYPE_CHECKING:
     from rich.table import Table
 
-
 _settings = set_option("NAME=VALUE", "A network setting.")
 
 
