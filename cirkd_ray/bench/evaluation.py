@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from cirkd_ray.models.segmentation import SegmentationModel
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
 
 def run(
@@ -23,7 +23,7 @@ def run(
     size: tuple[int, int] = (512, 1024),
     device: str = "auto",
     repeat: int = 5,
-) -> Sheet:
+) -> TextTable:
     """Time each part of an evaluation.
 
     Args:
@@ -40,7 +40,7 @@ def run(
 
     from cirkd_ray.device import local_device
     from cirkd_ray.models import build_model
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     place = local_device(device)
     model = build_model(name, num_classes=classes).to(place).eval()
@@ -52,7 +52,7 @@ def run(
         (title, f"{value * 1e3:.3f}", f"{value / whole * 100:.2f}") for title, value in seconds.items()
     )
     text = f"{name}, {classes} classes, {size[0]}x{size[1]}, {place}, {torch.get_num_threads()} threads"
-    return Sheet(("part", "ms", "% of forward"), rows, text)
+    return TextTable(("part", "ms", "% of forward"), rows, text)
 
 
 def parts(

@@ -151,8 +151,8 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
     """Do the job here (0 workers) or on Ray workers, and collect what its report needs."""
     from cirkd_ray.evaluate.bootstrap import bootstrap_miou
     from cirkd_ray.evaluate.saved import Evaluator, worst_images
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.evaluation import Evaluation
+    from cirkd_ray.report.progress import bar
 
     place: AbstractContextManager[Any]
     if workers:

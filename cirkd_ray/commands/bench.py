@@ -38,9 +38,9 @@ def command() -> None:
 def data(names: Words, **settings: Any) -> None:
     """Input pipelines: images/s a core, and the time that a step waits for its data.
 
-    Compared in turns, with the same augmentation: the straightforward way (whole image to float, scaled,
-    padded, cut; labels by a loop over ids), this package on the original files, and on the prepared form.
-    Without --root, files of each set's format and size are drawn first.
+    Three ways with the same augmentation take turns: the straightforward one (the whole image becomes float,
+    is scaled, padded and cut; labels by a loop over ids), this package on the original files, and this
+    package on the prepared form. Without --root, files of each set's format and size are drawn first.
     """
     from cirkd_ray.bench.data import run
     from cirkd_ray.report.console import output

@@ -46,9 +46,9 @@ def check(
     from cirkd_ray.data_tools.check import check, missing_split
     from cirkd_ray.data_tools.splits import build_splits, split_settings
     from cirkd_ray.errors import DataError
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
     from cirkd_ray.report.data_check import print_findings, print_report
+    from cirkd_ray.report.progress import bar
 
     console, failed = output(), dict[str, DataError]()
     splits = build_splits(
@@ -100,8 +100,8 @@ def prepare(
     """
     from cirkd_ray.data_tools.prepare import Encoding, prepare
     from cirkd_ray.data_tools.splits import build_splits, split_settings
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
+    from cirkd_ray.report.progress import bar
 
     values = split_settings(name, overrides)
     splits = build_splits(name, root, chosen or ("train", "val"), values, holes=skip_bad)

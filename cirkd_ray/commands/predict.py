@@ -80,9 +80,9 @@ def _predict(
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import Predictor
     from cirkd_ray.evaluate.submission import Submission, check_submission, refuse_scaled, server_names
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.written import write_prediction
+    from cirkd_ray.report.predictions import write_prediction
+    from cirkd_ray.report.progress import bar
 
     if chosen.batch_size is not None or chosen.loaders is not None:
         raise ConfigError(
@@ -153,10 +153,10 @@ def _dataset(chosen: Chosen, for_server: bool) -> SegmentationDataset:
 
 def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
+    from cirkd_ray.data_tools.pictures import save_picture
     from cirkd_ray.errors import DataError
     from cirkd_ray.files import require_writable
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.pictures import save_picture
 
     require_writable(folder)
     evaluation = evaluate_job(chosen.job(), worst=count)

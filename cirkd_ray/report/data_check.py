@@ -7,7 +7,7 @@ from collections import Counter
 from rich.console import Console
 
 from cirkd_ray.data_tools.check import Report
-from cirkd_ray.report.tables import Sheet
+from cirkd_ray.report.tables import TextTable
 
 SHOWN = 20
 """Findings that are printed."""
@@ -21,7 +21,7 @@ def print_report(console: Console, title: str, report: Report) -> None:
         for name, pixels, images in zip(report.classes, report.pixels, report.seen, strict=True)
     ]
     rows.append(("ignored", f"{100 * report.ignored / total:.3f} %", ""))
-    console.print(Sheet(("class", "pixels", "images"), tuple(rows), title).rich())
+    console.print(TextTable(("class", "pixels", "images"), tuple(rows), title).rich())
     sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in report.sizes.most_common(5))
     more = f" and {len(report.sizes) - 5} more" if len(report.sizes) > 5 else ""
     console.print(f"{report.images} good samples; sizes {sizes or 'none'}{more}", highlight=False)
