@@ -33,7 +33,8 @@ def command(
     All recipes must share student, data, schedule and length. A recipe without distillation among them is the
     baseline; otherwise one is made. The same command again continues, and a higher --seeds adds runs.
     """
-    from cirkd_ray.cluster.compare import check_differ, methods_of, run_comparison
+    from cirkd_ray.cluster.compare import run_comparison
+    from cirkd_ray.compare.plan import check_differ, methods_of
     from cirkd_ray.config import load_run
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
