@@ -7,6 +7,7 @@ See `ade20k.py` for one of files (a `FileDataset`), and `folder.py`, which reads
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
@@ -17,6 +18,8 @@ from cirkd_ray.config import registry
 from cirkd_ray.types import ClassSet
 
 UInt8 = NDArray[np.uint8]
+Stamp = Sequence[int | str | None]
+"""What tells a changed file from an unchanged one: its bytes and its time of change (ns), or a checksum."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,16 @@ class SegmentationDataset(ABC):
 
     Attributes:
         classes: names and palette.
+        split: the name of this split.
+        place: the root in full; None where there is none.
         splits: the names of the splits; empty where the data decide.
         needs_root: false for a set that is drawn rather than read.
         default_crop: (height, width) of the published recipes.
     """
 
     classes: ClassSet
+    split: str
+    place: str | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     needs_root: ClassVar[bool] = True
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
@@ -100,6 +107,14 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """The sample's name, without reading it."""
+
+    def label_values(self) -> Mapping[str, str]:
+        """Stored label value -> name of its class, or "ignored"; empty where no values are stored."""
+        return {}
+
+    def stamps(self) -> Mapping[str, Stamp]:
+        """What the samples are made of, without reading any: file -> its stamp. By default names alone."""
+        return {self.name(index): () for index in range(len(self))}
 
 
 DATASETS: registry.Registry[SegmentationDataset] = registry.DATASETS

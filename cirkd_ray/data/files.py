@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import cv2
 import numpy as np
 
-from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp, UInt8
 from cirkd_ray.data.codec import decode_image, decode_label
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.errors import DataError
@@ -65,6 +65,11 @@ class LabelMap:
     def digest(self) -> str:
         """A name for the table: equal where the same stored values mean the same."""
         return hashlib.sha256(self.table.tobytes() + self.possible.tobytes()).hexdigest()[:16]
+
+    def named(self, classes: Sequence[str]) -> dict[str, str]:
+        """Stored value -> name of its class, or "ignored"."""
+        known = ((value, int(self.table[value])) for value in np.flatnonzero(self.possible).tolist())
+        return {str(v): "ignored" if index >= len(classes) else classes[index] for v, index in known}
 
     def _complaint(self, stored: UInt8) -> str:
         counts = np.bincount(stored.ravel(), minlength=256)
@@ -131,6 +136,7 @@ class FileDataset(SegmentationDataset):
         self.split = split
         self.subset = subset
         self.storage: Storage = open_storage(root)
+        self.place = self.storage.where("")
         self.ids: list[str] = []
         self.missing: list[str] = []
         self.duplicates: list[str] = []
@@ -159,6 +165,16 @@ class FileDataset(SegmentationDataset):
                 return None
             numbers += stamp
         return numbers
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Bytes of every file of the split and, on this machine, its time of change; a listing a folder."""
+        folders = functools.cache(self.storage.stamps)
+        parts = (path.rpartition("/") for sample_id in self.ids for path in self._paths(sample_id))
+        return {"".join(part): folders(part[0]).get(part[2], ()) for part in parts}
+
+    def label_values(self) -> dict[str, str]:
+        """By the map from stored values."""
+        return self.labels.named(self.classes.names)
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp
 from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
 from cirkd_ray.data.tiles import Content, MappedFile, TiledSample
 from cirkd_ray.errors import DataError
@@ -182,6 +182,7 @@ class PreparedDataset(SegmentationDataset):
 
     def __init__(self, root: str | Path, manifest: Manifest, split: str) -> None:
         self.storage: Storage = open_storage(root)
+        self.place = self.storage.where("")
         self.manifest = manifest
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
@@ -199,6 +200,10 @@ class PreparedDataset(SegmentationDataset):
     def name(self, index: int) -> str:
         """The name that the sample has in the original data set."""
         return self._rows[index][0]
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The checksum of each sample's file, as the index has it."""
+        return {name: (digest,) for name, _, digest in self._rows}
 
     def file(self, index: int) -> tuple[str, str]:
         """Path below the root and SHA-256 of the sample's file."""

@@ -8,13 +8,15 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field
 
-from cirkd_ray.data.base import DATASETS, Sample, SegmentationDataset
+from cirkd_ray.data.base import DATASETS, Sample, SegmentationDataset, Stamp
 from cirkd_ray.data.sampler import keyed_generator
 from cirkd_ray.data.shapes.scene import CLASSES, draw_street
 from cirkd_ray.errors import DataError
 
 __all__ = ["CLASSES", "Shapes", "draw_street"]
 _SCENES = {"train": 16, "val": 17}
+DRAWING = 1
+"""Raised with every change of what is drawn, so that no teacher of other scenes is reused."""
 
 
 @DATASETS.register("shapes")
@@ -62,6 +64,10 @@ class Shapes(SegmentationDataset):
     def name(self, index: int) -> str:
         """`val_000012`."""
         return f"{self.split}_{index:06d}"
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The version of the drawing and what it is drawn from."""
+        return {"drawing": (DRAWING, self.seed, *self.size, self.count)}
 
     def load(self, index: int) -> Sample:
         """Draw the scene."""
