@@ -12,7 +12,7 @@ from cirkd_ray.config.applied import differences, paths_of
 from cirkd_ray.config.composition import Tree, apply_overrides, flatten
 from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
-from cirkd_ray.sweep.space import PAUSING, POPULATION
+from cirkd_ray.sweep.space import PAUSING
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.space_build import Builder
 from cirkd_ray.train.teacher import COSMETIC
@@ -119,7 +119,6 @@ def _check_pair(space: SpaceFile) -> None:
     sweep = space.spec
     scheduler, searcher = sweep.scheduler.name, sweep.searcher.name
     grids = [path for path, parameter in sweep.parameters.items() if parameter.kind == "grid"]
-    problem = None
     if searcher == "grid" and len(grids) < len(sweep.parameters):
         other = next(path for path in sweep.parameters if path not in grids)
         raise space.error(
@@ -129,21 +128,17 @@ def _check_pair(space: SpaceFile) -> None:
         raise space.error(
             ("parameters", grids[0]), f"searcher {searcher} draws its values; make the grid a choice"
         )
-    if (scheduler == "bohb") != (searcher == "bohb"):
-        problem = f"scheduler {scheduler} and searcher {searcher}: BOHB is both or neither"
-    elif scheduler in POPULATION and searcher != "random":
-        problem = (
-            f"scheduler {scheduler} changes values while trials train; use searcher random, not {searcher}"
+    if scheduler == "pbt" and searcher != "random":
+        raise space.error(
+            ("scheduler", "name"),
+            f"scheduler pbt changes values while trials train; use searcher random, not {searcher}",
         )
-    elif sweep.multi_objective and scheduler != "none":
-        problem = (
-            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none"
+    if sweep.multi_objective and scheduler != "none":
+        raise space.error(
+            ("scheduler", "name"),
+            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none",
         )
-    elif sweep.multi_objective and searcher in ("hyperopt", "bohb"):
-        problem = f"searcher {searcher} follows one metric, the space has {len(sweep.metric)}; use tpe"
-    if problem:
-        raise space.error(("scheduler", "name"), problem)
-    if scheduler in POPULATION:
+    if scheduler == "pbt":
         _check_population(space)
 
 
@@ -152,15 +147,13 @@ def _check_population(space: SpaceFile) -> None:
         if not MUTABLE.match(path) or parameter.when:
             raise space.error(
                 ("parameters", path),
-                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are "
+                "pbt changes settings of a network that trains on; possible are "
                 "loss weights, temperatures, optim.lr and their like, without conditions",
             )
-        if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
-            raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
         if WEIGHT.match(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
             raise space.error(
                 ("parameters", path, parameter.kind),
-                f"{space.spec.scheduler.name} cannot take 0: a term without weight is not built, so its "
+                "pbt cannot take 0: a term without weight is not built, so its "
                 "checkpoints fit no other trial; take a small weight instead",
             )
     if space.spec.trials < 4:

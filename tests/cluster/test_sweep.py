@@ -13,18 +13,19 @@ import pytest
 from ray.util import placement_group_table
 from ray.util.state import list_actors
 
+from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.pool import Job, run_jobs
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.sweep.folder import SweepData, read_sweep
-from tests.cluster.sweep_stubs import stub_plan, stub_run
+from tests.cluster.sweep_stubs import note_report, run_in_step_with_others, stub_plan, stub_run
 from tests.tinyrun import tiny_baseline
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
-def swept(folder: Path, steps: int = 4, at_a_time: int = 4, **space: Any) -> SweepData:
+def swept(folder: Path, steps: int = 4, at_a_time: int = 4, train: Any = stub_run, **space: Any) -> SweepData:
     plan, sweep = stub_plan(folder, steps, **space)
-    make_tuner(plan, sweep, steps, 1, at_a_time, stub_run).fit()
+    make_tuner(plan, sweep, steps, 1, at_a_time, train).fit()
     return read_sweep(folder)
 
 
@@ -64,10 +65,14 @@ def test_asha_with_tpe_stops_bad_trials_early(ray_cluster: None, tmp_path: Path)
     assert data.steps_spent < data.steps_planned == 64
 
 
-def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_exploited_trial_starts_from_the_donors_weights(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrialLog, "on_trial_result", note_report)
     data = swept(
         tmp_path / "s",
         steps=12,
+        train=run_in_step_with_others,
         budget={"trials": 4},
         scheduler={"name": "pbt", "perturb_every": 2, "quantile": 0.5},
         parameters={"optim.lr": {"uniform": [0.001, 0.9]}},
@@ -90,14 +95,10 @@ def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scheduler", "searcher"),
-    [("hyperband", "random"), ("median", "hyperopt"), ("pb2", "random"), ("bohb", "bohb")],
-)
-def test_the_other_schedulers_and_searchers_come_to_an_end(
+@pytest.mark.parametrize(("scheduler", "searcher"), [("hyperband", "random"), ("median", "tpe")])
+def test_the_other_schedulers_come_to_an_end(
     ray_cluster: None, tmp_path: Path, scheduler: str, searcher: str
 ) -> None:
-    pytest.importorskip({"hyperopt": "hyperopt", "random": "sklearn", "bohb": "hpbandster"}[searcher])
     data = swept(tmp_path / "s", scheduler={"name": scheduler}, searcher={"name": searcher}, at_a_time=2)
     assert len(data.ranked) == 4
     assert any(trial.status == "finished" for trial in data.trials)
