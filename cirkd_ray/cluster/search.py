@@ -144,9 +144,7 @@ def population_space(sweep: SweepSpec) -> dict[str, Any]:
     if sweep.scheduler.name != "pbt":
         return {}
     found = {path: mutation(parameter) for path, parameter in sweep.parameters.items()}
-    return {
-        path: tune.choice(domain) if isinstance(domain, list) else domain for path, domain in found.items()
-    }
+    return {path: tune.choice(d) if isinstance(d, list) else d for path, d in found.items()}
 
 
 def mutation(parameter: Parameter) -> Any:
