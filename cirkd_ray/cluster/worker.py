@@ -18,8 +18,7 @@ import ray.train.torch
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import from_tree
 from cirkd_ray.errors import ConfigError, TransientError, UserError
-from cirkd_ray.report.follow import RunLog
-from cirkd_ray.report.listeners import TensorBoardListener
+from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import list_checkpoints
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.loop import train
