@@ -11,12 +11,10 @@ import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cirkd_ray.cluster.capacity import check_places, wanted_cpus
+from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run
-from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
-from cirkd_ray.report.follow import Follower
 from cirkd_ray.train.checkpoint import newest_checkpoint
 from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
@@ -99,12 +97,6 @@ def fit(
     if result is None:
         raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
     return result
-
-
-def run_on_ray(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
-    """`fit` on the environment's cluster or a local one, with its progress shown here."""
-    with ray_session(minimum_cpus=wanted_cpus([spec])), Follower(directory, spec.train.steps):
-        return fit(spec, directory)
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:
