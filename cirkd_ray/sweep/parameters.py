@@ -76,8 +76,8 @@ class Parameter(BaseModel):
 
     @property
     def bounds(self) -> tuple[float, float]:
-        """Lowest and highest number of a numeric domain."""
-        low, high = getattr(self, self.kind)[:2]
+        """Lowest and highest number; zeros for options."""
+        low, high = (self.uniform or self.loguniform or self.quniform or self.randint or (0.0, 0.0))[:2]
         return low, high
 
     def extremes(self) -> list[Any]:
