@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.config.composition import flatten
+from cirkd_ray.config.applied import changed
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.teacher import FREE
 
 
 def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None:
@@ -18,11 +17,8 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
     if not (resume and directory.recipe.exists()):
         directory.create(spec)
         return
-    before, now = flatten(directory.spec().to_dict()), flatten(spec.to_dict())
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
-    if changed:
-        key = sorted(changed)[0]
+    for key, (before, now) in changed(directory.spec().to_dict(), spec.to_dict()).items():
         raise ConfigError(
-            f"{directory.path}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+            f"{directory.path}: was started with {key}={before!r}, not {now!r}; "
             "resume it with its own settings, or start a new run"
         )
