@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cirkd_ray.device import no_autocast
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
 from cirkd_ray.losses.discriminator import Discriminator
 from cirkd_ray.losses.maps import MapLoss, MapPair
@@ -107,7 +108,7 @@ class Adversarial(MapLoss):
             )
         _, fake, student, teacher, weight = self._kept
         self._kept = None
-        with torch.autocast(student.device.type, enabled=False):
+        with no_autocast(student):
             real = self.opponent(teacher)
             loss = discriminator_loss(fake, real, self.objective, weight)
             if self.objective == "wgan-gp" and self.penalty > 0:

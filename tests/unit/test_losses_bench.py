@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from cirkd_ray.bench import losses as bench
 from cirkd_ray.bench._losses_measure import SHAPES, Clock
 from cirkd_ray.bench._losses_naive import NAIVE
 from cirkd_ray.bench._losses_parts import enqueue_seconds, token_rows
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.cli import main
 from cirkd_ray.losses import LOSSES
 
 CLOCK = Clock(torch.device("cpu"), repeat=1)
@@ -37,16 +35,12 @@ def test_tokens_and_enqueue() -> None:
     assert 0 < ours < loops
 
 
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    bench.configure(parser)
-    return parser.parse_args(["--device", "cpu", "--repeat", "1", *words])
+COMMAND = ["bench", "losses", "--device", "cpu", "--repeat", "1"]
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        bench.run(arguments("--shape", "tiny", "--loss", "kd", "--part", "losses", "--part", "exchange")) == 0
-    )
+    words = ["--shape", "tiny", "--loss", "kd", "--part", "losses", "--part", "exchange"]
+    assert main([*COMMAND, *words]) == 0
     text = capsys.readouterr().out
     assert "kd" in text
     assert "a rank of two receives" in text
@@ -60,6 +54,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("--repeat", "0"), "--repeat"),
     ],
 )
-def test_bad_arguments(words: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        bench.run(arguments(*words))
+def test_bad_arguments(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, *words]) == 2
+    assert message in capsys.readouterr().err
