@@ -98,7 +98,15 @@ def prepare(
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
     write_text(directory.path / GENERATION, json.dumps(about, indent=2))
-    return spec, directory, Path(parent.path) if parent else None
+    return spec, directory, folder.parent / _in_trials(parent.path) if parent else None
+
+
+def _in_trials(path: str) -> str:
+    """A checkpoint's path below the sweep's `trials`, so that it holds where the sweep was moved or copied.
+
+    Earlier versions wrote it in full.
+    """
+    return path.rpartition("/trials/")[2]
 
 
 def check_applied(spec: RunSpec, settings: Mapping[str, Any]) -> None:
@@ -145,7 +153,7 @@ def _train(
     def tell(row: Mapping[str, Any], path: str | None) -> None:
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
         time = {"steps": steps, "report": -(-int(row["step"]) // every)}
-        pointer = Pointer(trial_id, path, int(row["step"])) if path else None
+        pointer = Pointer(trial_id, _in_trials(path), int(row["step"])) if path else None
         report({**numbers, **known, **time}, pointer)
 
     reported = False

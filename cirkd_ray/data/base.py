@@ -73,7 +73,6 @@ class SegmentationDataset(ABC):
 
     Attributes:
         classes: names and palette.
-        split: the name of this split.
         place: the root in full; None where there is none.
         splits: the names of the splits; empty where the data decide.
         needs_root: false for a set that is drawn rather than read.
@@ -81,7 +80,6 @@ class SegmentationDataset(ABC):
     """
 
     classes: ClassSet
-    split: str
     place: str | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     needs_root: ClassVar[bool] = True

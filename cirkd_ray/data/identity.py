@@ -26,7 +26,7 @@ class DataIdentity:
     Attributes:
         root: where the files lie; data that moved are the same.
         classes: names, in the order of the class indices.
-        values: stored label value -> name of its class, or "ignored"; empty where the set has no stored values.
+        values: stored label value -> name of its class, or "ignored"; empty where none are stored or known.
         splits: split -> digest of its listing.
         files: split -> file -> its stamp; None where the listing was not kept.
     """
@@ -63,12 +63,21 @@ class DataIdentity:
         return cls(facts["root"], tuple(facts["classes"]), facts["values"], facts["splits"], files)
 
     def changes(self, now: DataIdentity) -> list[str]:
-        """What is other now, a few words each; empty where the data are the same.
+        """What is other now, a few words each; empty where the data are the same."""
+        return [*self.changed_meaning(now), *self.changed_files(now)]
 
-        The times of files count where the root is the same, and on another one where some were kept by the
-        copy: a copy whose files all have new times is taken for one of the same content.
+    def changed_meaning(self, now: DataIdentity) -> list[str]:
+        """What label values mean now and did not before."""
+        classes = _class_changes(self.classes, now.classes)
+        return classes + (_value_changes(self.values, now.values) if self.values and now.values else [])
+
+    def changed_files(self, now: DataIdentity) -> list[str]:
+        """The files that were added, removed or changed.
+
+        Their times count where the root is the same, and on another one where some were kept by the copy: a
+        copy whose files all have new times is taken for one of the same content.
         """
-        found = [*_class_changes(self.classes, now.classes), *_value_changes(self.values, now.values)]
+        found = []
         for split in {**self.splits, **now.splits}:
             if self.splits.get(split) == now.splits.get(split):
                 continue
@@ -80,10 +89,13 @@ class DataIdentity:
         return found
 
 
-def identity(*datasets: SegmentationDataset) -> DataIdentity:
-    """The identity of a data set's splits, which are of the same root and classes."""
-    first = datasets[0]
-    files = {data.split: {name: list(stamp) for name, stamp in data.stamps().items()} for data in datasets}
+def identity(datasets: Mapping[str, SegmentationDataset]) -> DataIdentity:
+    """The identity of a data set by its splits, which are of the same root and classes."""
+    first = next(iter(datasets.values()))
+    files = {
+        split: {name: list(stamp) for name, stamp in data.stamps().items()}
+        for split, data in datasets.items()
+    }
     splits = {split: _digest(stamps) for split, stamps in files.items()}
     return DataIdentity(first.place, first.classes.names, first.label_values(), splits, files)
 

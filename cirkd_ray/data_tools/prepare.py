@@ -100,8 +100,10 @@ def prepare(
         "labels": source.labels.digest if isinstance(source, FileDataset) else None,
     }
     _agree(storage, plan)
-    begun = find_manifest(target, unfinished=True)
-    ledger = _Ledger(storage, begun or Manifest(**{k: plan[k] for k in plan if k != "labels"}))
+    begun = find_manifest(target, unfinished=True) or Manifest(**{k: plan[k] for k in plan if k != "labels"})
+    ledger = _Ledger(
+        storage, begun.model_copy(update={"source": source.place, "values": source.label_values()})
+    )
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -50,10 +51,11 @@ class RunDirectory:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(
-                {**spec.to_dict(), "_environment": environment()}, sort_keys=False, allow_unicode=True
-            )
-            write_text(self.recipe, text)
+            tree = {
+                **movable_tree(spec, self.path),
+                "_environment": {**environment(), "folder": str(self.path)},
+            }
+            write_text(self.recipe, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
@@ -68,8 +70,8 @@ class RunDirectory:
         if not self.recipe.is_file():
             raise ConfigError(f"{self.path}: no run here (run.yaml is missing); give the folder of a run")
         tree = read_yaml(self.recipe)
-        tree.pop("_environment", None)
-        return from_tree(tree)
+        begun_in = (tree.pop("_environment", None) or {}).get("folder", self.path)
+        return moved_spec(tree, self.path, Path(begun_in))
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
@@ -132,6 +134,35 @@ class RunDirectory:
     def missing_model_file(self) -> str | None:
         """The first file of the exported model that is not there."""
         return next((name for name in MODEL_FILES if not (self.path / name).is_file()), None)
+
+
+def movable_tree(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """A recipe to be written into `folder`, which may be moved or copied with the teacher beside it."""
+    tree = spec.to_dict()
+    if spec.teacher is not None and spec.teacher.weights is not None:
+        tree["teacher"]["weights"] = relative(spec.teacher.weights, folder)
+    return tree
+
+
+def moved_spec(tree: dict[str, Any], folder: Path, before: Path | None = None) -> RunSpec:
+    """The recipe that `movable_tree` wrote into a folder that lies in `folder` now and lay in `before`.
+
+    The teacher is the one beside the folder as it lies now; where there is none, that of the former place.
+    """
+    teacher = tree.get("teacher") or {}
+    place = teacher.get("weights")
+    if place and "://" not in place and not Path(place).is_absolute():
+        here, there = (os.path.normpath(one / place) for one in (folder, before or folder))
+        found = there if Path(there).exists() and not Path(here).exists() else here
+        tree = {**tree, "teacher": {**teacher, "weights": found}}
+    return from_tree(tree)
+
+
+def relative(place: str, folder: Path) -> str:
+    """A path that lies in the same folder of runs as `folder`, as seen from there; others as they are."""
+    path = Path(place)
+    shared = path.is_absolute() and any(parent in (folder, *folder.parents) for parent in path.parents[:2])
+    return os.path.relpath(path, folder) if shared else place
 
 
 def environment() -> dict[str, Any]:

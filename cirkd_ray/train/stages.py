@@ -18,6 +18,7 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
 
 
@@ -65,6 +66,7 @@ def run_recipe(
     runner: Runner,
     *,
     resume: bool = False,
+    accept_data: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Train the teacher if the recipe says so and nobody has yet, then the run itself.
@@ -75,20 +77,24 @@ def run_recipe(
         out: where teachers are kept.
         runner: trains one recipe in one directory.
         resume: continue `directory` where it holds a run already.
+        accept_data: take data that changed since a run or teacher was begun for the same.
         say: hears what happens.
 
     Raises:
-        ConfigError: the directory holds a run already, or one of another recipe.
+        ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
     for note in check_run(spec):
         say(note)
+    data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
+        begun = directory.recipe.exists()
         open_directory(directory, spec, resume)
+        data.hold(directory.path, begun, "start a new run under another --name")
         teacher, reused = None, False
         if trains_teacher:
-            teacher = teacher_directory(spec, out)
-            reused = train_teacher(teacher_recipe(spec), teacher, runner, say)
+            teacher = teacher_directory(spec, out, data)
+            reused = train_teacher(teacher_recipe(spec), teacher, runner, say, data)
             spec = with_weights(spec, teacher.path)
         result = directory.read_finished()
         if result is not None:
@@ -98,14 +104,28 @@ def run_recipe(
     return Outcome(directory, result, teacher, reused)
 
 
-def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
-    """Train a teacher unless it is there; returns whether it was."""
+def train_teacher(
+    spec: RunSpec,
+    directory: RunDirectory,
+    runner: Runner,
+    say: Callable[[str], None],
+    data: DataGuard | None = None,
+) -> bool:
+    """Train a teacher unless it is there; returns whether it was.
+
+    Raises:
+        ConfigError: it is there and of other data than `data`.
+    """
     name = f"teacher {spec.model.name}"
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
-        if directory.read_finished() is not None:
+        finished, begun = directory.read_finished() is not None, directory.recipe.exists()
+        if not finished:
+            open_directory(directory, spec, resume=True)
+        if data is not None:
+            data.on(spec).hold(directory.path, begun, "move that folder away to train the teacher anew")
+        if finished:
             say(f"{name}: trained before, in {directory.path}")
             return True
-        open_directory(directory, spec, resume=True)
         say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False

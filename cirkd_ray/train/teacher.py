@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.composition import apply_overrides, flatten, overrides_from
 from cirkd_ray.config.settings import computes
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from cirkd_ray.train.same_data import DataGuard
 
 
 def slug(name: str) -> str:
@@ -40,17 +44,48 @@ def fingerprint(spec: RunSpec) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
-def teacher_directory(spec: RunSpec, out: Path) -> RunDirectory:
+def teacher_directory(spec: RunSpec, out: Path, data: DataGuard | None = None) -> RunDirectory:
     """Where a recipe's teacher is trained: one place for all runs that want the same one on the same data.
 
-    Unlike a run that is continued, a teacher that is reused must not come from another `data.root`: there,
+    Args:
+        spec: the run.
+        out: where teachers are kept.
+        data: the run's data; a teacher of other data is left where it is, and another place is named.
+    """
+    folder = _usual_directory(spec, out)
+    return RunDirectory(folder if data is None else data.on(teacher_recipe(spec)).shared(folder))
+
+
+def used_teacher(spec: RunSpec, out: Path, used: str, folder: Path, anew: str) -> RunDirectory:
+    """The teacher that a sweep or comparison began with, wherever its folder and `out` lie now.
+
+    Args:
+        spec: a run of it.
+        out: where teachers are kept.
+        used: the teacher's folder, as it was written down.
+        folder: of the sweep or comparison.
+        anew: what to do if it wants another one now, for the message.
+
+    Raises:
+        ConfigError: the recipe wants another one now.
+    """
+    usual, name = _usual_directory(spec, out), Path(used).name
+    if name != usual.name and not name.startswith(f"{usual.name}-"):
+        raise ConfigError(f"{folder}: began with the teacher {name}, whose recipe has changed since; {anew}")
+    return RunDirectory(usual.with_name(name))
+
+
+def _usual_directory(spec: RunSpec, out: Path) -> Path:
+    """By the teacher's recipe and the place of its data.
+
+    Unlike a run that is resumed, a teacher that is reused must not come from another `data.root`: there,
     the same data set's name may stand for other images.
     """
     assert spec.teacher is not None
     assert spec.teacher.train is not None
     plan = teacher_recipe(spec)
     digits = hashlib.sha256(f"{fingerprint(plan)} {plan.data.root}".encode()).hexdigest()[:10]
-    return RunDirectory(out / "teachers" / f"{slug(spec.teacher.train)}-{digits}")
+    return out / "teachers" / f"{slug(spec.teacher.train)}-{digits}"
 
 
 def with_weights(spec: RunSpec, weights: Path) -> RunSpec:

@@ -29,8 +29,10 @@ from cirkd_ray.train.local import run_local
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.same_data import DataGuard
 from tests.tinyrun import tiny_baseline
 
+DATA = DataGuard.of(tiny_baseline())
 SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}
 
 
@@ -140,7 +142,7 @@ def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
 
     def sweep(hours: float) -> Sweep:
         spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}})
-        return Sweep(spec, tiny_baseline(), tmp_path / "s", tmp_path, lambda text: None)
+        return Sweep(spec, tiny_baseline(), tmp_path / "s", tmp_path, lambda text: None, DATA)
 
     _open(sweep(1.0), fresh=False)
     for name in ("a", "b", "ghost"):
@@ -173,7 +175,7 @@ def test_a_search_that_ends_early_was_interrupted_unless_its_hours_are_spent(
     tuner = SimpleNamespace(fit=lambda: [SimpleNamespace(path="/storage/tune/a")])
     monkeypatch.setattr(sweep, "make_tuner", lambda plan, *others: plans.append(plan) or tuner)
     spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}, "scheduler": {"name": "pbt"}})
-    here = sweep.Sweep(spec, tiny_baseline(), tmp_path, tmp_path, lambda text: None)
+    here = sweep.Sweep(spec, tiny_baseline(), tmp_path, tmp_path, lambda text: None, DATA)
     for name in ("a", "ghost"):
         (tmp_path / "trials" / name).mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
@@ -239,7 +241,7 @@ def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) ->
 
     def sweep(space: dict[str, object], spec: RunSpec = base) -> Sweep:
         return Sweep(
-            SweepSpec.model_validate({**SPACE, **space}), spec, tmp_path / "s", tmp_path, said.append
+            SweepSpec.model_validate({**SPACE, **space}), spec, tmp_path / "s", tmp_path, said.append, DATA
         )
 
     (tmp_path / "s").mkdir()
@@ -297,16 +299,18 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 
     trained: list[Path] = []
     monkeypatch.setattr(
-        module, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
+        module, "train_teacher", lambda spec, directory, fit, say, data: trained.append(directory.path)
     )
     monkeypatch.setattr(module, "with_weights", lambda spec, path: spec)
-    sweep = module.Sweep(SweepSpec.model_validate(SPACE), load_run("quickstart"), tmp_path, tmp_path, print)
+    base = load_run("quickstart")
+    data = DataGuard.of(base)
+    sweep = module.Sweep(SweepSpec.model_validate(SPACE), base, tmp_path, tmp_path, print, data)
     module._with_teacher(sweep)
     module._with_teacher(sweep)
     assert len(set(trained)) == 1
     changed = load_run("quickstart", ["teacher.set=[train.steps=3]"])
     with pytest.raises(ConfigError, match="whose recipe has changed since"):
-        module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print))
+        module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print, data))
     assert len(trained) == 2
 
 
@@ -330,7 +334,7 @@ def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
         return {job.name: outcomes.get(job.name, {"last": {}}) for job in jobs}
 
     def run_sweep(*args: object) -> SweepData:
-        sweep = module.Sweep(space, tiny_baseline(), tmp_path, tmp_path, print)
+        sweep = module.Sweep(space, tiny_baseline(), tmp_path, tmp_path, print, DATA)
         data = SweepData(tmp_path, space.model_dump(mode="json"), (best,), {}, {})
         module._controls_and_finalists(sweep, tiny_baseline(), data, 1)
         return replace(data, failures=read_sweep(tmp_path).failures)
