@@ -27,15 +27,9 @@ from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
-from cirkd_ray.train.teacher import (
-    fingerprint,
-    teacher_directory,
-    teacher_recipe,
-    used_teacher,
-    with_weights,
-)
+from cirkd_ray.train.teacher import fingerprint, teacher_of, teacher_recipe, with_weights
 
-BASE, TEACHER = "base.yaml", "teacher.txt"
+BASE = "base.yaml"
 ANEW = "give the sweep another --name, or start it anew with --fresh"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
@@ -151,12 +145,7 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
         return base
     from cirkd_ray.cluster.train import fit
 
-    used = sweep.folder / TEACHER
-    if used.is_file():
-        directory = used_teacher(base, sweep.out, used.read_text(), sweep.folder, ANEW)
-    else:
-        directory = teacher_directory(base, sweep.out, sweep.data)
-    write_text(used, os.path.relpath(directory.path, sweep.folder))
+    directory = teacher_of(base, sweep.folder, sweep.out, sweep.data, ANEW)
     train_teacher(teacher_recipe(base), directory, fit, sweep.say, sweep.data)
     return with_weights(base, directory.path)
 

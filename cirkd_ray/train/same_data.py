@@ -54,11 +54,6 @@ class DataGuard:
         """That of another recipe, which mostly has the same data."""
         return self if spec.data == self.spec.data else DataGuard.of(spec, self.accept, self.say)
 
-    def changes(self, folder: Path) -> list[str]:
-        """What is other than when `folder` was begun; empty where it says nothing of its data."""
-        before = DataIdentity.read(folder)
-        return [] if before is None else before.changes(self.now)
-
     def hold(self, folder: Path, begun: bool, way_on: str) -> None:
         """Require that a folder was begun with these data, and keep in it what they are.
 
@@ -70,24 +65,32 @@ class DataGuard:
         Raises:
             ConfigError: the data are others; the message says what changed.
         """
-        changes = self.changes(folder)
+        before = DataIdentity.read(folder)
+        changes = [] if before is None else before.changes(self.now)
         if changes and not self.accept:
             raise ConfigError(
                 f"{folder}: was begun with other data ({told(changes)});\n"
                 f"{way_on}, or go on all the same with {FLAG}"
             )
         if changes:
-            self.say(f"{folder}: goes on with other data than it was begun with ({told(changes)})")
-        elif begun and DataIdentity.read(folder) is None:
-            self.say(f"{folder}: does not say what its data were; they are taken for those of now")
+            self.say(f"{folder}: is used with other data than it was begun with ({told(changes)})")
+        self.adopt(folder, begun)
         self.now.write(folder)
+
+    def adopt(self, folder: Path, begun: bool) -> None:
+        """Write these data into a folder that says nothing of its own, and say so where it was there before."""
+        if DataIdentity.read(folder) is None:
+            if begun:
+                self.say(f"{folder}: does not say what its data were; they are taken for those of now")
+            self.now.write(folder)
 
     def shared(self, folder: Path) -> Path:
         """Where what several runs share is trained: in `folder`, or beside it where that is of other data."""
-        changes = self.changes(folder)
-        beside = folder.with_name(f"{folder.name}-{self.now.digest[:6]}")
-        if not changes or (self.accept and not beside.is_dir()):
+        before = DataIdentity.read(folder)
+        changes = [] if before is None else before.changes(self.now)
+        if not changes or self.accept:
             return folder
+        beside = folder.with_name(f"{folder.name}-{self.now.digest[:6]}")
         self.say(
             f"{folder}: is of other data ({told(changes)}); {beside.name} takes its place\n"
             f"(to use it all the same: {FLAG})"

@@ -19,7 +19,9 @@ from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
-from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
+
+ANEW = "start a new run under another --name"
 
 
 class Runner(Protocol):
@@ -90,10 +92,10 @@ def run_recipe(
     with locked(directory):
         begun = directory.recipe.exists()
         open_directory(directory, spec, resume)
-        data.hold(directory.path, begun, "start a new run under another --name")
+        data.hold(directory.path, begun, ANEW)
         teacher, reused = None, False
         if trains_teacher:
-            teacher = teacher_directory(spec, out, data)
+            teacher = teacher_of(spec, directory.path, out, data, ANEW)
             reused = train_teacher(teacher_recipe(spec), teacher, runner, say, data)
             spec = with_weights(spec, teacher.path)
         result = directory.read_finished()
@@ -114,18 +116,19 @@ def train_teacher(
     """Train a teacher unless it is there; returns whether it was.
 
     Raises:
-        ConfigError: it is there and of other data than `data`.
+        ConfigError: it was begun there on other data than `data`, and is not finished.
     """
     name = f"teacher {spec.model.name}"
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
         finished, begun = directory.read_finished() is not None, directory.recipe.exists()
-        if not finished:
-            open_directory(directory, spec, resume=True)
-        if data is not None:
-            data.on(spec).hold(directory.path, begun, "move that folder away to train the teacher anew")
         if finished:
+            if data is not None:
+                data.on(spec).adopt(directory.path, begun)
             say(f"{name}: trained before, in {directory.path}")
             return True
+        open_directory(directory, spec, resume=True)
+        if data is not None:
+            data.on(spec).hold(directory.path, begun, "move that folder away to train the teacher anew")
         say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False

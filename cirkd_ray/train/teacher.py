@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,10 +12,14 @@ from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.composition import apply_overrides, flatten, overrides_from
 from cirkd_ray.config.settings import computes
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import write_text
 from cirkd_ray.train.rundir import RunDirectory
 
 if TYPE_CHECKING:
     from cirkd_ray.train.same_data import DataGuard
+
+TEACHER = "teacher.txt"
+"""In the folder of a run or sweep whose recipe trains its teacher: where that one is, as seen from there."""
 
 
 def slug(name: str) -> str:
@@ -73,6 +78,20 @@ def used_teacher(spec: RunSpec, out: Path, used: str, folder: Path, anew: str) -
     if name != usual.name and not name.startswith(f"{usual.name}-"):
         raise ConfigError(f"{folder}: began with the teacher {name}, whose recipe has changed since; {anew}")
     return RunDirectory(usual.with_name(name))
+
+
+def teacher_of(spec: RunSpec, folder: Path, out: Path, data: DataGuard, anew: str) -> RunDirectory:
+    """The teacher of the run or sweep in `folder`: the one that it began with, or one that is chosen now.
+
+    Raises:
+        ConfigError: as `used_teacher`.
+    """
+    file = folder / TEACHER
+    if file.is_file():
+        return used_teacher(spec, out, file.read_text(), folder, anew)
+    directory = teacher_directory(spec, out, data)
+    write_text(file, os.path.relpath(directory.path, folder))
+    return directory
 
 
 def _usual_directory(spec: RunSpec, out: Path) -> Path:
