@@ -14,7 +14,7 @@ from cirkd_ray.commands._common import add_set
 
 if TYPE_CHECKING:
     from cirkd_ray.evaluate.inference import Views
-    from cirkd_ray.evaluate.saved import EvaluationJob
+    from cirkd_ray.evaluate.job import EvaluationJob
 
 
 def add_evaluation(parser: argparse.ArgumentParser) -> None:
@@ -82,14 +82,14 @@ def add_views(parser: argparse.ArgumentParser) -> None:
 def make_views(args: argparse.Namespace) -> Views:
     """How the images are seen."""
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.evaluate.inference import Views, Window
+    from cirkd_ray.evaluate.inference import SlidingWindow, Views
 
     if args.stride and not args.window:
         raise ConfigError("--stride goes with --window")
     bad = [scale for scale in args.scales if not (math.isfinite(scale) and scale > 0)]
     if bad:
         raise ConfigError(f"--scales: factors must be positive, got {bad[0]:g}")
-    window = Window(args.window, args.stride) if args.window else None
+    window = SlidingWindow(args.window, args.stride) if args.window else None
     return Views(tuple(args.scales), args.flip, window, args.average)
 
 
@@ -100,7 +100,7 @@ def make_job(args: argparse.Namespace) -> EvaluationJob:
         ConfigError: no data set is known, or a setting is wrong.
     """
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.evaluate.saved import EvaluationJob
+    from cirkd_ray.evaluate.job import EvaluationJob
 
     batch_size, loaders = args.batch_size, args.loaders or 0
     if batch_size is None:
@@ -159,8 +159,8 @@ def data_settings(args: argparse.Namespace) -> dict[str, Any]:
 def run_data(model: str) -> dict[str, Any]:
     """The data set of a run, without what concerns training alone; of other models, what their card says."""
     from cirkd_ray.config import DataSpec
-    from cirkd_ray.evaluate.saved import is_run
     from cirkd_ray.train.rundir import RunDirectory
+    from cirkd_ray.weights.card import is_run
 
     if is_run(model):
         spec = RunDirectory(model).spec().data

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from cirkd_ray.commands._evaluation import add_evaluation, make_job, warn
 
 if TYPE_CHECKING:
-    from cirkd_ray.evaluate.saved import EvaluationJob
+    from cirkd_ray.evaluate.job import EvaluationJob
     from cirkd_ray.report.evaluation import Evaluation
 
 HELP = "evaluate a trained network on a data set"
@@ -72,7 +72,7 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
     """Do the job here (0 workers) or on Ray workers, and collect what its report needs."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.bootstrap import bootstrap_miou
-    from cirkd_ray.evaluate.saved import Evaluator, worst_images
+    from cirkd_ray.evaluate.job import Evaluator, worst_images
     from cirkd_ray.report.bar import bar
     from cirkd_ray.report.evaluation import Evaluation
 
@@ -101,7 +101,7 @@ def _default_folder(model: str, job: EvaluationJob) -> Path:
     """Evaluations of several models, or of one that looks at the images in different ways, do not overwrite
     each other.
     """
-    from cirkd_ray.evaluate.saved import is_run
+    from cirkd_ray.weights.card import is_run
 
     views = job.views
     parts = [job.data, job.split]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cirkd_ray.data.base import SegmentationDataset
-    from cirkd_ray.evaluate.predict import Predictor, Source
+    from cirkd_ray.evaluate.predict import ImageToPredict, Predictor
 
 HELP = "predict images: colour masks, blends, ids, Cityscapes submissions"
 FORMS = ("colors", "blends", "ids")
@@ -140,7 +140,7 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
         raise ConfigError("--limit must be at least 1")
 
 
-def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
+def _sources(args: argparse.Namespace) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files

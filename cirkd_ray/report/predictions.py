@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cirkd_ray.evaluate.preview import Picture
+from cirkd_ray.evaluate.pictures import Picture
 from cirkd_ray.report import pictures
 from cirkd_ray.types import ClassSet
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.errors import WeightsError
-from cirkd_ray.weights.files import read_metadata
 from cirkd_ray.types import Preprocessing
+from cirkd_ray.weights.files import read_metadata
 
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "model.json"
 ENCODER_FILE = "encoder.safetensors"
-_RUN_FILE = "run.yaml"
+RUN_FILE = "run.yaml"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
 
@@ -44,7 +44,7 @@ def locate(path: Path) -> tuple[Path, Path]:
 def _locate_in(folder: Path) -> tuple[Path, Path]:
     """What a folder means; whether its weights are there is only known of one that is no run's."""
     weights, card, encoder = (folder / name for name in (WEIGHTS_FILE, CARD_FILE, ENCODER_FILE))
-    if weights.is_file() or card.is_file() or (folder / _RUN_FILE).is_file():
+    if weights.is_file() or card.is_file() or (folder / RUN_FILE).is_file():
         return weights, card
     if encoder.is_file():
         return encoder, encoder.with_suffix(".json")
@@ -125,7 +125,7 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     elif (embedded := _embedded(weights)) is not None:
         path, text = weights, embedded
     elif weights.name == ENCODER_FILE:
-        raise WeightsError(f"{weights} holds an encoder only; a whole network is needed here")
+        raise WeightsError(f"{weights} holds an encoder only: a whole network is needed here")
     else:
         raise WeightsError(
             f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
@@ -140,3 +140,8 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     if card.get("format") != FORMAT:
         raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")
     return card
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether that is the folder of a run."""
+    return (Path(path) / RUN_FILE).is_file()

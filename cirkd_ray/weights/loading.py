@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.errors import WeightsError
-from cirkd_ray.weights.backbones import ENCODER, match_backbone
 from cirkd_ray.models.build import build_model
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.types import CAFFE, Preprocessing
+from cirkd_ray.weights.backbones import ENCODER, match_backbone
 from cirkd_ray.weights.card import find_preprocessing, locate
 from cirkd_ray.weights.files import StateDict, read_state, strip_prefixes, tensors_of
 from cirkd_ray.weights.reference_names import reference_names
-from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.types import CAFFE, Preprocessing
 
 CLASSIFIERS = ("head.classifier.", "auxiliary.classifier.")
 _REFERENCE_HEADS = ("head.aspp.", "head.psp.", "head.block.", "head.conv_last.", "linear_pred.")
@@ -272,22 +272,18 @@ def aside(report: WeightsReport) -> list[tuple[str, str]]:
     return [(label, f"{len(names)} entries {why}, e.g. {names[0]}") for label, names, why in notes if names]
 
 
-def require_whole(report: WeightsReport, use: str) -> None:
+def require_whole(report: WeightsReport) -> None:
     """Refuse weights that leave heads or classifiers at random values where a trained network is needed.
-
-    Args:
-        report: of the load.
-        use: what it was loaded as, e.g. "a teacher".
 
     Raises:
         WeightsError: part of the network is not trained.
     """
     if report.fresh:
-        raise WeightsError(f"{report.source} holds an encoder only: {use} needs a whole network")
+        raise WeightsError(f"{report.source} holds an encoder only: a whole network is needed here")
     if report.reinitialised:
         raise WeightsError(
-            f"{report.source} scores another number of classes, so its classifier would start afresh: "
-            f"{use} needs a trained one"
+            f"{report.source} scores another number of classes than is needed here; "
+            "take a network that was trained on the same classes"
         )
 
 

@@ -12,9 +12,9 @@ from cirkd_ray.cli import main
 from cirkd_ray.commands.eval import _default_folder
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.inference import Views, Window
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator, worst_images
-from cirkd_ray.evaluate.scoring import evaluate, merge_results
+from cirkd_ray.evaluate.evaluation import evaluate, merge_results
+from cirkd_ray.evaluate.inference import SlidingWindow, Views
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator, worst_images
 from cirkd_ray.models import build_model
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model, save_model
@@ -119,7 +119,7 @@ def test_a_runs_own_data_is_the_default(model, tmp_path, monkeypatch):
 
 
 def test_reports_of_other_models_and_views_lie_in_other_folders(model):
-    views = [Views(window=Window((24, 32))), Views(window=Window((24, 32), (8, 8)))]
+    views = [Views(window=SlidingWindow((24, 32))), Views(window=SlidingWindow((24, 32), (8, 8)))]
     jobs = [job(model), job(model, precision="bf16"), *(job(model, views=view) for view in views)]
     models = ["a/student.safetensors", "b/student.safetensors", "c/model.json", "v1.0/model.json", "best.pth"]
     folders = [str(_default_folder(name, job(model))) for name in models]

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cirkd_ray.evaluate.scoring import evaluate
+from cirkd_ray.evaluate.evaluation import evaluate
 from cirkd_ray.report import figures, pictures, tables
 from cirkd_ray.report.bar import bar
 from cirkd_ray.report.predictions import side_by_side

@@ -16,10 +16,10 @@ from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.boundary import BoundaryMatrix
-from cirkd_ray.evaluate.inference import Views, inference, predict_logits, predicted_classes
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, predict_logits, predicted_classes
 from cirkd_ray.evaluate.metrics import ConfusionMatrix, areas
-from cirkd_ray.evaluate.preview import Picture, Preview, preprocessing_of
-from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocessing
+from cirkd_ray.evaluate.pictures import Picture, preprocessing_of, take_pictures
+from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocess, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class EvaluationResult:
         pictures: the asked images; empty on ranks other than 0.
         names: the counted images' names, where `per_image` was asked for.
         per_image: images x 3 x K int64, each image's correct, labelled and predicted pixels of each class:
-            what all IoUs need of its confusion matrix (see `engine.bootstrap`); None unless asked for.
+            what all IoUs need of its confusion matrix (see `bootstrap`); None unless asked for.
         boundary: boundary IoU; None unless asked for.
     """
 
@@ -86,7 +86,7 @@ def evaluate(
     batches: Iterable[Batch] | None = None,
     pictures: Sequence[int] = (),
     teacher: nn.Module | None = None,
-    views: Views | None = None,
+    views: Views = ONE_VIEW,
     boundary: bool = False,
     per_image: bool = False,
     on_images: Callable[[int], None] | None = None,
@@ -118,17 +118,31 @@ def evaluate(
     device, total = torch.device(device), _total(len(dataset), rank, world_size, limit)
     if batches is None:
         batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
-    preprocessing = preprocessing or preprocessing_of(model)
+    prepare = Preprocess(preprocessing or preprocessing_of(model)).to(device)
     counts = _Counts(dataset.classes, total, device, boundary, per_image)
+    start = time.perf_counter()
     with inference(model, device=device, precision=precision):
-        seconds = _count(
-            model, preprocessing, batches, device, views or Views(), batch_size, counts, on_images
-        )
+        for batch in joined((to_device(batch, device) for batch in batches), batch_size):
+            size = (batch.labels.shape[1], batch.labels.shape[2])
+            counts.add(batch, predict_logits(model, prepare, batch.images, views, size))
+            if on_images is not None:
+                on_images(len(batch.indices))
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = time.perf_counter() - start
     if world_size > 1:
         seconds = counts.reduce(seconds)
-    shown = Preview(model, preprocessing, device, precision, views or Views(), teacher)
-    made = shown.pictures(dataset, pictures if rank == 0 else ())
-    return counts.result(dataset, total, seconds, made)
+    taken = take_pictures(
+        dataset,
+        pictures if rank == 0 else (),
+        model,
+        prepare,
+        device=device,
+        precision=precision,
+        views=views,
+        teacher=teacher,
+    )
+    return counts.result(dataset, total, seconds, taken)
 
 
 def _total(images: int, rank: int, world_size: int, limit: int | None) -> int:
@@ -138,28 +152,6 @@ def _total(images: int, rank: int, world_size: int, limit: int | None) -> int:
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
     return images if limit is None else min(limit, images)
-
-
-def _count(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    batches: Iterable[Batch],
-    device: torch.device,
-    views: Views,
-    batch_size: int,
-    counts: _Counts,
-    on_images: Callable[[int], None] | None,
-) -> float:
-    """Predict and count this rank's images; returns the seconds that it took."""
-    start = time.perf_counter()
-    for batch in joined((to_device(batch, device) for batch in batches), batch_size):
-        size = (batch.labels.shape[1], batch.labels.shape[2])
-        counts.add(batch, predict_logits(model, preprocessing, batch.images, size=size, **vars(views)))
-        if on_images is not None:
-            on_images(len(batch.indices))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
 
 
 def joined(batches: Iterable[DeviceBatch], size: int) -> Iterator[DeviceBatch]:
