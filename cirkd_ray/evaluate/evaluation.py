@@ -115,7 +115,11 @@ def evaluate(
         ConfigError: the network scores another number of classes than the data set has, or a bad setting.
         DataError: an unreadable sample, or labels that are no class (found at the end).
     """
-    device, total = torch.device(device), _total(len(dataset), rank, world_size, limit)
+    if not 0 <= rank < world_size:
+        raise ValueError(f"rank {rank} of {world_size}")
+    if limit is not None and limit < 1:
+        raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
+    device, total = torch.device(device), min(limit or len(dataset), len(dataset))
     if batches is None:
         batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
     prepare = Preprocess(preprocessing or preprocessing_of(model)).to(device)
@@ -143,15 +147,6 @@ def evaluate(
         teacher=teacher,
     )
     return counts.result(dataset, total, seconds, taken)
-
-
-def _total(images: int, rank: int, world_size: int, limit: int | None) -> int:
-    """How many images all ranks count together."""
-    if not 0 <= rank < world_size:
-        raise ValueError(f"rank {rank} of {world_size}")
-    if limit is not None and limit < 1:
-        raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
-    return images if limit is None else min(limit, images)
 
 
 def joined(batches: Iterable[DeviceBatch], size: int) -> Iterator[DeviceBatch]:
@@ -197,10 +192,11 @@ class _Counts:
         self.table = torch.zeros(shape, dtype=torch.int64, device=device) if per_image else None
 
     def add(self, batch: DeviceBatch, logits: Tensor) -> None:
+        """Count a batch of images by their N x K x H x W class scores."""
         if logits.shape[1] != len(self.classes):
             raise ConfigError(
                 f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
-                "evaluate it on the data set that it was trained for"
+                "take a network that was trained on the data set's classes"
             )
         prediction = predicted_classes(logits)
         matrices = self.confusion.update(prediction, batch.labels)

@@ -145,15 +145,13 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     if not found:
         places = ", ".join(map(str, inputs))
         raise DataError(f"{places}: no images here (looked for {', '.join(sorted(SUFFIXES))})")
-    used: set[str] = set()
-    unique = []
+    unique: dict[str, Path] = {}
     for file, name in found:
         free, number = name, 2
-        while free in used:
+        while free in unique:
             free, number = f"{name}-{number}", number + 1
-        used.add(free)
-        unique.append((file, free))
-    return unique
+        unique[free] = file
+    return [(file, name) for name, file in unique.items()]
 
 
 def read_files(files: Iterable[tuple[Path, str]]) -> Iterator[ImageToPredict]:

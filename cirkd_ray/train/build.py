@@ -150,15 +150,14 @@ def build_run(spec: RunSpec, world: World) -> Run:
     notes: list[str] = []
     student = build_network(spec.model, classes, "model", notes)
     torch.manual_seed(seed_of(spec.seed, 1))
-    teacher = (
-        build_teacher(spec.teacher, classes, train_set.classes, notes)
-        if spec.distill is not None and spec.teacher is not None
-        else None
-    )
+    teacher = None
+    if spec.distill is not None and spec.teacher is not None:
+        teacher = build_teacher(spec.teacher, classes, train_set.classes, notes)
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
     if teacher is not None:
         teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses.values()))
+    teacher = teacher if losses else None
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
     distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
     return Run(
@@ -167,8 +166,8 @@ def build_run(spec: RunSpec, world: World) -> Run:
         train_set=train_set,
         val_set=val_set,
         student=student,
-        teacher=teacher if losses else None,
-        step=_build_step(spec, world, distiller, teacher if losses else None, precision),
+        teacher=teacher,
+        step=_build_step(spec, world, distiller, teacher, precision),
         precision=precision,
         notes=tuple(notes),
     )

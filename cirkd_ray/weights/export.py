@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirkd_ray.errors import UserError
-from cirkd_ray.files import whole_file
+from cirkd_ray.errors import UserError, first_line
+from cirkd_ray.files import require_writable, whole_file
 from cirkd_ray.models.segmentation import EncoderDecoder
+from cirkd_ray.types import Preprocess
 from cirkd_ray.weights.package import LoadedModel
 
 Kind = Literal["onnx", "torchscript", "torch-export"]
@@ -43,8 +43,8 @@ class ExportOptions:
 
     Attributes:
         preprocessing: it takes RGB images of 0..255 (float32); otherwise what `Preprocessing` makes of them.
-        labels: it returns the class of every pixel (N x H x W, int64); otherwise class scores (N x K x H x
-            W).
+        labels: it returns the class of every pixel (N x H x W, int64), otherwise class scores
+            (N x K x H x W).
         dynamic: batch, height and width are free; otherwise they are those of the example.
         size: height and width of the example.
     """
@@ -83,26 +83,17 @@ class Deployable(nn.Module):
         options: see `ExportOptions`.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, loaded: LoadedModel, options: ExportOptions) -> None:
         super().__init__()
         self.model, self.options = loaded.model, options
         if isinstance(self.model, EncoderDecoder):
             self.model.auxiliary = None
         self.align_corners = loaded.model.align_corners
-        pre = loaded.preprocessing
-        self.reverse, self.scale = pre.channels == "bgr", pre.scale
-        self.register_buffer("mean", torch.tensor(pre.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(pre.std).view(1, 3, 1, 1))
+        self.prepare = Preprocess(loaded.preprocessing)
 
     def forward(self, images: Tensor) -> Tensor:
         """Labels or scores of N x 3 x H x W images."""
-        x = images
-        if self.options.preprocessing:
-            x = x.flip(1) if self.reverse else x
-            x = (x * self.scale - self.mean) / self.std
+        x = self.prepare(images) if self.options.preprocessing else images
         logits = self.model(x).logits
         scores = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return scores.argmax(1) if self.options.labels else scores
@@ -123,10 +114,12 @@ def export_model(
         opset: ONNX operator set.
 
     Raises:
-        ExportError: the file cannot be written, the network cannot be exported that way or with that operator
+        UserError: the file cannot be written, the network cannot be exported that way or with that operator
             set, or the file computes something else.
     """
-    _require_writable(path)
+    require_writable(path.parent)
+    if path.is_dir():
+        raise ExportError(f"{path}: cannot be written (it is a folder); choose another --out")
     module = Deployable(loaded, options).eval()
     example = _images(1 if not options.dynamic else 2, options)
     writers: dict[Kind, Callable[[], _Write]] = {
@@ -145,27 +138,11 @@ def export_model(
         checks = [example]
         if options.dynamic:  # the odd size is a multiple of no stride: what is padded and cut off shows
             checks += [_images(3, options, (96, 64)), _images(1, options, (37, 61))]
-        with (
-            torch.no_grad(),
-            _quiet(),
-            _told(f"the {kind} file of {loaded.model.name} does not run", options),
-        ):
-            run = _reader(kind, draft)
-            mean, largest = _compare(module, run, checks, options)
+        failure = f"the {kind} file of {loaded.model.name} does not run"
+        with torch.no_grad(), _quiet(), _told(failure, options):
+            mean, largest = _compare(module, _reader(kind, draft), checks, options)
     shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
     return ExportReport(path, kind, written, mean, largest, shapes)
-
-
-def _require_writable(path: Path) -> None:
-    """Make the folder of `path`, or refuse before an export that would be in vain."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            reason = "it is a folder" if path.is_dir() else None
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason is not None:
-        raise ExportError(f"{path}: cannot be written ({reason}); choose another --out")
 
 
 def _images(batch: int, options: ExportOptions, change: tuple[int, int] = (0, 0)) -> Tensor:
@@ -272,10 +249,7 @@ def _told(what: str, options: ExportOptions) -> Iterator[None]:
     except ImportError as error:
         raise ExportError(f"{what}: {error.name} is missing; pip install '.[export]'") from None
     except Exception as error:  # exporters raise errors of many kinds, all of which mean the same here
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
-        raise ExportError(f"{what}: {reason[:300]}{hint}") from error
+        raise ExportError(f"{what}: {first_line(error)}{hint}") from error
 
 
 @contextlib.contextmanager

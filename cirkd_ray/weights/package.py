@@ -28,8 +28,6 @@ from cirkd_ray.weights.card import (
 )
 from cirkd_ray.weights.loading import WeightsReport, load_weights, require_whole
 
-_RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -69,9 +67,6 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     """
     if len(classes) != model.num_classes:
         raise ValueError(f"{len(classes)} classes but the network has {model.num_classes}")
-    taken = [key for key in extra if key in _RESERVED]
-    if taken:
-        raise ValueError(f"model.json writes {', '.join(taken)} itself")
     card = {
         "format": FORMAT,
         "cirkd_ray": cirkd_ray.__version__,
@@ -81,8 +76,11 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
         "classes": list(classes.names),
         "palette": [list(colour) for colour in classes.palette],
         "preprocessing": model.preprocessing.to_dict(),
-        **extra,
     }
+    taken = [key for key in extra if key in card]
+    if taken:
+        raise ValueError(f"model.json writes {', '.join(taken)} itself")
+    card |= extra
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     with whole_file(folder / WEIGHTS_FILE) as path:
