@@ -31,7 +31,6 @@ class EvaluationResult:
         classes: names and palette.
         images: how many images were counted.
         seconds: wall-clock time of the slowest rank, reading the images included.
-        images_per_second: of all ranks together.
         pictures: the asked images; empty on ranks other than 0.
         names: the counted images' names, where `per_image` was asked for.
         per_image: images x 3 x K int64, each image's correct, labelled and predicted pixels of each class:
@@ -43,11 +42,15 @@ class EvaluationResult:
     classes: ClassSet
     images: int
     seconds: float
-    images_per_second: float
     pictures: tuple[Picture, ...] = ()
     names: tuple[str, ...] = ()
     per_image: NDArray[np.int64] | None = None
     boundary: BoundaryMatrix | None = None
+
+    @property
+    def images_per_second(self) -> float:
+        """Of all ranks together."""
+        return self.images / max(self.seconds, 1e-9)
 
     def metrics(self) -> dict[str, float]:
         """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out."""
@@ -232,7 +235,6 @@ class _Counts:
             classes=self.classes,
             images=total,
             seconds=seconds,
-            images_per_second=total / max(seconds, 1e-9),
             pictures=pictures,
             names=tuple(dataset.name(i) for i in range(total)) if self.table is not None else (),
             per_image=None if self.table is None else self.table.cpu().numpy(),
@@ -257,5 +259,4 @@ def merge_results(shares: Iterable[EvaluationResult], seconds: float) -> Evaluat
             boundary.merge(share.boundary)
         if table is not None and share.per_image is not None:
             table += share.per_image
-    rate = first.images / max(seconds, 1e-9)
-    return replace(first, seconds=seconds, images_per_second=rate, per_image=table)
+    return replace(first, seconds=seconds, per_image=table)

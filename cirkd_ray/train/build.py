@@ -188,6 +188,7 @@ def _build_step(
         _move(teacher, world.device, channels_last)
     average = None
     if spec.train.ema is not None:
+        # Not timm's ModelEmaV3: its first update mixes in the first weights, and its checkpoints differ.
         averaging = get_ema_multi_avg_fn(spec.train.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)

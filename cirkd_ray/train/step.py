@@ -120,8 +120,8 @@ class TrainStep:
         self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool
     ) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; ranks exchange gradients at the last one only."""
-        waits = isinstance(self.trained, DistributedDataParallel) and not last
-        with self.trained.no_sync() if waits else nullcontext():  # type: ignore[operator]
+        exchange_later = isinstance(self.trained, DistributedDataParallel) and not last
+        with self.trained.no_sync() if exchange_later else nullcontext():  # type: ignore[operator]
             with autocast(self.precision, self.world.device):
                 teacher = self._teach(batch)
                 images = self._input(self.prepare, batch)

@@ -29,9 +29,6 @@ TOLERANCE = 1e-3
 AGREEMENT = 0.999
 """Share of pixels that must get the same class."""
 
-_Write = Callable[[Path], int | None]
-"""Writes the file and returns its ONNX operator set, None for other kinds."""
-
 
 class ExportError(UserError):
     """A network cannot be exported, or its export computes something else."""
@@ -122,14 +119,15 @@ def export_model(
         raise ExportError(f"{path}: cannot be written (it is a folder); choose another --out")
     module = Deployable(loaded, options).eval()
     example = _images(1 if not options.dynamic else 2, options)
-    writers: dict[Kind, Callable[[], _Write]] = {
-        "onnx": lambda: _write_onnx(module, example, options, opset),
-        "torchscript": lambda: _write_torchscript(module, example),
-        "torch-export": lambda: _write_torch_export(module, example, options),
-    }
     with whole_file(path) as draft:
-        with torch.no_grad(), _quiet(), _told(f"{loaded.model.name} cannot be exported as {kind}", options):
-            written = writers[kind]()(draft)
+        with _exporting(f"{loaded.model.name} cannot be exported as {kind}", options):
+            written = None
+            if kind == "onnx":
+                written = _write_onnx(module, example, options, opset, draft)
+            elif kind == "torchscript":
+                _write_torchscript(module, example, draft)
+            else:
+                _write_torch_export(module, example, options, draft)
         if kind == "onnx" and written != opset:
             raise ExportError(
                 f"{loaded.model.name} cannot be written with --opset {opset}: PyTorch makes it {written}; "
@@ -138,8 +136,7 @@ def export_model(
         checks = [example]
         if options.dynamic:  # the odd size is a multiple of no stride: what is padded and cut off shows
             checks += [_images(3, options, (96, 64)), _images(1, options, (37, 61))]
-        failure = f"the {kind} file of {loaded.model.name} does not run"
-        with torch.no_grad(), _quiet(), _told(failure, options):
+        with _exporting(f"the {kind} file of {loaded.model.name} does not run", options):
             mean, largest = _compare(module, _reader(kind, draft), checks, options)
     shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
     return ExportReport(path, kind, written, mean, largest, shapes)
@@ -159,7 +156,8 @@ def _axes(options: ExportOptions, free: tuple[Any, Any, Any]) -> tuple[dict[int,
     return ({0: free[0], 2: free[1], 3: free[2]},) if options.dynamic else None
 
 
-def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int) -> _Write:
+def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int, path: Path) -> int:
+    """Returns the operator set, which is not always what was asked for."""
     program = torch.onnx.export(
         module,
         (example,),
@@ -171,29 +169,20 @@ def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opse
         verbose=False,
     )
     assert program is not None
-
-    def write(path: Path) -> int:
-        program.save(str(path), external_data=False)
-        return int(program.model.opset_imports[""])  # not always what was asked for
-
-    return write
+    program.save(str(path), external_data=False)
+    return int(program.model.opset_imports[""])
 
 
-def _write_torchscript(module: nn.Module, example: Tensor) -> _Write:
+def _write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:
     traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-    return lambda path: traced.save(str(path))
+    traced.save(str(path))
 
 
-def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions) -> _Write:
+def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions, path: Path) -> None:
     axes = _axes(options, (torch.export.Dim.DYNAMIC,) * 3)
-    program = torch.export.export(module, (example,), dynamic_shapes=axes)
-
-    def write(path: Path) -> None:
-        buffer = io.BytesIO()  # the writer insists on the suffix .pt2, which the draft lacks
-        torch.export.save(program, buffer)
-        path.write_bytes(buffer.getvalue())
-
-    return write
+    buffer = io.BytesIO()  # the writer insists on the suffix .pt2, which the draft lacks
+    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=axes), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _reader(kind: Kind, path: Path) -> Callable[[Tensor], Tensor]:
@@ -239,27 +228,23 @@ def _compare(
 
 
 @contextlib.contextmanager
-def _told(what: str, options: ExportOptions) -> Iterator[None]:
-    """Errors of the exporters as one line, with the way out."""
+def _exporting(what: str, options: ExportOptions) -> Iterator[None]:
+    """Without gradients and the exporters' warnings of things that the check would find.
+
+    Errors of the exporters are told in one line that starts with `what` and names the way out.
+    """
     hint = "; with --static its sizes may be fixed" if options.dynamic else ""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # they also log their warnings
     try:
-        yield
+        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     except UserError as error:
         raise ExportError(f"{what}: {error}{hint}") from None
     except ImportError as error:
         raise ExportError(f"{what}: {error.name} is missing; pip install '.[export]'") from None
     except Exception as error:  # exporters raise errors of many kinds, all of which mean the same here
         raise ExportError(f"{what}: {first_line(error)}{hint}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings of things that the check would find, also those that they log."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
     finally:
         logging.disable(before)
