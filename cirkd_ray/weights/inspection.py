@@ -106,12 +106,12 @@ def _guess(state: StateDict, path: str | Path) -> tuple[str, Candidate | None]:
         names = [name for name, (its, _, _) in PUBLISHED.items() if its == head]
         return "reference", _best(state, names)[1]
     if is_own(state):
-        card = find_card(path)
-        kind, best = _best(state, PUBLISHED if "head" in parts else (*PUBLISHED, *_PLAIN))
-        if card:
-            return kind, Candidate(card["name"])
+        whole, card = "head" in parts, find_card(path)
+        names = [*PUBLISHED, *([] if whole else _PLAIN)]
+        best = Candidate(card["name"]) if card else _best(state, names)[1]
         # Where less than half of the entries agree, it is a network of another name.
-        return kind, best if best is not None and best.problems <= len(state) // 2 else None
+        likely = best is not None and best.problems <= len(state) // 2
+        return "cirkd_ray" if whole else "cirkd_ray backbone", best if likely else None
     if {"classifier", "backbone"} <= parts:
         return "torchvision segmentation", None
     transformer = any("patch_embed1." in name for name in state)  # large ones take long to build, even empty
