@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from cirkd_ray.bench._losses_measure import Clock
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
 HELP = "losses: time, memory and traffic beside naive implementations"
 MIB = 2**20
@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> int:
     )
     if "losses" in parts:
         for name in shapes:
-            console.print(loss_sheet(name, kinds, clock).rich())
+            console.print(loss_table(name, kinds, clock).rich())
     if "tokens" in parts:
-        console.print(token_sheet(clock, small=shapes == ["tiny"]).rich())
+        console.print(token_table(clock, small=shapes == ["tiny"]).rich())
     if "enqueue" in parts:
         console.print(enqueue_line(clock, small=shapes == ["tiny"]))
     if "exchange" in parts:
@@ -71,16 +71,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def loss_sheet(shape_name: str, kinds: list[str], clock: Clock) -> Sheet:
+def loss_table(shape_name: str, kinds: list[str], clock: Clock) -> TextTable:
     """One row a loss."""
     from cirkd_ray.bench._losses_measure import SHAPES
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     shape = SHAPES[shape_name]
     columns = ("loss", "ms", "naive ms", "x faster", "peak MiB", "naive MiB", "x smaller", "difference")
     rows = tuple(loss_row(kind, shape_name, clock) for kind in kinds)
     size = f"{shape.images} x {shape.height} x {shape.width}, channels {shape.student}/{shape.teacher}"
-    return Sheet(columns, rows, f"{shape_name}: {size}, {shape.classes} classes")
+    return TextTable(columns, rows, f"{shape_name}: {size}, {shape.classes} classes")
 
 
 def loss_row(kind: str, shape_name: str, clock: Clock) -> tuple[str, ...]:
@@ -132,10 +132,10 @@ def loss_row(kind: str, shape_name: str, clock: Clock) -> tuple[str, ...]:
     )
 
 
-def token_sheet(clock: Clock, small: bool) -> Sheet:
+def token_table(clock: Clock, small: bool) -> TextTable:
     """Time and memory of the relational primitive as tokens double."""
     from cirkd_ray.bench._losses_parts import token_rows
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     counts = [256, 512] if small else [1024, 2048, 4096, 8192, 16384]
     rows = []
@@ -144,7 +144,7 @@ def token_sheet(clock: Clock, small: bool) -> Sheet:
         per_token = f"{peak / count / 1024:.2f}"
         rows.append((str(count), f"{seconds * 1e3:.1f}", naive[0], f"{peak / MIB:.1f}", naive[1], per_token))
     columns = ("tokens", "ms", "naive ms", "peak MiB", "naive MiB", "KiB a token")
-    return Sheet(columns, tuple(rows), "relational_kl_symmetric, one image to itself, channels 128/256")
+    return TextTable(columns, tuple(rows), "relational_kl_symmetric, one image to itself, channels 128/256")
 
 
 def enqueue_line(clock: Clock, small: bool) -> str:

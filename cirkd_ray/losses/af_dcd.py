@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.mgd import MaskedGenerator, imitation_error
 from cirkd_ray.losses.reduce import masked_mean
@@ -46,7 +46,7 @@ class AfDCD(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        temperature: Temperature = 0.07,
         mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75,
         pool: Annotated[int, Field(ge=1)] = 4,
         patch: Annotated[int, Field(ge=1)] = 4,

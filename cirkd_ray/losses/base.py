@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.config import registry
+from cirkd_ray.config.roles import Mutable
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
@@ -94,6 +96,9 @@ class DistillationLoss(nn.Module):
 
 
 LOSSES: registry.Registry[DistillationLoss] = registry.LOSSES
+
+Temperature = Mutable[Annotated[float, Field(gt=0)]]
+"""Divides logits or similarities before a softmax; a population may change it while it trains."""
 
 Channels = int | Mapping[str, int]
 """Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""

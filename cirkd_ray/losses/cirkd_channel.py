@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import memory
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.cirkd_memory import projector
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
@@ -46,8 +46,8 @@ class CirkdChannel(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
-        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
+        temperature: Temperature = 0.1,
+        kd_temperature: Temperature = 1.0,
         pool: Annotated[int, Field(ge=1)] = 4,
         length: Annotated[int, Field(gt=0)] = 512,
         channel_memory: Annotated[int, Field(gt=0)] = 10_000,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import memory
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.cirkd_minibatch import row_weights
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, rank_and_world
@@ -60,8 +60,8 @@ class CirkdMemory(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
-        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
+        temperature: Temperature = 0.1,
+        kd_temperature: Temperature = 1.0,
         pixel_memory: Annotated[int, Field(gt=0)] = 20_000,
         region_memory: Annotated[int, Field(gt=0)] = 2_000,
         pixel_keys: Annotated[int, Field(gt=0)] = 4096,

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, global_scale, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
@@ -42,7 +42,7 @@ class CirkdMinibatch(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
+        temperature: Temperature = 0.1,
         pool: Annotated[int, Field(ge=1)] = 1,
         gather: bool = False,
         student_tap: str = "feature",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.losses.base import LOSSES, Channels, DistillationLoss, LossInputs, channels_of
+from cirkd_ray.losses.base import LOSSES, Channels, DistillationLoss, LossInputs, Temperature, channels_of
 from cirkd_ray.losses.cirkd_channel import CirkdChannel
 from cirkd_ray.losses.cirkd_memory import CirkdMemory
 from cirkd_ray.losses.cirkd_minibatch import CirkdMinibatch
@@ -47,8 +47,8 @@ class CirkdV2(DistillationLoss):
         teacher_channels: Channels,
         num_classes: int,
         context: bool = True,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
-        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
+        temperature: Temperature = 0.1,
+        kd_temperature: Temperature = 1.0,
         pool: Annotated[int, Field(ge=1)] = 1,
         gather: bool = False,
         pixel_memory: Annotated[int, Field(gt=0)] = 20_000,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.relational import MASKED
 
@@ -35,7 +34,7 @@ class CWD(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 4.0,
+        temperature: Temperature = 4.0,
         student_tap: str = "feature",
         teacher_tap: str = "feature",
         mask_ignored: bool = True,

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens
 from cirkd_ray.losses.reduce import all_reduce_grad, masked_mean
 
@@ -39,7 +36,7 @@ class DIST(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 1.0,
+        temperature: Temperature = 1.0,
         student_tap: str = "logits",
         teacher_tap: str = "logits",
         mask_ignored: bool = True,

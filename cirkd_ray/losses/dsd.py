@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.at import attention
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, unit
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
@@ -45,7 +44,7 @@ class DSD(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 4.0,
+        temperature: Temperature = 4.0,
         student_tap: str = "feature",
         teacher_tap: str = "feature",
         mask_ignored: bool = True,

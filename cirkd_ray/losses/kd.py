@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 
@@ -37,7 +34,7 @@ class KD(MapLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Annotated[float, Field(gt=0)] = 1.0,
+        temperature: Temperature = 1.0,
         logit_std: bool = False,
         student_tap: str = "logits",
         teacher_tap: str = "logits",
