@@ -11,9 +11,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.discriminator import Discriminator
-from cirkd_ray.losses.maps import MapLoss, MapPair
+from cirkd_ray.losses.maps import LogitLoss, MapPair
 from cirkd_ray.losses.memory import pixel_bits
 from cirkd_ray.losses.reduce import global_scale, rank_and_world
 
@@ -32,7 +32,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 @LOSSES.register("adversarial")
-class Adversarial(MapLoss):
+class Adversarial(LogitLoss):
     """Holistic distillation of logits.
 
     Liu et al.: Structured Knowledge Distillation for Semantic Segmentation (CVPR 2019), section 3.3, with the
@@ -56,26 +56,14 @@ class Adversarial(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         objective: Literal["hinge", "wgan-gp"] = "hinge",
         penalty: Annotated[float, Field(ge=0)] = 10.0,
         width: Annotated[int, Field(ge=2)] = 64,
         discriminator_weight: Annotated[float, Field(gt=0)] = 0.1,
         discriminator_lr: Annotated[float, Field(gt=0)] = 4e-4,
-        student_tap: str = "logits",
-        teacher_tap: str = "logits",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         self.objective, self.penalty = objective, penalty
         self.discriminator_weight, self.discriminator_lr = discriminator_weight, discriminator_lr
         self.opponent: nn.Module = Discriminator(self.teacher_width, width)

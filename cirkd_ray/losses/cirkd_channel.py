@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import memory
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.cirkd_memory import projector
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
@@ -43,9 +43,6 @@ class CirkdChannel(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         temperature: Annotated[float, Field(gt=0)] = 0.1,
         kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
         pool: Annotated[int, Field(ge=1)] = 4,
@@ -54,18 +51,9 @@ class CirkdChannel(MapLoss):
         channel_keys: Annotated[int, Field(gt=0)] = 2048,
         candidates: Annotated[int, Field(gt=0)] = 256,
         gather: bool = False,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         if channel_keys > channel_memory:
             raise ConfigError(
                 f"loss 'cirkd_channel': channel_memory={channel_memory} is smaller than the draw of "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import memory
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.cirkd_minibatch import row_weights
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, rank_and_world
@@ -57,9 +57,6 @@ class CirkdMemory(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         temperature: Annotated[float, Field(gt=0)] = 0.1,
         kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
         pixel_memory: Annotated[int, Field(gt=0)] = 20_000,
@@ -69,18 +66,9 @@ class CirkdMemory(MapLoss):
         pixel_candidates: Annotated[int, Field(gt=0)] = 16,
         storage: Literal["float32", "bfloat16"] = "float32",
         mode: Literal["class", "reference"] = "class",
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         self.temperature, self.kd_temperature = temperature, kd_temperature
         self.pixel_candidates, self.mode = pixel_candidates, mode
         if mode == "reference" and pixel_candidates > pixel_memory:
@@ -89,17 +77,19 @@ class CirkdMemory(MapLoss):
             )
         self.draws = {
             "memory_pixel": memory.keys_per_class(
-                pixel_keys, num_classes, pixel_memory, "pixel_memory", "pixel_keys"
+                pixel_keys, self.num_classes, pixel_memory, "pixel_memory", "pixel_keys"
             ),
             "memory_region": memory.keys_per_class(
-                region_keys, num_classes, region_memory, "region_memory", "region_keys"
+                region_keys, self.num_classes, region_memory, "region_memory", "region_keys"
             ),
         }
         width, dtype = self.teacher_width, getattr(torch, storage)
         self.projector = projector(self.student_width, width)
-        self.pixel = memory.ClassQueue("cirkd_memory pixel_memory", num_classes, pixel_memory, width, dtype)
+        self.pixel = memory.ClassQueue(
+            "cirkd_memory pixel_memory", self.num_classes, pixel_memory, width, dtype
+        )
         self.region = memory.ClassQueue(
-            "cirkd_memory region_memory", num_classes, region_memory, width, dtype
+            "cirkd_memory region_memory", self.num_classes, region_memory, width, dtype
         )
 
     def activate(self, terms: frozenset[str]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, global_scale, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
@@ -39,24 +39,12 @@ class CirkdMinibatch(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         temperature: Annotated[float, Field(gt=0)] = 0.1,
         pool: Annotated[int, Field(ge=1)] = 1,
         gather: bool = False,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         self.temperature, self.pool, self.gather = temperature, pool, gather
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

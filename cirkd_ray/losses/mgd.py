@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.memory import pixel_bits
 from cirkd_ray.losses.reduce import rank_and_world
@@ -59,25 +59,8 @@ class MGD(MapLoss):
     terms = ("mgd",)
     default_weights: ClassVar = {"mgd": 2e-5}
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75, **common: Any) -> None:
+        super().__init__(**common)
         self.generator = MaskedGenerator(self.teacher_width, mask_ratio)
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
