@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses import LossInputs
+from cirkd_ray.losses.hashing import pixel_bits, random_slots
 from cirkd_ray.losses.maps import resize_labels
-from cirkd_ray.losses.memory import pixel_bits, random_slots
 
 Terms = dict[str, Tensor]
 Naive = Callable[[Any, LossInputs], Terms]

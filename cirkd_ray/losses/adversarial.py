@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.discriminator import Discriminator
+from cirkd_ray.losses.hashing import pixel_bits
 from cirkd_ray.losses.maps import LogitLoss, MapPair
-from cirkd_ray.losses.memory import pixel_bits
 from cirkd_ray.losses.reduce import global_scale, rank_and_world
 
 

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses import memory
 from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.cirkd_memory import projector
+from cirkd_ray.losses.hashing import pixel_bits, random_slots
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
+from cirkd_ray.losses.queues import ClassQueue
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
 
@@ -62,9 +63,7 @@ class CirkdChannel(MapLoss):
         self.temperature, self.kd_temperature, self.pool = temperature, kd_temperature, pool
         self.channel_keys, self.candidates, self.gather = channel_keys, candidates, gather
         self.projector = projector(self.student_width, self.teacher_width)
-        self.channel = memory.ClassQueue(
-            "cirkd_channel channel_memory", 1, channel_memory, length, torch.float32
-        )
+        self.channel = ClassQueue("cirkd_channel channel_memory", 1, channel_memory, length, torch.float32)
 
     def activate(self, terms: frozenset[str]) -> None:
         super().activate(terms)
@@ -123,11 +122,11 @@ class CirkdChannel(MapLoss):
         rank, world = rank_and_world()
         key = (inputs.seed, inputs.step, inputs.micro)
         share = min(channels, -(-self.candidates // (images * world)))
-        bits = memory.pixel_bits(images, channels, rank * images, teacher.device, "channels", *key)
+        bits = pixel_bits(images, channels, rank * images, teacher.device, "channels", *key)
         chosen = bits.argsort(dim=1, stable=True)[:, :share].unsqueeze(-1).expand(-1, -1, length)
         gathered = all_gather(teacher.gather(1, chosen)).flatten(0, 1)[: self.candidates]
         self.channel.push(gathered.unsqueeze(0))
         slots = self.channel.queue.shape[1]
         return self.channel.draw(
-            memory.random_slots(slots, self.channel_keys, teacher.device, "memory_channel", *key)
+            random_slots(slots, self.channel_keys, teacher.device, "memory_channel", *key)
         )

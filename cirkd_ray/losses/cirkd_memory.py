@@ -9,9 +9,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses import memory
+from cirkd_ray.losses import queues
 from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.cirkd_minibatch import row_weights
+from cirkd_ray.losses.hashing import pixel_bits, random_slots
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
@@ -76,19 +77,19 @@ class CirkdMemory(MapLoss):
                 f"loss 'cirkd_memory': pixel_memory={pixel_memory} is below {pixel_candidates=}"
             )
         self.draws = {
-            "memory_pixel": memory.keys_per_class(
+            "memory_pixel": queues.keys_per_class(
                 pixel_keys, self.num_classes, pixel_memory, "pixel_memory", "pixel_keys"
             ),
-            "memory_region": memory.keys_per_class(
+            "memory_region": queues.keys_per_class(
                 region_keys, self.num_classes, region_memory, "region_memory", "region_keys"
             ),
         }
         width, dtype = self.teacher_width, getattr(torch, storage)
         self.projector = projector(self.student_width, width)
-        self.pixel = memory.ClassQueue(
+        self.pixel = queues.ClassQueue(
             "cirkd_memory pixel_memory", self.num_classes, pixel_memory, width, dtype
         )
-        self.region = memory.ClassQueue(
+        self.region = queues.ClassQueue(
             "cirkd_memory region_memory", self.num_classes, region_memory, width, dtype
         )
 
@@ -109,9 +110,9 @@ class CirkdMemory(MapLoss):
         weights = row_weights(student, None if pair.mask is None else pair.mask.flatten(1))
         rows_s, rows_t, terms = student.flatten(0, 1), teacher.flatten(0, 1), {}
         for term in sorted(self.active):
-            queue: memory.ClassQueue = getattr(self, QUEUES[term])
+            queue: queues.ClassQueue = getattr(self, QUEUES[term])
             key = (term, inputs.seed, inputs.step, inputs.micro)
-            slots = memory.random_slots(queue.queue.shape[1], self.draws[term], student.device, *key)
+            slots = random_slots(queue.queue.shape[1], self.draws[term], student.device, *key)
             keys = queue.draw(slots).to(student.dtype).unsqueeze(0)
             terms[term] = relational_kl(
                 rows_s,
@@ -131,11 +132,11 @@ class CirkdMemory(MapLoss):
         classes, candidates = self.num_classes, []
         queue_type = getattr(self, QUEUES[min(self.active)]).queue.dtype
         if "memory_region" in self.active:
-            candidates.append(memory.region_candidates(teacher, labels, classes))
+            candidates.append(queues.region_candidates(teacher, labels, classes))
         if "memory_pixel" in self.active:
             key = ("candidates", inputs.seed, inputs.step, inputs.micro)
-            bits = memory.pixel_bits(images, pixels, rank_and_world()[0] * images, labels.device, *key)
-            pick = memory.pixel_candidates if self.mode == "class" else memory.pixel_candidates_reference
+            bits = pixel_bits(images, pixels, rank_and_world()[0] * images, labels.device, *key)
+            pick = queues.pixel_candidates if self.mode == "class" else queues.pixel_candidates_reference
             candidates.append(pick(teacher, labels, bits, classes, self.pixel_candidates))
         gathered = all_gather(torch.cat(candidates, 2).to(queue_type))
         if "memory_region" in self.active:

@@ -8,8 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.hashing import pixel_bits
 from cirkd_ray.losses.maps import MapLoss, MapPair
-from cirkd_ray.losses.memory import pixel_bits
 from cirkd_ray.losses.reduce import rank_and_world
 
 

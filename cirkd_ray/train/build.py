@@ -18,7 +18,7 @@ from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.device import choose_precision, make_scaler
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.memory import require_memory
+from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.distiller import Distiller, build_losses

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs
-from cirkd_ray.losses.memory import pixel_bits, random_slots
+from cirkd_ray.losses.hashing import pixel_bits, random_slots
 from tests.contract.loss_cases import TEACHER, make_inputs, small_labels, small_loss
 from tests.unit.test_losses_cirkd_minibatch import row_divergences
 

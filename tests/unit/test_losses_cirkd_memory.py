@@ -8,7 +8,8 @@ from torch import Tensor
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs, build_loss
-from cirkd_ray.losses.memory import pixel_bits, random_slots, require_memory
+from cirkd_ray.losses.hashing import pixel_bits, random_slots
+from cirkd_ray.losses.size import require_memory
 from tests.contract.loss_cases import CLASSES, make_inputs, small_labels, small_loss
 
 SETTINGS = {
@@ -114,7 +115,7 @@ def test_memory_that_cannot_fit_is_refused_before_it_is_taken() -> None:
 def test_device_memory_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = small_loss("cirkd_memory")
     require_memory([loss], torch.device("cpu"))
-    monkeypatch.setattr("cirkd_ray.losses.memory.available_bytes", lambda device: 1000)
+    monkeypatch.setattr("cirkd_ray.losses.size.available_bytes", lambda device: 1000)
     with pytest.raises(ConfigError, match=r"meta has .* free"):
         require_memory([loss], torch.device("meta"))
 

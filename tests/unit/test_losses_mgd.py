@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.losses import DistillationLoss, LossInputs
-from cirkd_ray.losses.memory import pixel_bits
+from cirkd_ray.losses.hashing import pixel_bits
 from tests.contract.loss_cases import make_inputs, small_labels, small_loss
 
 

@@ -1,55 +1,19 @@
-"""Class-wise queues of teacher embeddings, equal on all ranks by construction.
+"""Ring buffers of teacher vectors, one a class, equal on all ranks by construction.
 
-Each rank picks a few candidate vectors a class from its own images; those few are gathered and every rank
-writes them in the same order. Which pixels and which slots are random is a hash of (seed, step,
-micro-batch, index of the image in the global batch, pixel), computed on the device: it does not depend on
-the device, on the rank or on the number of ranks. Nothing is broadcast and nothing waits for the device.
+Each rank picks a few candidate vectors a class from its own images. Those few are gathered, and every rank
+writes them in the same order. Which pixels and which slots are random is a hash (`hashing.py`). Nothing is
+broadcast and nothing waits for the device.
 """
 
 from __future__ import annotations
 
-import math
 import zlib
-from collections.abc import Iterable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
-
-_GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
-
-
-def _signed(x: int) -> int:
-    """The int64 with the bits of x modulo 2^64."""
-    x &= 2**64 - 1
-    return x - 2**64 if x >= 2**63 else x
-
-
-def random_bits(index: Tensor, *key: int | str) -> Tensor:
-    """32 random bits for each index (int64), a pure function of (key, index): the finaliser of SplitMix64."""
-    stream = 0
-    for part in key:
-        value = zlib.crc32(part.encode()) if isinstance(part, str) else part
-        stream = (stream + value + 1) * _MIX1 & (2**64 - 1)
-        stream ^= stream >> 29
-    x = index * _signed(_GAMMA) + _signed(stream)
-    # int64 shifts carry the sign, so the high bits are cut off to shift as unsigned.
-    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(_MIX1)
-    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(_MIX2)
-    return (x >> 32) & (2**32 - 1)
-
-
-def random_slots(slots: int, draw: int, device: torch.device, *key: int | str) -> Tensor:
-    """`draw` different slots out of `slots`, a function of the key."""
-    return random_bits(torch.arange(slots, device=device), *key).argsort(stable=True)[:draw]
-
-
-def pixel_bits(images: int, pixels: int, first_image: int, device: torch.device, *key: int | str) -> Tensor:
-    """Random bits (images x pixels) of images `first_image`, `first_image + 1`, ... of the global batch."""
-    image = torch.arange(first_image, first_image + images, device=device).unsqueeze(1)
-    return random_bits((image << 32) + torch.arange(pixels, device=device), *key)
+from cirkd_ray.losses.size import refuse_if_too_large
 
 
 def region_candidates(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -186,42 +150,6 @@ class ClassQueue(nn.Module):
         return self.queue.index_select(1, slots).flatten(0, 1).to(torch.float32)
 
 
-def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """Free bytes of the device (of the container, where there is one), or None where unknown or not needed.
-
-    Args:
-        device: the host's memory for `cpu`.
-        cgroup: the folder of the container's limit, where there is one (cgroup v2).
-    """
-    if device.type == "meta":
-        return None
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return None
-    try:
-        limit, used = (int((cgroup / f).read_text()) for f in ("memory.max", "memory.current"))
-        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
-        # The kernel gives cached files up when memory is asked for. Not `file`: that counts /dev/shm, too.
-        cached = int(stat["inactive_file"]) + int(stat["active_file"])
-    except (OSError, KeyError, ValueError):  # no such limit
-        return free
-    return min(free, limit - used + cached)
-
-
-def refuse_if_too_large(size: int, device: torch.device, what: str) -> None:
-    """Raise a `ConfigError` when `size` bytes do not fit into the device's free memory."""
-    free = available_bytes(device)
-    if free is not None and size > free:
-        raise ConfigError(
-            f"{what} needs {size / 2**30:.3g} GiB, {device} has {free / 2**30:.3g} GiB free; lower the "
-            "memory's size (pixel_memory, region_memory) or set storage: bfloat16"
-        )
-
-
 def keys_per_class(total: int, num_classes: int, slots: int, memory: str, keys: str) -> int:
     """`total // num_classes + 1` keys are drawn a class.
 
@@ -235,15 +163,3 @@ def keys_per_class(total: int, num_classes: int, slots: int, memory: str, keys: 
             f"{num_classes}; raise {memory} or set {keys} to at most {slots * num_classes - 1}"
         )
     return draw
-
-
-def require_memory(modules: Iterable[nn.Module], device: torch.device) -> None:
-    """Refuse to start when the losses' parameters and buffers do not fit on `device`, before they are moved
-    there.
-
-    Raises:
-        ConfigError: names what is needed and what is free.
-    """
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    size = math.fsum(t.numel() * t.element_size() for t in tensors if t.device != device)
-    refuse_if_too_large(int(size), device, "distill.losses: keeping the losses' queues and projectors")
