@@ -79,7 +79,7 @@ def skd(loss: Any, inputs: LossInputs) -> Terms:
 
 def adversarial(loss: Any, inputs: LossInputs) -> Terms:
     mask = (labels_of(inputs.student.logits, inputs) >= 0).unsqueeze(1)
-    return {"adversarial": -loss.opponent(inputs.student.logits * mask).mean()}
+    return {"adversarial": -loss.discriminator(inputs.student.logits * mask).mean()}
 
 
 def ifvd(loss: Any, inputs: LossInputs) -> Terms:

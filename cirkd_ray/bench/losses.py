@@ -99,8 +99,8 @@ def loss_row(kind: str, shape_name: str, clock: Clock) -> tuple[str, ...]:
 
     shape = SHAPES[shape_name]
     loss, inputs = make_loss(kind, shape, clock.device), make_inputs(shape, clock.device)
-    if loss.opponent is not None:
-        loss.opponent.requires_grad_(False)  # as in training, outside the opponent's own step
+    if loss.discriminator is not None:
+        loss.discriminator.requires_grad_(False)  # as in training, outside its own step
     naive, plain = NAIVE.get(kind), copy.deepcopy(loss)
 
     def ours() -> dict[str, torch.Tensor]:

@@ -42,8 +42,7 @@ class Adversarial(LogitLoss):
     random mixtures x. The terms `skd`, `ifvd` and `cwd` are published together with it (weight 0.001).
 
     The discriminator runs twice a step, once on the student's map and once on the teacher's (the reference:
-    three times): `forward` keeps the student's run, and `opponent_loss` of the same step continues from it.
-    Nothing is built or run unless a recipe lists this loss with a weight.
+    three times): `forward` keeps the student's run, and `discriminator_loss` of the same step uses it.
 
     Deviations from the reference: ignored pixels are 0 in both maps, and images without a valid pixel do
     not count (`mask_ignored: false` counts all); maps smaller than the discriminator's 64 x 64 are enlarged
@@ -66,24 +65,29 @@ class Adversarial(LogitLoss):
         super().__init__(**common)
         self.objective, self.penalty = objective, penalty
         self.discriminator_weight, self.discriminator_lr = discriminator_weight, discriminator_lr
-        self.opponent: nn.Module = Discriminator(self.teacher_width, width)
+        self.opponent = Discriminator(self.teacher_width, width)
         self._kept: tuple[LossInputs, Tensor, Tensor, Tensor, Tensor] | None = None
+
+    @property
+    def discriminator(self) -> nn.Module:
+        assert self.opponent is not None
+        return self.opponent
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         weight = _image_weights(pair)
         student, teacher = (_masked(x, pair.mask) for x in (pair.student, pair.teacher))
         if not torch.is_grad_enabled():
-            return {"adversarial": -_mean(self.opponent(student), weight)}
-        # One run serves both players: its graph stays for `opponent_loss`, so it must record parameters.
+            return {"adversarial": -_mean(self.discriminator(student), weight)}
+        # One run serves both players: its graph, with the parameters, stays for `discriminator_loss`.
         leaf = student.detach().requires_grad_()
-        with _recorded(self.opponent):
-            scores = self.opponent(leaf)
+        with _recorded(self.discriminator):
+            scores = self.discriminator(leaf)
         value = -_mean(scores, weight)
         gradient = torch.autograd.grad(value, leaf, retain_graph=True)[0]
         self._kept = (inputs, scores, student.detach(), teacher, weight)
         return {"adversarial": _WithGradient.apply(student, value.detach(), gradient)}
 
-    def opponent_loss(self, inputs: LossInputs) -> Tensor:
+    def discriminator_loss(self, inputs: LossInputs) -> Tensor:
         """The discriminator's loss; `inputs` must be those of the last `forward`.
 
         Raises:
@@ -91,18 +95,18 @@ class Adversarial(LogitLoss):
         """
         if self._kept is None or self._kept[0] is not inputs:
             raise RuntimeError(
-                "opponent_loss continues from forward: call forward with the same inputs first"
+                "discriminator_loss uses the run of forward: call forward with the same inputs first"
             )
         _, fake, student, teacher, weight = self._kept
         self._kept = None
         with torch.autocast(student.device.type, enabled=False):
-            real = self.opponent(teacher)
-            loss = discriminator_loss(fake, real, self.objective, weight)
+            real = self.discriminator(teacher)
+            loss = discriminator_objective(fake, real, self.objective, weight)
             if self.objective == "wgan-gp" and self.penalty > 0:
                 loss = loss + self.penalty * self._gradient_penalty(student, teacher, weight, inputs)
         return loss * self.discriminator_weight
 
-    def opponent_optimizer(self) -> dict[str, Any]:
+    def discriminator_optimizer(self) -> dict[str, Any]:
         return {"lr": self.discriminator_lr, "betas": (0.9, 0.99)}
 
     def _gradient_penalty(
@@ -114,7 +118,7 @@ class Adversarial(LogitLoss):
         bits = pixel_bits(images, 1, rank_and_world()[0] * images, student.device, *key)
         mix = (bits / 2**32).to(student.dtype).view(-1, 1, 1, 1)
         x = (mix * teacher + (1 - mix) * student).requires_grad_()
-        gradient = torch.autograd.grad(self.opponent(x).sum(), x, create_graph=True)[0]
+        gradient = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)[0]
         excess: Tensor = gradient.flatten(1).norm(dim=1) - 1.0
         return torch.dot(excess.square(), weight)
 
@@ -132,7 +136,9 @@ def _recorded(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def discriminator_loss(fake: Tensor, real: Tensor, objective: str, weight: Tensor | None = None) -> Tensor:
+def discriminator_objective(
+    fake: Tensor, real: Tensor, objective: str, weight: Tensor | None = None
+) -> Tensor:
     """What the discriminator minimises, given its scores (N x 1 x h x w) of student and teacher."""
     if objective == "hinge":
         return _mean(F.relu(1.0 - real), weight) + _mean(F.relu(1.0 + fake), weight)

@@ -1,10 +1,12 @@
-"""Means over the global batch, and gathers, with the gradients that one process with the joined batch would
-form.
+"""Means over the global batch, and gathers, with the gradients of one process with the joined batch.
 
 DistributedDataParallel averages gradients over ranks. A mean over valid pixels is therefore formed as
 `local sum * world / global count`: its average over ranks, and so the averaged gradient, is that of the
 joined batch. Without an initialised process group everything here is plain arithmetic. Nothing waits for
 the device.
+
+The two differentiable collectives are ours. `torch.distributed.nn.functional` warns that it is deprecated
+(torch 2.15), cannot be compiled, and has no reduce-scatter on gloo; its successors are private in torch.
 """
 
 from __future__ import annotations

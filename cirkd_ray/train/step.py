@@ -56,7 +56,7 @@ class TrainStep:
         teacher: nn.Module | None,
         preprocessing: Preprocessing,
         optimizer: torch.optim.Optimizer,
-        opponent_optimizers: dict[str, torch.optim.Optimizer],
+        discriminator_optimizers: dict[str, torch.optim.Optimizer],
         scaler: torch.amp.GradScaler,
         spec: OptimSpec,
         steps: int,
@@ -72,7 +72,8 @@ class TrainStep:
         self.wrapped = distiller if wrapped is None else wrapped
         self.preprocessing = preprocessing
         self.teacher_preprocessing = teacher_preprocessing or preprocessing
-        self.optimizer, self.opponent_optimizers, self.scaler = optimizer, opponent_optimizers, scaler
+        self.optimizer, self.scaler = optimizer, scaler
+        self.discriminator_optimizers = discriminator_optimizers
         self.spec, self.steps, self.precision, self.world = spec, steps, precision, world
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -93,7 +94,7 @@ class TrainStep:
             for name, value in terms.items():
                 sums[name] = sums[name] + value if name in sums else value
         norm = self._update()
-        self._update_opponents()
+        self._update_discriminators()
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
@@ -120,8 +121,8 @@ class TrainStep:
             self.scaler.scale(total * share).backward()
         seen, self.distiller.seen = self.distiller.seen, None
         if seen is not None:
-            for _, loss in self.distiller.opponents():
-                self._oppose(loss, seen, share)
+            for _, loss in self.distiller.discriminators():
+                self._train_discriminator(loss, seen, share)
         return {name: value.detach() for name, value in {**terms, "total": total}.items()}
 
     def _synchronise(self, last: bool) -> AbstractContextManager[None]:
@@ -154,19 +155,19 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         return norm
 
-    def _oppose(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
-        """Gradients of a loss's opponent (a discriminator) on the same maps, detached from the student."""
-        assert loss.opponent is not None
-        loss.opponent.requires_grad_(True)
+    def _train_discriminator(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
+        """Gradients of a loss's discriminator on the same maps, detached from the student."""
+        assert loss.discriminator is not None
+        loss.discriminator.requires_grad_(True)
         with autocast(self.precision, self.world.device):
-            value = loss.opponent_loss(inputs)
+            value = loss.discriminator_loss(inputs)
         self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
-        loss.opponent.requires_grad_(False)
+        loss.discriminator.requires_grad_(False)
 
-    def _update_opponents(self) -> None:
-        for name, loss in self.distiller.opponents():
-            assert loss.opponent is not None
-            optimizer = self.opponent_optimizers[name]
-            average_gradients(list(loss.opponent.parameters()), self.world)
+    def _update_discriminators(self) -> None:
+        for name, loss in self.distiller.discriminators():
+            assert loss.discriminator is not None
+            optimizer = self.discriminator_optimizers[name]
+            average_gradients(list(loss.discriminator.parameters()), self.world)
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
