@@ -19,10 +19,6 @@ def masked(x: Tensor, inputs: LossInputs) -> Tensor:
     return x * (small_labels(inputs) != -1).unsqueeze(1)
 
 
-def naive(loss: DistillationLoss, inputs: LossInputs) -> dict[str, Tensor]:
-    return {"adversarial": -loss.discriminator(masked(inputs.student.logits, inputs)).mean()}
-
-
 def frozen_loss(objective: str = "hinge") -> DistillationLoss:
     """As the engine holds it between steps: the discriminator's parameters do not require gradients."""
     loss = small_loss("adversarial", objective=objective)
