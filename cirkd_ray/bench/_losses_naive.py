@@ -152,7 +152,7 @@ def _generated(loss: Any, inputs: LossInputs) -> tuple[Tensor, Tensor]:
     """The map generated from the adapted feature with holes, and its squared error."""
     x = loss.adapter(inputs.student.feature)
     n, _, h, w = x.shape
-    bits = pixel_bits(n, h * w, 0, x.device, "mask", inputs.seed, inputs.step, inputs.micro)
+    bits = pixel_bits(n, h * w, 0, x.device, *inputs.key("mask"))
     kept = bits.view(n, 1, h, w) >= int(loss.generator.mask_ratio * 2**32)
     first, _, second = loss.generator.layers
     generated = second(first(x * kept).relu())
@@ -236,8 +236,7 @@ def cirkd_memory(loss: Any, inputs: LossInputs) -> Terms:
     s, t = (torch.cat(x) for x in both(inputs, adapter=loss.projector))
     terms = {}
     for term, queue in (("memory_pixel", loss.pixel), ("memory_region", loss.region)):
-        key = (term, inputs.seed, inputs.step, inputs.micro)
-        slots = random_slots(queue.queue.shape[1], loss.draws[term], t.device, *key)
+        slots = random_slots(queue.queue.shape[1], loss.draws[term], t.device, *inputs.key(term))
         terms[term] = to_keys(loss, s, t, torch.cat([vectors[slots] for vectors in queue.queue]))
     return terms
 
@@ -247,13 +246,12 @@ def cirkd_channel(loss: Any, inputs: LossInputs) -> Terms:
     valid = F.max_pool2d(mask, loss.pool, ceil_mode=True)
     pooled = [F.avg_pool2d(o.feature, loss.pool, ceil_mode=True) for o in (inputs.student, inputs.teacher)]
     s, t = ([*(x * valid).flatten(2)] for x in (loss.projector(pooled[0]), pooled[1]))
-    key = (inputs.seed, inputs.step, inputs.micro)
     share = min(len(t[0]), -(-loss.candidates // len(t)))
-    bits = pixel_bits(len(t), len(t[0]), 0, t[0].device, "channels", *key)
+    bits = pixel_bits(len(t), len(t[0]), 0, t[0].device, *inputs.key("channels"))
     chosen = [F.normalize(x, dim=1)[b.argsort(stable=True)[:share]] for x, b in zip(t, bits, strict=True)]
     push(loss.channel, 0, torch.cat(chosen)[: loss.candidates])
     queue = loss.channel.queue[0]
-    keys = queue[random_slots(len(queue), loss.channel_keys, queue.device, "memory_channel", *key)]
+    keys = queue[random_slots(len(queue), loss.channel_keys, queue.device, *inputs.key("memory_channel"))]
     student, teacher = (F.normalize(torch.cat(x), dim=1) for x in (s, t))
     return {
         "minibatch_channel": pairs_of_images(s, t, loss.temperature),

@@ -1,4 +1,4 @@
-"""Adversarial (holistic) distillation: a critic that tells the teacher's score maps from the student's."""
+"""Adversarial distillation: a discriminator tells the teacher's score maps from the student's."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.discriminator import Discriminator
-from cirkd_ray.losses.hashing import pixel_bits
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import LogitLoss, MapPair
-from cirkd_ray.losses.reduce import global_scale, rank_and_world
+from cirkd_ray.losses.reduce import mean_weights
 
 
 class _WithGradient(torch.autograd.Function):
@@ -58,8 +58,8 @@ class Adversarial(LogitLoss):
         objective: Literal["hinge", "wgan-gp"] = "hinge",
         penalty: Annotated[float, Field(ge=0)] = 10.0,
         width: Annotated[int, Field(ge=2)] = 64,
-        discriminator_weight: Annotated[float, Field(gt=0)] = 0.1,
-        discriminator_lr: Annotated[float, Field(gt=0)] = 4e-4,
+        discriminator_weight: Positive = 0.1,
+        discriminator_lr: Positive = 4e-4,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -74,11 +74,12 @@ class Adversarial(LogitLoss):
         return self.opponent
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
-        weight = _image_weights(pair)
+        valid = None if pair.mask is None else pair.mask.flatten(1).any(1)
+        weight = mean_weights(pair.student, valid)
         student, teacher = (_masked(x, pair.mask) for x in (pair.student, pair.teacher))
         if not torch.is_grad_enabled():
             return {"adversarial": -_mean(self.discriminator(student), weight)}
-        # One run serves both players: its graph, with the parameters, stays for `discriminator_loss`.
+        # One run serves both: its graph, with the parameters in it, stays for `discriminator_loss`.
         leaf = student.detach().requires_grad_()
         with _recorded(self.discriminator):
             scores = self.discriminator(leaf)
@@ -113,9 +114,7 @@ class Adversarial(LogitLoss):
         self, student: Tensor, teacher: Tensor, weight: Tensor, inputs: LossInputs
     ) -> Tensor:
         """Gulrajani et al., Improved Training of Wasserstein GANs (2017), eq. 3; it needs a third run."""
-        images = student.shape[0]
-        key = ("mix", inputs.seed, inputs.step, inputs.micro)
-        bits = pixel_bits(images, 1, rank_and_world()[0] * images, student.device, *key)
+        bits = bits_of_rank(len(student), 1, student.device, *inputs.key("mix"))
         mix = (bits / 2**32).to(student.dtype).view(-1, 1, 1, 1)
         x = (mix * teacher + (1 - mix) * student).requires_grad_()
         gradient = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)[0]
@@ -149,14 +148,6 @@ def _mean(scores: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over positions and, with the given weights, over images."""
     per_image = scores.flatten(1).mean(1)
     return per_image.mean() if weight is None else torch.dot(per_image, weight)
-
-
-def _image_weights(pair: MapPair) -> Tensor:
-    """N weights that give the mean over the images of the global batch with a valid pixel."""
-    if pair.mask is None:
-        return pair.student.new_full((pair.student.shape[0],), 1.0 / pair.student.shape[0])
-    valid = pair.mask.flatten(1).any(1)
-    return valid.to(pair.student.dtype) * global_scale(valid.sum()).to(pair.student.dtype)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

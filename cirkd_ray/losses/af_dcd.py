@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Positive
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.mgd import MaskedGenerator, imitation_error
 from cirkd_ray.losses.reduce import masked_mean
@@ -43,10 +43,10 @@ class AfDCD(MapLoss):
     def __init__(
         self,
         *,
-        temperature: Annotated[float, Field(gt=0)] = 0.07,
+        temperature: Positive = 0.07,
         mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75,
-        pool: Annotated[int, Field(ge=1)] = 4,
-        patch: Annotated[int, Field(ge=1)] = 4,
+        pool: AtLeastOne = 4,
+        patch: AtLeastOne = 4,
         groups: Annotated[int, Field(ge=2)] = 16,
         **common: Any,
     ) -> None:

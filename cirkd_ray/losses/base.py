@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.config import registry
@@ -35,7 +36,14 @@ class LossInputs:
     seed: int = 0
     micro: int = 0
 
+    def key(self, name: str) -> tuple[str, int, int, int]:
+        """The key of this step's random choice `name` (see `hashing.py`)."""
+        return name, self.seed, self.step, self.micro
 
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
 Channels = int | Mapping[str, int]
 """Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""
 

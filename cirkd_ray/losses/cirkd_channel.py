@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, Count, LossInputs, Positive
 from cirkd_ray.losses.cirkd_memory import projector
-from cirkd_ray.losses.hashing import pixel_bits, random_slots
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.queues import ClassQueue
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
@@ -44,13 +43,13 @@ class CirkdChannel(MapLoss):
     def __init__(
         self,
         *,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
-        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
-        pool: Annotated[int, Field(ge=1)] = 4,
-        length: Annotated[int, Field(gt=0)] = 512,
-        channel_memory: Annotated[int, Field(gt=0)] = 10_000,
-        channel_keys: Annotated[int, Field(gt=0)] = 2048,
-        candidates: Annotated[int, Field(gt=0)] = 256,
+        temperature: Positive = 0.1,
+        kd_temperature: Positive = 1.0,
+        pool: AtLeastOne = 4,
+        length: Count = 512,
+        channel_memory: Count = 10_000,
+        channel_keys: Count = 2048,
+        candidates: Count = 256,
         gather: bool = False,
         **common: Any,
     ) -> None:
@@ -119,14 +118,9 @@ class CirkdChannel(MapLoss):
                 f"loss {self.kind!r}: the maps have {length} pooled pixels, but the queue was built for "
                 f"length={self.channel.queue.shape[2]}; set length: {length}"
             )
-        rank, world = rank_and_world()
-        key = (inputs.seed, inputs.step, inputs.micro)
-        share = min(channels, -(-self.candidates // (images * world)))
-        bits = pixel_bits(images, channels, rank * images, teacher.device, "channels", *key)
+        share = min(channels, -(-self.candidates // (images * rank_and_world()[1])))
+        bits = bits_of_rank(images, channels, teacher.device, *inputs.key("channels"))
         chosen = bits.argsort(dim=1, stable=True)[:, :share].unsqueeze(-1).expand(-1, -1, length)
         gathered = all_gather(teacher.gather(1, chosen)).flatten(0, 1)[: self.candidates]
         self.channel.push(gathered.unsqueeze(0))
-        slots = self.channel.queue.shape[1]
-        return self.channel.draw(
-            random_slots(slots, self.channel_keys, teacher.device, "memory_channel", *key)
-        )
+        return self.channel.draw(self.channel_keys, *inputs.key("memory_channel"))

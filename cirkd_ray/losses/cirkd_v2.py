@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.losses.base import LOSSES, DistillationLoss, LossInputs, channels_of
+from cirkd_ray.losses.base import (
+    LOSSES,
+    AtLeastOne,
+    Count,
+    DistillationLoss,
+    LossInputs,
+    Positive,
+    channels_of,
+)
 from cirkd_ray.losses.cirkd_channel import CirkdChannel
 from cirkd_ray.losses.cirkd_memory import CirkdMemory
 from cirkd_ray.losses.cirkd_minibatch import CirkdMinibatch
@@ -44,17 +51,17 @@ class CirkdV2(DistillationLoss):
         self,
         *,
         context: bool = True,
-        temperature: Annotated[float, Field(gt=0)] = 0.1,
-        kd_temperature: Annotated[float, Field(gt=0)] = 1.0,
-        pool: Annotated[int, Field(ge=1)] = 1,
+        temperature: Positive = 0.1,
+        kd_temperature: Positive = 1.0,
+        pool: AtLeastOne = 1,
         gather: bool = False,
-        pixel_memory: Annotated[int, Field(gt=0)] = 20_000,
-        region_memory: Annotated[int, Field(gt=0)] = 2_000,
-        pixel_keys: Annotated[int, Field(gt=0)] = 4096,
-        region_keys: Annotated[int, Field(gt=0)] = 1024,
-        length: Annotated[int, Field(gt=0)] = 512,
-        channel_memory: Annotated[int, Field(gt=0)] = 10_000,
-        channel_keys: Annotated[int, Field(gt=0)] = 2048,
+        pixel_memory: Count = 20_000,
+        region_memory: Count = 2_000,
+        pixel_keys: Count = 4096,
+        region_keys: Count = 1024,
+        length: Count = 512,
+        channel_memory: Count = 10_000,
+        channel_keys: Count = 2048,
         mask_ignored: bool = True,
         **common: Any,
     ) -> None:

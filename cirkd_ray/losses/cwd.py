@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.relational import MASKED
 
@@ -29,7 +28,7 @@ class CWD(MapLoss):
     terms = ("cwd",)
     default_weights: ClassVar = {"cwd": 50.0}
 
-    def __init__(self, *, temperature: Annotated[float, Field(gt=0)] = 4.0, **common: Any) -> None:
+    def __init__(self, *, temperature: Positive = 4.0, **common: Any) -> None:
         super().__init__(**common)
         self.temperature = temperature
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.maps import LogitLoss, MapPair, tokens
 from cirkd_ray.losses.reduce import all_reduce_grad, masked_mean
 
@@ -33,7 +32,7 @@ class DIST(LogitLoss):
 
     terms = ("dist_inter", "dist_intra")
 
-    def __init__(self, *, temperature: Annotated[float, Field(gt=0)] = 1.0, **common: Any) -> None:
+    def __init__(self, *, temperature: Positive = 1.0, **common: Any) -> None:
         super().__init__(**common)
         self.temperature = temperature
 

@@ -12,6 +12,8 @@ import zlib
 import torch
 from torch import Tensor
 
+from cirkd_ray.losses.reduce import rank_and_world
+
 _GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
@@ -44,3 +46,8 @@ def pixel_bits(images: int, pixels: int, first_image: int, device: torch.device,
     """Random bits (images x pixels) of images `first_image`, `first_image + 1`, ... of the global batch."""
     image = torch.arange(first_image, first_image + images, device=device).unsqueeze(1)
     return random_bits((image << 32) + torch.arange(pixels, device=device), *key)
+
+
+def bits_of_rank(images: int, pixels: int, device: torch.device, *key: int | str) -> Tensor:
+    """`pixel_bits` of this rank's images."""
+    return pixel_bits(images, pixels, rank_and_world()[0] * images, device, *key)

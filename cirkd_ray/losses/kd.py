@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.maps import LogitLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 
@@ -31,13 +30,7 @@ class KD(LogitLoss):
 
     terms = ("kd",)
 
-    def __init__(
-        self,
-        *,
-        temperature: Annotated[float, Field(gt=0)] = 1.0,
-        logit_std: bool = False,
-        **common: Any,
-    ) -> None:
+    def __init__(self, *, temperature: Positive = 1.0, logit_std: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.temperature, self.logit_std = temperature, logit_std
 

@@ -1,4 +1,4 @@
-"""What losses on maps share: taps, adapters, resizing, masks of ignored pixels, normalisation."""
+"""Losses that compare one map of the student with one of the teacher, and what they do to maps."""
 
 from __future__ import annotations
 

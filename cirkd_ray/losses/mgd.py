@@ -8,9 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
-from cirkd_ray.losses.hashing import pixel_bits
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair
-from cirkd_ray.losses.reduce import rank_and_world
 
 
 class MaskedGenerator(nn.Module):
@@ -28,8 +27,7 @@ class MaskedGenerator(nn.Module):
     def forward(self, x: Tensor, inputs: LossInputs) -> Tensor:
         """x: N x C x H x W; the holes are a function of (seed, step, micro, image in the global batch)."""
         images, _, height, width = x.shape
-        key = ("mask", inputs.seed, inputs.step, inputs.micro)
-        bits = pixel_bits(images, height * width, rank_and_world()[0] * images, x.device, *key)
+        bits = bits_of_rank(images, height * width, x.device, *inputs.key("mask"))
         hidden = (bits < int(self.mask_ratio * 2**32)).view(images, 1, height, width)
         generated: Tensor = self.layers(x.masked_fill(hidden, 0.0))
         return generated

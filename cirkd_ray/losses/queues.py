@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses.hashing import random_slots
 from cirkd_ray.losses.size import refuse_if_too_large
 
 
@@ -44,8 +45,15 @@ def pixel_candidates(
     Returns:
         N x K x per_class x C; zero where the class has fewer pixels.
     """
-    position, valid = _class_positions(labels, bits, num_classes, per_class)
-    return _pick(features, position, valid)
+    images, pixels = labels.shape
+    group = labels.masked_fill((labels < 0) | (labels >= num_classes), num_classes)
+    order = ((group << 32) | bits).argsort(dim=1, stable=True)
+    count = labels.new_zeros(images, num_classes + 1).scatter_add_(1, group, torch.ones_like(group))[:, :-1]
+    start = count.cumsum(1) - count
+    rank = torch.arange(per_class, device=labels.device)
+    position = (start.unsqueeze(-1) + rank).clamp_(max=pixels - 1)
+    chosen = order.gather(1, position.flatten(1)).view_as(position)
+    return _pick(features, chosen, rank < count.unsqueeze(-1))
 
 
 def pixel_candidates_reference(
@@ -58,18 +66,6 @@ def pixel_candidates_reference(
     order = bits.unsqueeze(1).expand_as(outside).masked_fill(outside, 2**32).argsort(dim=-1, stable=True)
     valid = torch.arange(per_class, device=labels.device) < count
     return _pick(features, nn.functional.pad(order, (0, per_class))[..., :per_class], valid)
-
-
-def _class_positions(labels: Tensor, bits: Tensor, num_classes: int, per_class: int) -> tuple[Tensor, Tensor]:
-    """Pixel indices (N x K x per_class) of each class's smallest random numbers, and which of them exist."""
-    images, pixels = labels.shape
-    group = labels.masked_fill((labels < 0) | (labels >= num_classes), num_classes)
-    order = ((group << 32) | bits).argsort(dim=1, stable=True)
-    count = labels.new_zeros(images, num_classes + 1).scatter_add_(1, group, torch.ones_like(group))[:, :-1]
-    start = count.cumsum(1) - count
-    rank = torch.arange(per_class, device=labels.device)
-    position = (start.unsqueeze(-1) + rank).clamp_(max=pixels - 1)
-    return order.gather(1, position.flatten(1)).view_as(position), rank < count.unsqueeze(-1)
 
 
 def _pick(features: Tensor, position: Tensor, valid: Tensor) -> Tensor:
@@ -109,30 +105,27 @@ class ClassQueue(nn.Module):
         self.register_buffer("ptr", torch.zeros(num_classes, dtype=torch.int64))
 
     @torch.no_grad()
-    def push(self, vectors: Tensor) -> None:
-        """Write the non-zero vectors of `vectors` (K x M x C), in order, over the oldest ones."""
-        slots, (classes, candidates, _) = self.queue.shape[1], vectors.shape
-        valid = (vectors != 0).any(-1)
-        count = valid.sum(1, keepdim=True)
-        order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-        width = min(candidates, slots)  # of more than `slots` new vectors the newest stay
-        nth = (count - width).clamp_(min=0) + torch.arange(width, device=vectors.device)
-        source = order.gather(1, nth.clamp(max=candidates - 1))
-        self._write((self.ptr.unsqueeze(1) + nth) % slots, vectors, source, nth < count)
-        self.ptr.copy_((self.ptr + count.view(classes)) % slots)
+    def push(self, vectors: Tensor, reference: bool = False) -> None:
+        """Write the non-zero vectors of `vectors` (K x M x C), in order, over the oldest ones.
 
-    @torch.no_grad()
-    def push_reference(self, vectors: Tensor) -> None:
-        """Write one image's vectors (K x M x C, M <= slots) as published: where full, to the tail."""
-        slots = self.queue.shape[1]
+        Args:
+            vectors: of more than `slots` new ones the newest stay.
+            reference: write one image's vectors (M <= slots) as published: what would reach the end goes to
+                the tail, and the next vector to slot 0.
+        """
+        slots, candidates = self.queue.shape[1], vectors.shape[1]
         valid = (vectors != 0).any(-1)
         count = valid.sum(1)
         order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-        nth = torch.arange(vectors.shape[1], device=vectors.device)
-        full = self.ptr + count >= slots
-        start = torch.where(full, slots - count, self.ptr)
-        self._write((start.unsqueeze(1) + nth) % slots, vectors, order, nth < count.unsqueeze(1))
-        self.ptr.copy_(torch.where(full, 0, self.ptr + count))
+        width = min(candidates, slots)
+        nth = (count - width).clamp_(min=0).unsqueeze(1) + torch.arange(width, device=vectors.device)
+        source = order.gather(1, nth.clamp(max=candidates - 1))
+        start, end = self.ptr, self.ptr + count
+        if reference:
+            full = end >= slots
+            start, end = torch.where(full, slots - count, start), torch.where(full, 0, end)
+        self._write((start.unsqueeze(1) + nth) % slots, vectors, source, nth < count.unsqueeze(1))
+        self.ptr.copy_(end % slots)
 
     def _write(self, slot: Tensor, vectors: Tensor, source: Tensor, valid: Tensor) -> None:
         """Copy vectors[k, source[k, j]] to slot[k, j] where valid; slots of a class are all different."""
@@ -145,21 +138,22 @@ class ClassQueue(nn.Module):
         old = flat.index_select(0, target)
         flat.index_copy_(0, target, torch.where(valid.flatten().unsqueeze(1), new, old))
 
-    def draw(self, slots: Tensor) -> Tensor:
-        """The vectors in those slots (n) of every class: K*n x C, in float32."""
+    def draw(self, count: int, *key: int | str) -> Tensor:
+        """The vectors in the same `count` random slots of every class: K*count x C, in float32."""
+        slots = random_slots(self.queue.shape[1], count, self.queue.device, *key)
         return self.queue.index_select(1, slots).flatten(0, 1).to(torch.float32)
 
 
-def keys_per_class(total: int, num_classes: int, slots: int, memory: str, keys: str) -> int:
+def keys_per_class(total: int, num_classes: int, slots: int, name: str) -> int:
     """`total // num_classes + 1` keys are drawn a class.
 
     Raises:
-        ConfigError: the memory has fewer slots.
+        ConfigError: the queue `name` has fewer slots.
     """
     draw = total // num_classes + 1
     if draw > slots:
         raise ConfigError(
-            f"{memory}={slots} is smaller than the draw: {keys}={total} draws {draw} a class of "
-            f"{num_classes}; raise {memory} or set {keys} to at most {slots * num_classes - 1}"
+            f"{name}_memory={slots} is smaller than the draw: {name}_keys={total} draws {draw} a class of "
+            f"{num_classes}; raise {name}_memory or set {name}_keys to at most {slots * num_classes - 1}"
         )
     return draw

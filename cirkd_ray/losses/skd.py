@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.reduce import global_scale
 
@@ -34,7 +33,7 @@ class PairwiseSKD(MapLoss):
     default_weights: ClassVar = {"skd": 10.0}
     adapted: ClassVar = "never"
 
-    def __init__(self, *, pool: Annotated[int, Field(ge=1)] = 2, **common: Any) -> None:
+    def __init__(self, *, pool: AtLeastOne = 2, **common: Any) -> None:
         super().__init__(**common)
         self.pool = pool
 

@@ -69,8 +69,8 @@ def relational_kl_symmetric(
 
 @contextmanager
 def in_one_piece() -> Iterator[None]:
-    """No chunks and tiles on the CPU inside: for tensors without values, that take no memory however large
-    they are, and as long for a tile as for the whole."""
+    """Work without chunks and tiles on the CPU: tensors without values take no memory, whatever their size,
+    and a tile of them takes as long as the whole."""
     tile, chunk = TILES["cpu"], CHUNK_ELEMENTS["cpu"]
     TILES["cpu"], CHUNK_ELEMENTS["cpu"] = (2**31, 2**31), 2**62
     try:

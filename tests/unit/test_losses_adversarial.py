@@ -109,3 +109,9 @@ def test_discriminator_shapes() -> None:
     assert model(torch.randn(2, 5, 9, 70)).shape == (2, 1, 1, 1)
     widths = [m.out_channels for m in model.layers if isinstance(m, nn.Conv2d)]
     assert widths == [4, 8, 16, 32, 1]
+
+
+def test_checkpoints_hold_the_discriminator_by_its_older_name() -> None:
+    loss = small_loss("adversarial")
+    assert loss.discriminator is loss.opponent
+    assert all(name.startswith("opponent.layers.") for name in loss.state_dict())

@@ -96,7 +96,7 @@ def test_published_wrap() -> None:
     vectors = torch.zeros(CLASSES, 5, 8, dtype=torch.float64)
     vectors[0, :3], vectors[1, :4] = 1.0, 2.0
     before = loss.pixel.queue.clone()
-    loss.pixel.push_reference(vectors)
+    loss.pixel.push(vectors, reference=True)
     assert loss.pixel.ptr.tolist() == [0, 6, 9, 9]
     assert bool((loss.pixel.queue[0, 9:] == 1.0).all())
     assert bool((loss.pixel.queue[1, 2:6] == 2.0).all())

@@ -158,7 +158,7 @@ def test_any_sequence_of_published_pushes_is_that_of_a_list(extra: int, pushed: 
     q = queue(4 + extra)
     lists = [ListQueue(row.tolist()) for row in q.queue[..., 0]]
     for batch in pushed:
-        q.push_reference(batch)
+        q.push(batch, reference=True)
         for k, plain in enumerate(lists):
             plain.push_reference(new_of(batch, k))
         assert q.queue[..., 0].tolist() == [plain.slots for plain in lists]
@@ -185,4 +185,4 @@ def test_drawn_slots_are_a_function_of_seed_and_step(slots: int, share: float, s
     assert torch.equal(everything[:draw], found)
     numbered = ClassQueue("test", 1, slots, 1, torch.float32)
     numbered.queue.copy_(torch.arange(slots).view(1, -1, 1))
-    assert numbered.draw(found)[:, 0].tolist() == found.tolist()
+    assert numbered.draw(draw, "memory_pixel", seed, step, 0)[:, 0].tolist() == found.tolist()
