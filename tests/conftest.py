@@ -16,13 +16,16 @@ os.environ.setdefault(
 )  # comparisons between processes need the same order of additions
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `gpu` skip where there is none; tests that need Ray come last, so that it starts once."""
+    """Tests marked `gpu` skip where there is none; tests that need Ray come last, and all in one process."""
     import torch
 
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if "ray" in item.keywords:
+            item.add_marker(pytest.mark.xdist_group("ray"))
     items.sort(key=lambda item: "ray" in item.keywords)
 
 

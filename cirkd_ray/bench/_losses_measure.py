@@ -21,7 +21,7 @@ from cirkd_ray.bench import _losses_naive as naive
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
 from cirkd_ray.losses.maps import resize_labels, tokens
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
-from cirkd_ray.report.tables import Sheet
+from cirkd_ray.report.tables import TextTable
 from cirkd_ray.types import SegmentationOutput
 
 Call = Callable[[], object]
@@ -160,13 +160,13 @@ def measure(functions: list[Call], clock: Clock) -> tuple[list[float], list[int]
     return best_seconds(functions, clock), peaks
 
 
-def loss_sheet(shape_name: str, kinds: list[str], clock: Clock) -> Sheet:
+def loss_table(shape_name: str, kinds: list[str], clock: Clock) -> TextTable:
     """One row a loss."""
     shape = SHAPES[shape_name]
     columns = ("loss", "ms", "naive ms", "x faster", "peak MiB", "naive MiB", "x smaller", "difference")
     rows = tuple(loss_row(kind, shape, clock) for kind in kinds)
     size = f"{shape.images} x {shape.height} x {shape.width}, channels {shape.student}/{shape.teacher}"
-    return Sheet(columns, rows, f"{shape_name}: {size}, {shape.classes} classes")
+    return TextTable(columns, rows, f"{shape_name}: {size}, {shape.classes} classes")
 
 
 def loss_row(kind: str, shape: Shape, clock: Clock) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def loss_row(kind: str, shape: Shape, clock: Clock) -> tuple[str, ...]:
     return (kind, *times, *sizes, f"{max(errors):.0e}")
 
 
-def token_sheet(counts: list[int], clock: Clock, largest_naive: int = 8192) -> Sheet:
+def token_table(counts: list[int], clock: Clock, largest_naive: int = 8192) -> TextTable:
     """Time and memory of the relation of one image to itself, as its tokens double."""
     rows = []
     for count in counts:
@@ -203,7 +203,7 @@ def token_sheet(counts: list[int], clock: Clock, largest_naive: int = 8192) -> S
         sizes = [f"{x / MIB:.1f}" for x in peaks] + ["-"] * (2 - len(peaks))
         rows.append((str(count), *times, *sizes, f"{peaks[0] / count / 1024:.2f}"))
     columns = ("tokens", "ms", "naive ms", "peak MiB", "naive MiB", "KiB a token")
-    return Sheet(columns, tuple(rows), "relational_kl_symmetric, one image to itself, channels 128/256")
+    return TextTable(columns, tuple(rows), "relational_kl_symmetric, one image to itself, channels 128/256")
 
 
 def relate(student: Tensor, teacher: Tensor, plain: bool = False) -> tuple[Tensor, Tensor]:

@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.models import build_model
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     if args.repeat < 1 or args.classes < 1 or min(args.size) < 8:
         raise ConfigError("--repeat and --classes must be at least 1, --size at least 8 8")
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     )
     size = "x".join(map(str, args.size))
     title = f"{args.model}, {args.classes} classes, {size}, {device}, {torch.get_num_threads()} threads"
-    output().print(Sheet(("part", "ms", "% of forward"), rows, title).rich())
+    output().print(TextTable(("part", "ms", "% of forward"), rows, title).rich())
     return 0
 
 

@@ -54,10 +54,10 @@ def run(args: argparse.Namespace) -> int:
     small = shapes == ["tiny"]
     if "losses" in parts:
         for name in shapes:
-            console.print(tables.loss_sheet(name, kinds, clock).rich())
+            console.print(tables.loss_table(name, kinds, clock).rich())
     if "tokens" in parts:
         counts = [256, 512] if small else [1024, 2048, 4096, 8192, 16384]
-        console.print(tables.token_sheet(counts, clock).rich())
+        console.print(tables.token_table(counts, clock).rich())
     if "enqueue" in parts:
         console.print(tables.enqueue_line(SHAPES["tiny" if small else "cityscapes"], clock))
     if "exchange" in parts:

@@ -26,8 +26,8 @@ from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError
 from cirkd_ray.files import write_text
-from cirkd_ray.report.follow import Follower, RunLog
-from cirkd_ray.report.listeners import TensorBoardListener
+from cirkd_ray.report.follow import Follower
+from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import list_checkpoints, newest_checkpoint
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.loop import train

@@ -91,7 +91,7 @@ def _check(args: argparse.Namespace) -> int:
 
     from cirkd_ray.data_tools.check import check, missing_split
     from cirkd_ray.errors import DataError
-    from cirkd_ray.report.bar import bar
+    from cirkd_ray.report.progress import bar
 
     console, failed = _console(), dict[str, DataError]()
     splits = _splits(args, failed=failed)
@@ -111,7 +111,7 @@ def _check(args: argparse.Namespace) -> int:
 def _prepare(args: argparse.Namespace) -> int:
     from cirkd_ray.data_tools.prepare import Encoding, prepare
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.report.bar import bar
+    from cirkd_ray.report.progress import bar
 
     if not 1 <= args.quality <= 100 or args.tile < 16 or (args.max_size is not None and args.max_size < 16):
         raise ConfigError("--quality is 1..100, --tile and --max-size are at least 16 pixels")
@@ -275,7 +275,7 @@ def _steps() -> Iterator[Progress | None]:
 
 def _print_report(console: Console, title: str, report: Report) -> None:
     """Classes, sizes and findings."""
-    from cirkd_ray.report.tables import Sheet
+    from cirkd_ray.report.tables import TextTable
 
     total = int(report.pixels.sum()) + report.ignored
     rows = [
@@ -283,7 +283,7 @@ def _print_report(console: Console, title: str, report: Report) -> None:
         for name, pixels, images in zip(report.classes, report.pixels, report.seen, strict=True)
     ]
     rows.append(("ignored", f"{100 * report.ignored / max(1, total):.3f} %", ""))
-    console.print(Sheet(("class", "pixels", "images"), tuple(rows), title).rich())
+    console.print(TextTable(("class", "pixels", "images"), tuple(rows), title).rich())
     sizes = ", ".join(f"{w}x{h} ({count})" for (h, w), count in report.sizes.most_common(5))
     more = f" and {len(report.sizes) - 5} more" if len(report.sizes) > 5 else ""
     console.print(f"{report.images} good samples; sizes {sizes or 'none'}{more}", highlight=False)

@@ -73,8 +73,8 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.bootstrap import bootstrap_miou
     from cirkd_ray.evaluate.saved import Evaluator, worst_images
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.evaluation import Evaluation
+    from cirkd_ray.report.progress import bar
 
     if workers < 0 or bootstrap < 0 or worst < 0:
         raise ConfigError("--workers, --bootstrap and --worst cannot be negative")

@@ -93,9 +93,9 @@ def run(args: argparse.Namespace) -> int:
 def _predict(args: argparse.Namespace) -> int:
     """Predict files, folders or a split; write the pictures and the submission."""
     from cirkd_ray.evaluate.submission import Submission, check_submission, refuse_scaled, server_names
-    from cirkd_ray.report.bar import bar
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.written import write_prediction
+    from cirkd_ray.report.predictions import write_prediction
+    from cirkd_ray.report.progress import bar
 
     _refuse_ignored(args)
     total, sources, dataset = _sources(args)
@@ -186,10 +186,10 @@ def _predictor(args: argparse.Namespace, dataset: SegmentationDataset | None) ->
 def _worst(args: argparse.Namespace) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
     from cirkd_ray.commands.eval import evaluate_job
+    from cirkd_ray.data_tools.pictures import save_picture
     from cirkd_ray.errors import ConfigError, DataError
     from cirkd_ray.files import require_writable
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.pictures import save_picture
 
     if args.inputs or args.worst < 1:
         raise ConfigError(

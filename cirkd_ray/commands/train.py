@@ -110,15 +110,14 @@ def _runner(local: bool) -> Runner:
         return run_on_ray
 
     def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
-        from cirkd_ray.report.follow import RunLog
-        from cirkd_ray.report.listeners import ProgressListener, TensorBoardListener
-        from cirkd_ray.report.progress import Progress
+        from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+        from cirkd_ray.report.progress import RunProgress
         from cirkd_ray.train.local import run_local
 
-        shown = ProgressListener(Progress(spec.train.steps))
+        shown = RunProgress(spec.train.steps)
         try:
             return run_local(spec, directory, [shown, RunLog(directory), TensorBoardListener(directory)])
         finally:
-            shown.progress.close()
+            shown.finish()
 
     return run_here

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from cirkd_ray.data.base import Sample, UInt8
+from cirkd_ray.data_tools.pictures import Color, blend, fit, grid, legend, outlined, stack, text_line
 from cirkd_ray.types import ClassSet
 
-_MARGIN, _LINE = 8, 18
+_MARGIN = 8
 
 
 def contact_sheet(samples: Sequence[Sample], classes: ClassSet, columns: int = 3, width: int = 360) -> UInt8:
@@ -26,62 +25,27 @@ def contact_sheet(samples: Sequence[Sample], classes: ClassSet, columns: int = 3
         width: pixels that each picture may be wide; it may be 3/4 of that high.
     """
     cells = [_cell(sample, classes, width) for sample in samples]
-    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
-    heights = [max(cell.height for cell in row) for row in rows]
-    total = columns * (cells[0].width + _MARGIN) + _MARGIN
-    legend = _legend(samples, classes, total)
-    sheet = Image.new("RGB", (total, sum(heights) + _MARGIN * (len(rows) + 1) + legend.height), "white")
-    top = _MARGIN
-    for row, height in zip(rows, heights, strict=True):
-        for column, cell in enumerate(row):
-            sheet.paste(cell, (_MARGIN + column * (cell.width + _MARGIN), top))
-        top += height + _MARGIN
-    sheet.paste(legend, (0, top))
-    return np.asarray(sheet)
+    sheet = grid([cells[i : i + columns] for i in range(0, len(cells), columns)], gap=_MARGIN)
+    below = legend(_entries(samples, classes), sheet.shape[1] - 2 * _MARGIN)
+    return np.vstack([sheet, np.pad(below, ((0, 0), (_MARGIN, _MARGIN), (0, 0)), constant_values=255)])
 
 
 def overlay(image: UInt8, label: UInt8, classes: ClassSet, opacity: float = 0.55) -> UInt8:
     """The image with the classes' colours over it; ignored pixels stay, edges of labels are white."""
-    table = np.zeros((256, 3), np.uint8)
-    table[: len(classes)] = np.array(classes.palette, np.uint8)
-    blend = cv2.addWeighted(image, 1 - opacity, table[label], opacity, 0)
-    blend = np.where((label < len(classes))[..., None], blend, image)
-    edge = cv2.morphologyEx(label, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0
-    blend[edge] = 255
-    return np.asarray(blend, np.uint8)
+    return outlined(blend(image, label, classes, opacity), label)
 
 
-def _cell(sample: Sample, classes: ClassSet, width: int) -> Image.Image:
-    height = 3 * width // 4
-    scale = min(width / sample.image.shape[1], height / sample.image.shape[0])
-    size = (max(1, round(scale * sample.image.shape[1])), max(1, round(scale * sample.image.shape[0])))
-    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-    image = np.asarray(cv2.resize(sample.image, size, interpolation=way), np.uint8)
-    label = np.asarray(cv2.resize(sample.label, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-    pair = Image.fromarray(np.hstack([image, overlay(image, label, classes)]))
-    cell = Image.new("RGB", (2 * width, pair.height + _LINE), "white")
-    cell.paste(pair, (0, 0))
-    ImageDraw.Draw(cell).text((2, pair.height + 1), sample.name[-80:], fill="black", font=_font())
-    return cell
+def _cell(sample: Sample, classes: ClassSet, width: int) -> UInt8:
+    image = fit(sample.image, 3 * width // 4, width, enlarge=True)
+    label = fit(sample.label, 3 * width // 4, width, labels=True, enlarge=True)
+    pair = np.hstack([image, overlay(image, label, classes)])
+    return stack([pair, text_line(sample.name[-80:], 2 * width)], gap=0)
 
 
-def _legend(samples: Sequence[Sample], classes: ClassSet, width: int) -> Image.Image:
-    """Colour, name and share of every class that occurs, and of ignored pixels."""
+def _entries(samples: Sequence[Sample], classes: ClassSet) -> list[tuple[str, Color]]:
+    """Name with share, and colour, of every class that occurs; the last is of ignored pixels."""
     counts = np.sum([np.bincount(sample.label.ravel(), minlength=256) for sample in samples], axis=0)
-    shares = counts / max(1, counts.sum())
-    present = [k for k in range(len(classes)) if counts[k]]
-    entries = [(classes.palette[k], f"{classes.names[k]} {100 * shares[k]:.1f} %") for k in present]
-    entries.append(((255, 255, 255), f"ignored {100 * shares[len(classes) :].sum():.1f} %"))
-    each = 170
-    columns = max(1, width // each)
-    legend = Image.new("RGB", (width, _LINE * (-(-len(entries) // columns)) + _MARGIN), "white")
-    draw = ImageDraw.Draw(legend)
-    for number, (colour, text) in enumerate(entries):
-        x, y = _MARGIN + number % columns * each, number // columns * _LINE
-        draw.rectangle((x, y, x + 12, y + 12), fill=colour, outline="black")
-        draw.text((x + 17, y), text, fill="black", font=_font())
-    return legend
-
-
-def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    return ImageFont.load_default(size=11)
+    shares = 100 * counts / max(1, counts.sum())
+    known = [(n, c, s) for n, c, s in zip(classes.names, classes.palette, shares, strict=False) if s]
+    entries = [(f"{name} {share:.1f} %", color) for name, color, share in known]
+    return [*entries, (f"ignored {shares[len(classes) :].sum():.1f} %", (255, 255, 255))]

@@ -7,51 +7,38 @@ import io
 import math
 from typing import TYPE_CHECKING
 
-from cirkd_ray.compare.folder import BASELINE, CompareData
-from cirkd_ray.compare.statistics import Interval
-from cirkd_ray.report.tables import UNKNOWN, Sheet, percent, rate
+from cirkd_ray.compare.folder import CompareData
+from cirkd_ray.report.tables import UNKNOWN, TextTable, percent, rate
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 ALPHA = 0.05
 
 
-def methods_table(data: CompareData) -> Sheet:
+def methods_table(data: CompareData) -> TextTable:
     """A row a method: mIoU with interval, difference to the baseline with its test, gap closed, cost."""
-    columns = (
-        "method",
-        "seeds",
-        "mIoU % (last)",
-        "95 % interval",
-        "best",
-        "difference",
-        "p (Holm)",
-        "gap closed %",
-        "images/s",
-        "minutes",
-        "GPU GiB",
-    )
-    rows = []
-    for name in data.recipes:
-        last, best = data.interval(name), data.interval(name, "best")
-        paired = data.paired.get(name)
-        rows.append(
-            (
-                name,
-                str(len(data.results[name])),
-                percent(last.mean),
-                _bounds(last),
-                percent(best.mean),
-                _signed(paired.difference.mean) if paired else "",
-                _p(paired.p_holm) if paired else "",
-                percent(data.gap_closed(name)) if paired else "",
-                rate(data.mean_of(name, "images_per_second")),
-                rate(data.mean_of(name, "seconds") / 60),
-                rate(max(data.memory[name].values())) if data.memory[name] else UNKNOWN,
-            )
-        )
-    return Sheet(columns, tuple(rows))
+    rows = [_method_row(data, name) for name in data.recipes]
+    return TextTable(tuple(rows[0]), tuple(tuple(row.values()) for row in rows))
+
+
+def _method_row(data: CompareData, name: str) -> dict[str, str]:
+    last, paired, memory = data.interval(name), data.paired.get(name), data.memory[name].values()
+    bounds = UNKNOWN if math.isnan(last.low) else f"{percent(last.low)} to {percent(last.high)}"
+    return {
+        "method": name,
+        "seeds": str(len(data.results[name])),
+        "mIoU % (last)": percent(last.mean),
+        "95 % interval": bounds,
+        "best": percent(data.interval(name, "best").mean),
+        "difference": _signed(paired.difference.mean) if paired else "",
+        "p (Holm)": _p(paired.p_holm) if paired else "",
+        "gap closed %": percent(data.gap_closed(name)) if paired else "",
+        "images/s": rate(data.mean_of(name, "images_per_second")),
+        "minutes": rate(data.mean_of(name, "seconds") / 60),
+        "GPU GiB": rate(max(memory, default=None)),
+    }
 
 
 def notes(data: CompareData) -> str:
@@ -83,17 +70,15 @@ def csv_text(data: CompareData) -> str:
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     names = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
-    columns = [*(f"last_{n}" for n in names), *(f"best_{n}" for n in names)]
+    kept = [(kind, name) for kind in ("last", "best") for name in names]
+    columns = (f"{kind}_{name}" for kind, name in kept)
     writer.writerow(["method", "seed", "steps", *columns, "seconds", "images_per_second", "gpu_memory_gib"])
     for method, runs in data.results.items():
         for seed, result in sorted(runs.items()):
-            figures = [result[kind].get(name, "") for kind in ("last", "best") for name in names]
-            cost = [
-                result.get("seconds", ""),
-                result.get("images_per_second", ""),
-                data.memory[method].get(seed, ""),
-            ]
-            writer.writerow([method, seed, result.get("steps", ""), *figures, *cost])
+            figures = [result[kind].get(name, "") for kind, name in kept]
+            cost = [result.get(name, "") for name in ("seconds", "images_per_second")]
+            memory = data.memory[method].get(seed, "")
+            writer.writerow([method, seed, result.get("steps", ""), *figures, *cost, memory])
     return file.getvalue()
 
 
@@ -103,50 +88,41 @@ def comparison_figure(data: CompareData) -> Figure:
 
     figure = Figure(figsize=(11.0, 1.6 + 0.5 * max(4, len(data.recipes))), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.2, 1.0))
-    names = list(data.recipes)
-    for row, name in enumerate(reversed(names)):
-        color = f"C{names.index(name)}"
-        values = [100 * v for v in data.figures(name).values()]
-        interval = data.interval(name)
-        if not values:
-            continue
-        if not math.isnan(interval.low):
-            left.plot([100 * interval.low, 100 * interval.high], [row, row], color=color, linewidth=2)
-        left.plot([100 * interval.mean], [row], "D", color=color, markersize=9)
-        runs = [row] * len(values)  # rings on top: they lie on the interval, one may be the mean
-        left.plot(values, runs, "o", markerfacecolor="white", markeredgecolor=color, markersize=5)
-    teacher = sorted(set(data.teachers.values()))
-    for score in teacher:
-        left.axvline(100 * score, color="0.4", linestyle="--", linewidth=1, label="teacher (best)")
-    left.set_yticks(range(len(names)), list(reversed(names)))
-    left.set_ylim(-0.6, len(names) - 0.4)
-    left.set_xlabel("mIoU % of the last validation: runs (rings), mean, 95 % interval")
-    left.grid(axis="x", alpha=0.3)
-    if teacher:
-        left.legend(fontsize=8)
-    for index, name in enumerate(names):
-        whole = [rows for seed, rows in data.curves[name].items() if seed in data.results[name]]
-        steps, means = _mean_curve(whole)
-        label = name + (" *" if _significant(data, name) else "")
-        right.plot(
-            steps,
-            means,
-            marker="." if len(steps) < 10 else None,
-            color=f"C{index}",
-            label=label,
-            linewidth=1.6,
-        )
-    right.set_xlabel("step")
-    right.set_ylabel("mIoU %, mean over seeds")
-    right.grid(alpha=0.3)
-    starred = any(_significant(data, name) for name in names)
-    title = f"* p < {ALPHA} against the baseline" if starred else None
-    right.legend(fontsize=8, title=title, title_fontsize=7)
+    _draw_intervals(left, data)
+    _draw_curves(right, data)
     return figure
 
 
-def _significant(data: CompareData, name: str) -> bool:
-    return name != BASELINE and name in data.paired and data.paired[name].p_holm < ALPHA
+def _draw_intervals(axes: Axes, data: CompareData) -> None:
+    names = list(data.recipes)
+    for row, name in enumerate(names):
+        color, interval = f"C{row}", data.interval(name)
+        values = [100 * value for value in data.figures(name).values()]
+        axes.plot([100 * interval.low, 100 * interval.high], [row, row], color=color, linewidth=2)
+        axes.plot([100 * interval.mean], [row], "D", color=color, markersize=9)
+        # Rings on top: they lie on the interval, one may be the mean.
+        axes.plot(values, [row] * len(values), "o", color=color, markerfacecolor="white", markersize=5)
+    for score in sorted(set(data.teachers.values())):
+        axes.axvline(100 * score, color="0.4", linestyle="--", linewidth=1, label="teacher (best)")
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
+    axes.set_xlabel("mIoU % of the last validation: runs (rings), mean, 95 % interval")
+    axes.grid(axis="x", alpha=0.3)
+    if data.teachers:
+        axes.legend(fontsize=8)
+
+
+def _draw_curves(axes: Axes, data: CompareData) -> None:
+    notable = {name for name, paired in data.paired.items() if paired.p_holm < ALPHA}
+    for index, name in enumerate(data.recipes):
+        whole = [rows for seed, rows in data.curves[name].items() if seed in data.results[name]]
+        steps, means = _mean_curve(whole)
+        label, marker = f"{name} *" if name in notable else name, "." if len(steps) < 10 else None
+        axes.plot(steps, means, marker=marker, color=f"C{index}", label=label, linewidth=1.6)
+    axes.set(xlabel="step", ylabel="mIoU %, mean over seeds")
+    axes.grid(alpha=0.3)
+    title = f"* p < {ALPHA} against the baseline" if notable else None
+    axes.legend(fontsize=8, title=title, title_fontsize=7)
 
 
 def _mean_curve(curves: list[list[dict[str, float]]]) -> tuple[list[int], list[float]]:
@@ -155,12 +131,6 @@ def _mean_curve(curves: list[list[dict[str, float]]]) -> tuple[list[int], list[f
     steps = sorted(common)
     by_step = [{int(row["step"]): 100 * row["miou"] for row in rows} for rows in curves]
     return steps, [sum(curve[step] for curve in by_step) / len(by_step) for step in steps]
-
-
-def _bounds(interval: Interval) -> str:
-    if math.isnan(interval.low):
-        return UNKNOWN
-    return f"{percent(interval.low)} to {percent(interval.high)}"
 
 
 def _signed(value: float) -> str:

@@ -9,7 +9,7 @@ import yaml
 from cirkd_ray.compare.folder import CompareData
 from cirkd_ray.files import save_text
 from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table, notes
-from cirkd_ray.report.html import Page
+from cirkd_ray.report.page import Page
 
 
 def write_comparison(data: CompareData) -> Path:

@@ -9,31 +9,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from cirkd_ray.data.base import UInt8
+from cirkd_ray.data_tools.pictures import save_picture
 from cirkd_ray.evaluate.bootstrap import Interval
 from cirkd_ray.evaluate.preview import Picture
 from cirkd_ray.evaluate.saved import EvaluationJob, Subject
 from cirkd_ray.evaluate.scoring import EvaluationResult
 from cirkd_ray.files import save_text
 from cirkd_ray.report.figures import confusion_figure, to_image
-from cirkd_ray.report.pictures import save_picture
 from cirkd_ray.report.predictions import side_by_side
-from cirkd_ray.report.tables import Sheet, per_class, percent, rate, scores
+from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A finished evaluation, with all that its report says.
+    """A finished evaluation, with all that its report shows.
 
     Attributes:
         job: what was asked for.
         subject: facts about the network.
         result: the counts.
-        interval: confidence interval of the mean IoU, or None; nor is there one where no pixel is labelled.
-        worst: index and mean IoU of the worst images, the worst first.
+        interval: confidence interval of the mean IoU; None where none was asked for or no pixel is labelled.
+        worst: index and mean IoU of the worst images, lowest first.
         pictures: these images, in the same order.
     """
 
@@ -46,38 +44,27 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a score that does not exist is None."""
-        result, matrix = self.result, self.result.confusion.matrix.cpu()
-        boundary = [None] * len(result.classes) if result.boundary is None else result.boundary.iou().tolist()
-        columns = (
-            result.confusion.iou().tolist(),
-            result.confusion.class_accuracy().tolist(),
-            matrix.sum(1).tolist(),
-        )
-        rows = zip(result.classes.names, *columns, boundary, strict=True)
+        job, result, matrix = self.job, self.result, self.result.confusion.matrix.cpu()
+        names, boundary = result.classes.names, result.boundary
+        columns = {
+            "iou": result.confusion.iou().tolist(),
+            "accuracy": result.confusion.class_accuracy().tolist(),
+            "pixels": matrix.sum(1).tolist(),
+            "boundary_iou": [None] * len(names) if boundary is None else boundary.iou().tolist(),
+        }
         return {
             "model": {
-                "path": self.job.model,
+                "path": job.model,
                 "name": self.subject.network,
                 "parameters": self.subject.parameters,
             },
-            "data": {
-                "name": self.job.data,
-                "split": self.job.split,
-                "root": self.job.root,
-                "images": result.images,
-            },
-            "settings": {**_settings(self.job), "device": self.subject.device},
+            "data": {"name": job.data, "split": job.split, "root": job.root, "images": result.images},
+            "settings": {**_settings(job), "device": self.subject.device},
             "metrics": {k: _number(v) for k, v in result.metrics().items() if not k.startswith("iou/")},
             "miou_interval": None if self.interval is None else self.interval._asdict(),
             "classes": [
-                {
-                    "name": n,
-                    "iou": _number(i),
-                    "accuracy": _number(a),
-                    "pixels": p,
-                    "boundary_iou": _number(b),
-                }
-                for n, i, a, p, b in rows
+                {"name": name, **{key: _number(values[k]) for key, values in columns.items()}}
+                for k, name in enumerate(names)
             ],
             "confusion": matrix.tolist(),
             "ignored_pixels": result.confusion.ignored,
@@ -88,14 +75,13 @@ class Evaluation:
             "environment": environment(),
         }
 
-    def scores(self) -> Sheet:
+    def title(self) -> str:
+        """The network, the data set and the split."""
+        return f"{self.subject.network} on {self.job.data} {self.job.split}"
+
+    def scores(self) -> TextTable:
         """All scores, the mean IoU's with its confidence interval."""
-        sheet = scores(self.result, f"{self.subject.network} on {self.job.data} {self.job.split}")
-        rows = list(sheet.rows)
-        if self.interval is not None:
-            low, high = percent(self.interval.low), percent(self.interval.high)
-            rows.insert(1, (f"mIoU, {self.interval.confidence * 100:g} % interval", f"{low} to {high}"))
-        return Sheet(sheet.columns, tuple(rows), sheet.title)
+        return scores(self.result, self.title(), self.interval)
 
     def speed(self) -> str:
         """How many images, how fast, and where."""
@@ -108,11 +94,11 @@ class Evaluation:
             f"{key} {value}" for key, value in _settings(self.job).items() if value not in (None, "")
         )
         parts = [
-            f"# {self.subject.network} on {self.job.data} {self.job.split}\n",
+            f"# {self.title()}\n",
             f"Model: `{self.job.model}`, {self.subject.parameters / 1e6:.2f} M parameters; {self.speed()}.\n",
             f"Settings: {settings}.\n",
             *(f"**Warning: {warning}.**\n" for warning in self.subject.warnings),
-            Sheet(("score", "%"), self.scores().rows).markdown(),
+            scores(self.result, interval=self.interval).markdown(),
         ]
         if self.interval is not None:
             parts.append(
@@ -122,7 +108,7 @@ class Evaluation:
         parts += ["## Classes\n", per_class(self.result).markdown(), "![confusion matrix](confusion.png)\n"]
         if self.worst:
             rows = tuple((self.result.names[i], percent(score)) for i, score in self.worst)
-            parts += ["## Worst images\n", Sheet(("image", "mIoU %"), rows).markdown()]
+            parts += ["## Worst images\n", TextTable(("image", "mIoU %"), rows).markdown()]
         if self.pictures:
             parts.append("![worst images](worst.png)\n")
         return "\n".join(parts)
@@ -151,7 +137,7 @@ class Evaluation:
             save_text(folder / name, text)
         return [folder / name for name in (*texts, *pictures)]
 
-    def worst_picture(self) -> NDArray[np.uint8]:
+    def worst_picture(self) -> UInt8:
         """The worst images beside truth, prediction and wrong pixels."""
         pairs = zip(self.pictures, self.worst, strict=True)
         captions = [f"{picture.name}   mIoU {percent(score)} %" for picture, (_, score) in pairs]

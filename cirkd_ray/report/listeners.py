@@ -1,16 +1,23 @@
-"""Listeners of a run (see `engine.reporter.Listener`): what it writes for people to look at."""
+"""Files that a run writes for people while it trains: `tensorboard/` and `log.txt`.
+
+They are listeners of the run (`cirkd_ray.train.reporter.Listener`), on its main rank.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from typing import Any
 
 from cirkd_ray.config.composition import flatten
 from cirkd_ray.evaluate.scoring import EvaluationResult
-from cirkd_ray.report.progress import Progress
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
+
+SHOWN_LIVE = "  "
+"""Begins the lines of `log.txt` that a follower passes over: it draws the figures from the metrics."""
+_VALIDATION = {"miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "step"}
 
 
 class TensorBoardListener(Listener):
@@ -29,8 +36,7 @@ class TensorBoardListener(Listener):
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Every figure of a line, losses under `loss/`, the rest under `train/`."""
         if self.board is not None:
-            validation = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "step")
-            shown = {k: v for k, v in metrics.items() if k not in validation}
+            shown = {k: v for k, v in metrics.items() if k not in _VALIDATION}
             self.board.scalars(step, {k if "/" in k else f"train/{k}": v for k, v in shown.items()})
 
     def validation(self, step: int, result: EvaluationResult) -> None:
@@ -41,27 +47,32 @@ class TensorBoardListener(Listener):
     def finish(self, result: Mapping[str, Any]) -> None:
         """Hyper-parameters beside the final figures."""
         if self.board is not None:
-            figures = {
-                f"hparam/{kind}_miou": result[kind]["miou"] for kind in ("best", "last") if result.get(kind)
-            }
-            self.board.hparams(self.hparams, figures)
+            kinds = [kind for kind in ("best", "last") if result.get(kind)]
+            self.board.hparams(self.hparams, {f"hparam/{kind}_miou": result[kind]["miou"] for kind in kinds})
             self.board.close()
 
 
-class ProgressListener(Listener):
-    """Shows the run in this process's terminal or log."""
+class RunLog(Listener):
+    """Writes the run's messages and main figures to its `log.txt`, a line each."""
 
-    def __init__(self, progress: Progress) -> None:
-        self.progress = progress
+    def __init__(self, directory: RunDirectory) -> None:
+        self.path = directory.path / "log.txt"
+
+    def start(self, spec: dict[str, Any], step: int) -> None:
+        """The recipe's name, the first and the last step."""
+        self.message(f"{SHOWN_LIVE}{spec['name']}: step {step} to {spec['train']['steps']}")
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """One line."""
-        self.progress.update(step, dict(metrics))
-
-    def message(self, text: str) -> None:
-        """A line between."""
-        self.progress.message(text)
+        """The main figures of a line of metrics."""
+        names = {"loss/total": "loss", "miou": "mIoU", "images_per_second": "images/s"}
+        figures = [f"{text} {metrics[name]:.4g}" for name, text in names.items() if name in metrics]
+        self.message(f"{SHOWN_LIVE}step {step}: {', '.join(figures)}")
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        """Close the live line."""
-        self.progress.close()
+        """The end."""
+        self.message(f"{SHOWN_LIVE}finished")
+
+    def message(self, text: str) -> None:
+        """Append."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")

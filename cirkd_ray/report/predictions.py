@@ -1,17 +1,20 @@
-"""Images beside their truth and predictions."""
+"""Predictions as pictures: beside images and truth, and as files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from cirkd_ray.data.base import UInt8
+from cirkd_ray.data_tools import pictures
+from cirkd_ray.evaluate.predict import Prediction
 from cirkd_ray.evaluate.preview import Picture
-from cirkd_ray.report import pictures
 from cirkd_ray.types import ClassSet
 
-UInt8 = NDArray[np.uint8]
+FORMS = {"colors": ".png", "blends": ".jpg", "ids": ".png"}
+"""What can be written: the data set's colours, the image under these colours, and 8-bit class indices."""
 
 
 def side_by_side(
@@ -34,24 +37,39 @@ def side_by_side(
         errors: add a column that shows where the student is wrong.
         student: what to call the student.
     """
-    teacher = any(picture.teacher is not None for picture in shown)
-    columns = [
-        "image",
-        "truth",
-        student,
-        *(["wrong pixels"] if errors else []),
-        *(["teacher"] if teacher else []),
-    ]
+    teacher = ["teacher"] if any(picture.teacher is not None for picture in shown) else []
+    columns = ["image", "truth", student, *(["wrong pixels"] if errors else []), *teacher]
     rows, present = [], set()
     for picture in shown:
-        small = pictures.shrink(picture.image, height, width)
         maps = [picture.truth, picture.student, *([picture.teacher] if picture.teacher is not None else [])]
-        fitted = [pictures.shrink(labels, height, width, labels=True) for labels in maps]
+        fitted = [pictures.fit(labels, height, width, labels=True) for labels in maps]
         present |= {int(k) for labels in fitted for k in np.unique(labels)}
         colored = [pictures.colorize(labels, classes) for labels in fitted]
         if errors:
             colored.insert(2, pictures.mistakes(fitted[0], fitted[1]))
-        rows.append([small, *colored])
+        rows.append([pictures.fit(picture.image, height, width), *colored])
     names = [picture.name for picture in shown] if captions is None else captions
     body = pictures.grid(rows, columns, names)
-    return pictures.stack([body, pictures.legend(classes, body.shape[1], present)])
+    return pictures.stack([body, pictures.legend(pictures.class_entries(classes, present), body.shape[1])])
+
+
+def write_prediction(
+    folder: Path, prediction: Prediction, classes: ClassSet, forms: Collection[str]
+) -> list[Path]:
+    """Write `FORM/NAME.SUFFIX` below `folder` for each of the forms.
+
+    Raises:
+        ConfigError: the folder cannot be written, or the disk is full.
+    """
+    written = []
+    for form in forms:
+        path = folder / form / f"{prediction.name}{FORMS[form]}"
+        if form == "ids":
+            picture = prediction.labels
+        elif form == "colors":
+            picture = pictures.colorize(prediction.labels, classes)
+        else:
+            picture = pictures.blend(prediction.image, prediction.labels, classes)
+        pictures.save_picture(path, picture)
+        written.append(path)
+    return written

@@ -1,4 +1,4 @@
-"""The live line of a run on a terminal, and plain lines in logs."""
+"""How far long work is: a bar for anything that counts, and the live line of a run."""
 
 from __future__ import annotations
 
@@ -6,18 +6,56 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
-from typing import TextIO
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, TaskID, TextColumn
-from rich.progress import Progress as RichProgress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-_WINDOW = 20
+from cirkd_ray.train.reporter import Listener
+
+PAUSE = 15.0
+"""Seconds between two lines of a bar where there is no terminal."""
+_MARKS = 20
+"""Updates that the time left follows from."""
 
 
-class Progress:
+@contextmanager
+def bar(total: int, text: str, unit: str = "images") -> Iterator[Callable[[int], None]]:
+    """Show how far a block of work is; the block calls what it gets with each number of finished items.
+
+    Elsewhere than on a terminal, a plain line is written at most every `PAUSE` seconds.
+
+    Args:
+        total: number of items.
+        text: what is done.
+        unit: what the items are.
+    """
+    if not sys.stderr.isatty():
+        yield _lines(total, text, unit)
+        return
+    columns = (TextColumn(text), BarColumn(), MofNCompleteColumn(), TextColumn(unit), TimeRemainingColumn())
+    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
+        task = progress.add_task(text, total=total)
+        yield lambda done: progress.advance(task, done)
+
+
+def _lines(total: int, text: str, unit: str) -> Callable[[int], None]:
+    finished, last = 0, time.monotonic()
+
+    def advance(done: int) -> None:
+        nonlocal finished, last
+        finished += done
+        if time.monotonic() - last >= PAUSE:
+            last = time.monotonic()
+            sys.stderr.write(f"{text}: {finished} of {total} {unit}\n")
+
+    return advance
+
+
+class RunProgress(Listener):
     """Shows where a run stands: step, loss, mIoU, images/s and the time that is left.
 
     On a terminal it is one line that is drawn anew; elsewhere each update is a line of text. The time left
@@ -27,8 +65,8 @@ class Progress:
     Args:
         total_steps: the run's length.
         stream: where to write; standard error by default, so that results on standard output stay clean.
-        every: elsewhere than on a terminal, write a line only where the run has gone on by so many steps (and
-            always the first, the last and those with a validation).
+        every: steps between two lines where there is no terminal. The first line, the last and those with a
+            validation are always written.
         clock: seconds, for tests.
     """
 
@@ -40,24 +78,20 @@ class Progress:
         every: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.total_steps = total_steps
-        self.every = every
+        self.total_steps, self.every = total_steps, every
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
-        self._marks: deque[tuple[float, int]] = deque(maxlen=_WINDOW)
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._miou: float | None = None
         self._written: int | None = None
-        self._live: RichProgress | None = None
-        self._task: TaskID | None = None
-        if self._stream.isatty():
-            self._start_live()
+        self._live = _live_line(self._stream, total_steps) if self._stream.isatty() else None
 
-    def update(self, step: int, metrics: Mapping[str, float]) -> None:
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the figures of `step`.
 
         Args:
             step: steps done so far.
-            metrics: of these are shown `loss/total` (or `loss`, or `total`), `miou` and `images_per_second`.
+            metrics: of these `loss/total` (or `loss`, or `total`), `miou` and `images_per_second` are shown.
                 On a terminal the last mIoU stays in sight until there is a new one.
         """
         if self._marks and step < self._marks[-1][1]:
@@ -66,9 +100,9 @@ class Progress:
         validated = "miou" in metrics
         self._miou = metrics["miou"] if validated else self._miou
         figures = self._figures(metrics, self._miou if self._live or validated else None)
-        if self._live is not None and self._task is not None:
-            self._live.update(self._task, completed=step, figures=figures)
-        elif self._due(step, validated):
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], completed=step, figures=figures)
+        elif validated or self._due(step):
             self._written = step
             self._write(f"step {step}/{self.total_steps}  {figures}")
 
@@ -79,7 +113,7 @@ class Progress:
         else:
             self._write(text)
 
-    def close(self) -> None:
+    def finish(self, result: Mapping[str, Any] | None = None) -> None:
         """Leave the last state on the screen and stop drawing; calling it twice is fine."""
         if self._live is not None:
             self._live.stop()
@@ -90,36 +124,35 @@ class Progress:
         if len(self._marks) < 2:
             return None
         (start, first), (now, last) = self._marks[0], self._marks[-1]
-        if last <= first:
-            return None
-        return (now - start) / (last - first) * max(0, self.total_steps - last)
+        return (now - start) / (last - first) * max(0, self.total_steps - last) if last > first else None
 
-    def _start_live(self) -> None:
-        columns = (
-            TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[figures]}"),
-        )
-        self._live = RichProgress(*columns, console=Console(file=self._stream), refresh_per_second=4)
-        self._task = self._live.add_task("train", total=self.total_steps, figures="starting")
-        self._live.start()
-
-    def _due(self, step: int, validated: bool) -> bool:
-        if self._written is None or validated or step >= self.total_steps or step < self._written:
-            return True
-        return step - self._written >= self.every
+    def _due(self, step: int) -> bool:
+        first, last = self._written is None or step < self._written, step >= self.total_steps
+        return first or last or step - (self._written or 0) >= self.every
 
     def _figures(self, metrics: Mapping[str, float], miou: float | None) -> str:
         loss = next((metrics[key] for key in ("loss/total", "loss", "total") if key in metrics), None)
-        parts = [f"loss {loss:.4f}" if loss is not None else "", _percent(miou)]
+        parts = [f"loss {loss:.4f}"] if loss is not None else []
+        parts += [f"mIoU {miou * 100:.2f} %"] if miou is not None and not math.isnan(miou) else []
         if "images_per_second" in metrics:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")
-        parts.append(f"ETA {duration(self.eta())}")
-        return "  ".join(part for part in parts if part)
+        return "  ".join([*parts, f"ETA {duration(self.eta())}"])
 
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
+
+
+def _live_line(stream: TextIO, total_steps: int) -> Progress:
+    columns = (
+        TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
+        BarColumn(bar_width=24),
+        TextColumn("{task.fields[figures]}"),
+    )
+    live = Progress(*columns, console=Console(file=stream), refresh_per_second=4)
+    live.add_task("train", total=total_steps, figures="starting")
+    live.start()
+    return live
 
 
 def duration(seconds: float | None) -> str:
@@ -129,7 +162,3 @@ def duration(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def _percent(miou: float | None) -> str:
-    return "" if miou is None or math.isnan(miou) else f"mIoU {miou * 100:.2f} %"

@@ -1,4 +1,4 @@
-"""What `cirkd train` says at its end."""
+"""What `cirkd train` prints at its end."""
 
 from __future__ import annotations
 
@@ -8,44 +8,31 @@ from typing import Any
 
 from rich.console import Console
 
-from cirkd_ray.report.tables import Compared, comparison
+from cirkd_ray.report.tables import UNKNOWN, TextTable, percent, rate
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Outcome
 
-
-def compared(role: str, result: dict[str, Any]) -> Compared:
-    """A run's row in the comparison: its best validation and the speed of its last."""
-    best, last = result.get("best") or {}, result.get("last") or {}
-    return Compared(
-        role, result["model"], best.get("miou"), result["parameters"], last.get("images_per_second")
-    )
+NETWORK_COLUMNS = ("", "model", "mIoU %", "parameters", "images/s")
 
 
-def teacher_row(outcome: Outcome) -> Compared | None:
-    """The teacher's row, as far as its own files tell; None for a run without a teacher."""
-    if outcome.teacher is not None:
-        return compared("teacher", outcome.teacher.read_result() or {})
-    spec = outcome.directory.spec()
-    if spec.distill is None or spec.teacher is None:
-        return None
-    weights = spec.teacher.weights
-    if weights is None:
-        return Compared("teacher", str(spec.teacher.module))
-    folder = Path(weights)
-    result = RunDirectory(folder).read_result() if folder.is_dir() else None
-    if result is not None:
-        return compared("teacher", result)
-    card = folder / "model.json" if folder.is_dir() else folder
-    name = json.loads(card.read_text())["name"] if card.suffix == ".json" and card.is_file() else folder.name
-    return Compared("teacher", name)
+def network_row(
+    role: str,
+    model: str,
+    miou: float | None = None,
+    parameters: int | None = None,
+    images_per_second: float | None = None,
+) -> tuple[str, ...]:
+    """A network's row of `NETWORK_COLUMNS`: its role is "teacher" or "student"; None is not known."""
+    millions = UNKNOWN if parameters is None else f"{parameters / 1e6:.2f} M"
+    return role, model, percent(miou), millions, rate(images_per_second)
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
-    """Teacher and student beside each other, and where things are."""
-    teacher = teacher_row(outcome)
-    student = compared("student" if teacher else "network", outcome.result)
+    """Teacher and student beside each other, and where the files are."""
+    teacher = _teacher_row(outcome)
+    rows = ([teacher] if teacher else []) + [_run_row("student" if teacher else "network", outcome.result)]
     title = "Best validation mIoU; images/s of the last validation, all workers together"
-    console.print(comparison([*([teacher] if teacher else []), student], title).rich())
+    console.print(TextTable(NETWORK_COLUMNS, tuple(rows), title).rich())
     path = outcome.directory.path
     lines = [
         f"run          {path}",
@@ -53,7 +40,32 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}",
     ]
     if outcome.teacher is not None:
-        lines.append(
-            f"teacher      {outcome.teacher.path}" + (" (trained before)" if outcome.teacher_reused else "")
-        )
+        before = " (trained before)" if outcome.teacher_reused else ""
+        lines.append(f"teacher      {outcome.teacher.path}{before}")
     console.print("\n".join(lines), highlight=False)
+
+
+def _run_row(role: str, result: dict[str, Any]) -> tuple[str, ...]:
+    """A run's best validation, and the speed of its last."""
+    best, last = result.get("best") or {}, result.get("last") or {}
+    figures = (best.get("miou"), result["parameters"], last.get("images_per_second"))
+    return network_row(role, result["model"], *figures)
+
+
+def _teacher_row(outcome: Outcome) -> tuple[str, ...] | None:
+    """The teacher's row, as far as its files tell; None for a run without a teacher."""
+    if outcome.teacher is not None:
+        return _run_row("teacher", outcome.teacher.read_result() or {})
+    spec = outcome.directory.spec()
+    if spec.distill is None or spec.teacher is None:
+        return None
+    weights = spec.teacher.weights
+    if weights is None:
+        return network_row("teacher", str(spec.teacher.module))
+    folder = Path(weights)
+    result = RunDirectory(folder).read_result() if folder.is_dir() else None
+    if result is not None:
+        return _run_row("teacher", result)
+    card = folder / "model.json" if folder.is_dir() else folder
+    known = card.suffix == ".json" and card.is_file()
+    return network_row("teacher", json.loads(card.read_text())["name"] if known else folder.name)

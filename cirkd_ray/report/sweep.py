@@ -3,70 +3,15 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from cirkd_ray.report.tables import UNKNOWN, Sheet, percent
+from cirkd_ray.report.tables import UNKNOWN, TextTable, percent
 from cirkd_ray.sweep.folder import SweepData
 
 SHARES = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
 """Metrics in 0..1, shown in percent."""
-
-
-def ranking(data: SweepData, limit: int | None = None) -> Sheet:
-    """Trials, best first: their values, metrics, how far they came; failed ones last."""
-    paths = varied(data)
-    metrics = list(data.space["metric"])
-    ranked = data.ranked
-    others = [trial for trial in data.trials if trial not in ranked]
-    shown = [*ranked, *others][:limit]
-    short = short_names(paths)
-    columns = ("trial", *(figure_name(m) for m in metrics), "step", "status", *(short[p] for p in paths))
-    rows = [
-        (
-            trial.id,
-            *(figure(trial.figure(metric), metric) for metric in metrics),
-            f"{trial.step}/{trial.steps}",
-            trial.status,
-            *(value_text(trial.values.get(path)) for path in paths),
-        )
-        for trial in shown
-    ]
-    return Sheet(columns, tuple(rows), "Trials, those that ran longest first, then by the last validation")
-
-
-def fair_comparison(data: SweepData) -> Sheet:
-    """Controls and finalists over the seeds that nothing was chosen by.
-
-    A finalist was chosen by its figure with the first seed, which therefore flatters it. Where it has been
-    run with other seeds, the first is left out, for all alike.
-    """
-    metric, first, others = data.metric, data.space["seeds"][0], set(data.space["seeds"][1:])
-    chosen = not any(others & set(runs) for runs in data.finalists.values())
-    seeds = {first} if chosen else others
-    rows = []
-    groups: dict[str, list[float]] = {}
-    for trial in data.ranked[: max(1, data.space["finalists"])]:
-        own = [trial.figure(metric)] if trial.status == "finished" else []
-        runs = data.finalists.get(trial.id, {})
-        groups[f"trial {trial.id}"] = own if chosen else _last(runs, metric, seeds)
-    for name, runs in sorted(data.controls.items()):
-        groups[CONTROLS.get(name, name)] = _last(runs, metric, seeds)
-    for name, values in groups.items():
-        mean = statistics.mean(values) if values else None
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        lowest = figure(min(values), metric) if values else UNKNOWN
-        cells = (figure(mean, metric), figure(spread, metric), lowest, str(len(values)))
-        rows.append((name, *cells))
-    how = (
-        "the best was chosen by this very figure, which flatters it (more seeds and finalists would tell)"
-        if chosen
-        else f"without seed {first}, by which the best was chosen"
-    )
-    title = f"The best and the controls, last validation; {how}"
-    return Sheet(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
-
-
 SHOWN = 4
 """Trials that are named where many failed of one reason."""
 LEFT_OUT = {
@@ -79,22 +24,70 @@ LEFT_OUT = {
 CONTROLS = {"baseline": "control: no distillation", "defaults": "control: the recipe's own values"}
 
 
+def ranking(data: SweepData, limit: int | None = None) -> TextTable:
+    """Trials, best first: their values, metrics, how far they came; failed ones last."""
+    metrics, names = list(data.space["metric"]), short_names(varied(data))
+    columns = ("trial", *map(figure_name, metrics), "step", "status", *names.values())
+    others = [trial for trial in data.trials if trial not in data.ranked]
+    rows = [
+        (
+            trial.id,
+            *(figure(trial.figure(metric), metric) for metric in metrics),
+            f"{trial.step}/{trial.steps}",
+            trial.status,
+            *(value_text(trial.values.get(path)) for path in names),
+        )
+        for trial in [*data.ranked, *others][:limit]
+    ]
+    return TextTable(
+        columns, tuple(rows), "Trials, those that ran longest first, then by the last validation"
+    )
+
+
+def fair_comparison(data: SweepData) -> TextTable:
+    """Controls and finalists over the seeds that nothing was chosen by.
+
+    A finalist was chosen by its figure with the first seed, so this figure flatters it. Where finalists have
+    been run with other seeds, the first seed is left out for all.
+    """
+    metric, first, others = data.metric, data.space["seeds"][0], set(data.space["seeds"][1:])
+    chosen = not any(others & set(runs) for runs in data.finalists.values())
+    seeds = {first} if chosen else others
+    groups: dict[str, list[float]] = {}
+    for trial in data.ranked[: max(1, data.space["finalists"])]:
+        own = [trial.figure(metric)] if trial.status == "finished" else []
+        runs = data.finalists.get(trial.id, {})
+        groups[f"trial {trial.id}"] = own if chosen else last_figures(runs, metric, seeds)
+    for name, runs in sorted(data.controls.items()):
+        groups[CONTROLS.get(name, name)] = last_figures(runs, metric, seeds)
+    rows = []
+    for name, values in groups.items():
+        mean = statistics.mean(values) if values else None
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        shown = (figure(value, metric) for value in (mean, spread, min(values, default=None)))
+        rows.append((name, *shown, str(len(values))))
+    how = (
+        "the best was chosen by this very figure, which flatters it (more seeds and finalists would tell)"
+        if chosen
+        else f"without seed {first}, by which the best was chosen"
+    )
+    title = f"The best and the controls, last validation; {how}"
+    return TextTable(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
+
+
 def summary(data: SweepData) -> str:
-    """A few lines: how trials ended, and what early stopping saved."""
-    counts: dict[str, int] = {}
-    for trial in data.trials:
-        counts[trial.status] = counts.get(trial.status, 0) + 1
-    ended = ", ".join(f"{count} {status}" for status, count in sorted(counts.items()))
-    spent, planned = data.steps_spent, data.steps_planned
-    shares = {status: 100.0 * data.steps_left_out(status) / max(1, planned) for status in LEFT_OUT}
+    """A few lines: how trials ended, what early stopping saved, controls and failures."""
+    counts = sorted(Counter(trial.status for trial in data.trials).items())
+    planned = max(1, data.steps_planned)
+    shares = {status: 100.0 * data.steps_left_out(status) / planned for status in LEFT_OUT}
     parts = [f"{shares[s]:.0f} % {words}" for s, words in LEFT_OUT.items() if s == "stopped" or shares[s]]
     lines = [
-        f"trials       {len(data.trials)}: {ended}",
-        f"budget       {spent} of {planned} training steps ({', '.join(parts)})",
+        f"trials       {len(data.trials)}: {', '.join(f'{count} {status}' for status, count in counts)}",
+        f"budget       {data.steps_spent} of {data.steps_planned} training steps ({', '.join(parts)})",
     ]
     for name, runs in sorted(data.controls.items()):
-        values = ", ".join(figure(value, data.metric) for value in _last(runs, data.metric))
-        lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values}")
+        values = ", ".join(figure(value, data.metric) for value in last_figures(runs, data.metric))
+        lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values or UNKNOWN}")
     reasons: dict[str, list[str]] = {}
     for trial in data.trials:
         if trial.status == "failed" and trial.reason:
@@ -107,7 +100,9 @@ def summary(data: SweepData) -> str:
     return "\n".join(lines)
 
 
-def _last(runs: dict[int, dict[str, Any]], metric: str, seeds: Collection[int] | None = None) -> list[float]:
+def last_figures(
+    runs: dict[int, dict[str, Any]], metric: str, seeds: Collection[int] | None = None
+) -> list[float]:
     """The last validation's figure of each run, of these seeds where they are given."""
     return [
         float(result["last"][metric])
@@ -123,15 +118,13 @@ def varied(data: SweepData) -> list[str]:
 
 def short_names(paths: list[str]) -> dict[str, str]:
     """Path -> as many of its last parts as tell it from the others."""
-    found = {}
-    for path in paths:
+
+    def tails(path: str) -> list[str]:
         parts = path.split(".")
-        for count in range(1, len(parts) + 1):
-            tail = ".".join(parts[-count:])
-            if sum(other == tail or other.endswith(f".{tail}") for other in paths) == 1:
-                break
-        found[path] = tail
-    return found
+        return [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
+
+    shared = Counter(tail for path in paths for tail in tails(path))
+    return {path: next((tail for tail in tails(path) if shared[tail] == 1), path) for path in paths}
 
 
 def figure_name(metric: str) -> str:

@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.report import sweep_figures as figures
-from cirkd_ray.report.html import Page
+from cirkd_ray.report.page import Page
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary, varied
-from cirkd_ray.report.sweep_importance import importance
+from cirkd_ray.report.sweep_study import importance
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.sweep.folder import SweepData
 
 
 def write_sweep(data: SweepData) -> Path:
     """Write `report/` and `tensorboard/` into the sweep's folder; returns the page."""
-    space = data.space
-    page = Page(data.folder / "report", f"Sweep {space['name']}", space["description"])
+    page = Page(data.folder / "report", f"Sweep {data.space['name']}", data.space["description"])
     page.note(summary(data))
     if data.controls or data.finalists:
         page.table(fair_comparison(data))
@@ -29,7 +28,7 @@ def write_sweep(data: SweepData) -> Path:
     page.heading("Ranking")
     page.table(ranking(data))
     page.heading("Learning curves")
-    page.figure("learning_curves", figures.learning_curves(data), _CURVES)
+    page.figure("learning_curves", figures.learning_curves(data), curves_caption(data))
     shares, how = importance(data)
     page.heading("What matters")
     if shares:
@@ -37,22 +36,31 @@ def write_sweep(data: SweepData) -> Path:
     else:
         page.note(how)
     if data.ranked:
-        page.figure("slices", figures.slices(data), "Full dots ran to their end, rings were stopped early.")
+        whole = all(trial.status == "finished" for trial in data.ranked)
+        rings = "" if whole else "Full dots ran to their end, rings did not."
+        page.figure("slices", figures.slices(data), rings)
         page.heading("Parallel coordinates")
         page.figure("parallel_coordinates", figures.parallel_coordinates(data), "The best trial is red.")
-    if len(space["metric"]) > 1:
+    if len(data.space["metric"]) > 1:
         page.heading("Pareto front")
-        page.figure(
-            "pareto", figures.pareto_figure(data), "Red: no other finished trial is better in every metric."
-        )
+        front = "Red: no other finished trial is better in every metric."
+        page.figure("pareto", figures.pareto_figure(data), front)
     write_hparams(data)
     return page.write()
 
 
-_CURVES = (
-    "Red: the best; grey with a cross: stopped; orange with a cross: failed; "
-    "square: took over another trial's weights."
-)
+def curves_caption(data: SweepData) -> str:
+    """What the colours and marks of the learning curves mean, of those that are there."""
+    drawn = [trial for trial in data.trials if trial.rows]
+    status = {trial.status for trial in drawn}
+    marks = {
+        "red: the best": bool(data.ranked),
+        "grey with a cross: stopped early": "stopped" in status,
+        "grey with a cross: cut off by budget.hours": "expired" in status,
+        "orange with a cross: failed": "failed" in status,
+        "square: took over another trial's weights": any(trial.parents for trial in drawn),
+    }
+    return "; ".join(text for text, there in marks.items() if there).capitalize()
 
 
 def write_hparams(data: SweepData) -> Path:
@@ -66,9 +74,8 @@ def write_hparams(data: SweepData) -> Path:
             continue
         board = TensorBoard(folder / trial.id)
         for row in trial.rows:
-            board.scalars(
-                int(row["step"]), {f"val/{name}": float(row[name]) for name in metrics if name in row}
-            )
+            shown = {f"val/{name}": float(row[name]) for name in metrics if name in row}
+            board.scalars(int(row["step"]), shown)
         values: dict[str, Any] = {names[path]: trial.values.get(path, "-") for path in names}
         final = {f"hparam/{name}": trial.figure(name) for name in metrics}
         board.hparams(values, {**final, "hparam/steps": float(trial.step)})

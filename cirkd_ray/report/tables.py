@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
+from cirkd_ray.evaluate.bootstrap import Interval
 from cirkd_ray.evaluate.scoring import EvaluationResult
 
 if TYPE_CHECKING:
@@ -16,13 +16,13 @@ UNKNOWN = "-"
 
 
 @dataclass(frozen=True)
-class Sheet:
+class TextTable:
     """A table of texts: the first column is aligned left, the others right.
 
     Attributes:
         columns: their names.
-        rows: as many texts each as there are columns.
-        title: a line above it, if any.
+        rows: a text for each column.
+        title: a line above the table, if any.
     """
 
     columns: tuple[str, ...]
@@ -32,9 +32,7 @@ class Sheet:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(
-                    f"a row of {len(row)} cells in a table of {len(self.columns)} columns: {row}"
-                )
+                raise ValueError(f"{len(row)} cells in a table of {len(self.columns)} columns: {row}")
 
     def rich(self) -> Table:
         """For `rich.console.Console().print`."""
@@ -50,40 +48,13 @@ class Sheet:
 
     def markdown(self) -> str:
         """A Markdown table, with the title as a line of bold text above."""
-        rule = ["---", *["---:"] * (len(self.columns) - 1)]
-        lines = [_markdown_row(cells) for cells in (self.columns, rule, *self.rows)]
-        head = [f"**{_escaped(self.title)}**", ""] if self.title else []
-        return "\n".join([*head, *lines]) + "\n"
+        rule = ("---", *["---:"] * (len(self.columns) - 1))
+        head = f"**{_escaped(self.title)}**\n\n" if self.title else ""
+        lines = (" | ".join(map(_escaped, cells)) for cells in (self.columns, rule, *self.rows))
+        return head + "".join(f"| {line} |\n" for line in lines)
 
 
-class Compared(NamedTuple):
-    """A network in a comparison; None where a figure is not known.
-
-    Attributes:
-        role: "teacher", "student", "baseline", ...
-        model: its name.
-        miou: 0..1.
-        parameters: their number.
-        images_per_second: in evaluation, unless the table's title says otherwise.
-    """
-
-    role: str
-    model: str
-    miou: float | None = None
-    parameters: int | None = None
-    images_per_second: float | None = None
-
-
-def comparison(networks: Sequence[Compared], title: str = "") -> Sheet:
-    """Teacher, student and others beside each other: mIoU, parameters, images/s."""
-    rows = tuple(
-        (n.role, n.model, percent(n.miou), millions(n.parameters), rate(n.images_per_second))
-        for n in networks
-    )
-    return Sheet(("", "model", "mIoU %", "parameters", "images/s"), rows, title)
-
-
-def per_class(result: EvaluationResult, title: str = "") -> Sheet:
+def per_class(result: EvaluationResult, title: str = "") -> TextTable:
     """A row per class: share of the labelled pixels, IoU, accuracy (recall), boundary IoU if any."""
     matrix = result.confusion.matrix.cpu().double()
     share = (matrix.sum(1) / matrix.sum()).tolist()
@@ -95,12 +66,11 @@ def per_class(result: EvaluationResult, title: str = "") -> Sheet:
     rows = [
         (name, *map(percent, values)) for name, *values in zip(result.classes.names, *figures, strict=True)
     ]
-    return Sheet(tuple(columns), tuple(rows), title)
+    return TextTable(tuple(columns), tuple(rows), title)
 
 
-def scores(result: EvaluationResult, title: str = "") -> Sheet:
-    """The scores over all classes, a row each."""
-    metrics = {key: value for key, value in result.metrics().items() if not key.startswith("iou/")}
+def scores(result: EvaluationResult, title: str = "", interval: Interval | None = None) -> TextTable:
+    """The scores over all classes, a row each; below the mean IoU its confidence interval."""
     names = {
         "miou": "mIoU",
         "pixel_accuracy": "pixel accuracy",
@@ -108,8 +78,12 @@ def scores(result: EvaluationResult, title: str = "") -> Sheet:
         "frequency_weighted_iou": "frequency-weighted IoU",
         "boundary_iou": "boundary IoU",
     }
-    rows = tuple((names.get(key, key), percent(value)) for key, value in metrics.items())
-    return Sheet(("score", "%"), rows, title)
+    metrics = result.metrics().items()
+    rows = [(names.get(key, key), percent(value)) for key, value in metrics if not key.startswith("iou/")]
+    if interval is not None:
+        bounds = f"{percent(interval.low)} to {percent(interval.high)}"
+        rows.insert(1, (f"mIoU, {interval.confidence * 100:g} % interval", bounds))
+    return TextTable(("score", "%"), tuple(rows), title)
 
 
 def percent(share: float | None) -> str:
@@ -117,20 +91,11 @@ def percent(share: float | None) -> str:
     return UNKNOWN if share is None or math.isnan(share) else f"{share * 100:.2f}"
 
 
-def millions(count: int | None) -> str:
-    """12 345 678 -> `12.35 M`."""
-    return UNKNOWN if count is None else f"{count / 1e6:.2f} M"
-
-
 def rate(value: float | None) -> str:
     """Three digits that matter, such as `0.52`, `12.3`, `1234`."""
     if value is None or not math.isfinite(value):
         return UNKNOWN
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
-
-
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(_escaped(cell) for cell in cells) + " |"
 
 
 def _escaped(text: str) -> str:

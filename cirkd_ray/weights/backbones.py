@@ -10,10 +10,10 @@ from torch import Tensor
 
 from cirkd_ray.models.build import parse_name
 from cirkd_ray.models.encoders import timm_preprocessing
-from cirkd_ray.weights.files import StateDict
-from cirkd_ray.weights.reference_names import reference_encoder_names
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import IMAGENET, Preprocessing
+from cirkd_ray.weights.files import StateDict
+from cirkd_ray.weights.reference_names import reference_encoder_names
 
 ENCODER = "encoder.body."
 

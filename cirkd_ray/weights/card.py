@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.errors import WeightsError
-from cirkd_ray.weights.files import read_metadata
 from cirkd_ray.types import Preprocessing
+from cirkd_ray.weights.files import read_metadata
 
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "model.json"

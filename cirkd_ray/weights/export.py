@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from cirkd_ray.errors import UserError
 from cirkd_ray.files import whole_file
-from cirkd_ray.weights.package import LoadedModel
 from cirkd_ray.models.segmentation import EncoderDecoder
+from cirkd_ray.weights.package import LoadedModel
 
 Kind = Literal["onnx", "torchscript", "torch-export"]
 SUFFIXES: dict[Kind, str] = {"onnx": ".onnx", "torchscript": ".pt", "torch-export": ".pt2"}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model, list_models, segmentation
 
 from cirkd_ray.errors import ConfigError, UserError, WeightsError, nearest
-from cirkd_ray.weights.files import read_weights
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import IMAGENET, Preprocessing, SegmentationOutput
+from cirkd_ray.weights.files import read_weights
 
 TRIAL_SIZE = (128, 192)
 """Height and width of the images of the trial run."""

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cirkd_ray.weights.backbones import ENCODER, match_backbone
 from cirkd_ray.models.backbones import BACKBONES
 from cirkd_ray.models.build import PUBLISHED, build_model
+from cirkd_ray.weights.backbones import ENCODER, match_backbone
 from cirkd_ray.weights.card import find_card, locate
 from cirkd_ray.weights.files import read_state
-from cirkd_ray.weights.reference_names import reference_names
 from cirkd_ray.weights.loading import CLASSIFIERS, is_reference, layout, not_finite
+from cirkd_ray.weights.reference_names import reference_names
 
 _HEAD_SIGNS = {
     "head.aspp.": "deeplabv3",

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.errors import WeightsError
-from cirkd_ray.weights.backbones import ENCODER, match_backbone
 from cirkd_ray.models.build import build_model
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.types import CAFFE, Preprocessing
+from cirkd_ray.weights.backbones import ENCODER, match_backbone
 from cirkd_ray.weights.card import find_preprocessing, locate
 from cirkd_ray.weights.files import StateDict, read_state, strip_prefixes, tensors_of
 from cirkd_ray.weights.reference_names import reference_names
-from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.types import CAFFE, Preprocessing
 
 CLASSIFIERS = ("head.classifier.", "auxiliary.classifier.")
 _REFERENCE_HEADS = ("head.aspp.", "head.psp.", "head.block.", "head.conv_last.", "linear_pred.")

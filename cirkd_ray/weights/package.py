@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import cirkd_ray
-from cirkd_ray.files import whole_file
 from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
-from cirkd_ray.weights.backbones import ENCODER
+from cirkd_ray.files import whole_file
 from cirkd_ray.models.build import build_model
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.types import ClassSet, Preprocessing
+from cirkd_ray.weights.backbones import ENCODER
 from cirkd_ray.weights.card import (
     CARD_FILE,
     ENCODER_FILE,
@@ -29,9 +28,7 @@ from cirkd_ray.weights.card import (
     locate,
     read_card,
 )
-from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.weights.loading import load_weights, require_whole
-from cirkd_ray.types import ClassSet, Preprocessing
 
 _RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
 

@@ -24,6 +24,11 @@ def test_the_overlay_colours_classes_and_leaves_ignored_pixels() -> None:
     assert mixed[5, 3].tolist() == [150, 50, 50]
     assert mixed[5, 15].tolist() == [50, 50, 150]
     assert mixed[5, 28].tolist() == [100, 100, 100]
+    assert overlay(image, np.full((20, 30), 7, np.uint8), CLASSES, opacity=1.0)[5, 5].tolist() == [
+        255,
+        0,
+        255,
+    ]
     assert (mixed[5, 9:11] == 255).all(axis=-1).any()
 
 

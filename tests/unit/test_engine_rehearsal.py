@@ -31,7 +31,7 @@ class Last(DistillationLoss):
     """Notes the maps that it meets; does so only if no loss before it could not run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(student_channels=1, teacher_channels=1, num_classes=2)
         self.seen: list[LossInputs] = []
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
@@ -93,7 +93,11 @@ def test_what_needs_values_is_passed_over(networks: Any) -> None:
 
     reached: list[bool] = []
     last = Last()
-    rehearse(SPEC, *networks, {"impatient": Impatient(), "last": last})
+    rehearse(
+        SPEC,
+        *networks,
+        {"impatient": Impatient(student_channels=1, teacher_channels=1, num_classes=2), "last": last},
+    )
     assert reached
     assert not last.seen
 

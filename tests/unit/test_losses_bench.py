@@ -29,10 +29,10 @@ def test_losses_and_their_naive_counterparts_agree(kind: str) -> None:
 
 
 def test_a_row_for_each_number_of_tokens_and_naive_code_for_small_ones() -> None:
-    sheet = tables.token_sheet([64, 128], CLOCK, largest_naive=64)
-    assert [row[0] for row in sheet.rows] == ["64", "128"]
-    assert [row[2] == row[4] == "-" for row in sheet.rows] == [False, True]
-    assert all(float(cell) > 0 for cell in sheet.rows[0][3:])  # of memory
+    table = tables.token_table([64, 128], CLOCK, largest_naive=64)
+    assert [row[0] for row in table.rows] == ["64", "128"]
+    assert [row[2] == row[4] == "-" for row in table.rows] == [False, True]
+    assert all(float(cell) > 0 for cell in table.rows[0][3:])  # of memory
 
 
 def test_tokens_are_related_alike_by_both_ways() -> None:

@@ -11,10 +11,10 @@ from PIL import Image
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.codec import decode_image
+from cirkd_ray.data_tools.pictures import colorize
 from cirkd_ray.errors import DataError
 from cirkd_ray.evaluate.predict import Predictor, find_images
 from cirkd_ray.models import build_model
-from cirkd_ray.report.pictures import colorize
 from cirkd_ray.weights import load_model, save_model
 from tests.unit.test_data_codec import impossible_size
 

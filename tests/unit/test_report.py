@@ -12,11 +12,12 @@ import pytest
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cirkd_ray.data_tools import pictures
 from cirkd_ray.evaluate.scoring import evaluate
-from cirkd_ray.report import figures, pictures, tables
-from cirkd_ray.report.bar import bar
+from cirkd_ray.report import figures, tables
 from cirkd_ray.report.predictions import side_by_side
-from cirkd_ray.report.progress import Progress, duration
+from cirkd_ray.report.progress import RunProgress, bar, duration
+from cirkd_ray.report.summary import NETWORK_COLUMNS, network_row
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.types import ClassSet
@@ -68,22 +69,22 @@ def test_grid_holds_every_picture_where_it_belongs():
         pictures.grid([[]])
 
 
-def test_shrink_keeps_proportions_and_never_invents_labels():
+def test_fit_keeps_proportions_and_never_invents_labels():
     labels = np.random.default_rng(0).choice(np.array([0, 3, 255], dtype=np.uint8), (100, 300))
-    small = pictures.shrink(labels, height=50, width=60, labels=True)
+    small = pictures.fit(labels, height=50, width=60, labels=True)
     assert small.shape == (20, 60)
     assert set(np.unique(small)) <= {0, 3, 255}
-    assert pictures.shrink(labels, height=500) is labels
+    assert pictures.fit(labels, height=500) is labels
 
 
 def test_legend_wraps_and_shows_only_what_is_there():
     names = tuple(f"a class {i}" for i in range(20))
     colors = tuple((10 * i, 255 - 10 * i, 77) for i in range(20))
     classes = ClassSet(names, colors)
-    full = pictures.legend(classes, 300)
+    full = pictures.legend(pictures.class_entries(classes, range(20)), 300)
     assert full.shape[1] == 300
     assert all((full == color).all(-1).any() for color in colors)
-    part = pictures.legend(classes, 300, present=[3, 5, 255])
+    part = pictures.legend(pictures.class_entries(classes, [3, 5, 255]), 300)
     assert part.shape[0] < full.shape[0]
     assert [(part == color).all(-1).any() for color in colors] == [i in (3, 5) for i in range(20)]
 
@@ -129,34 +130,33 @@ def test_confusion_figure_shows_shares_of_rows():
 
 
 def test_tables_for_terminals_and_markdown():
-    sheet = tables.comparison(
-        [
-            tables.Compared("teacher", "deeplabv3_resnet101", 0.7807, 58_600_000, 3.2),
-            tables.Compared("student", "a|b", float("nan"), None, 1234.5),
-        ]
+    rows = (
+        network_row("teacher", "deeplabv3_resnet101", 0.7807, 58_600_000, 3.2),
+        network_row("student", "a|b", float("nan"), None, 1234.5),
     )
-    assert sheet.markdown().splitlines() == [
+    table = tables.TextTable(NETWORK_COLUMNS, rows)
+    assert table.markdown().splitlines() == [
         "|  | model | mIoU % | parameters | images/s |",
         "| --- | ---: | ---: | ---: | ---: |",
         "| teacher | deeplabv3_resnet101 | 78.07 | 58.60 M | 3.20 |",
         "| student | a\\|b | - | - | 1234 |",
     ]
     console = Console(file=io.StringIO(), width=100)
-    console.print(sheet.rich())
+    console.print(table.rich())
     text = console.file.getvalue()
     assert all(cell in text for cell in ("teacher", "78.07", "58.60 M", "images/s"))
     with pytest.raises(ValueError, match="2 cells in a table of 1"):
-        tables.Sheet(("a",), (("1", "2"),))
+        tables.TextTable(("a",), (("1", "2"),))
 
 
 def test_class_table_has_a_row_a_class_with_its_share(result):
-    sheet = tables.per_class(result, "val")
-    assert [row[0] for row in sheet.rows] == list(CLASSES.names)
-    assert sum(float(row[1]) for row in sheet.rows) == pytest.approx(100, abs=0.05)
+    table = tables.per_class(result, "val")
+    assert [row[0] for row in table.rows] == list(CLASSES.names)
+    assert sum(float(row[1]) for row in table.rows) == pytest.approx(100, abs=0.05)
     iou = result.metrics()["iou/road"]
-    assert sheet.rows[1][2] == f"{iou * 100:.2f}"
-    assert "boundary IoU %" in sheet.columns
-    assert sheet.markdown().startswith("**val**\n\n| class |")
+    assert table.rows[1][2] == f"{iou * 100:.2f}"
+    assert "boundary IoU %" in table.columns
+    assert table.markdown().startswith("**val**\n\n| class |")
     assert tables.scores(result).rows[0][0] == "mIoU"
     assert tables.scores(result).rows[-1][0] == "boundary IoU"
 
@@ -176,14 +176,14 @@ class Terminal(io.StringIO):
 
 def test_plain_lines_with_time_left_from_the_speed_now():
     clock, stream = Clock(), io.StringIO()
-    progress = Progress(1000, stream=stream, clock=clock)
-    progress.update(500, {"loss/total": 2.0})  # resumed here: nothing is known of the speed
+    progress = RunProgress(1000, stream=stream, clock=clock)
+    progress.metrics(500, {"loss/total": 2.0})  # resumed here: nothing is known of the speed
     clock.now = 10.0
-    progress.update(510, {"loss/total": 1.5, "images_per_second": 16.04})
-    progress.update(510, {"loss/total": 1.5, "miou": 0.25})
+    progress.metrics(510, {"loss/total": 1.5, "images_per_second": 16.04})
+    progress.metrics(510, {"loss/total": 1.5, "miou": 0.25})
     progress.message("hello")
     clock.now = 20.0
-    progress.update(520, {"loss/total": 1.25})
+    progress.metrics(520, {"loss/total": 1.25})
     assert stream.getvalue().splitlines() == [
         "step 500/1000  loss 2.0000  ETA --",
         "step 510/1000  loss 1.5000  16.0 images/s  ETA 8:10",
@@ -195,37 +195,37 @@ def test_plain_lines_with_time_left_from_the_speed_now():
 
 def test_time_left_follows_a_change_of_speed_and_a_restart():
     clock = Clock()
-    progress = Progress(10_000, stream=io.StringIO(), clock=clock)
+    progress = RunProgress(10_000, stream=io.StringIO(), clock=clock)
     for step in range(0, 1000, 10):
         clock.now += 100.0
-        progress.update(step, {})
+        progress.metrics(step, {})
     for step in range(1000, 2000, 10):
         clock.now += 10.0
-        progress.update(step, {})
+        progress.metrics(step, {})
     assert progress.eta() == pytest.approx(10_000 - 1990)
-    progress.update(500, {})
+    progress.metrics(500, {})
     assert progress.eta() is None
     clock.now += 5.0
-    progress.update(510, {})
+    progress.metrics(510, {})
     assert progress.eta() == pytest.approx(0.5 * (10_000 - 510))
 
 
 def test_plain_lines_are_thinned_but_validations_and_the_end_stay():
     stream = io.StringIO()
-    progress = Progress(20, stream=stream, every=10)
+    progress = RunProgress(20, stream=stream, every=10)
     for step in range(1, 21):
-        progress.update(step, {"miou": 0.5} if step == 7 else {})
+        progress.metrics(step, {"miou": 0.5} if step == 7 else {})
     steps = [int(n) for n in re.findall(r"step (\d+)/20", stream.getvalue())]
     assert steps == [1, 7, 17, 20]
 
 
 def test_live_line_on_a_terminal_and_messages_above_it():
     stream = Terminal()
-    progress = Progress(100, stream=stream)
-    progress.update(40, {"loss": 0.5, "miou": 0.1234, "images_per_second": 7.0})
+    progress = RunProgress(100, stream=stream)
+    progress.metrics(40, {"loss": 0.5, "miou": 0.1234, "images_per_second": 7.0})
     progress.message("[not markup]")
-    progress.close()
-    progress.close()
+    progress.finish()
+    progress.finish()
     text = stream.getvalue()
     assert "step 40/100" in text
     assert "loss 0.5000  mIoU 12.34 %  7.0 images/s" in text
@@ -234,7 +234,7 @@ def test_live_line_on_a_terminal_and_messages_above_it():
 
 def test_long_work_says_now_and_then_how_far_it_is(monkeypatch, capsys):
     now = iter([0.0, 4.0, 16.0, 16.0, 20.0])
-    monkeypatch.setattr("cirkd_ray.report.bar.time.monotonic", lambda: next(now))
+    monkeypatch.setattr("cirkd_ray.report.progress.time.monotonic", lambda: next(now))
     with bar(90, "evaluating") as advance:
         for done in (10, 20, 30):
             advance(done)
@@ -305,7 +305,8 @@ def test_report_imports_tensorboard_late_and_pyplot_never():
 
 
 def test_a_follower_says_everything_once(tmp_path, capsys):
-    from cirkd_ray.report.follow import Follower, RunLog
+    from cirkd_ray.report.follow import Follower
+    from cirkd_ray.report.listeners import RunLog
 
     run = RunDirectory(tmp_path)
     with Follower(run, 20, interval=0.01):
@@ -322,7 +323,7 @@ def test_a_follower_says_everything_once(tmp_path, capsys):
 
 
 def test_the_log_of_a_run_holds_what_it_said_and_reported(tmp_path):
-    from cirkd_ray.report.follow import RunLog
+    from cirkd_ray.report.listeners import RunLog
 
     log = RunLog(RunDirectory(tmp_path))
     log.start({"name": "kd", "train": {"steps": 20}}, 0)

@@ -13,10 +13,12 @@ import pytest
 import yaml
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.report.page import Page
 from cirkd_ray.report.sweep import fair_comparison, ranking, short_names, summary
-from cirkd_ray.report.sweep_figures import Scale, _short, parallel_coordinates, pareto_front
-from cirkd_ray.report.sweep_importance import importance
-from cirkd_ray.report.sweep_page import write_sweep
+from cirkd_ray.report.sweep_figures import Scale, _short, learning_curves, parallel_coordinates, pareto_figure
+from cirkd_ray.report.sweep_page import curves_caption, write_sweep
+from cirkd_ray.report.sweep_study import importance, pareto_front
+from cirkd_ray.report.tables import TextTable
 from cirkd_ray.sweep.folder import SweepData, read_sweep
 from cirkd_ray.sweep.space import SweepSpec
 
@@ -201,6 +203,23 @@ def test_the_front_holds_what_nothing_beats(sweep: SweepData, tmp_path: Path) ->
     assert pareto_front(data) == [sweep.ranked[0]]
 
 
+def test_the_axes_of_the_front_show_shares_in_percent(sweep: SweepData) -> None:
+    space = {**sweep.space, "metric": {"step": "min", "miou": "max"}}
+    (axes,) = pareto_figure(SweepData(sweep.folder, space, sweep.trials, {}, {})).axes
+    scores = sorted(100 * trial.figure("miou") for trial in sweep.ranked)
+    assert axes.get_xlabel() == "mIoU %"
+    assert sorted(axes.lines[0].get_xdata()) == pytest.approx(scores)
+
+
+def test_captions_and_legends_name_only_what_is_there(sweep: SweepData) -> None:
+    assert curves_caption(sweep) == "Red: the best; grey with a cross: stopped early"
+    legend = [text.get_text() for text in learning_curves(sweep).axes[0].get_legend().get_texts()]
+    assert legend == [f"best: {sweep.ranked[0].id}", "control: no distillation"]
+    silent = SweepData(sweep.folder, sweep.space, sweep.trials, {"baseline": {0: {"last": {}}}}, {})
+    legend = [text.get_text() for text in learning_curves(silent).axes[0].get_legend().get_texts()]
+    assert legend == [f"best: {sweep.ranked[0].id}"]
+
+
 def test_the_report_has_its_pictures_and_needs_no_network(sweep: SweepData) -> None:
     page = write_sweep(sweep)
     text = page.read_text()
@@ -230,10 +249,21 @@ def test_tensorboard_shows_every_trial_with_its_values_and_metrics(sweep: SweepD
     assert len(list((sweep.folder / "tensorboard").iterdir())) == len(sweep.ranked)
 
 
-def test_a_sweep_without_a_result_can_be_looked_at(tmp_path: Path) -> None:
+def test_pages_show_text_as_it_is(tmp_path: Path) -> None:
+    page = Page(tmp_path, "a < b", "1 & 2")
+    page.table(TextTable(("<i>",), (("<script>",),), "<b>"))
+    page.code("x: '<y>'", "<file>")
+    text = page.write().read_text()
+    assert not {"<i>", "<script>", "<b>", "<y>", "<file>"} & set(re.findall(r"<\w+>", text))
+    for shown in ("a &lt; b", "1 &amp; 2", "&lt;script&gt;", "&lt;b&gt;", "&lt;y&gt;", "&lt;file&gt;"):
+        assert shown in text
+
+
+@pytest.mark.parametrize("metric", [{"miou": "max"}, {"miou": "max", "latency_ms": "min"}])
+def test_a_sweep_without_a_result_can_be_looked_at(tmp_path: Path, metric: dict[str, str]) -> None:
     folder = tmp_path / "s"
     folder.mkdir()
-    spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": PARAMETERS})
+    spec = SweepSpec.model_validate({"recipe": "quickstart", "parameters": PARAMETERS, "metric": metric})
     (folder / "sweep.yaml").write_text(yaml.safe_dump(spec.model_dump(mode="json")))
     assert "too few comparable trials" in write_sweep(read_sweep(folder)).read_text()
 

@@ -1,11 +1,13 @@
-"""How much each parameter of a sweep mattered."""
+"""What Optuna finds in a sweep's trials: how much each parameter matters, and the Pareto front."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from typing import Any
 
 from cirkd_ray.sweep.folder import SweepData, Trial
+from cirkd_ray.sweep.parameters import Parameter
 
 ENOUGH = 4
 """Trials below which no importance is stated."""
@@ -42,6 +44,20 @@ def comparable(data: SweepData) -> list[Trial]:
     return [trial for trial in data.ranked if ways[trial.id] >= middle]
 
 
+def pareto_front(data: SweepData) -> list[Trial]:
+    """Finished trials that no other finished one beats in every metric, in the order of the ranking."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    modes = data.space["metric"]
+    figures = {t.id: [t.figure(name) for name in modes] for t in data.ranked if t.status == "finished"}
+    known = {name: values for name, values in figures.items() if not any(map(math.isnan, values))}
+    study = optuna.create_study(directions=[f"{mode}imize" for mode in modes.values()])
+    study.add_trials([optuna.create_trial(values=values) for values in known.values()])
+    front = {list(known)[best.number] for best in study.best_trials}
+    return [trial for trial in data.ranked if trial.id in front]
+
+
 def _fanova(data: SweepData, trials: list[Trial], paths: list[str]) -> dict[str, float]:
     import optuna
 
@@ -49,33 +65,26 @@ def _fanova(data: SweepData, trials: list[Trial], paths: list[str]) -> dict[str,
     if not varied or len({trial.figure(data.metric) for trial in trials}) < 2:
         return {}
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    distributions = {path: _distribution(data.space["parameters"][path], path, trials) for path in varied}
-    study = optuna.create_study(direction="maximize" if data.sign > 0 else "minimize")
+    study = optuna.create_study(direction=f"{data.space['metric'][data.metric]}imize")
+    domains = {path: _distribution(data.space["parameters"][path], path, trials) for path in varied}
     for trial in trials:
-        parameters = {path: trial.values[path] for path in varied}
-        study.add_trial(
-            optuna.create_trial(
-                params=parameters, distributions=distributions, value=trial.figure(data.metric)
-            )
-        )
+        values = {path: trial.values[path] for path in varied}
+        figure = trial.figure(data.metric)
+        study.add_trial(optuna.create_trial(params=values, distributions=domains, value=figure))
+    evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
-        return {
-            k: float(v)
-            for k, v in optuna.importance.get_param_importances(
-                study, evaluator=evaluator, normalize=False
-            ).items()
-        }
+        shares = optuna.importance.get_param_importances(study, evaluator=evaluator, normalize=False)
+    return {path: float(share) for path, share in shares.items()}
 
 
 def _distribution(parameter: dict[str, Any], path: str, trials: list[Trial]) -> Any:
+    """Optuna's name for a parameter's domain; of options only those that were tried."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    options = parameter.get("choice") or parameter.get("grid")
-    if options is not None:
+    domain = Parameter.model_validate(parameter)
+    if domain.options:
         return CategoricalDistribution(sorted({trial.values[path] for trial in trials}, key=str))
-    if parameter.get("randint"):
-        return IntDistribution(*parameter["randint"])
-    bounds = parameter.get("loguniform") or parameter.get("uniform") or parameter["quniform"]
-    return FloatDistribution(float(bounds[0]), float(bounds[1]), log=parameter.get("loguniform") is not None)
+    if domain.kind == "randint":
+        return IntDistribution(*map(int, domain.bounds))
+    return FloatDistribution(*domain.bounds, log=domain.kind == "loguniform")

@@ -1,23 +1,23 @@
-"""Pictures of label maps and predictions: uint8 arrays, H x W x 3, RGB."""
+"""Pictures of images, label maps and predictions: uint8 arrays, H x W x 3, RGB."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
+from cirkd_ray.data.base import UInt8
 from cirkd_ray.files import told, write_bytes
 from cirkd_ray.types import PADDING_LABEL, ClassSet
 
-UInt8 = NDArray[np.uint8]
+Color = tuple[int, int, int]
 
 BACKGROUND = 255
 _TEXT = (30, 30, 30)
-_FONT = cv2.FONT_HERSHEY_SIMPLEX
-_FONT_SCALE = 0.45
 _LINE = 20
 _MARGIN = 6
 
@@ -57,15 +57,30 @@ def mistakes(truth: UInt8, prediction: UInt8) -> UInt8:
     return result
 
 
-def shrink(
-    picture: UInt8, height: int | None = None, width: int | None = None, labels: bool = False
+def outlined(picture: UInt8, labels: UInt8) -> UInt8:
+    """The picture with the edges of the labels in white, so that a shift of a few pixels is seen."""
+    result = picture.copy()
+    result[cv2.morphologyEx(labels, cv2.MORPH_GRADIENT, np.ones((2, 2), np.uint8)) > 0] = 255
+    return result
+
+
+def fit(
+    picture: UInt8,
+    height: int | None = None,
+    width: int | None = None,
+    *,
+    labels: bool = False,
+    enlarge: bool = False,
 ) -> UInt8:
-    """At most `height` x `width`, same proportions, never enlarged; label maps by nearest neighbour."""
-    factor = min(1.0, (height or np.inf) / picture.shape[0], (width or np.inf) / picture.shape[1])
-    if factor == 1.0:
+    """The picture in `height` x `width`, same proportions; label maps by nearest neighbour.
+
+    A smaller picture keeps its size, unless `enlarge`.
+    """
+    factor = min((height or np.inf) / picture.shape[0], (width or np.inf) / picture.shape[1])
+    if factor == 1.0 or (factor > 1.0 and not enlarge):
         return picture
     size = (max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor)))
-    method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA
+    method = cv2.INTER_NEAREST if labels else cv2.INTER_AREA if factor < 1.0 else cv2.INTER_LINEAR
     return np.asarray(cv2.resize(picture, size, interpolation=method), dtype=np.uint8)
 
 
@@ -92,7 +107,8 @@ def grid(
     if not any(rows):
         raise ValueError("a grid needs at least one picture")
     widths = [max(row[i].shape[1] for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
-    strips = [_header(columns, widths, gap)] if columns else []
+    names = [text_line(name, width) for name, width in zip(columns, widths, strict=False)]
+    strips = [_row(names, widths, gap)] if columns else []
     for number, row in enumerate(rows):
         if number < len(captions) and captions[number]:
             strips.append(text_line(captions[number], sum(widths) + gap * (len(widths) - 1)))
@@ -113,43 +129,35 @@ def stack(strips: Iterable[UInt8], gap: int = _MARGIN) -> UInt8:
     return canvas
 
 
-def legend(classes: ClassSet, width: int, present: Iterable[int] | None = None) -> UInt8:
-    """Colour patches with the classes' names, in as many lines as fit into `width`.
-
-    Args:
-        classes: names and colours.
-        width: pixels.
-        present: only these classes; all by default. Values that are no class are passed over.
-    """
-    shown = range(len(classes)) if present is None else sorted({k for k in present if k < len(classes)})
-    entries = [(classes.names[k], classes.palette[k]) for k in shown]
-    places, left, line = [], 0, 0
-    for name, _ in entries:
-        length = _LINE + _text_width(name) + 2 * _MARGIN
+def legend(entries: Iterable[tuple[str, Color]], width: int) -> UInt8:
+    """Colour patches with names, in as many lines as fit into `width` pixels."""
+    placed, left, line = [], 0, 0
+    for name, color in entries:
+        length = _LINE + round(_font().getlength(name)) + 2 * _MARGIN
         if left and left + length > width:
             left, line = 0, line + 1
-        places.append((left, line * _LINE))
+        placed.append((name, color, left, line * _LINE))
         left += length
-    canvas = np.full(((line + 1) * _LINE, width, 3), BACKGROUND, dtype=np.uint8)
-    for (name, color), (x, y) in zip(entries, places, strict=True):
-        cv2.rectangle(canvas, (x, y + 3), (x + _LINE - 6, y + _LINE - 4), color, thickness=-1)
-        cv2.rectangle(canvas, (x, y + 3), (x + _LINE - 6, y + _LINE - 4), (90, 90, 90), thickness=1)
-        _write(canvas, name, (x + _LINE, y))
-    return canvas
+    canvas = Image.new("RGB", (width, (line + 1) * _LINE), "white")
+    draw = ImageDraw.Draw(canvas)
+    for name, color, x, y in placed:
+        draw.rectangle((x, y + 3, x + _LINE - 6, y + _LINE - 4), fill=color, outline=(90, 90, 90))
+        draw.text((x + _LINE, y + 2), name, fill=_TEXT, font=_font())
+    return np.array(canvas)
+
+
+def class_entries(classes: ClassSet, present: Iterable[int]) -> list[tuple[str, Color]]:
+    """For a legend: name and colour of the classes among these values of label maps."""
+    return [(classes.names[k], classes.palette[k]) for k in sorted(set(present)) if k < len(classes)]
 
 
 def text_line(text: str, width: int) -> UInt8:
     """A line of text, cut with dots where it is longer than `width` pixels."""
-    while len(text) > 1 and _text_width(text) > width:
+    while len(text) > 1 and _font().getlength(text) > width:
         text = text.removesuffix("...")[:-1] + "..." if len(text) > 4 else text[:-1]
-    canvas = np.full((_LINE, width, 3), BACKGROUND, dtype=np.uint8)
-    _write(canvas, text, (0, 0))
-    return canvas
-
-
-def _header(columns: Sequence[str], widths: Sequence[int], gap: int) -> UInt8:
-    cells = [text_line(name, width) for name, width in zip(columns, widths, strict=False)]
-    return _row(cells, widths, gap)
+    canvas = Image.new("RGB", (width, _LINE), "white")
+    ImageDraw.Draw(canvas).text((0, 2), text, fill=_TEXT, font=_font())
+    return np.array(canvas)
 
 
 def _row(pictures: Sequence[UInt8], widths: Sequence[int], gap: int) -> UInt8:
@@ -162,18 +170,9 @@ def _row(pictures: Sequence[UInt8], widths: Sequence[int], gap: int) -> UInt8:
     return canvas
 
 
-def _plain(text: str) -> str:
-    """OpenCV's stroke fonts know ASCII only."""
-    return text.encode("ascii", "replace").decode()
-
-
-def _text_width(text: str) -> int:
-    return int(cv2.getTextSize(_plain(text), _FONT, _FONT_SCALE, 1)[0][0])
-
-
-def _write(canvas: UInt8, text: str, corner: tuple[int, int]) -> None:
-    place = (corner[0], corner[1] + _LINE - 6)
-    cv2.putText(canvas, _plain(text), place, _FONT, _FONT_SCALE, _TEXT, 1, cv2.LINE_AA)
+@cache
+def _font() -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size=12)
 
 
 def save_picture(path: Path, picture: UInt8) -> None:
