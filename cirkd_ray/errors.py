@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message without a traceback and exits with code 2."""
+    """Bad input. The command line prints the message without a traceback and exits with code 2.
+
+    A message reads `SUBJECT: WHAT IS WRONG; WHAT TO DO`. Its subject is the setting (`optim.lr`), the file or
+    the option that the error is about. A message about several settings has one such line for each.
+    """
+
+    @property
+    def subject(self) -> str:
+        """What the error is about: the text before the first ": ", or "" where the message names nothing."""
+        before, colon, _ = str(self).split("\n", 1)[0].partition(": ")
+        return before if colon else ""
 
 
 class ConfigError(UserError):

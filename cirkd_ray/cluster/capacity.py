@@ -11,13 +11,13 @@ import ray
 from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.sweep.space import PAUSING, SweepSpec
 
 HEAD = "node:__internal_head__"
 DRIVER_BYTES = 2.2e9
 """What a concurrent trial takes of the head's memory: its actor and its controller import torch."""
-RESIZING = ("train.batch_size", "train.accumulate", "data.workers")
-"""Settings whose value decides what a run takes of the cluster."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]
     """
     plans = [plan_run(base, available)]
     for path, parameter in sweep.parameters.items():
-        if path in RESIZING:
+        if Role.MACHINE in role_of(path):
             for value in parameter.values() or parameter.extremes():
                 tree = apply_overrides(base.to_dict(), {path: parameter.setting(value)})
                 plans.append(plan_run(from_tree(tree), available))
@@ -103,7 +103,8 @@ def placed(sweep: SweepSpec, base: RunSpec, plan: Plan) -> RunSpec:
     waits for it, instead of failing or training elsewhere."""
     tree = base.to_dict()
     tree["cluster"] |= {"device": "cuda" if plan.gpus else "cpu", "autoscaling": True}
-    if not {"train.batch_size", "train.accumulate"} & set(sweep.parameters):
+    splits_batches = Role.MACHINE | Role.COMPUTES  # over workers, whose number then differs between trials
+    if not any(splits_batches in role_of(path) for path in sweep.parameters):
         tree["cluster"]["workers"] = plan.workers
     return from_tree(tree)
 

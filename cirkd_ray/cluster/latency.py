@@ -14,6 +14,8 @@ import ray
 from cirkd_ray.cluster.resources import plan_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
 
@@ -34,7 +36,7 @@ def measure_students(sweep: SweepSpec, base: RunSpec, folder: Path) -> None:
     """
     if not measured_figures(sweep):
         return
-    shaping = {path: p for path, p in sweep.parameters.items() if path.startswith("model.")}
+    shaping = {path: p for path, p in sweep.parameters.items() if Role.STUDENT in role_of(path)}
     values = [p.values() for p in shaping.values()]
     if math.prod(len(v) for v in values) > MOST_STUDENTS or not all(values):
         return

@@ -14,27 +14,23 @@ import yaml
 
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.config import RunSpec, from_tree, load_tree
-from cirkd_ray.config.composition import apply_overrides, flatten, read_yaml
+from cirkd_ray.config.applied import changed
+from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.folder import EXPIRED, FAILURES, HOURS, OUTCOME, SPACE, SweepData, read_sweep
-from cirkd_ray.sweep.space import PAUSING, POPULATION, SweepSpec
+from cirkd_ray.sweep.space import PAUSING, POPULATION, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import check_space
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.checkpoint import prune_checkpoints
 from cirkd_ray.train.preflight import check_run
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
-from cirkd_ray.train.teacher import COSMETIC, fingerprint, teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import fingerprint, teacher_directory, teacher_recipe, with_weights
 
 BASE, TEACHER, RESULT = "base.yaml", "teacher.txt", "sweep.json"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
-FREE = (
-    *("resources.", "budget.hours", "description", "set.cluster.", "set.data.workers"),
-    *(f"set.{path}" for path in COSMETIC),
-)
-"""Settings of a space that may differ when a sweep is continued."""
 Say = Callable[[str], None]
 
 
@@ -87,13 +83,10 @@ def _open(sweep: Sweep, fresh: bool) -> None:
         sweep.folder.rename(aside)
         sweep.say(f"the sweep before is now {aside}")
     if path.is_file():
-        trees = (read_yaml(path), sweep.spec.model_dump(mode="json"))
-        before, now = ({k: v for k, v in flatten(tree).items() if v != {}} for tree in trees)
-        changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
-        if changed:
-            key = sorted(changed)[0]
+        known = read_yaml(path)
+        for key, (before, now) in changed(known, sweep.spec.model_dump(mode="json"), is_kept).items():
             raise ConfigError(
-                f"{sweep.folder}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+                f"{sweep.folder}: was started with {key}={before!r}, not {now!r}; "
                 "give the sweep another --name, or start it anew with --fresh"
             )
         if fingerprint(from_tree(read_yaml(sweep.folder / BASE))) != fingerprint(sweep.base):
@@ -101,10 +94,11 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 f"{sweep.folder}: the recipe {sweep.spec.recipe!r} is not what it was when the sweep began; "
                 "give the sweep another --name, or start it anew with --fresh"
             )
-        if before.get("budget.hours") != now.get("budget.hours") and _expired(sweep.folder):
+        hours = known["budget"]["hours"]
+        if hours != sweep.spec.budget.hours and _expired(sweep.folder):
             raise ConfigError(
                 f"{sweep.folder}: {EXPIRED}, which ended its search; leave budget.hours at "
-                f"{before.get('budget.hours')}, or start it anew with --fresh"
+                f"{hours}, or start it anew with --fresh"
             )
     sweep.folder.mkdir(parents=True, exist_ok=True)
     for name, tree in ((SPACE, sweep.spec.model_dump(mode="json")), (BASE, sweep.base.to_dict())):

@@ -35,7 +35,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or continue the comparison, write its table and plot, print the table."""
-    from cirkd_ray.cluster.compare import check_differ, methods_of, run_comparison
+    from cirkd_ray.cluster.compare import run_comparison
+    from cirkd_ray.compare.plan import check_differ, methods_of
     from cirkd_ray.config import load_run
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.compare import methods_table, notes

@@ -1,11 +1,12 @@
-"""Whether settings are in effect in a resolved recipe."""
+"""What is in effect in resolved recipes, and in what two of them differ."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from cirkd_ray.config.composition import flatten
+from cirkd_ray.config.settings import computes
 from cirkd_ray.config.spec import RunSpec
 
 
@@ -18,6 +19,18 @@ def paths_of(spec: RunSpec) -> dict[str, Any]:
             found.setdefault(".".join(parts[:count]), None)
         found[path] = value
     return found
+
+
+def changed(
+    before: Mapping[str, Any], now: Mapping[str, Any], counts: Callable[[str], bool] = computes
+) -> dict[str, tuple[Any, Any]]:
+    """Dotted path -> (before, now) of each setting that counts and differs, in the order of the alphabet.
+
+    A setting that one tree lacks is null there, and so is an empty mapping.
+    """
+    one, two = ({k: v for k, v in flatten(tree).items() if v != {}} for tree in (before, now))
+    pairs = {path: (one.get(path), two.get(path)) for path in sorted({**one, **two})}
+    return {path: pair for path, pair in pairs.items() if pair[0] != pair[1] and counts(path)}
 
 
 def differences(spec: RunSpec, settings: Mapping[str, Any]) -> list[str]:

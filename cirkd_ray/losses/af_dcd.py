@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.mgd import MaskedGenerator, imitation_error
 from cirkd_ray.losses.reduce import masked_mean
@@ -43,7 +43,7 @@ class AfDCD(MapLoss):
     def __init__(
         self,
         *,
-        temperature: Positive = 0.07,
+        temperature: Temperature = 0.07,
         mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75,
         pool: AtLeastOne = 4,
         patch: AtLeastOne = 4,

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.config import registry
+from cirkd_ray.config.roles import Mutable
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
@@ -44,6 +45,8 @@ class LossInputs:
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
 AtLeastOne = Annotated[int, Field(ge=1)]
+Temperature = Mutable[Positive]
+"""Divides logits or similarities before a softmax; a population may change it while it trains."""
 Channels = int | Mapping[str, int]
 """Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import LOSSES, AtLeastOne, Count, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, Count, LossInputs, Temperature
 from cirkd_ray.losses.cirkd_memory import projector
 from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
@@ -43,8 +43,8 @@ class CirkdChannel(MapLoss):
     def __init__(
         self,
         *,
-        temperature: Positive = 0.1,
-        kd_temperature: Positive = 1.0,
+        temperature: Temperature = 0.1,
+        kd_temperature: Temperature = 1.0,
         pool: AtLeastOne = 4,
         length: Count = 512,
         channel_memory: Count = 10_000,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import queues
-from cirkd_ray.losses.base import LOSSES, Count, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, Count, LossInputs, Temperature
 from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, mean_weights
@@ -58,8 +58,8 @@ class CirkdMemory(MapLoss):
     def __init__(
         self,
         *,
-        temperature: Positive = 0.1,
-        kd_temperature: Positive = 1.0,
+        temperature: Temperature = 0.1,
+        kd_temperature: Temperature = 1.0,
         pixel_memory: Count = 20_000,
         region_memory: Count = 2_000,
         pixel_keys: Count = 4096,

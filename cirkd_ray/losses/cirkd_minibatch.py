@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, mean_weights, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
@@ -36,7 +36,7 @@ class CirkdMinibatch(MapLoss):
     adapted: ClassVar = "never"
 
     def __init__(
-        self, *, temperature: Positive = 0.1, pool: AtLeastOne = 1, gather: bool = False, **common: Any
+        self, *, temperature: Temperature = 0.1, pool: AtLeastOne = 1, gather: bool = False, **common: Any
     ) -> None:
         super().__init__(**common)
         self.temperature, self.pool, self.gather = temperature, pool, gather

@@ -13,7 +13,7 @@ from cirkd_ray.losses.base import (
     Count,
     DistillationLoss,
     LossInputs,
-    Positive,
+    Temperature,
     channels_of,
 )
 from cirkd_ray.losses.cirkd_channel import CirkdChannel
@@ -51,8 +51,8 @@ class CirkdV2(DistillationLoss):
         self,
         *,
         context: bool = True,
-        temperature: Positive = 0.1,
-        kd_temperature: Positive = 1.0,
+        temperature: Temperature = 0.1,
+        kd_temperature: Temperature = 1.0,
         pool: AtLeastOne = 1,
         gather: bool = False,
         pixel_memory: Count = 20_000,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.relational import MASKED
 
@@ -28,7 +28,7 @@ class CWD(MapLoss):
     terms = ("cwd",)
     default_weights: ClassVar = {"cwd": 50.0}
 
-    def __init__(self, *, temperature: Positive = 4.0, **common: Any) -> None:
+    def __init__(self, *, temperature: Temperature = 4.0, **common: Any) -> None:
         super().__init__(**common)
         self.temperature = temperature
 

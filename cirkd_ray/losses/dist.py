@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
 from cirkd_ray.losses.maps import LogitLoss, MapPair, tokens
 from cirkd_ray.losses.reduce import all_reduce_grad, masked_mean
 
@@ -32,7 +32,7 @@ class DIST(LogitLoss):
 
     terms = ("dist_inter", "dist_intra")
 
-    def __init__(self, *, temperature: Positive = 1.0, **common: Any) -> None:
+    def __init__(self, *, temperature: Temperature = 1.0, **common: Any) -> None:
         super().__init__(**common)
         self.temperature = temperature
 

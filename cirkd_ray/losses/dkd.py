@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
 from cirkd_ray.losses.maps import LogitLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
@@ -36,7 +36,7 @@ class DKD(LogitLoss):
         student_channels: Channels,
         teacher_channels: Channels,
         num_classes: int,
-        temperature: Positive = 4.0,
+        temperature: Temperature = 4.0,
         student_tap: str = "logits",
         teacher_tap: str = "logits",
     ) -> None:

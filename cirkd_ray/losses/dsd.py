@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.at import attention
-from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, unit
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
@@ -38,7 +38,7 @@ class DSD(MapLoss):
     default_weights: ClassVar = {"psd": 1000.0, "csd": 10.0}
     adapted: ClassVar = "never"
 
-    def __init__(self, *, temperature: Positive = 4.0, **common: Any) -> None:
+    def __init__(self, *, temperature: Temperature = 4.0, **common: Any) -> None:
         super().__init__(**common)
         self.temperature = temperature
 

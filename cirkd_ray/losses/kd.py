@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
 from cirkd_ray.losses.maps import LogitLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 
@@ -30,7 +30,7 @@ class KD(LogitLoss):
 
     terms = ("kd",)
 
-    def __init__(self, *, temperature: Positive = 1.0, logit_std: bool = False, **common: Any) -> None:
+    def __init__(self, *, temperature: Temperature = 1.0, logit_std: bool = False, **common: Any) -> None:
         super().__init__(**common)
         self.temperature, self.logit_std = temperature, logit_std
 

@@ -10,6 +10,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from cirkd_ray.config.composition import Tree
+from cirkd_ray.config.roles import Computes, Cosmetic, Machine, Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.sweep.parameters import Parameter
 
 PAUSING = ("hyperband", "bohb", "pbt", "pb2")
@@ -25,14 +27,14 @@ class _Spec(BaseModel):
 class Budget(_Spec):
     """What a sweep may spend."""
 
-    trials: PositiveInt | None = Field(None, description="default: the whole grid, or 16")
-    steps: PositiveInt | None = Field(
+    trials: Computes[PositiveInt | None] = Field(None, description="default: the whole grid, or 16")
+    steps: Computes[PositiveInt | None] = Field(
         None, description="of a trial at most; default: the recipe's train.steps"
     )
-    report_every: PositiveInt | None = Field(
+    report_every: Computes[PositiveInt | None] = Field(
         None, description="steps between validations, where trials are judged; default: a tenth of steps"
     )
-    hours: PositiveFloat | None = Field(None, description="wall time after which no trial goes on")
+    hours: Machine[PositiveFloat | None] = Field(None, description="wall time after which no trial goes on")
 
 
 class Scheduler(_Spec):
@@ -76,23 +78,25 @@ class Resources(_Spec):
 class SweepSpec(_Spec):
     """A sweep, whole."""
 
-    name: str = "sweep"
-    description: str = ""
-    recipe: str
-    set: dict[str, Any] = Field({}, description="settings of the recipe that hold for every trial")
-    parameters: dict[str, Parameter] = Field(min_length=1)
-    metric: dict[str, Literal["max", "min"]] = Field({"miou": "max"}, min_length=1)
+    name: Computes[str] = "sweep"
+    description: Cosmetic[str] = ""
+    recipe: Computes[str]
+    set: Computes[dict[str, Any]] = Field({}, description="settings of the recipe that hold for every trial")
+    parameters: Computes[dict[str, Parameter]] = Field(min_length=1)
+    metric: Computes[dict[str, Literal["max", "min"]]] = Field({"miou": "max"}, min_length=1)
     budget: Budget = Budget()
-    scheduler: Scheduler = Scheduler()
-    searcher: Searcher = Searcher()
-    resources: Resources = Resources()
-    seeds: tuple[NonNegativeInt, ...] = Field(
+    scheduler: Computes[Scheduler] = Scheduler()
+    searcher: Computes[Searcher] = Searcher()
+    resources: Machine[Resources] = Resources()
+    seeds: Computes[tuple[NonNegativeInt, ...]] = Field(
         (0,), min_length=1, description="trials use the first; controls and finalists all"
     )
-    finalists: int = Field(
+    finalists: Computes[int] = Field(
         1, ge=0, description="best configurations that are run with every seed, whole length"
     )
-    controls: bool = Field(True, description="run the recipe without distillation and with its own values")
+    controls: Computes[bool] = Field(
+        True, description="run the recipe without distillation and with its own values"
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -170,3 +174,13 @@ class SweepSpec(_Spec):
             count = len(self.grid_points())
             return min(count, self.budget.trials or count)
         return self.budget.trials or 16
+
+
+def is_kept(path: str) -> bool:
+    """Whether a setting of a space must be the same when its sweep is resumed.
+
+    All must, except what a sweep takes of the cluster and what its runs tell.
+    """
+    section, _, setting = path.partition(".")
+    role = role_of(setting) if section == "set" and setting else role_of(path, SweepSpec)
+    return Role.COMPUTES in role or not role & (Role.MACHINE | Role.COSMETIC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from itertools import combinations, product
 from typing import Any
@@ -10,36 +9,19 @@ from typing import Any
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.applied import differences, paths_of
 from cirkd_ray.config.composition import Tree, apply_overrides, flatten
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
 from cirkd_ray.sweep.space import PAUSING, POPULATION
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.space_build import Builder
-from cirkd_ray.train.teacher import COSMETIC
 
 REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
 MEASURED = ("latency_ms", "parameters")
 """Of the student alone, measured when a trial starts: milliseconds for one validation image, and a count."""
-FIXED = (
-    "cluster.",
-    "teacher.train",
-    "teacher.set",
-    "train.validate_every",
-    "train.checkpoint_every",
-    "name",
-    "seed",
-)
-"""Settings that a sweep holds itself, so that sampling them would do nothing or break the comparison."""
-MUTABLE = re.compile(
-    r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
-    r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
-)
-"""What may change between a checkpoint and the run that goes on from it."""
-WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
 DRAWN = 32
 """Configurations that are tried as recipes before a sweep starts."""
-SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.(?P<loss>[^.]+)(\.[^.]+)?$")
-"""Settings that decide how networks and losses are built."""
 
 
 def base_run(space: SpaceFile) -> RunSpec:
@@ -62,7 +44,7 @@ def base_run(space: SpaceFile) -> RunSpec:
     base = from_tree(apply_overrides(spec.to_dict(), cadence))
     asked, found = (flatten(run.to_dict()) for run in (from_tree(apply_overrides(tree, sweep.set)), base))
     for path in sweep.set:
-        said = [key for key in asked if f"{key}.".startswith(f"{path}.") and key not in COSMETIC]
+        said = [k for k in asked if f"{k}.".startswith(f"{path}.") and Role.COSMETIC not in role_of(k)]
         if any(asked[key] != found.get(key) for key in said):
             raise space.error(
                 ("set", path), "is set by the sweep itself; say it with budget, resources or seeds"
@@ -149,7 +131,7 @@ def _check_pair(space: SpaceFile) -> None:
 
 def _check_population(space: SpaceFile) -> None:
     for path, parameter in space.spec.parameters.items():
-        if not MUTABLE.match(path) or parameter.when:
+        if Role.MUTABLE not in role_of(path) or parameter.when:
             raise space.error(
                 ("parameters", path),
                 f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are "
@@ -157,7 +139,7 @@ def _check_population(space: SpaceFile) -> None:
             )
         if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
             raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
-        if WEIGHT.match(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
+        if Role.WEIGHT in role_of(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
             raise space.error(
                 ("parameters", path, parameter.kind),
                 f"{space.spec.scheduler.name} cannot take 0: a term without weight is not built, so its "
@@ -195,7 +177,7 @@ def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None
     base = spec.to_dict()
     for path, parameter in space.spec.parameters.items():
         location = ("parameters", path)
-        if any(_overlap(path, fixed) for fixed in FIXED):
+        if Role.HELD in role_of(path):
             raise space.error(
                 location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)"
             )
@@ -225,12 +207,6 @@ def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None
                     ) from None
 
 
-def _overlap(first: str, second: str) -> bool:
-    """Whether one of two paths is or holds the other."""
-    one, two = f"{first.rstrip('.')}.", f"{second.rstrip('.')}."
-    return one.startswith(two) or two.startswith(one)
-
-
 def _check_drawn(space: SpaceFile, spec: RunSpec) -> None:
     """Whole configurations as trials will draw them: what no single parameter forbids, several may."""
     sweep = space.spec
@@ -257,7 +233,7 @@ def _applied(tree: Tree, settings: Mapping[str, Any]) -> RunSpec:
 def _check_pairs(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
     """What each parameter allows, two may forbid together: fewer slots in a memory than are drawn from it."""
     parameters = space.spec.parameters
-    shaping = [path for path in parameters if SHAPING.match(path) and not WEIGHT.match(path)]
+    shaping = [p for p in parameters if Role.SHAPES in role_of(p) and Role.WEIGHT not in role_of(p)]
     for first, second in combinations(shaping, 2):
         losses = {loss for loss in map(_loss_of, (first, second)) if loss is not None}
         if len(losses) > 1:  # losses are built one by one
@@ -277,8 +253,10 @@ def _check_pairs(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
 
 def _loss_of(path: str) -> str | None:
     """The loss that a path belongs to, if it belongs to one."""
-    found = SHAPING.match(path)
-    return found["loss"] if found else None
+    match path.split("."):
+        case ["distill", "losses", loss, *_]:
+            return loss
+    return None
 
 
 def _ends(parameter: Parameter) -> list[Any]:

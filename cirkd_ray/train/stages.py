@@ -14,11 +14,11 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.config.composition import flatten
+from cirkd_ray.config.applied import changed
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.preflight import check_run
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.teacher import FREE, slug, teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
 
 
 class Runner(Protocol):
@@ -119,12 +119,9 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
     if not (resume and directory.recipe.exists()):
         directory.create(spec)
         return
-    before, now = flatten(directory.spec().to_dict()), flatten(spec.to_dict())
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
-    if changed:
-        key = sorted(changed)[0]
+    for key, (before, now) in changed(directory.spec().to_dict(), spec.to_dict()).items():
         raise ConfigError(
-            f"{directory.path}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
+            f"{directory.path}: was started with {key}={before!r}, not {now!r}; "
             "resume it with its own settings, or start a new run"
         )
 

@@ -15,9 +15,9 @@ import yaml
 from scipy import stats
 
 from cirkd_ray.cluster import compare
-from cirkd_ray.cluster.compare import methods_of
 from cirkd_ray.commands.report import run as report_command
 from cirkd_ray.compare.folder import CompareData, read_comparison
+from cirkd_ray.compare.plan import methods_of, open_comparison
 from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_interval
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
@@ -105,11 +105,11 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 
 def test_the_refusal_names_a_setting_that_counts(tmp_path: Path) -> None:
     spec = load_run("quickstart")
-    compare._open({"kd": spec}, tmp_path)
+    open_comparison({"kd": spec}, tmp_path)
     free = ["cluster.workers=1", "data.workers=2", "description=new"]
-    compare._open({"kd": load_run("quickstart", free)}, tmp_path)
+    open_comparison({"kd": load_run("quickstart", free)}, tmp_path)
     with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.004, not 1\.0"):
-        compare._open({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
+        open_comparison({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
 
 
 @pytest.mark.parametrize(
