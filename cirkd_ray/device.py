@@ -6,6 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from cirkd_ray.errors import ConfigError
 
@@ -41,6 +42,11 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     enabled = precision != "fp32"
     dtype = DTYPES[precision] if enabled else None
     return torch.autocast(device.type, dtype=dtype, enabled=enabled)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[None]:
+    """Arithmetic in the tensors' own types on the device of `x`; `meta` knows no autocast."""
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

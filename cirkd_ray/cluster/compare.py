@@ -12,7 +12,7 @@ from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import write_text
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, with_weights
@@ -37,8 +37,8 @@ def run_comparison(
     Raises:
         ConfigError: a run does not fit the cluster, or the folder holds another comparison.
     """
-    for spec in methods.values():
-        check_run(spec)
+    for note in check_run(*methods.values()):
+        say(note)
     with locked(RunDirectory(folder)):
         open_comparison(methods, folder)
         from cirkd_ray.cluster.capacity import wanted_cpus

@@ -23,7 +23,7 @@ from cirkd_ray.sweep.space import PAUSING, POPULATION, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import check_space
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.checkpoint import prune_checkpoints
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import fingerprint, teacher_directory, teacher_recipe, with_weights
@@ -60,7 +60,8 @@ def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool =
         TrainingError: no trial has finished.
     """
     base = check_space(space)
-    check_run(base)
+    for note in check_run(base):
+        say(note)
     sweep = Sweep(space.spec, base, folder, out, say)
     with locked(RunDirectory(folder)):
         _open(sweep, fresh)

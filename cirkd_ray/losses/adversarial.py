@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cirkd_ray.device import no_autocast
 from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.discriminator import Discriminator
 from cirkd_ray.losses.hashing import bits_of_rank
@@ -100,7 +101,7 @@ class Adversarial(LogitLoss):
             )
         _, fake, student, teacher, weight = self._kept
         self._kept = None
-        with torch.autocast(student.device.type, enabled=False):
+        with no_autocast(student):
             real = self.discriminator(teacher)
             loss = discriminator_objective(fake, real, self.objective, weight)
             if self.objective == "wgan-gp" and self.penalty > 0:

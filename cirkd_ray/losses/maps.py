@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cirkd_ray.device import no_autocast
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.base import DistillationLoss, LossInputs, channels_of
 from cirkd_ray.types import SegmentationOutput
@@ -111,7 +112,7 @@ class MapLoss(DistillationLoss):
         labels = resize_labels(inputs.labels, size)
         mask = labels != inputs.ignore_index if self.mask_ignored else None
         student = self.adapt(student)
-        with torch.autocast(student.device.type, enabled=False):
+        with no_autocast(student):
             teacher = resize_map(full_precision(teacher), size)
             return self.compute(MapPair(full_precision(student), teacher, labels, mask), inputs)
 

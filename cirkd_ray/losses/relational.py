@@ -25,8 +25,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
-"""Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB)."""
+from cirkd_ray.device import no_autocast
+
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25, "meta": 2**62}
+"""Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB), all
+on `meta`, where nothing is computed."""
 MASKED = -1e30
 """Added to the similarity of a key that does not count: finite, so that a row without valid keys is too."""
 
@@ -68,7 +71,7 @@ def relational_kl(
     if chunk_rows is None:
         budget = CHUNK_ELEMENTS.get(student_queries.device.type, CHUNK_ELEMENTS["cuda"])
         chunk_rows = max(1, budget // max(1, student_keys.shape[1]))
-    with torch.autocast(student_queries.device.type, enabled=False):
+    with no_autocast(student_queries):
         return _RelationalKL.apply(*tensors, bias, temperature, kd_temperature, chunk_rows)  # type: ignore[no-any-return]
 
 

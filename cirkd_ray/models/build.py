@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -71,6 +72,24 @@ PUBLISHED: dict[str, tuple[str, str, dict[str, Any]]] = {
 def model_names() -> list[str]:
     """The networks of the published tables; any `HEAD:TIMM_NAME` is a network as well."""
     return list(PUBLISHED)
+
+
+def select_names(wanted: Sequence[str]) -> list[str]:
+    """Published networks that begin as asked for, all where nothing is; `HEAD:TIMM_NAME` stays as it is.
+
+    Raises:
+        ConfigError: no network begins so.
+    """
+    known = model_names()
+    names = [] if wanted else known
+    for item in wanted:
+        if ":" in item:
+            parse_name(item)
+        found = [item] if ":" in item or item in known else [name for name in known if name.startswith(item)]
+        if not found:
+            raise ConfigError(f"no network named {item!r}{nearest(item, known)}")
+        names += found
+    return list(dict.fromkeys(names))
 
 
 def parse_name(name: str, where: str = "model") -> Architecture:

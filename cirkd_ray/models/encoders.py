@@ -82,8 +82,9 @@ class Encoder(nn.Module):
         self.multiple = max(strides) if backbone.pad else 1
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.preprocessing = timm_preprocessing(backbone.timm_name) if backbone.plain else IMAGENET
-        if backbone.pad:
-            self._probe(backbone.timm_name, where)
+        self._name = backbone.timm_name
+        if backbone.pad and not next(self.parameters()).is_meta:
+            self.probe(where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps of N x 3 x H x W images; a map of stride s is ceil(H / s) x ceil(W / s)."""
@@ -99,11 +100,13 @@ class Encoder(nn.Module):
         return maps
 
     @torch.no_grad()
-    def _probe(self, name: str, where: str) -> None:
-        """One small forward: the maps are what timm says they are, and the size of images is free."""
+    def probe(self, where: str) -> None:
+        """One small forward: the maps are what timm says they are, and the size of images is free.
+
+        Raises:
+            ConfigError: they are not, or it is not.
+        """
         device = next(self.parameters()).device
-        if device.type == "meta":
-            return
         height, width = 2 * self.multiple, 3 * self.multiple
         strides = self.info.strides
         expected = [
@@ -115,12 +118,12 @@ class Encoder(nn.Module):
         except _REFUSALS as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             raise ConfigError(
-                f"{where}: timm's {name!r} takes images of one size only, "
+                f"{where}: timm's {self._name!r} takes images of one size only, "
                 f"which segmentation cannot use ({reason})"
             ) from None
         self.train()
         if found != expected:
-            raise ConfigError(f"{where}: {name!r} gives maps of {found}, but timm declares {expected}")
+            raise ConfigError(f"{where}: {self._name!r} gives maps of {found}, but timm declares {expected}")
 
 
 def cells(side: int, stride: int) -> int:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations, product
 from typing import Any
 
 from cirkd_ray.config import RunSpec, from_tree, load_tree
-from cirkd_ray.config.applied import differences, paths_of
+from cirkd_ray.config.applied import applied, paths_of
 from cirkd_ray.config.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
@@ -15,7 +15,7 @@ from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
 from cirkd_ray.sweep.space import PAUSING, POPULATION
 from cirkd_ray.sweep.space_file import SpaceFile
-from cirkd_ray.train.space_build import Builder
+from cirkd_ray.train.dry_run import DryRun
 
 REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
 MEASURED = ("latency_ms", "parameters")
@@ -52,8 +52,12 @@ def base_run(space: SpaceFile) -> RunSpec:
     return base
 
 
-def check_space(space: SpaceFile) -> RunSpec:
-    """Check a space; returns `base_run`.
+def check_space(space: SpaceFile, notes: list[str] | None = None) -> RunSpec:
+    """Check a space without data; returns `base_run`.
+
+    Args:
+        space: the space.
+        notes: takes what could not be checked.
 
     Raises:
         ConfigError: with the line of the setting and what to do.
@@ -62,14 +66,16 @@ def check_space(space: SpaceFile) -> RunSpec:
     _check_metrics(space)
     _check_pair(space)
     _check_schedule(space, spec)
-    builder = Builder()
+    dry = DryRun(elsewhere=True)
     try:
-        builder.check(spec)
+        dry.check(spec)
     except UserError as error:
         raise space.error(("recipe",), f"cannot be built: {error}") from None
-    _check_parameters(space, spec, builder)
-    _check_pairs(space, spec, builder)
+    _check_parameters(space, spec)
+    _check_values(space, spec, dry)
     _check_drawn(space, spec)
+    if notes is not None:
+        notes += dry.notes
     return spec
 
 
@@ -170,85 +176,65 @@ def _check_schedule(space: SpaceFile, spec: RunSpec) -> None:
         )
 
 
-def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
-    """Every path exists, every bound and option is a valid recipe that can be built, in every branch of its
-    conditions.
-    """
-    base = spec.to_dict()
-    for path, parameter in space.spec.parameters.items():
+def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
+    """Every path is one that a sweep may vary and exists, in every branch of its conditions."""
+    base, paths = spec.to_dict(), list(space.spec.parameters)
+    for path in paths:
         location = ("parameters", path)
         if Role.HELD in role_of(path):
             raise space.error(
                 location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)"
             )
-        paths = list(space.spec.parameters)
         inner = next((p for p in paths[: paths.index(path)] if p.startswith(f"{path}.")), None)
         if inner is not None:
             raise space.error(location, f"would undo {inner}, which stands before it; put it first")
         if path == "train.steps" and space.spec.budget.steps is not None:
             raise space.error(location, "and budget.steps set the same; keep one of them")
+        _check_conditions(space, path)
         for branch in _branches(space, path):
-            before = from_tree(apply_overrides(base, space.spec.settings(branch)))
-            known = paths_of(before)
+            known = paths_of(from_tree(apply_overrides(base, space.spec.settings(branch))))
             if path not in known:
                 under = f" where {_shown(branch)}" if branch else ""
                 raise space.error(
                     location, f"no such setting in {space.spec.recipe!r}{under}{nearest(path, known)}"
                 )
-            for value in [*parameter.extremes(), *parameter.between()]:
-                setting = {path: parameter.setting(value)}
-                try:
-                    builder.check(
-                        _applied(apply_overrides(before.to_dict(), setting), setting), _loss_of(path)
-                    )
-                except UserError as error:
-                    raise space.error(
-                        (*location, parameter.kind), f"{value!r} cannot be used: {error}"
-                    ) from None
+
+
+def _check_values(space: SpaceFile, spec: RunSpec, dry: DryRun) -> None:
+    """Each bound and option alone can be built, in every branch of its conditions; so can the ends of each
+    two that shape the networks or one loss: fewer slots in a queue than are drawn from it."""
+    base, parameters = spec.to_dict(), space.spec.parameters
+    shaping = [p for p in parameters if Role.SHAPES in role_of(p) and Role.WEIGHT not in role_of(p)]
+    for paths in [*((path,) for path in parameters), *combinations(shaping, 2)]:
+        losses = {loss for loss in map(_loss_of, paths) if loss is not None}
+        if len(losses) > 1:  # losses are built one by one
+            continue
+        *others, path = paths
+        for branch, values in product(
+            _branches(space, *paths), product(*(_tried(parameters[p], len(paths)) for p in paths))
+        ):
+            drawn = dict(zip(paths, values, strict=True))
+            settings = space.spec.settings({**branch, **drawn})
+            beside = "".join(f" with {other}={drawn[other]!r}" for other in others)
+            try:
+                dry.check(applied(base, settings, only=path), next(iter(losses), None))
+            except UserError as error:
+                location = ("parameters", path, parameters[path].kind)
+                raise space.error(location, f"{drawn[path]!r} cannot be used{beside}: {error}") from None
 
 
 def _check_drawn(space: SpaceFile, spec: RunSpec) -> None:
     """Whole configurations as trials will draw them: what no single parameter forbids, several may."""
-    sweep = space.spec
+    sweep, base = space.spec, spec.to_dict()
     points = sweep.grid_points() if sweep.searcher.name == "grid" else sweep.random_points(DRAWN)
     for point in points[:DRAWN]:
         settings = sweep.settings(point)
         try:
-            _applied(apply_overrides(spec.to_dict(), settings), settings)
+            applied(base, settings)
         except UserError as error:
             within = any(a.startswith(f"{b}.") for a in settings for b in settings)
             hint = "; `when:` lets a parameter count under one choice only" if within else ""
             raise space.error(("parameters",), f"{_shown(settings)} cannot be used: {error}{hint}") from None
-
-
-def _applied(tree: Tree, settings: Mapping[str, Any]) -> RunSpec:
-    """The resolved recipe, in which `settings` are in effect."""
-    spec = from_tree(tree)
-    differing = differences(spec, settings)
-    if differing:
-        raise ConfigError(f"the resolved recipe has {differing[0]}")
-    return spec
-
-
-def _check_pairs(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
-    """What each parameter allows, two may forbid together: fewer slots in a memory than are drawn from it."""
-    parameters = space.spec.parameters
-    shaping = [p for p in parameters if Role.SHAPES in role_of(p) and Role.WEIGHT not in role_of(p)]
-    for first, second in combinations(shaping, 2):
-        losses = {loss for loss in map(_loss_of, (first, second)) if loss is not None}
-        if len(losses) > 1:  # losses are built one by one
-            continue
-        for branch in _branches_of_pair(space, first, second):
-            for values in product(_ends(parameters[first]), _ends(parameters[second])):
-                drawn = {**branch, first: values[0], second: values[1]}
-                try:
-                    tree = apply_overrides(spec.to_dict(), space.spec.settings(drawn))
-                    builder.check(from_tree(tree), next(iter(losses), None))
-                except UserError as error:
-                    raise space.error(
-                        ("parameters", second, parameters[second].kind),
-                        f"{values[1]!r} cannot be used with {first}={values[0]!r}: {error}",
-                    ) from None
 
 
 def _loss_of(path: str) -> str | None:
@@ -259,48 +245,47 @@ def _loss_of(path: str) -> str | None:
     return None
 
 
-def _ends(parameter: Parameter) -> list[Any]:
-    """Lowest and highest number; of other options all."""
+def _tried(parameter: Parameter, together: int) -> list[Any]:
+    """Values that stand for all; of numbers that are tried with others the lowest and the highest."""
     values = parameter.extremes()
+    if together == 1:
+        return [*values, *parameter.between()]
     numbers = [v for v in values if isinstance(parameter.setting(v), int | float)]
     if len(numbers) < len(values):
         return values
     return list({min(numbers, key=parameter.setting): 0, max(numbers, key=parameter.setting): 0})
 
 
-def _branches_of_pair(space: SpaceFile, first: str, second: str) -> Iterator[dict[str, Any]]:
-    """Values of other choices under which both parameters count and neither is bound by the other's."""
-    for one, two in product(_branches(space, first), _branches(space, second)):
-        branch = {**one, **two}
-        if first not in branch and second not in branch and all(branch[path] == one[path] for path in one):
-            yield branch
+def _branches(space: SpaceFile, *paths: str) -> list[dict[str, Any]]:
+    """Values of other choices under which the parameters at `paths` count; one empty branch if they always
+    do, none if one of them is bound by the value of another."""
+    parameters, bound = space.spec.parameters, list(paths)
+    for path in bound:  # grows
+        bound += [other for other in parameters[path].when if other not in bound]
+    others = bound[len(paths) :]
+    if any(path in parameters[other].when for other in bound for path in paths):
+        return []
+    points = product(*(parameters[other].options for other in others))
+    branches = [space.spec.active(dict(zip(others, point, strict=True))) for point in points]
+    counting = [b for b in branches if all(parameters[path].applies(b) for path in paths)]
+    return [b for k, b in enumerate(counting) if b not in counting[:k]]
 
 
-def _branches(space: SpaceFile, path: str) -> list[dict[str, Any]]:
-    """Values of other choices under which the parameter at `path` counts; one empty branch if always."""
+def _check_conditions(space: SpaceFile, path: str) -> None:
+    """`when` names choices that stand before, and values that they have."""
     parameters = space.spec.parameters
-    order = list(parameters)
-    branches: list[dict[str, Any]] = [{}]
+    before = list(parameters)[: list(parameters).index(path)]
     for other, wanted in parameters[path].when.items():
         location = ("parameters", path, "when", other)
-        if other not in parameters or order.index(other) >= order.index(path):
-            raise space.error(
-                location, f"names no parameter that stands before it{nearest(other, parameters)}"
-            )
+        if other not in before:
+            hint = nearest(other, parameters)
+            raise space.error(location, f"names no parameter that stands before it{hint}")
         options = parameters[other].options
-        allowed = wanted if isinstance(wanted, list) else [wanted]
-        for value in allowed:
+        for value in wanted if isinstance(wanted, list) else [wanted]:
             if value not in options:
                 raise space.error(
                     location, f"{other} is never {value!r}{nearest(str(value), map(str, options))}"
                 )
-        branches = [
-            {**parent, **branch, other: value}
-            for branch in branches
-            for value in allowed
-            for parent in _branches(space, other)
-        ]
-    return branches
 
 
 def _shown(branch: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from filelock import FileLock, Timeout
 from cirkd_ray.config import RunSpec
 from cirkd_ray.config.applied import changed
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
 
@@ -81,7 +81,8 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    check_run(spec)
+    for note in check_run(spec):
+        say(note)
     with locked(directory):
         open_directory(directory, spec, resume)
         teacher, reused = None, False

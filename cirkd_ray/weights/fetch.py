@@ -201,3 +201,15 @@ def _digest(path: Path) -> str:
 
 def _matches(path: Path, sha256: str) -> bool:
     return not sha256 or _digest(path).startswith(sha256.lower())
+
+
+def file_name(url: str) -> str:
+    """What a file at that address is saved as.
+
+    Raises:
+        WeightsError: the address ends in no name.
+    """
+    name = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1] or "weights"
+    if name in (".", ".."):
+        raise WeightsError(f"{url} ends in {name!r}, which names no file")
+    return name

@@ -27,8 +27,11 @@ def read_weights(path: str | Path) -> StateDict:
     return read_state(path)[0]
 
 
-def read_state(path: str | Path) -> tuple[StateDict, tuple[str, ...]]:
+def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[str, ...]]:
     """The tensors of a `.safetensors` file or of a PyTorch file, on the CPU, and what is beside them.
+
+    Without `values`, names and shapes alone count: of a safetensors file the header is read, a PyTorch file
+    is mapped into memory (one in the format before PyTorch 1.6 is read whole).
 
     A PyTorch file is read with `weights_only=True`: tensors and plain containers. Where the tensors are
     nested (`state_dict`, `model`, ...), the inner mapping is returned; prefixes that
@@ -44,26 +47,31 @@ def read_state(path: str | Path) -> tuple[StateDict, tuple[str, ...]]:
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}")
     if path.suffix == ".safetensors":
-        return strip_prefixes(_read_safetensors(path)), ()
-    state, others = tensors_of(_read_torch(path), path)
+        return strip_prefixes(_read_safetensors(path, values)), ()
+    state, others = tensors_of(_read_torch(path, values), path)
     return strip_prefixes(state), others
 
 
-def _read_safetensors(path: Path) -> StateDict:
-    """All tensors of a safetensors file."""
+def _read_safetensors(path: Path, values: bool) -> StateDict:
+    """All tensors of a safetensors file; on `meta` without `values`."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            names = list(file.keys())
+            if values:
+                return {name: file.get_tensor(name) for name in names}
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+            return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from None
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, values: bool) -> Any:
     """The object of a PyTorch file, refusing everything but tensors and plain containers."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is whether it can be read
-            return torch.load(path, map_location="cpu", weights_only=True)
+            mapped = not values and path.open("rb").read(4) == b"PK\x03\x04"
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+\w)", str(error))
         if wanted or "unrecognized function" in str(error):

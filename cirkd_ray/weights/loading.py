@@ -110,7 +110,7 @@ def load_weights(
     *,
     reinit_classifier: bool = False,
 ) -> WeightsReport:
-    """Copy weights into `model`, all or nothing.
+    """Copy weights into `model`, all or nothing; into one on `meta` none, but what does not fit is found.
 
     Recognised by their names: our own, whole networks of the CIRKD release, and ImageNet weights of the
         encoder from
@@ -134,16 +134,22 @@ def load_weights(
     problems = explain(report)
     if problems:
         raise WeightsError(f"{report.source} does not fit {model.name}:\n{problems}")
-    broken = not_finite(chosen)
-    if broken:
-        raise WeightsError(
-            f"{report.source}: {len(broken)} entries hold NaN or infinity, e.g. {broken[0]}; "
-            "the training that wrote it has failed"
-        )
-    model.load_state_dict(chosen, strict=True)
+    if not _on_meta(model):
+        broken = not_finite(chosen)
+        if broken:
+            raise WeightsError(
+                f"{report.source}: {len(broken)} entries hold NaN or infinity, e.g. {broken[0]}; "
+                "the training that wrote it has failed"
+            )
+        model.load_state_dict(chosen, strict=True)
     if report.preprocessing is not None and model.settings.get("preprocessing", "auto") == "auto":
         model.preprocessing = report.preprocessing
     return report
+
+
+def _on_meta(model: SegmentationModel) -> bool:
+    """Whether the model has shapes and no values, so that names and shapes of weights are all that counts."""
+    return next(model.parameters()).is_meta
 
 
 def compare(
@@ -161,7 +167,7 @@ def compare(
     others: tuple[str, ...] = ()
     if isinstance(source, (str, Path)):
         name, preprocessing = str(source), find_preprocessing(source)
-        state, others = read_state(locate(Path(source))[0])
+        state, others = read_state(locate(Path(source))[0], values=not _on_meta(model))
     else:
         name = "a state dict"
         tensors, others = tensors_of(source, name)

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from scipy import stats
 
+from cirkd_ray.cli import main
 from cirkd_ray.cluster import compare
-from cirkd_ray.commands.report import run as report_command
 from cirkd_ray.compare.folder import CompareData, read_comparison
 from cirkd_ray.compare.plan import methods_of, open_comparison
 from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_interval
@@ -191,9 +191,7 @@ def test_the_csv_has_a_line_a_run(comparison: CompareData) -> None:
 
 
 def test_the_report_is_a_page_without_network_and_a_picture(comparison: CompareData) -> None:
-    import argparse
-
-    assert report_command(argparse.Namespace(folder=str(comparison.folder))) == 0
+    assert main(["report", str(comparison.folder)]) == 0
     page = (comparison.folder / "report" / "index.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page.split("<pre>")[0].replace("data:image", "")
@@ -212,8 +210,6 @@ def test_a_run_without_a_validation_leaves_the_curve_of_the_others(comparison: C
         assert kd.tolist() == [[10, pytest.approx(23.05)], [20, pytest.approx(46.1)]]
 
 
-def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
-    import argparse
-
-    with pytest.raises(ConfigError, match="neither a sweep"):
-        report_command(argparse.Namespace(folder=str(tmp_path)))
+def test_a_folder_of_neither_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "neither a sweep" in capsys.readouterr().err

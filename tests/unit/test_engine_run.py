@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import CheckpointError, ConfigError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints, newest_checkpoint
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.local import run_local
-from cirkd_ray.train.preflight import check_run
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import open_directory, run_recipe

@@ -192,7 +192,7 @@ def test_command_writes_checks_and_tells(tmp_path, capsys):
     assert main(["export", str(tmp_path / "absent")]) == 2
     assert "nothing at" in capsys.readouterr().err
     assert main(["export", str(tmp_path), "--size", "0", "64"]) == 2
-    assert "--size takes" in capsys.readouterr().err
+    assert "--size: must be at least 1" in capsys.readouterr().err
 
 
 def test_a_place_that_takes_no_file_is_refused_before_the_export(tmp_path, monkeypatch):

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 import pytest
 import torch
 
 from cirkd_ray.bench import _losses_measure as tables
-from cirkd_ray.bench import losses as bench
 from cirkd_ray.bench._losses_measure import SHAPES, Clock
 from cirkd_ray.bench._losses_naive import NAIVE
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.cli import main
 from cirkd_ray.losses import LOSSES
 
 CLOCK = Clock(torch.device("cpu"), repeat=1)
@@ -59,16 +56,12 @@ def test_the_line_of_enqueueing_says_what_was_enqueued() -> None:
     assert line.startswith("enqueue of 16 images, 5 classes, 16 x 16: ")
 
 
-def arguments(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    bench.configure(parser)
-    return parser.parse_args(["--device", "cpu", "--repeat", "1", *words])
+COMMAND = ["bench", "losses", "--device", "cpu", "--repeat", "1"]
 
 
 def test_command(capsys: pytest.CaptureFixture[str]) -> None:
-    assert (
-        bench.run(arguments("--shape", "tiny", "--loss", "kd", "--part", "losses", "--part", "exchange")) == 0
-    )
+    words = ["--shape", "tiny", "--loss", "kd", "--part", "losses", "--part", "exchange"]
+    assert main([*COMMAND, *words]) == 0
     text = capsys.readouterr().out
     assert "kd" in text
     assert "a rank of two receives" in text
@@ -82,6 +75,6 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
         (("--repeat", "0"), "--repeat"),
     ],
 )
-def test_bad_arguments(words: tuple[str, ...], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        bench.run(arguments(*words))
+def test_bad_arguments(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*COMMAND, *words]) == 2
+    assert message in capsys.readouterr().err

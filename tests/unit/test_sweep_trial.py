@@ -326,9 +326,8 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from cirkd_ray.cli import build_parser
+    from cirkd_ray.cli import main
     from cirkd_ray.cluster import sweep as module
-    from cirkd_ray.commands import tune
     from cirkd_ray.sweep.folder import SweepData, Trial, read_sweep
 
     best = Trial(
@@ -349,11 +348,11 @@ def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
 
     monkeypatch.setattr("cirkd_ray.cluster.pool.run_jobs", run_jobs)
     monkeypatch.setattr(module, "run_sweep", run_sweep)
-    args = build_parser().parse_args(["tune", "smoke", "--out", str(tmp_path)])
+    command = ["tune", "smoke", "--out", str(tmp_path)]
     (tmp_path / "smoke").mkdir()
     outcomes["controls/defaults-s1"] = outcomes["finalists/t-s1"] = "a loss is not finite"
-    assert tune.run(args) == 1
+    assert main(command) == 1
     assert read_sweep(tmp_path).failures == outcomes
     outcomes.clear()
-    assert tune.run(args) == 0  # what had failed was done again
+    assert main(command) == 0  # what had failed was done again
     assert read_sweep(tmp_path).failures == {}
