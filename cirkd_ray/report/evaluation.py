@@ -20,7 +20,7 @@ from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
-from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE
+from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
 
 @dataclass(frozen=True)
