@@ -17,6 +17,7 @@ from cirkd_ray.train.rundir import RunDirectory, relative
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
+from cirkd_ray.train.validation import shared_scores
 
 TEACHERS = "teachers.json"
 ANEW = "give the comparison another --name"
@@ -56,6 +57,7 @@ def run_comparison(
         for name, spec in methods.items():  # of others only where --differ names the data
             place = folder if spec.data == data.spec.data else folder / "data" / name
             data.on(spec).hold(place, begun and place.is_dir(), ANEW)
+        shared_scores(folder)
         from cirkd_ray.cluster.capacity import wanted_cpus
 
         with ray_session(minimum_cpus=wanted_cpus(list(methods.values()))):

@@ -28,6 +28,7 @@ from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import fingerprint, teacher_of, teacher_recipe, with_weights
+from cirkd_ray.train.validation import shared_scores
 
 BASE = "base.yaml"
 ANEW = "give the sweep another --name, or start it anew with --fresh"
@@ -108,6 +109,7 @@ def _open(sweep: Sweep, fresh: bool) -> None:
     begun = path.is_file()
     sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.data.hold(sweep.folder, begun, ANEW)
+    shared_scores(sweep.folder)
     trees = {SPACE: sweep.spec.model_dump(mode="json"), BASE: movable_tree(sweep.base, sweep.folder)}
     for name, tree in trees.items():
         write_text(sweep.folder / name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

@@ -54,18 +54,25 @@ def _run_row(role: str, result: dict[str, Any]) -> tuple[str, ...]:
 
 def _teacher_row(outcome: Outcome) -> tuple[str, ...] | None:
     """The teacher's row, as far as its files tell; None for a run without a teacher."""
+    here = outcome.result.get("teacher")  # its figures on this run's validation split
     if outcome.teacher is not None:
-        return _run_row("teacher", outcome.teacher.read_result() or {})
+        return _run_row("teacher", _scored(outcome.teacher.read_result() or {}, here))
     spec = outcome.directory.spec()
     if spec.distill is None or spec.teacher is None:
         return None
     weights = spec.teacher.weights
     if weights is None:
-        return network_row("teacher", str(spec.teacher.module))
+        return network_row("teacher", str(spec.teacher.module), (here or {}).get("miou"))
     folder = Path(weights)
     result = RunDirectory(folder).read_result() if folder.is_dir() else None
     if result is not None:
-        return _run_row("teacher", result)
+        return _run_row("teacher", _scored(result, here))
     card = folder / "model.json" if folder.is_dir() else folder
     known = card.suffix == ".json" and card.is_file()
-    return network_row("teacher", json.loads(card.read_text())["name"] if known else folder.name)
+    name = json.loads(card.read_text())["name"] if known else folder.name
+    return network_row("teacher", name, (here or {}).get("miou"))
+
+
+def _scored(result: dict[str, Any], here: dict[str, Any] | None) -> dict[str, Any]:
+    """A teacher's result with its figures on the run's own validation split, where they are known."""
+    return result if here is None else {**result, "best": here}

@@ -177,20 +177,12 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    package = Path(__file__).parent
-    for folder in (package, Path.cwd()):
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    for folder in (Path(__file__).parent, Path.cwd()):
         try:
-            command = [
-                "git",
-                "-C",
-                str(folder),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-                "--exclude=*",
-            ]
-            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+            found = subprocess.run(
+                ["git", "-C", str(folder), *describe], capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         if found.returncode == 0:

@@ -78,7 +78,7 @@ class DataGuard:
         self.now.write(folder)
 
     def adopt(self, folder: Path, begun: bool) -> None:
-        """Write these data into a folder that says nothing of its own, and say so where it was there before."""
+        """Write these data into a folder that names none, and say so where it was there before."""
         if DataIdentity.read(folder) is None:
             if begun:
                 self.say(f"{folder}: does not say what its data were; they are taken for those of now")
