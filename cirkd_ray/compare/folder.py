@@ -81,7 +81,8 @@ def read_comparison(folder: Path) -> CompareData:
     """
     if not (folder / COMPARISON).is_file():
         raise ConfigError(f"{folder}: no comparison here ({COMPARISON} is missing)")
-    recipes = read_yaml(folder / COMPARISON)["methods"]
+    methods = read_yaml(folder / COMPARISON)["methods"]
+    recipes = {name: {k: v for k, v in tree.items() if k != "_environment"} for name, tree in methods.items()}
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in recipes}
     curves: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in recipes}
     memory: dict[str, dict[int, float]] = {name: {} for name in recipes}

@@ -136,7 +136,7 @@ class FileDataset(SegmentationDataset):
         self.split = split
         self.subset = subset
         self.storage: Storage = open_storage(root)
-        self.place = self.storage.where("")
+        self.place = self.storage.place
         self.ids: list[str] = []
         self.missing: list[str] = []
         self.duplicates: list[str] = []

@@ -186,7 +186,7 @@ class PreparedDataset(SegmentationDataset):
 
     def __init__(self, root: str | Path, manifest: Manifest, split: str) -> None:
         self.storage: Storage = open_storage(root)
-        self.place = self.storage.where("")
+        self.place = self.storage.place
         self.manifest = manifest
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)

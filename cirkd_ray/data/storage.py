@@ -23,7 +23,13 @@ _CHANGING = (".json", ".jsonl", ".yaml", ".txt")
 
 
 class Storage(ABC):
-    """The files below one root, by paths relative to it with `/` between parts."""
+    """The files below one root, by paths relative to it with `/` between parts.
+
+    Attributes:
+        place: the root in full.
+    """
+
+    place: str
 
     @abstractmethod
     def read(self, path: str, sha256: str = "") -> bytes:
@@ -79,6 +85,7 @@ class LocalStorage(Storage):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
+        self.place = str(self.root.absolute())
 
     def read(self, path: str, sha256: str = "") -> bytes:
         try:
@@ -133,7 +140,7 @@ class RemoteStorage(Storage):
     """
 
     def __init__(self, url: str, cache: DiskCache | None = None, tries: int = 5, pause: float = 1.0) -> None:
-        self.url = url.rstrip("/")
+        self.url = self.place = url.rstrip("/")
         self.cache = DiskCache.from_environment() if cache is None else cache
         self.tries, self.pause = tries, pause
         self._connection: tuple[Any, str] | None = None

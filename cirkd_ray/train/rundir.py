@@ -51,10 +51,8 @@ class RunDirectory:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            tree = {
-                **movable_tree(spec, self.path),
-                "_environment": {**environment(), "folder": str(self.path)},
-            }
+            tree = movable_tree(spec, self.path)
+            tree["_environment"] |= environment()
             write_text(self.recipe, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(
@@ -70,8 +68,7 @@ class RunDirectory:
         if not self.recipe.is_file():
             raise ConfigError(f"{self.path}: no run here (run.yaml is missing); give the folder of a run")
         tree = read_yaml(self.recipe)
-        begun_in = (tree.pop("_environment", None) or {}).get("folder", self.path)
-        return moved_spec(tree, self.path, Path(begun_in))
+        return moved_spec(tree, self.path)
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
@@ -141,27 +138,29 @@ def movable_tree(spec: RunSpec, folder: Path) -> dict[str, Any]:
     tree = spec.to_dict()
     if spec.teacher is not None and spec.teacher.weights is not None:
         tree["teacher"]["weights"] = relative(spec.teacher.weights, folder)
-    return tree
+    return {**tree, "_environment": {"folder": str(folder)}}
 
 
-def moved_spec(tree: dict[str, Any], folder: Path, before: Path | None = None) -> RunSpec:
-    """The recipe that `movable_tree` wrote into a folder that lies in `folder` now and lay in `before`.
+def moved_spec(tree: dict[str, Any], folder: Path) -> RunSpec:
+    """The recipe that `movable_tree` wrote into a folder that lies in `folder` now.
 
     The teacher is the one beside the folder as it lies now; where there is none, that of the former place.
     """
+    before = (tree.get("_environment") or {}).get("folder", folder)
     teacher = tree.get("teacher") or {}
     place = teacher.get("weights")
     if place and "://" not in place and not Path(place).is_absolute():
-        here, there = (os.path.normpath(one / place) for one in (folder, before or folder))
+        here, there = (os.path.normpath(Path(one) / place) for one in (folder, before))
         found = there if Path(there).exists() and not Path(here).exists() else here
         tree = {**tree, "teacher": {**teacher, "weights": found}}
-    return from_tree(tree)
+    return from_tree({key: value for key, value in tree.items() if key != "_environment"})
 
 
 def relative(place: str, folder: Path) -> str:
     """A path that lies in the same folder of runs as `folder`, as seen from there; others as they are."""
     path = Path(place)
-    shared = path.is_absolute() and any(parent in (folder, *folder.parents) for parent in path.parents[:2])
+    near = [parent for parent in path.parents[:2] if parent.name]
+    shared = path.is_absolute() and any(parent in (folder, *folder.parents) for parent in near)
     return os.path.relpath(path, folder) if shared else place
 
 

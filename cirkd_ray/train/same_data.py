@@ -45,9 +45,11 @@ class DataGuard:
         """
         train, val = build_datasets(spec)
         splits = {spec.data.train_split: train, spec.data.val_split: val}
-        for dataset in splits.values():
-            if isinstance(dataset, PreparedDataset):
-                _require_source(dataset, str(spec.data.root), accept, say)
+        prepared = [split for split in splits.values() if isinstance(split, PreparedDataset)]
+        notes = [_compare_source(split, str(spec.data.root), accept) for split in prepared]
+        for note in dict.fromkeys(notes):
+            if note:
+                say(note)
         return cls(spec, identity(splits), accept, say)
 
     def on(self, spec: RunSpec) -> DataGuard:
@@ -103,15 +105,15 @@ def told(changes: list[str], most: int = 4) -> str:
     return "; ".join(changes[:most]) + (f"; {len(changes) - most} more" if len(changes) > most else "")
 
 
-def _require_source(data: PreparedDataset, root: str, accept: bool, say: Say) -> None:
-    """Hold a prepared split against the set that it was made of, where that is on this machine."""
+def _compare_source(data: PreparedDataset, root: str, accept: bool) -> str:
+    """What to say of a prepared split beside the set that it was made of, where that is on this machine."""
     manifest = data.manifest
     if manifest.source is None or not Path(manifest.source).is_dir():
-        return
+        return ""
     try:
         source = build_dataset(manifest.dataset, split=data.split, root=manifest.source, **manifest.settings)
     except UserError:  # gone, or not whole any more: the prepared set does without it
-        return
+        return ""
     sources = data.sources()
     skipped = manifest.skipped.get(data.split, {})
     files = {name: stamp for name, stamp in _sources(source) if printable(name) not in skipped}
@@ -126,8 +128,7 @@ def _require_source(data: PreparedDataset, root: str, accept: bool, say: Say) ->
             f"prepare {manifest.source} again into another folder, or go on all the same with {FLAG}"
         )
     changes = meaning + (then.changed_files(now) if sources else [])
-    if changes:
-        say(f"{root}: {manifest.source} has changed since it was prepared ({told(changes)})")
+    return f"{root}: {manifest.source} has changed since it was prepared ({told(changes)})" if changes else ""
 
 
 def _sources(data: SegmentationDataset) -> Iterator[tuple[str, Stamp]]:
