@@ -14,6 +14,7 @@ from cirkd_ray.cluster.train import fit
 from cirkd_ray.cluster.trial import Runner
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
+from cirkd_ray.report.tables import over_classes
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import open_directory
 from cirkd_ray.train.teacher import fingerprint
@@ -80,4 +81,5 @@ def _outcome(reference: Any) -> dict[str, Any] | str:
 def _summary(result: dict[str, Any] | str) -> str:
     if isinstance(result, str):
         return f"failed: {result.splitlines()[0]}"
-    return f"mIoU {100 * result['last']['miou']:.2f} %"
+    classes = over_classes(result["last"])
+    return f"mIoU {100 * result['last']['miou']:.2f} %" + (f" ({classes})" if classes else "")

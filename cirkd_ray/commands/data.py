@@ -28,6 +28,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     _add_source(check)
     check.add_argument("--json", metavar="FILE", help="write the whole report, every finding in it")
 
+    check.add_argument(
+        "--most-ignored",
+        type=float,
+        default=0.4,
+        metavar="SHARE",
+        help="share of ignored pixels above which a split is reported (default: 0.4)",
+    )
+
     prepare = actions.add_parser(
         "prepare",
         help="convert into the form that trains fastest; run it again to go on where it stopped",
@@ -100,7 +108,10 @@ def _check(args: argparse.Namespace) -> int:
         _print_findings(console, f"{args.name}, {split}", report)
     for split, data in splits.items():
         with bar(len(data), f"check {split}") as advance:
-            reports[split] = check(data, _workers(args), advance)
+            most = args.most_ignored
+            reports[split] = check(
+                data, _workers(args), advance, training="train" in split, most_ignored=most
+            )
         _print_report(console, f"{args.name}, {split}", reports[split])
     if args.json:
         _write(args.json, json.dumps({split: r.to_dict() for split, r in reports.items()}, indent=1).encode())
@@ -109,6 +120,7 @@ def _check(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from cirkd_ray.data import DATASETS
     from cirkd_ray.data_tools.prepare import Encoding, prepare
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.progress import bar
@@ -116,7 +128,8 @@ def _prepare(args: argparse.Namespace) -> int:
     if not 1 <= args.quality <= 100 or args.tile < 16 or (args.max_size is not None and args.max_size < 16):
         raise ConfigError("--quality is 1..100, --tile and --max-size are at least 16 pixels")
     splits, settings = _splits(args, holes=args.skip_bad), _settings(args.name, args.settings)
-    settings.pop("subset", None)  # which files were there does not change what a label means
+    for key in getattr(DATASETS.get(args.name), "stored_only", ()):
+        settings.pop(key, None)  # how files are stored does not change what a label means
     encoding = Encoding(None if args.lossless else args.quality, args.tile, args.max_size)
     with bar(sum(len(data) for data in splits.values()), "prepare") as advance:
         manifest = prepare(
@@ -150,8 +163,8 @@ def _show(args: argparse.Namespace) -> int:
     from cirkd_ray.data.base import DATASETS, Sample
     from cirkd_ray.data.sampler import sample_rng
     from cirkd_ray.data.transforms import TrainTransform
-    from cirkd_ray.data_tools.show import contact_sheet
-    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.data_tools.show import Bad, contact_sheet
+    from cirkd_ray.errors import ConfigError, DataError, TransientError
 
     ((split, data),) = _splits(args, default=("val",), single=True).items()
     count = min(args.count, len(data))
@@ -159,17 +172,28 @@ def _show(args: argparse.Namespace) -> int:
         raise ConfigError(f"--count is at least 1 and --start below the {len(data)} samples of {split}")
     spread = np.linspace(0, len(data) - 1, count).astype(int).tolist()
     numbers = spread if args.start is None else range(args.start, min(args.start + count, len(data)))
-    samples = []
+    samples: list[Sample | Bad] = []
     for n in numbers:
-        sample = data.load(n)
+        try:
+            sample = data.load(n)
+        except TransientError:
+            raise
+        except DataError as error:
+            samples.append(Bad(data.name(n), str(error)))
+            continue
         if args.augmented:
             image, label = TrainTransform(crop=DATASETS.get(args.name).default_crop)(sample, sample_rng(0, n))
             sample = Sample(image, label, sample.name)
         samples.append(sample)
     sheet = contact_sheet(samples, data.classes)
     _write(args.out, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
-    _console().print(f"{len(samples)} of the {len(data)} samples of {split}: {args.out}", highlight=False)
-    return 0
+    console, bad = _console(), [sample for sample in samples if isinstance(sample, Bad)]
+    for item in bad:
+        console.print(f"bad: {item.reason}", highlight=False, markup=False)
+    if bad:
+        console.print(f"`{data.check_command}` finds all bad files", highlight=False, markup=False)
+    console.print(f"{len(samples)} of the {len(data)} samples of {split}: {args.out}", highlight=False)
+    return 1 if bad else 0
 
 
 def _splits(
@@ -299,9 +323,11 @@ def _print_findings(console: Console, title: str, report: Report) -> None:
     """How many of each kind, and the first ones."""
     from collections import Counter
 
-    for kind, count in Counter(finding.kind for finding in report.findings).items():
+    counts = Counter(finding.kind for finding in report.findings)
+    for kind, count in counts.items():
         console.print(f"{title}, {kind}: {count}", style="red", highlight=False)
-    for finding in report.findings[:_SHOWN]:
+    # What is said once is about the whole split: it must not drown in thousands of missing files.
+    for finding in sorted(report.findings, key=lambda found: counts[found.kind])[:_SHOWN]:
         console.print(f"  {finding.message}", highlight=False, markup=False)
     if len(report.findings) > _SHOWN:
         console.print(f"  and {len(report.findings) - _SHOWN} more (--json FILE lists all)", highlight=False)

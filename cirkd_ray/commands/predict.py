@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -44,6 +45,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("inputs", nargs="*", metavar="IMAGE", help="image files, or folders of them")
     add_data(parser, evaluated=", with --worst")
     add_views(parser)
+    parser.add_argument("--upright", action="store_true", help="turn photos as their orientation tags say")
+    parser.add_argument(
+        "--range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values of 16-bit and float images that become black and white (default: from the bits used)",
+    )
     parser.add_argument("--out", default="predictions", metavar="DIR", help="default: predictions/")
     parser.add_argument(
         "--write",
@@ -98,7 +107,8 @@ def _predict(args: argparse.Namespace) -> int:
     from cirkd_ray.report.progress import bar
 
     _refuse_ignored(args)
-    total, sources, dataset = _sources(args)
+    notes: Counter[str] = Counter()
+    total, sources, dataset = _sources(args, notes)
     names = server_names(dataset) if args.submission else []
     if args.submission:
         refuse_scaled(dataset)
@@ -118,6 +128,7 @@ def _predict(args: argparse.Namespace) -> int:
     console = output(highlight=False)
     for failure in failures:
         console.print(f"skipped {failure}", markup=False)
+    warn(f"{count} image{'s have' if count > 1 else ' has'} {change}" for change, count in notes.items())
     skipped = f", {len(failures)} skipped" if failures else ""
     places = [str(folder / form) for form in forms] + ([args.submission] if args.submission else [])
     console.print(f"{done} images predicted{skipped}: {', '.join(places)}", markup=False)
@@ -138,9 +149,15 @@ def _refuse_ignored(args: argparse.Namespace) -> None:
         )
     if args.limit is not None and args.limit < 1:
         raise ConfigError("--limit must be at least 1")
+    if not args.inputs and (args.upright or args.range):
+        raise ConfigError("--upright and --range go with image files: a data set says how its own are read")
+    if args.range and not args.range[0] < args.range[1]:
+        raise ConfigError("--range: LOW must be below HIGH")
 
 
-def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
+def _sources(
+    args: argparse.Namespace, notes: Counter[str]
+) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files
@@ -149,7 +166,8 @@ def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], Segmentat
         if args.data or args.submission:
             raise ConfigError("give either images or a data set (--data, --submission), not both")
         files = find_images(args.inputs)[: args.limit]
-        return len(files), read_files(files), None
+        span = tuple(args.range) if args.range else None
+        return len(files), read_files(files, notes, span, args.upright), None
     if not (args.data or args.root or args.split or args.submission or args.overrides):
         raise ConfigError("which images? give files or folders, or --split val for a split of the run's data")
     dataset = _dataset(args)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import lzma
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
-from cirkd_ray.data.codec import decode_image, decode_label
+from cirkd_ray.data.codec import ColourLabels, decode_mask, read_image
+from cirkd_ray.data.header import Header, read_header
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
@@ -26,7 +27,16 @@ IMPOSSIBLE = -1
 
 
 class SizeMismatch(DataError):
-    """A label map is not of its image's size."""
+    """A label map is not of its image's size.
+
+    Args:
+        text: the message.
+        label: (height, width) of the label map.
+    """
+
+    def __init__(self, text: str, label: tuple[int, ...] = ()) -> None:
+        super().__init__(text)
+        self.label = label
 
 
 class ImpossibleLabels(DataError):
@@ -74,6 +84,46 @@ class LabelMap:
         return f"impossible label values {shown}; this data set has {allowed}"
 
 
+Colour = tuple[int, int, int]
+
+
+class ColourMap:
+    """RGB colour -> class index, for masks that are pictures of the classes' colours.
+
+    Args:
+        mapping: colour -> class index or `IGNORE_LABEL`; every other colour is impossible.
+    """
+
+    def __init__(self, mapping: Mapping[Colour, int]) -> None:
+        self.mapping = dict(mapping)
+        codes = {(r << 16) + (g << 8) + b: index for (r, g, b), index in mapping.items()}
+        self._codes = np.array(sorted(codes), np.uint32)
+        self._indices = np.array([codes[code] for code in sorted(codes)], np.uint8)
+
+    def __call__(self, colours: UInt8, where: str) -> UInt8:
+        """H x W class indices of H x W x 3 colours.
+
+        Raises:
+            DataError: a colour of no class; the message says which and how many pixels.
+        """
+        wide = colours.astype(np.uint32)
+        codes = (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
+        places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        if (wrong := self._codes[places] != codes).any():
+            values, counts = np.unique(codes[wrong], return_counts=True)
+            most = np.argsort(-counts, kind="stable")
+            shown = [f"{_colour_of(int(values[k]))} ({counts[k]} pixels)" for k in most[:4]]
+            raise ImpossibleLabels(
+                f"{where}: colours of no class {_some(shown)}; a class's colour must be exact"
+            )
+        found: UInt8 = self._indices[places]
+        return found
+
+
+def _colour_of(code: int) -> list[int]:
+    return [code >> 16, code >> 8 & 255, code & 255]
+
+
 def _ranges(values: Sequence[int]) -> str:
     """`0-20, 255` for 0, 1, ..., 20, 255."""
     spans: list[list[int]] = []
@@ -118,13 +168,19 @@ class FileDataset(SegmentationDataset):
         duplicates: what comes twice under one name (only with `subset`, which takes the first).
         paths: of image and label map below the root, with {} for the sample's id.
         labels: the map from stored values to class indices.
+        colours: the map from colours, where masks of colours are understood.
+        colour_hint: what to do where they are not, for the message about such a mask.
         has_labels: false for a test split without public labels; its label maps are all ignored.
         hint: the expected layout in a few words, for the message about a wrong root.
+        stored_only: settings that say how files are stored, and not what labels mean.
     """
 
     hint: ClassVar[str] = ""
+    stored_only: ClassVar[frozenset[str]] = frozenset({"subset"})
     paths: tuple[str, str]
     labels: LabelMap
+    colours: ColourMap | None = None
+    colour_hint: str = "labels must be gray or palette PNGs of class indices"
     has_labels: bool = True
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
@@ -153,7 +209,7 @@ class FileDataset(SegmentationDataset):
     def source_stamp(self, index: int) -> list[int] | None:
         """Bytes and times of change of the sample's files, image first; None where one is gone or unknown."""
         numbers: list[int] = []
-        for path in self._paths(self.ids[index]):
+        for path in self.files(index):
             stamp = self.storage.stamp(path)
             if stamp is None:
                 return None
@@ -162,23 +218,41 @@ class FileDataset(SegmentationDataset):
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""
-        path = self.image_file(self.ids[index])
-        image = decode_image(self.storage.read(path), self.storage.where(path))
-        return Sample(image, self.load_label(index, image.shape[:2]), path)
+        return self._pair(index)[0]
 
-    def load_label(self, index: int, size: tuple[int, ...]) -> UInt8:
-        """Read the label map that belongs to an image of `size` (height, width)."""
-        if not self.has_labels:
+    def examine(self, index: int) -> tuple[Sample, tuple[str, ...], Header]:
+        """A pair, what reading changed in its image, and the header of the image's file."""
+        sample, changes, content = self._pair(index)
+        return sample, changes, read_header(content) or Header(sample.size, "not known to Pillow")
+
+    def _pair(self, index: int) -> tuple[Sample, tuple[str, ...], bytes]:
+        path = self.image_file(self.ids[index])
+        content = self.storage.read(path)
+        image = read_image(content, self.storage.where(path), self.span)
+        try:
+            label = self.load_label(index, image.pixels.shape[:2])
+        except SizeMismatch as error:
+            raise SizeMismatch(f"{error}{_turned(content, error.label)}") from None
+        return Sample(image.pixels, label, path), image.changes, content
+
+    def load_label(self, index: int, size: tuple[int, ...] | None) -> UInt8:
+        """Read the label map that belongs to an image of `size` (height, width), or of any where None."""
+        if not self.has_labels and size is not None:
             return np.full(size, IGNORE_LABEL, np.uint8)
         path = self.label_file(self.ids[index])
         where = self.storage.where(path)
-        stored = decode_label(self.storage.read(path), where)
-        if stored.shape != size:
+        stored = decode_mask(self.storage.read(path), where)
+        if size is not None and stored.shape[:2] != size:
             raise SizeMismatch(
-                f"{where}: the label is {stored.shape[1]}x{stored.shape[0]} pixels, its image "
-                f"{self.image_file(self.ids[index])} {size[1]}x{size[0]}"
+                f"{where}: the label is {_by(stored.shape)} pixels, its image "
+                f"{self.image_file(self.ids[index])} {_by(size)}",
+                stored.shape[:2],
             )
-        return self.labels(stored, where)
+        if stored.ndim == 2:
+            return self.labels(stored, where)
+        if self.colours is None:
+            raise ColourLabels(f"{where}: holds RGB values; {self.colour_hint}")
+        return self.colours(stored, where)
 
     def find_folder(self, *candidates: str) -> str:
         """The first of these folders that holds anything.
@@ -212,13 +286,44 @@ class FileDataset(SegmentationDataset):
             self.missing += lacking
             if not lacking:
                 self.ids.append(sample_id)
-        if self.missing and not self.subset:
+        if self.missing and not (self.subset and self.ids):
+            instead = self._instead(self.missing, folders)
+            use = "" if instead or self.subset else " (to use what is there: --set data.subset=true)"
+            none = "" if self.ids else "no images with labels: "
             raise DataError(
-                f"{self._of_split()}: {_counted(len(self.missing), 'file is', 'files are')} missing: "
-                f"{_some(self.missing)} (to use what is there: --set data.subset=true)"
+                f"{self._of_split()}: {none}{_counted(len(self.missing), 'file is', 'files are')} missing: "
+                f"{_some(self.missing)}{use}{instead}"
             )
         if not self.ids:
             raise DataError(f"{self._of_split()}: no images; expected {self.hint}")
+
+    def _instead(self, missing: Sequence[str], folders: Callable[[str], Iterable[str]]) -> str:
+        """What lies beside missing files and looks as if it were meant, and what to do about it."""
+        for path in missing:
+            folder, _, name = path.rpartition("/")
+            stem = name.rpartition(".")[0]
+            near = sorted(other for other in folders(folder) if other.lower().startswith(stem.lower()))
+            if near:
+                return f";\n{path} is missing; {folder} holds {near[0]}{self.how_to_pair(path, near[0])}"
+        return ""
+
+    def how_to_pair(self, path: str, near: str) -> str:
+        """What to do where `near` lies in the folder of the missing file `path`, as the end of a sentence."""
+        return ""
+
+    def advice(self, absent: Sequence[int]) -> str:
+        """The line to write where these classes do not occur and pixels are ignored; empty if unknown."""
+        return ""
+
+    @property
+    def ignored_colours(self) -> list[list[int]] | None:
+        """The colours of masks that do not count; None where there are none."""
+        mapping = {} if self.colours is None else self.colours.mapping
+        return [list(c) for c in sorted(mapping) if mapping[c] == IGNORE_LABEL] or None
+
+    def files(self, index: int) -> list[str]:
+        """The sample's files below the root, image first."""
+        return self._paths(self.ids[index])
 
     def _paths(self, sample_id: str) -> list[str]:
         """The sample's files, image first."""
@@ -226,6 +331,21 @@ class FileDataset(SegmentationDataset):
 
     def _of_split(self) -> str:
         return f"{self.storage.where('')}, split {self.split!r}"
+
+
+def _by(size: Sequence[int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _turned(image: bytes, label: tuple[int, ...]) -> str:
+    """What to add where a label would fit if the image's orientation tag were applied."""
+    header = read_header(image)
+    if header is None or header.orientation == 1 or header.upright_size != label:
+        return ""
+    return (
+        ", and the other way round as its orientation tag says;\nthe tag is never applied: turn the pixels "
+        "and drop the tag (exiftran -ai), or label the pixels as stored"
+    )
 
 
 def _counted(count: int, one: str, several: str) -> str:

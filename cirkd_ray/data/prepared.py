@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.data.base import DATASETS, Facts, Sample, SegmentationDataset
 from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
 from cirkd_ray.data.tiles import Content, MappedFile, TiledSample
 from cirkd_ray.errors import DataError
@@ -186,6 +186,7 @@ class PreparedDataset(SegmentationDataset):
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
         self.has_labels = split not in manifest.unlabelled
+        self.facts = _facts(manifest)
         self._rows = _stored_samples(self.storage, split, manifest.parts[split])
         if len(self._rows) != manifest.splits[split]:
             raise DataError(
@@ -217,6 +218,13 @@ class PreparedDataset(SegmentationDataset):
         tiled = self.open(index)
         whole = (0, 0, *tiled.size)
         return Sample(tiled.image_window(*whole), tiled.label_window(*whole), tiled.name)
+
+
+def _facts(manifest: Manifest) -> Facts:
+    """What is known of the original set's classes; sizes and counts may differ."""
+    origin = DATASETS.get(manifest.dataset)
+    same = getattr(getattr(origin, "classes", None), "names", None) == manifest.classes
+    return replace(origin.facts, size=None, counts={}) if same else Facts()
 
 
 def _stored_samples(storage: Storage, split: str, parts: int) -> list[tuple[str, str, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.codec import decode_image
+from cirkd_ray.data.codec import read_image
+from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.device import choose_precision, local_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import Views, inference, predict_logits, predicted_classes
@@ -167,11 +169,33 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     return unique
 
 
-def read_files(files: Iterable[tuple[Path, str]]) -> Iterator[Source]:
-    """The images of `find_images`, one at a time, turned upright where the camera noted how it was held."""
+def read_files(
+    files: Iterable[tuple[Path, str]],
+    notes: Counter[str] | None = None,
+    span: tuple[float, float] | None = None,
+    turn: bool = False,
+) -> Iterator[Source]:
+    """The images of `find_images`, one at a time, as training reads them.
+
+    Args:
+        files: the files with their names.
+        notes: counts what reading changed in the images.
+        span: the range of values of more than 8 bits, see `decode_image`.
+        turn: turn the pixels upright where the camera noted how it was held.
+    """
+    notes = Counter() if notes is None else notes
     for path, name in files:
         try:
-            yield Source(name, decode_image(path.read_bytes(), str(path), upright=True))
+            content = path.read_bytes()
+            image, changes = read_image(content, str(path), span)
+            header = read_header(content)
+            if header is not None and header.orientation != 1:
+                image = upright(image, header.orientation) if turn else image
+                changes += (
+                    () if turn else ("an orientation tag, which is not applied (--upright turns them)",)
+                )
+            notes.update(changes)
+            yield Source(name, image)
         except OSError as error:
             yield Source(name, None, f"{path}: cannot be read ({error.strerror})")
         except DataError as error:

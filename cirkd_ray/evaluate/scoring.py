@@ -50,10 +50,15 @@ class EvaluationResult:
     boundary: BoundaryMatrix | None = None
 
     def metrics(self) -> dict[str, float]:
-        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out."""
+        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out.
+
+        `miou` is the mean over `miou_classes` of the `classes`.
+        """
         confusion = self.confusion
         scores = {
             "miou": confusion.miou(),
+            "miou_classes": int((~confusion.iou().isnan()).sum()),
+            "classes": confusion.num_classes,
             "pixel_accuracy": confusion.pixel_accuracy(),
             "mean_class_accuracy": confusion.mean_class_accuracy(),
             "frequency_weighted_iou": confusion.frequency_weighted_iou(),

@@ -81,7 +81,8 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    check_run(spec)
+    for note in check_run(spec):
+        say(f"warning: {note}")
     with locked(directory):
         open_directory(directory, spec, resume)
         teacher, reused = None, False

@@ -217,7 +217,7 @@ def test_another_data_set_takes_none_of_the_inherited_ones_settings(tmp_path: Pa
     ):
         assert (spec.data.name, spec.data.root, spec.data.flip) == ("camvid", "/data", 0.25)
         assert (spec.data.crop, spec.data.workers) == (before.crop, before.workers)
-        assert set(spec.data.settings) == {"subset"}
+        assert set(spec.data.settings) == {"form", "subset"}
     same = load_run("quickstart", ["data.name=shapes"]).data
     assert same.settings == before.settings
     own_to_one_set = {"name", "root", "train_split", "val_split"}
