@@ -18,6 +18,7 @@ from cirkd_ray.config.composition import (
     recipe_names,
 )
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.sweep.space_file import find_space, load_space
 from tests.paths import REPO
 
 SMALL = {"model": {"name": "deeplabv3:resnet10t"}, "data": {"name": "shapes"}}
@@ -242,3 +243,29 @@ def test_the_readmes_own_space_is_valid(tmp_path: Path) -> None:
     assert block is not None
     (tmp_path / "space.yaml").write_text(block[1])
     assert check_space(load_space(str(tmp_path / "space.yaml"))).train.steps == 4000
+
+
+def test_a_root_in_a_file_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    base = "model: {name: deeplabv3:resnet10t}\ndata: {name: folder, root: %s}\n"
+    (tmp_path / "deep/mine.yaml").write_text(base % "set")
+    (tmp_path / "child.yaml").write_text("extends: deep/mine.yaml\n")
+    for recipe in ("deep/mine.yaml", "child.yaml"):
+        assert load_run(recipe).data.root == str(tmp_path / "deep" / "set")
+    assert load_run("deep/mine.yaml", ["data.root=set"]).data.root == str(tmp_path / "set")
+    for place in ("s3://bucket/set", "/data/set"):
+        (tmp_path / "deep/mine.yaml").write_text(base % place)
+        assert load_run("deep/mine.yaml").data.root == place
+
+
+def test_a_root_in_a_search_space_is_relative_to_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(find_space("cirkd_core"))).read_text(encoding="utf-8")
+    (tmp_path / "deep").mkdir()
+    tree = {**yaml.safe_load(text), "set": {"data.root": "set"}}
+    (tmp_path / "deep/space.yaml").write_text(yaml.safe_dump(tree))
+    assert load_space("deep/space.yaml").spec.set["data.root"] == str(tmp_path / "deep" / "set")
+    assert load_space("deep/space.yaml", ["data.root=set"]).spec.set["data.root"] == "set"
