@@ -208,7 +208,7 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
     if alone and training and (tally.images == len(data) or tally.ignored_share > MOST_IGNORED):
         raise DataError(f"data: {'; '.join(finding.message for finding in found[-3:])}")
     split = getattr(data, "split", "")
-    return tuple(f"data, {split}: {finding.message}" for finding in found)
+    return tuple(f"warning: data, {split}: {finding.message}" for finding in found)
 
 
 def spread(length: int, count: int = SAMPLES) -> list[int]:

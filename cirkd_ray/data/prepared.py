@@ -38,6 +38,7 @@ class Manifest(BaseModel):
         dataset: registered name.
         settings: the data set's own settings that decided the labels.
         classes, palette: names and colours.
+        range: the image values that became black and white, where that was declared.
         splits: number of samples of each split.
         parts: number of parts of each split's index; files of further parts are left over and not read.
         unlabelled: splits whose labels are not public.
@@ -53,6 +54,7 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    range: tuple[float, float] | None = None
     splits: dict[str, int] = {}
     parts: dict[str, int] = {}
     unlabelled: tuple[str, ...] = ()
@@ -186,7 +188,7 @@ class PreparedDataset(SegmentationDataset):
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
         self.has_labels = split not in manifest.unlabelled
-        self.facts = _facts(manifest)
+        self.facts, self.span = _facts(manifest), manifest.range
         self._rows = _stored_samples(self.storage, split, manifest.parts[split])
         if len(self._rows) != manifest.splits[split]:
             raise DataError(

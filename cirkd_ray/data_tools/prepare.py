@@ -99,11 +99,11 @@ def prepare(
         "format": FORMAT,
         "classes": source.classes.names,
         "palette": source.classes.palette,
+        "range": source.span,
     }
     meaning = {
         "labels": source.labels.digest if isinstance(source, FileDataset) else None,
         "colours": source.ignored_colours if isinstance(source, FileDataset) else None,
-        "range": source.span,
     }
     _agree(storage, plan | meaning)
     begun = find_manifest(target, unfinished=True)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cirkd_ray.data.base import Sample, UInt8
+from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.sampler import sample_rng
+from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.data_tools.pictures import Color, blend, fit, grid, legend, outlined, stack, text_line
+from cirkd_ray.errors import DataError, TransientError
 from cirkd_ray.types import ClassSet
 
 _MARGIN = 8
@@ -22,6 +25,35 @@ class Bad:
 
     name: str
     reason: str
+
+
+def pick_samples(
+    data: SegmentationDataset, count: int, start: int | None = None, augmented: bool = False
+) -> list[Sample | Bad]:
+    """Samples to look at, those that cannot be read included.
+
+    Args:
+        data: the data set.
+        count: how many, at most.
+        start: the first of them; None spreads them evenly.
+        augmented: training crops instead of whole images.
+    """
+    count = min(count, len(data))
+    spread = np.linspace(0, len(data) - 1, count).astype(int).tolist()
+    samples: list[Sample | Bad] = []
+    for n in spread if start is None else range(start, min(start + count, len(data))):
+        try:
+            sample = data.load(n)
+        except TransientError:
+            raise
+        except DataError as error:
+            samples.append(Bad(data.name(n), str(error)))
+            continue
+        if augmented:
+            image, label = TrainTransform(crop=data.default_crop)(sample, sample_rng(0, n))
+            sample = Sample(image, label, sample.name)
+        samples.append(sample)
+    return samples
 
 
 def contact_sheet(

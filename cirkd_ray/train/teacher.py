@@ -8,15 +8,9 @@ from pathlib import Path
 
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.composition import apply_overrides, flatten, overrides_from
+from cirkd_ray.config.settings import computes
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
-
-COSMETIC = ("train.log_every", "train.keep_checkpoints", "train.pictures")
-"""Settings of what a run tells and keeps; a sweep adapts them to its reports, whatever the recipe says."""
-CHANGEABLE = ("cluster.", "data.root", "data.workers", *COSMETIC)
-"""Settings that may differ when a run is continued: they do not change what it computes."""
-FREE = (*CHANGEABLE, "name", "description", "published")
-"""These, and what a recipe says of itself."""
 
 
 def slug(name: str) -> str:
@@ -28,7 +22,7 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     """The teacher's own run: its recipe on this run's data and cluster, then `teacher.set`."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
-    tree = load_tree(spec.teacher.train)
+    tree = load_tree(spec.teacher.train, "teacher.train")
     shared = spec.to_dict()
     tree = {**tree, "data": shared["data"], "cluster": shared["cluster"], "seed": spec.seed}
     found = from_tree(apply_overrides(tree, overrides_from(spec.teacher.set)))
@@ -42,8 +36,7 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
 
 def fingerprint(spec: RunSpec) -> str:
     """Ten digits that are equal where two runs compute the same."""
-    leaves = flatten(spec.to_dict())
-    kept = {k: v for k, v in leaves.items() if not k.startswith(FREE)}
+    kept = {k: v for k, v in flatten(spec.to_dict()).items() if computes(k)}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 

@@ -22,7 +22,7 @@ from cirkd_ray.data.loader import eval_loader
 from cirkd_ray.data_tools.check import check
 from cirkd_ray.data_tools.prepare import Encoding, prepare
 from cirkd_ray.errors import DataError
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
 from tests.tinyrun import tiny_tree
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
@@ -126,7 +126,7 @@ def test_a_class_in_no_training_image_is_a_finding_and_a_warning(tmp_path: Path)
     assert "'b'" in found(train)["class never occurs"]
     assert found(val, training=False) == {}
     (note,) = run_on(root)
-    assert note.startswith("data, train: no label")
+    assert note.startswith("warning: data, train: no label")
     assert "'b'" in note
 
 
@@ -162,7 +162,7 @@ def test_images_of_12_bits_are_the_same_everywhere(
     assert main(["data", "check", "folder", str(root)]) == 1
     assert "`range: [0, 4095]` in dataset.yaml" in capsys.readouterr().out
     notes = run_on(root)
-    assert [note.partition(":")[0] for note in notes] == ["data, train", "data, val"]
+    assert [note.split(": ")[1] for note in notes] == ["data, train", "data, val"]
     (root / "dataset.yaml").write_text("classes: [a, b]\nrange: [0, 4095]\n")
     data = build_dataset("folder", split="train", root=root)
     np.testing.assert_array_equal(data.load(0).image, expected)
@@ -397,7 +397,7 @@ def test_all_pairs_of_sizes_are_compared_before_a_run(tmp_path: Path) -> None:
 def test_a_batch_larger_than_the_set_is_said(tmp_path: Path) -> None:
     root = make(tmp_path, "classes: [a, b]\n", {**both(halves(0, 1), count=1)})
     (note,) = run_on(root)
-    assert note.startswith("train.batch_size: 2 is more than the 1 images of 'train'")
+    assert note.startswith("warning: train.batch_size: 2 is more than the 1 images of 'train'")
 
 
 def test_a_contact_sheet_shows_a_bad_sample_as_bad(

@@ -105,9 +105,9 @@ def test_a_name_is_that_of_one_folder(
 def test_a_file_that_cannot_be_written_is_named_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(args: object) -> int:
+    def full(*args: object) -> int:
         raise OSError(28, "No space left on device", "/out/metrics.jsonl")
 
-    monkeypatch.setattr("cirkd_ray.commands.recipes.run", full)
-    assert main(["recipes", "list"]) == 2
+    monkeypatch.setattr("cirkd_ray.config.schema.json_schema", full)
+    assert main(["recipes", "schema"]) == 2
     assert capsys.readouterr().err == "cirkd: /out/metrics.jsonl: No space left on device\n"
