@@ -193,7 +193,8 @@ def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     save_picture(path, evaluation.worst_picture())
     console = output(highlight=False)
     for index, score in evaluation.worst:
-        console.print(f"{score * 100:6.2f} %  {evaluation.result.names[index]}", markup=False)
+        over, sample = evaluation.result.classes_of_image(index), evaluation.result.names[index]
+        console.print(f"{score * 100:6.2f} % ({over})  {sample}", markup=False)
     console.print(f"picture: {path}", markup=False)
     return 0
 

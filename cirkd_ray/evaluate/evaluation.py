@@ -71,6 +71,12 @@ class EvaluationResult:
         per_class = zip(self.classes.names, confusion.iou().tolist(), strict=True)
         return scores | {f"iou/{name}": value for name, value in per_class if value == value}
 
+    def classes_of_image(self, index: int) -> str:
+        """`3 of 12 classes`: over how many an image's mean IoU is; only with `per_image`."""
+        assert self.per_image is not None
+        occurs = self.per_image[index, 1:].sum(0) > 0
+        return f"{int(occurs.sum())} of {len(occurs)} classes"
+
     def cpu(self) -> EvaluationResult:
         """Its counts on the CPU, so that it can be sent to another process; returns self."""
         self.confusion.cpu()
