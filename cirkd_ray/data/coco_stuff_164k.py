@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirkd_ray.data.base import DATASETS, Facts
-from cirkd_ray.data.files import FileDataset, LabelMap, class_set, metadata, packaged_list
+from cirkd_ray.data.files import FileDataset, class_set, metadata, packaged_list
+from cirkd_ray.data.label_map import LabelMap
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
 
 _ABSENT = frozenset(metadata("coco_stuff_164k")["absent_ids"])

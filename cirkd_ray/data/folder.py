@@ -12,7 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cirkd_ray.config.registry import validate
 from cirkd_ray.data.base import DATASETS
-from cirkd_ray.data.files import Colour, ColourMap, FileDataset, LabelMap
+from cirkd_ray.data.files import FileDataset
+from cirkd_ray.data.label_map import Colour, ColourMap, LabelMap
 from cirkd_ray.data.storage import Storage
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IGNORE_LABEL, PADDING_LABEL, ClassSet

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from cirkd_ray.data.base import DATASETS, Facts
-from cirkd_ray.data.files import FileDataset, LabelMap, class_set, packaged_list
+from cirkd_ray.data.files import FileDataset, class_set, packaged_list
+from cirkd_ray.data.label_map import LabelMap
 from cirkd_ray.types import IGNORE_LABEL
 
 

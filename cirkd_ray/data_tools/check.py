@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.facts import MOST_IGNORED, Finding, Tally, counts_of, judge
-from cirkd_ray.data.files import FileDataset, ImpossibleLabels, SizeMismatch
+from cirkd_ray.data.files import FileDataset, SizeMismatch
 from cirkd_ray.data.header import Header
+from cirkd_ray.data.label_map import ImpossibleLabels
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
 from cirkd_ray.data_tools.prepare import verify_prepared
