@@ -71,12 +71,14 @@ class Facts:
         never: class indices that no label map of the set holds.
         size: (height, width) of every image.
         counts: how many images a split has.
+        least: class index -> the least share of labelled pixels that it has in any few images.
         labels: which files the labels are, to end "the labels must be ...".
     """
 
     never: frozenset[int] = frozenset()
     size: tuple[int, int] | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[int, float] = field(default_factory=dict)
     labels: str = ""
 
 

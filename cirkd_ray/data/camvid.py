@@ -54,7 +54,7 @@ class CamVid(FileDataset):
     default_crop: ClassVar[tuple[int, int]] = (360, 360)
     classes = class_set("camvid")
     labels = LabelMap({**{i: i for i in range(11)}, 11: IGNORE_LABEL})
-    facts = Facts(size=(360, 480), counts=metadata("camvid")["splits"])
+    facts = Facts(size=(360, 480), counts=metadata("camvid")["splits"], least={3: 0.08})
     stored_only = frozenset({"subset", "form"})
     colour_hint = f"of the original CamVid's 32 colours? {_CONVERT}"
     hint = "train/ trainannot/ val/ valannot/ test/ testannot/ with NAME.png files"

@@ -39,7 +39,7 @@ class Cityscapes(FileDataset):
     labels = LabelMap(
         {**dict.fromkeys(range(34), IGNORE_LABEL), **{label_id: k for k, label_id in enumerate(LABEL_IDS)}}
     )
-    facts = Facts(size=(1024, 2048), labels="the gtFine files that end in _labelIds.png")
+    facts = Facts(size=(1024, 2048), least={0: 0.1}, labels="the gtFine files that end in _labelIds.png")
     hint = "leftImg8bit/train/CITY/ and gtFine/train/CITY/ (and val, test), as in the official zip files"
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:

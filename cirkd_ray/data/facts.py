@@ -168,6 +168,11 @@ def _of_facts(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
         what = f"ids that never occur in the official label maps do occur ({shown})"
         how = ": the labels look shifted by one, or of another numbering"
         yield Finding("impossible class", f"{what}{how}{_must_be(data)}")
+    labelled = max(1, int(tally.pixels.sum()))
+    for k, least in facts.least.items() if tally.images >= SAMPLES else ():
+        if k < len(tally.pixels) and (share := tally.pixels[k] / labelled) < least:
+            what = f"only {100 * share:.1f} % of the labelled pixels are {tally.classes[k]!r}, a common class"
+            yield Finding("rare class", f"{what}: are the labels of another order?{_must_be(data)}")
     if facts.size is not None and (others := [size for size in tally.sizes if size != facts.size]):
         count = sum(tally.sizes[size] for size in others)
         (height, width), (right, wide) = others[0], facts.size

@@ -164,7 +164,19 @@ class FileDataset(SegmentationDataset):
             if self.storage.names(folder):
                 return folder
         where = self.storage.where(candidates[0])
-        raise DataError(f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}")
+        raise DataError(
+            f"{where}: no such folder, or it is empty{self._held(candidates[0])}; "
+            f"expected below data.root: {self.hint}"
+        )
+
+    def _held(self, folder: str) -> str:
+        """What lies in the nearest folder above `folder` that holds anything."""
+        above = folder
+        while above:
+            above = above.rpartition("/")[0]
+            if names := self.storage.names(above):
+                return f" ({above or 'the root'} holds {some(names)})"
+        return ""
 
     def settle(self, ids: Iterable[str]) -> None:
         """Take `ids` as the split, after a look into the folders for their files.
@@ -201,10 +213,15 @@ class FileDataset(SegmentationDataset):
         """What lies beside missing files and looks as if it were meant, and what to do about it."""
         for path in missing:
             folder, _, name = path.rpartition("/")
-            stem = name.rpartition(".")[0]
-            near = sorted(other for other in folders(folder) if other.lower().startswith(stem.lower()))
+            stem = name.rpartition(".")[0].lower()
+            near = [other for other in sorted(folders(folder)) if other.lower().startswith(stem)]
             if near:
                 return f";\n{path} is missing; {folder} holds {near[0]}{self.how_to_pair(path, near[0])}"
+        for path in missing if not self.ids else ():
+            folder = path.rpartition("/")[0]
+            if held := sorted(folders(folder)):
+                alike = "the names of images and labels must be alike"
+                return f";\n{path} is missing; {folder} holds {some(held)}: {alike}"
         return ""
 
     def how_to_pair(self, path: str, near: str) -> str:

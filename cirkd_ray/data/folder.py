@@ -108,7 +108,8 @@ class Description(BaseModel):
         ids = self.ids if self.ids is not None else {k: k for k in range(len(self.classes))}
         mapping = {value: self.classes.index(k) if isinstance(k, str) else k for value, k in ids.items()}
         # `ignore` is given by the user, so it wins over the default indices.
-        return LabelMap({**mapping, **dict.fromkeys(self.ignored, IGNORE_LABEL)})
+        hint = f"`ids: {{VALUE: CLASS, ...}}` in {DESCRIPTION} says what each value means"
+        return LabelMap({**mapping, **dict.fromkeys(self.ignored, IGNORE_LABEL)}, hint)
 
     def colour_map(self) -> ColourMap | None:
         """The map from the palette's colours to class indices; None where no palette is given."""

@@ -24,9 +24,11 @@ class LabelMap:
 
     Args:
         mapping: stored value -> class index or `IGNORE_LABEL`; every other value is impossible.
+        hint: what to do about an impossible value.
     """
 
-    def __init__(self, mapping: Mapping[int, int]) -> None:
+    def __init__(self, mapping: Mapping[int, int], hint: str = "") -> None:
+        self.hint = f"; {hint}" if hint else ""
         table = np.full(256, IMPOSSIBLE, dtype=np.int16)
         for value, index in mapping.items():
             table[value] = index
@@ -57,7 +59,7 @@ class LabelMap:
         wrong = np.flatnonzero((counts > 0) & ~self.possible)
         shown = some([f"{value} ({counts[value]} pixels)" for value in wrong], 4)
         allowed = _ranges(np.flatnonzero(self.possible).tolist())
-        return f"impossible label values {shown}; this data set has {allowed}"
+        return f"impossible label values {shown}; this data set has {allowed}{self.hint}"
 
 
 Colour = tuple[int, int, int]

@@ -34,7 +34,7 @@ class VOC(FileDataset):
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
     classes = class_set("voc")
     labels = LabelMap({**{i: i for i in range(21)}, IGNORE_LABEL: IGNORE_LABEL})
-    facts = Facts(labels="those of SegmentationClassAug, in which 0 is the background")
+    facts = Facts(least={0: 0.2}, labels="those of SegmentationClassAug, in which 0 is the background")
     hint = "JPEGImages/ and SegmentationClassAug/, there or in VOCdevkit/VOC2012/"
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:

@@ -258,7 +258,39 @@ def test_sizes_and_counts_of_an_official_set_are_checked(tmp_path: Path) -> None
     assert "367" in kinds["count"]
 
 
+def test_labels_in_another_order_are_told_by_a_class_that_should_be_common(tmp_path: Path) -> None:
+    for n in range(4):
+        write(tmp_path / f"train/{n}.png", RGB)
+        write(tmp_path / f"trainannot/{n}.png", halves(4, 1))
+    data = build_dataset("camvid", split="train", root=tmp_path)
+    assert "'Road'" in found(data)["rare class"]
+    for n in range(4):
+        write(tmp_path / f"trainannot/{n}.png", halves(3, 1))
+    assert "rare class" not in found(data)
+
+
 # Pairing
+
+
+def test_what_lies_there_instead_is_said(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
+    (root / "labels").rename(root / "masks")
+    with pytest.raises(DataError, match=r"labels/train: no such folder.*the root holds .*images, masks"):
+        build_dataset("folder", split="train", root=root)
+    (root / "masks").rename(root / "labels")
+    with pytest.raises(DataError, match=r"images/training: no such folder.*\(images holds train, val\)"):
+        build_dataset("folder", split="training", root=root)
+    for path in list((root / "images/train").iterdir()):
+        path.rename(path.with_name(f"photo-{path.name}"))
+    expected = r"\nlabels/train/photo-0\.png is missing; labels/train holds 0\.png, 1\.png: the names"
+    with pytest.raises(DataError, match=expected):
+        build_dataset("folder", split="train", root=root)
+
+
+def test_an_impossible_value_is_told_with_the_key_that_gives_it_a_class(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [bg, fg]\nignore: []\n", both(halves(0, 255)))
+    with pytest.raises(DataError, match=r"impossible label values 255 .*`ids: \{VALUE: CLASS, \.\.\.\}`"):
+        build_dataset("folder", split="train", root=root).load(0)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif"])
