@@ -18,6 +18,8 @@ DATA = "data.json"
 LISTING = "data-files.json.gz"
 """Beside it: every file with its size and time of change, so that a change can be told by name."""
 
+RANGE = "range of image values"
+
 
 @dataclass(frozen=True)
 class DataIdentity:
@@ -26,7 +28,8 @@ class DataIdentity:
     Attributes:
         root: where the files lie; data that moved are the same.
         classes: names, in the order of the class indices.
-        values: stored label value -> name of its class, or "ignored"; empty where none are stored or known.
+        values: stored label value or colour -> name of its class, or "ignored"; and the declared `RANGE`, if
+            any. Empty where none are known.
         splits: split -> digest of its listing.
         files: split -> file -> its stamp; None where the listing was not kept.
     """
@@ -97,7 +100,9 @@ def identity(datasets: Mapping[str, SegmentationDataset]) -> DataIdentity:
         for split, data in datasets.items()
     }
     splits = {split: _digest(stamps) for split, stamps in files.items()}
-    return DataIdentity(first.place, first.classes.names, first.label_values(), splits, files)
+    low_high = {} if first.span is None else {RANGE: f"{first.span[0]:g}..{first.span[1]:g}"}
+    values = {**first.label_values(), **low_high}
+    return DataIdentity(first.place, first.classes.names, values, splits, files)
 
 
 def _digest(content: Any) -> str:
@@ -116,10 +121,15 @@ def _class_changes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
 
 
 def _value_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    other = [key for key in sorted({**before, **now}, key=int) if before.get(key) != now.get(key)]
-    none = "impossible"
-    texts = [f"label value {key} is {now.get(key, none)}, was {before.get(key, none)}" for key in other]
-    return texts[:3] + ([f"{len(texts) - 3} more label values"] if len(texts) > 3 else [])
+    """A colour that only one of the two knows is no change: it may be that of a picture of gray labels."""
+    keys = sorted({**before, **now}, key=lambda key: (len(key), key))
+    texts = []
+    for key in keys:
+        known = key in before and key in now
+        if before.get(key) != now.get(key) and (known or not key.startswith("colour")):
+            name, none = (f"label value {key}", "impossible") if key.isdecimal() else (key, "not given")
+            texts.append(f"{name} is {now.get(key, none)}, was {before.get(key, none)}")
+    return texts[:3] + ([f"{len(texts) - 3} more values"] if len(texts) > 3 else [])
 
 
 def _file_changes(

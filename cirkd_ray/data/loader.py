@@ -172,7 +172,7 @@ class _TrainSamples(Dataset[Any]):
                 for n, i in zip(numbers, indices, strict=True)
             ]
         except UserError as error:
-            return _Failure(error)
+            return _Failure(self.dataset.explained(error))
         return [_stack(pairs, indices, padded=True)]
 
 
@@ -184,7 +184,7 @@ class _WholeImages(Dataset[Any]):
         try:
             samples = [self.dataset.load(i) for i in indices]
         except UserError as error:
-            return _Failure(error)
+            return _Failure(self.dataset.explained(error))
         starts = [i for i in range(len(samples)) if i == 0 or samples[i].size != samples[i - 1].size]
         ends = [*starts[1:], len(samples)]
         return [

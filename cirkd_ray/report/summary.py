@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cirkd_ray.report.tables import UNKNOWN, TextTable, percent, rate
+from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent, rate
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Outcome
 
@@ -21,17 +21,21 @@ def network_row(
     miou: float | None = None,
     parameters: int | None = None,
     images_per_second: float | None = None,
+    classes: str = "",
 ) -> tuple[str, ...]:
-    """A network's row of `NETWORK_COLUMNS`: its role is "teacher" or "student"; None is not known."""
+    """A network's row of `NETWORK_COLUMNS`: its role is "teacher" or "student"; None is not known.
+
+    `classes` says over how many the mIoU is.
+    """
     millions = UNKNOWN if parameters is None else f"{parameters / 1e6:.2f} M"
-    return role, model, percent(miou), millions, rate(images_per_second)
+    return role, model, percent(miou) + classes, millions, rate(images_per_second)
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """Teacher and student beside each other, and where the files are."""
     teacher = _teacher_row(outcome)
     rows = ([teacher] if teacher else []) + [_run_row("student" if teacher else "network", outcome.result)]
-    title = "Best validation mIoU; images/s of the last validation, all workers together"
+    title = "Best validation mIoU (of so many classes); images/s of the last validation, all workers together"
     console.print(TextTable(NETWORK_COLUMNS, tuple(rows), title).rich())
     path = outcome.directory.path
     lines = [
@@ -49,7 +53,8 @@ def _run_row(role: str, result: dict[str, Any]) -> tuple[str, ...]:
     """A run's best validation, and the speed of its last."""
     best, last = result.get("best") or {}, result.get("last") or {}
     figures = (best.get("miou"), result["parameters"], last.get("images_per_second"))
-    return network_row(role, result["model"], *figures)
+    over = over_classes(best).removesuffix(" classes")
+    return network_row(role, result["model"], *figures, classes=f" ({over})" if over else "")
 
 
 def _teacher_row(outcome: Outcome) -> tuple[str, ...] | None:

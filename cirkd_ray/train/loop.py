@@ -277,8 +277,13 @@ class TrainingLoop:
         if not self.progress.best or scores["miou"] > self.progress.best["miou"]:
             self.progress.best = scores
             if self.world.is_main:
-                about: dict[str, Any] = {"recipe": spec.name, "data": spec.data.name, "validation": scores}
-                about["measured"] = {"on": self.measured_on, "scores": scores_of(result)}
+                about: dict[str, Any] = {
+                    "recipe": spec.name,
+                    "data": spec.data.name,
+                    "range": run.val_set.span,
+                    "validation": scores,
+                    "measured": {"on": self.measured_on, "scores": scores_of(result)},
+                }
                 save_model(run.evaluated, self.directory.path, classes=run.val_set.classes, **about)
         return result
 

@@ -12,7 +12,8 @@ import pytest
 
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.camvid import CamVid
-from cirkd_ray.data.files import IMPOSSIBLE, LabelMap, metadata
+from cirkd_ray.data.files import metadata
+from cirkd_ray.data.label_map import IMPOSSIBLE, LabelMap
 from cirkd_ray.errors import DataError
 from tests.paths import data_root
 

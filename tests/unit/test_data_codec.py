@@ -8,9 +8,17 @@ import zlib
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
-from cirkd_ray.data.codec import decode_image, decode_label, opencv_decode
+from cirkd_ray.data.codec import (
+    ColourLabels,
+    decode_image,
+    decode_label,
+    decode_mask,
+    opencv_decode,
+    read_image,
+)
+from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.errors import DataError
 
 
@@ -58,13 +66,118 @@ def test_jpeg_under_a_png_name_and_webp_are_told_by_content() -> None:
         assert np.abs(decoded.astype(int) - picture()).mean() < 6
 
 
-def test_an_orientation_tag_turns_the_pixels_only_where_asked() -> None:
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_an_orientation_tag_is_not_applied_but_read(kind: str, orientation: int) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6
-    data = encode(Image.fromarray(picture()), "JPEG", exif=exif)
-    stored = decode_image(data, "x")
-    assert stored.shape == (40, 60, 3)
-    np.testing.assert_array_equal(decode_image(data, "x", upright=True), np.rot90(stored, -1))
+    exif[0x0112] = orientation
+    options = {"tiffinfo": {0x0112: orientation}} if kind == "TIFF" else {"exif": exif}
+    options |= {"lossless": True} if kind == "WEBP" else {}
+    data = encode(Image.fromarray(picture()), kind, **options)
+    plain = encode(Image.fromarray(picture()), kind, **({"lossless": True} if kind == "WEBP" else {}))
+    np.testing.assert_array_equal(decode_image(data, "x"), decode_image(plain, "x"))
+    header = read_header(data)
+    assert header == ((40, 60), "RGB", orientation)
+    assert header.upright_size == ((40, 60) if orientation < 5 else (60, 40))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_turns_as_pillow_does(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    with Image.open(io.BytesIO(encode(Image.fromarray(picture()), "PNG", exif=exif))) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(upright(picture(), orientation), expected)
+
+
+def coded(image: np.ndarray, suffix: str) -> bytes:
+    """RGB, RGBA or gray, encoded by OpenCV."""
+    bgr = image if image.ndim == 2 else image[..., [2, 1, 0, *range(3, image.shape[2])]]
+    return bytes(cv2.imencode(suffix, bgr)[1].tobytes())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+@pytest.mark.parametrize(("bits", "top"), [(8, 255), (10, 1023), (12, 4095), (14, 16383), (16, 65535)])
+def test_sixteen_bits_keep_the_range_that_they_use(suffix: str, bits: int, top: int) -> None:
+    wide = np.rint(picture() * (top / 255)).astype(np.uint16)
+    wide[0, 0, 0] = top
+    expected = np.rint(wide * (255 / top)).astype(np.uint8)
+    pixels, changes = read_image(coded(wide, suffix), "x")
+    np.testing.assert_array_equal(pixels, expected)
+    assert changes == (f"16-bit values, scaled by the {bits} bits that are used (0..{top})",)
+    np.testing.assert_array_equal(decode_image(coded(wide[..., 0], suffix), "x")[..., 2], expected[..., 0])
+
+
+def test_a_declared_range_counts_and_what_it_clips_is_said() -> None:
+    wide = picture().astype(np.uint16) * 16
+    pixels, changes = read_image(coded(wide, ".png"), "x", (0, 4095))
+    assert changes == ()
+    np.testing.assert_array_equal(pixels, np.rint(wide * (255 / 4095)).astype(np.uint8))
+    pixels, changes = read_image(coded(wide, ".png"), "x", (100, 2000))
+    assert "clipped" in changes[0]
+    np.testing.assert_array_equal(
+        pixels, np.rint((wide.clip(100, 2000) - 100.0) * (255 / 1900)).astype(np.uint8)
+    )
+    signed = (picture()[..., 0].astype(np.int16) - 100).astype(np.int16)
+    np.testing.assert_array_equal(
+        decode_image(coded(signed, ".tiff"), "x", (-100, 155))[..., 0], picture()[..., 0]
+    )
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0])
+def test_floats_are_scaled_and_what_has_no_known_range_is_refused(top: float) -> None:
+    values = (picture() * (top / 255)).astype(np.float32)
+    pixels, changes = read_image(coded(values, ".tiff"), "x")
+    np.testing.assert_array_equal(pixels, picture())
+    assert len(changes) == 1
+    values[0, 0] = -3
+    with pytest.raises(DataError, match=r"x\.tif: .*`range: \["):
+        decode_image(coded(values, ".tiff"), "x.tif")
+    values[0, 0] = np.nan
+    with pytest.raises(DataError, match=r"x\.tif: .*not finite"):
+        decode_image(coded(values, ".tiff"), "x.tif", (0, 1))
+    signed = coded((picture()[..., 0].astype(np.int16) - 100).astype(np.int16), ".tiff")
+    with pytest.raises(DataError, match=r"x\.tif: .*-99 to .*`range: \["):
+        decode_image(signed, "x.tif")
+
+
+@pytest.mark.parametrize("kind", ["TIFF", "PNG", "WEBP"])
+def test_a_fourth_band_is_dropped_and_multiplies_nothing(kind: str) -> None:
+    bands = np.dstack([picture(), picture(seed=5)[..., 0]])
+    bands[0, 0, 3] = 255
+    image = Image.fromarray(bands)
+    data = encode(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
+    pixels, changes = read_image(data, "x")
+    np.testing.assert_array_equal(pixels, picture())
+    assert "fourth band" in changes[0]
+    bands[..., 3] = 255
+    assert read_image(encode(Image.fromarray(bands), kind), "x").changes == ()
+    wide = np.dstack([picture(), picture(seed=5)[..., 0]]).astype(np.uint16) * 257
+    np.testing.assert_array_equal(decode_image(coded(wide, ".tiff"), "x"), picture())
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])
+def test_tiff_labels_are_read_as_stored(mode: str) -> None:
+    label = indices(1 if mode == "1" else 20)
+    if mode == "1":
+        label %= 2
+    image = Image.fromarray(label.astype(np.uint16)) if mode == "I;16" else Image.fromarray(label)
+    if mode == "P":
+        image.putpalette(bytes(range(255, -1, -1)) * 3)
+    if mode == "1":
+        image = Image.fromarray(label * 255).convert("1", dither=Image.Dither.NONE)
+    np.testing.assert_array_equal(decode_label(encode(image, "TIFF", tiffinfo={0x0112: 6}), "x"), label)
+    with pytest.raises(DataError, match=r"x\.tif: a JPEG-compressed TIFF"):
+        decode_label(encode(Image.fromarray(picture()), "TIFF", compression="jpeg"), "x.tif")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_masks_of_colours_are_given_as_colours(kind: str, mode: str) -> None:
+    data = encode(Image.fromarray(picture()).convert(mode), kind)
+    np.testing.assert_array_equal(decode_mask(data, "x"), picture())
+    with pytest.raises(ColourLabels, match=r"x\.png: holds RGB values"):
+        decode_label(data, "x.png")
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
@@ -134,8 +247,9 @@ def test_sixteen_bits_are_read_where_they_fit() -> None:
 def test_colour_pictures_are_no_labels(mode: str) -> None:
     with pytest.raises(DataError, match=r"mask\.png: .*labels must be gray or palette"):
         decode_label(encode(Image.fromarray(picture()).convert(mode)), "mask.png")
-    with pytest.raises(DataError, match=r"not a PNG"):
-        decode_label(encode(Image.fromarray(picture()), "JPEG"), "mask.jpg")
+    for kind in ("JPEG", "WEBP", "GIF", "BMP"):
+        with pytest.raises(DataError, match=rf"(?i)mask\.png: a {kind} file.*labels must be PNG"):
+            decode_label(encode(Image.fromarray(picture()), kind), "mask.png")
 
 
 @pytest.mark.parametrize("mode", ["L", "P"])

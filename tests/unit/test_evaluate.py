@@ -182,6 +182,7 @@ def test_metrics_are_plain_numbers_with_a_score_a_class():
     scores = result.metrics()
     assert set(scores) >= {"miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou"}
     assert set(scores) >= {"boundary_iou", "iou/sky", "iou/road", "iou/car", "iou/person"}
+    assert (scores.pop("miou_classes"), scores.pop("classes")) == (4, 4)
     assert all(type(value) is float and 0 <= value <= 1 for value in scores.values())
     assert scores["miou"] == pytest.approx(np.mean([v for k, v in scores.items() if k.startswith("iou/")]))
 

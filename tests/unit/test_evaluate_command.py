@@ -61,7 +61,8 @@ def test_report_holds_what_the_evaluator_counted(model, tmp_path, capsys):
     ]
     assert (report["data"]["images"], report["model"]["name"]) == (5, "deeplabv3_mobilenetv2")
     assert f"{scores['miou'] * 100:.2f}" in printed
-    assert f"| mIoU | {scores['miou'] * 100:.2f} |" in (out / "evaluation.md").read_text()
+    classes = f"{scores['miou_classes']} of {scores['classes']} classes"
+    assert f"| mIoU ({classes}) | {scores['miou'] * 100:.2f} |" in (out / "evaluation.md").read_text()
     for name in ("confusion.png", "worst.png"):
         assert cv2.imread(str(out / name)).std() > 5
 

@@ -11,8 +11,8 @@ import pytest
 from cirkd_ray.cli import main
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data import build_dataset
+from cirkd_ray.data.facts import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
-from cirkd_ray.train.dry_run import spread
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import latest_run, locked, run_name, train_teacher
 from tests.tinyrun import tiny_baseline
