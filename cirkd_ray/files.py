@@ -20,16 +20,20 @@ def partial_name(path: Path) -> Path:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def whole_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """Write to the path that this yields; it takes the place of `path` at the end, in one step.
 
     Where the writing fails, `path` stays as it was and nothing is left beside it. Folders are made.
+
+    Args:
+        durable: wait until the disk has the content; not needed for the many files that can be made again.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_name(path)
     try:
         yield partial
-        _flush(partial)
+        if durable:
+            _flush(partial)
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
@@ -62,9 +66,9 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """The same for bytes."""
-    with whole_file(path) as partial:
+def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
+    """The same for bytes; `durable` as in `whole_file`."""
+    with whole_file(path, durable) as partial:
         partial.write_bytes(content)
 
 

@@ -1,8 +1,8 @@
 """Samples a second of each data set's input pipeline on one core, and how long a step waits for its data.
 
-Compared in turns, with the same augmentation: the straightforward way (whole image to float, scaled, padded,
-cut; labels by a loop over ids), this package on the original files, and on the prepared form. Without --root,
-files of each set's format and size are drawn first.
+Three ways with the same augmentation take turns: the straightforward one (the whole image becomes float, is
+scaled, padded and cut; labels by a loop over ids), this package on the original files, and this package on
+the prepared form. Without --root, files of each set's format and size are drawn first.
 """
 
 from __future__ import annotations
@@ -95,6 +95,16 @@ def _both_forms(
     return raw, build_dataset(name, split=split, root=folder / "prepared")
 
 
+_PATHS: dict[str, tuple[str, str]] = {
+    "cityscapes": ("leftImg8bit/val/{}_leftImg8bit.png", "gtFine/val/{}_gtFine_labelIds.png"),
+    "camvid": ("val/{}.png", "valannot/{}.png"),
+    "voc": ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
+    "ade20k": ("images/validation/{}.jpg", "annotations/validation/{}.png"),
+    "coco_stuff_164k": ("images/val2017/{}.jpg", "annotations/val2017/{}.png"),
+}
+"""Where the image and the labels of a sample of val lie."""
+
+
 def limit_ids(data: FileDataset, count: int) -> None:
     """Keep `count` of the samples, spread over the set."""
     data.ids = data.ids[:: max(1, len(data.ids) // count)][:count]
@@ -105,51 +115,29 @@ def draw_set(name: str, root: Path, count: int = 4) -> None:
     import cv2
     import numpy as np
 
+    from cirkd_ray.data.cityscapes import LABEL_IDS
     from cirkd_ray.data.files import packaged_list
     from cirkd_ray.data.sampler import sample_rng
     from cirkd_ray.data.shapes import draw_street
+    from cirkd_ray.files import write_bytes
 
+    # A stored value of the set for each of the twelve classes of the drawn scenes, and for ignored pixels.
+    values, ignored = {
+        "cityscapes": (LABEL_IDS[:12], 0),
+        "camvid": ((*range(11), 10), 11),
+        "ade20k": (range(1, 13), 0),
+        "coco_stuff_164k": ((*range(11), 12), 255),
+    }.get(name, (range(12), 255))
+    stored = np.full(256, ignored, np.uint8)
+    stored[:12] = values
+    own = {"camvid": range(count), "ade20k": [f"ADE_val_{number + 1:08d}" for number in range(count)]}
     (height, width), extension = SETS[name]
-    stored = _stored_values(name)
-    for number in range(count):
+    for number, stem in zip(range(count), own.get(name) or packaged_list(name, "val"), strict=False):
         image, label = draw_street(sample_rng(0, number), height, width)
-        if name == "camvid":
-            paths = f"val/{number}.png", f"valannot/{number}.png"
-        elif name == "ade20k":
-            stem = f"ADE_val_{number + 1:08d}"
-            paths = f"images/validation/{stem}.jpg", f"annotations/validation/{stem}.png"
-        else:
-            stem = packaged_list(name, "val")[number]
-            paths = {
-                "cityscapes": (
-                    f"leftImg8bit/val/{stem}_leftImg8bit.png",
-                    f"gtFine/val/{stem}_gtFine_labelIds.png",
-                ),
-                "voc": (f"JPEGImages/{stem}.jpg", f"SegmentationClass/{stem}.png"),
-                "coco_stuff_164k": (f"images/val2017/{stem}.jpg", f"annotations/val2017/{stem}.png"),
-            }[name]
         contents = cv2.cvtColor(image, cv2.COLOR_RGB2BGR), stored[label]
-        for path, content, kind in zip(paths, contents, (extension, ".png"), strict=True):
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(cv2.imencode(kind, np.asarray(content))[1].tobytes())
-
-
-def _stored_values(name: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """A stored value of the set for each class of the drawn scenes, and for ignored pixels."""
-    import numpy as np
-
-    from cirkd_ray.data.cityscapes import LABEL_IDS
-
-    table = np.arange(256, dtype=np.uint8)
-    if name == "cityscapes":
-        table[:12], table[255] = LABEL_IDS[:12], 0
-    elif name == "camvid":
-        table[11], table[255] = 10, 11
-    elif name == "ade20k":
-        table[:12], table[255] = np.arange(1, 13), 0
-    elif name == "coco_stuff_164k":
-        table[11] = 12
-    return table
+        for path, content, kind in zip(_PATHS[name], contents, (extension, ".png"), strict=True):
+            encoded = cv2.imencode(kind, np.asarray(content))[1].tobytes()
+            write_bytes(root / path.format(stem), encoded, durable=False)
 
 
 def straightforward(
@@ -182,14 +170,10 @@ def straightforward(
     label = cv2.copyMakeBorder(label, 0, below, 0, right, cv2.BORDER_CONSTANT, value=(255,))
     top = int(rng.integers(label.shape[0] - crop_h + 1))
     left = int(rng.integers(label.shape[1] - crop_w + 1))
-    image, label = (
-        image[top : top + crop_h, left : left + crop_w],
-        label[top : top + crop_h, left : left + crop_w],
-    )
-    step = -1 if rng.random() < 0.5 else 1
-    return np.ascontiguousarray(image.transpose(2, 0, 1)[:, :, ::step]), np.ascontiguousarray(
-        label[:, ::step]
-    )
+    cut = np.s_[top : top + crop_h, left : left + crop_w]
+    image, label, step = image[cut], label[cut], -1 if rng.random() < 0.5 else 1
+    flipped = image[:, ::step].transpose(2, 0, 1), label[:, ::step]
+    return np.ascontiguousarray(flipped[0]), np.ascontiguousarray(flipped[1])
 
 
 def measure(raw: FileDataset, prepared: SegmentationDataset, seconds: float) -> tuple[float, float, float]:

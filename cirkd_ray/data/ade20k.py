@@ -37,15 +37,8 @@ class ADE20K(FileDataset):
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
         super().__init__(split=split, root=root, subset=subset)
         part = {"train": "training", "val": "validation"}[split]
-        self._images = self.find_folder(*(f"{base}images/{part}" for base in ("", "ADEChallengeData2016/")))
-        self._labels = self.find_folder(self._images.replace("images", "annotations"))
+        images = self.find_folder(*(f"{base}images/{part}" for base in ("", "ADEChallengeData2016/")))
+        labels = self.find_folder(images.replace("images", "annotations"))
+        self.paths = (f"{images}/{{}}.jpg", f"{labels}/{{}}.png")
         count = metadata("ade20k")["splits"][split]
         self.settle(f"ADE_{split}_{number:08d}" for number in range(1, count + 1))
-
-    def image_file(self, sample_id: str) -> str:
-        """`images/validation/ADE_val_00000001.jpg`."""
-        return f"{self._images}/{sample_id}.jpg"
-
-    def label_file(self, sample_id: str) -> str:
-        """`annotations/validation/ADE_val_00000001.png`."""
-        return f"{self._labels}/{sample_id}.png"

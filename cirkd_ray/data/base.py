@@ -1,4 +1,8 @@
-"""What a data set is: classes, and numbered pairs of an RGB image and a map of class indices."""
+"""What a data set is: classes, and numbered pairs of an RGB image and a map of class indices.
+
+To add one, add a file to this folder with a class under `@DATASETS.register(NAME)`; nothing else is edited.
+See `ade20k.py` for one of files (a `FileDataset`), and `folder.py`, which reads your own data without code.
+"""
 
 from __future__ import annotations
 
@@ -35,38 +39,34 @@ class Sample:
         return self.image.shape[0], self.image.shape[1]
 
     def image_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
-        """The image's rows top..bottom-1 and columns left..right-1."""
+        """See `Readable`."""
         return self.image[top:bottom, left:right]
 
     def label_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
-        """The same window of the labels."""
+        """See `Readable`."""
         return self.label[top:bottom, left:right]
 
 
 class Readable(Protocol):
-    """What a transform needs of a sample: windows of it, so that a stored form may decode only those."""
-
-    @property
-    def name(self) -> str:
-        """The sample's short, unique name."""
+    """What a transform needs of a sample, so that a stored form decodes only the windows asked for."""
 
     @property
     def size(self) -> tuple[int, int]:
         """(height, width)."""
 
     def image_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
-        """RGB window of the image."""
+        """The image's rows top..bottom-1 and columns left..right-1."""
 
     def label_window(self, top: int, left: int, bottom: int, right: int) -> UInt8:
-        """Window of the labels."""
+        """The same window of the labels."""
 
 
 class SegmentationDataset(ABC):
     """One split of a data set.
 
-    A subclass registers itself with `@DATASETS.register(NAME)`, takes `split` and `root` as required keyword
-    arguments followed by its own settings (keyword-only, annotated, with defaults), and finds its files when
-    built, so that a wrong root, a missing file or an empty split is a `DataError` before training starts.
+    A subclass takes `split` and `root` as required keyword arguments, followed by its own settings
+    (keyword-only, annotated, with defaults). It finds its files when built, so that a wrong root, a missing
+    file or an empty split is a `DataError` before training starts.
 
     Attributes:
         classes: names and palette.
@@ -94,7 +94,7 @@ class SegmentationDataset(ABC):
         """
 
     def open(self, index: int) -> Readable:
-        """Sample `index` for reading windows of it; a stored form that can decode parts does so here."""
+        """Sample `index`, to read windows of it; a form that can decode parts of a file does so here."""
         return self.load(index)
 
     @abstractmethod

@@ -14,7 +14,7 @@ from cirkd_ray.errors import ConfigError, DataError, nearest
 def build_dataset(
     name: str, *, split: str, root: str | Path | None = None, where: str = "data", **settings: Any
 ) -> SegmentationDataset:
-    """Build one split of the data set `name`; a root made by `cirkd data prepare` is read in its own form.
+    """Build one split of the data set `name`, from its original files or its prepared form.
 
     Raises:
         ConfigError: an unknown name, split or setting.
@@ -23,11 +23,10 @@ def build_dataset(
     cls = DATASETS.get(name)
     if cls.splits and split not in cls.splits:
         raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
-    if cls.needs_root and root is None:
-        raise DataError(
-            f"{where}.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH"
-        )
-    if cls.needs_root and root is not None:
+    if cls.needs_root:
+        if root is None:
+            problem = f"the data set {name!r} needs the folder it lies in"
+            raise DataError(f"{where}.root: {problem}; --set data.root=PATH")
         manifest = find_manifest(root)
         if manifest is not None:
             values = validate(settings_model(cls), settings, where)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import warnings
 import zlib
 from pathlib import Path
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import write_bytes
 
 _CHECK = 4
 _SCAN_SHARE = 64
@@ -18,14 +18,14 @@ _FULL_SHARE, _KEEP_SHARE = 0.75, 0.65
 
 
 class DiskCache:
-    """Keeps contents by name; the least recently used go when the limit is passed.
+    """Keeps contents by name. Where they pass the limit, those go that were not used for longest.
 
-    Several processes may share the folder. Each looks at its size after having added 1/64 of the limit, and
-    makes room when 3/4 of it are taken, so up to 16 of them stay below the limit. Contents are checked when
-    read: a damaged file is a miss. A folder that cannot be written switches the cache off, with a warning.
+    Several processes may share the folder. Each adds up the folder's files whenever it has added 1/64 of the
+    limit, and makes room when they take 3/4 of it: so up to 16 processes stay below the limit. A damaged
+    file counts as not there. A folder that cannot be written switches the cache off, with a warning.
 
-    Contents are kept by name alone: after replacing files behind a URL, empty the folder. The samples of
-    prepared sets need no such care, their checksum is part of the name.
+    Contents are kept by name alone: after you replace files behind a URL, empty the folder. Samples of
+    prepared sets need no such care: their checksum is part of the name.
 
     Args:
         folder: where the files are kept.
@@ -62,8 +62,8 @@ class DiskCache:
             kept = path.read_bytes()
         except OSError:
             return None
-        content, check = kept[:-_CHECK], kept[-_CHECK:]
-        if len(kept) < _CHECK or zlib.crc32(content).to_bytes(_CHECK, "little") != check:
+        content = kept[:-_CHECK]
+        if kept[-_CHECK:] != _checksum(content):
             _remove(path)
             return None
         with contextlib.suppress(OSError):
@@ -74,18 +74,8 @@ class DiskCache:
         """Keep a content, unless it alone would fill a quarter of the cache."""
         if not self._working or len(content) > self.limit / 4:
             return
-        path = self._path(name)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, temporary = tempfile.mkstemp(dir=path.parent)
-            try:
-                with os.fdopen(handle, "wb") as file:
-                    file.write(content)
-                    file.write(zlib.crc32(content).to_bytes(_CHECK, "little"))
-                os.replace(temporary, path)  # noqa: PTH105
-            except BaseException:
-                _remove(Path(temporary))
-                raise
+            write_bytes(self._path(name), content + _checksum(content), durable=False)
         except OSError as error:
             self._working = False
             warnings.warn(
@@ -114,13 +104,9 @@ class DiskCache:
     def _files(self) -> list[tuple[int, int, str]]:
         """(time of last use, bytes, path) of every file."""
         found = []
-        for folder, _, names in os.walk(self.folder):
-            for name in names:
-                path = f"{folder}/{name}"
-                try:
-                    status = os.stat(path)  # noqa: PTH116 - many files
-                except OSError:
-                    continue  # another process removed it
+        for path in (f"{folder}/{name}" for folder, _, names in os.walk(self.folder) for name in names):
+            with contextlib.suppress(OSError):  # another process removed it
+                status = os.stat(path)  # noqa: PTH116 - many files
                 found.append((status.st_mtime_ns, status.st_size, path))
         return found
 
@@ -136,8 +122,12 @@ class DiskCache:
                 total -= size
 
 
+def _checksum(content: bytes) -> bytes:
+    return zlib.crc32(content).to_bytes(_CHECK, "little")
+
+
 def _remove(path: Path) -> bool:
-    """Remove a file; false where that may not be: in a shared folder it can belong to somebody else."""
+    """Remove a file; false where that is not allowed: in a shared folder it may belong to somebody else."""
     try:
         path.unlink(missing_ok=True)
     except OSError:

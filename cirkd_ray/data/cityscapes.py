@@ -43,15 +43,11 @@ class Cityscapes(FileDataset):
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
         super().__init__(split=split, root=root, subset=subset)
         self.has_labels = split != "test"
-        self.find_folder(f"leftImg8bit/{split}")
-        if self.has_labels:
-            self.find_folder(f"gtFine/{split}")
+        for folder in ("leftImg8bit", "gtFine") if self.has_labels else ("leftImg8bit",):
+            self.find_folder(f"{folder}/{split}")
+        images, labels = (
+            f"leftImg8bit/{split}/{{}}_leftImg8bit.png",
+            f"gtFine/{split}/{{}}_gtFine_labelIds.png",
+        )
+        self.paths = (images, labels)
         self.settle(packaged_list("cityscapes", split))
-
-    def image_file(self, sample_id: str) -> str:
-        """`leftImg8bit/val/lindau/lindau_000000_000019_leftImg8bit.png`."""
-        return f"leftImg8bit/{self.split}/{sample_id}_leftImg8bit.png"
-
-    def label_file(self, sample_id: str) -> str:
-        """`gtFine/val/lindau/lindau_000000_000019_gtFine_labelIds.png`."""
-        return f"gtFine/{self.split}/{sample_id}_gtFine_labelIds.png"

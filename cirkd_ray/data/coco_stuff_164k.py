@@ -49,15 +49,8 @@ class CocoStuff164k(FileDataset):
             self.classes = ClassSet(tuple(names), tuple(palette))  # type: ignore[arg-type]
         self.labels = LabelMap({**mapping, IGNORE_LABEL: IGNORE_LABEL})
         year = f"{split}2017"
-        self._images = self.find_folder(f"images/{year}", year)
+        images = self.find_folder(f"images/{year}", year)
         parts = ("annotations", "stuffthingmaps", "stuffthingmaps_trainval2017", "labels")
-        self._labels = self.find_folder(*(f"{part}/{year}" for part in parts))
+        labels = self.find_folder(*(f"{part}/{year}" for part in parts))
+        self.paths = (f"{images}/{{}}.jpg", f"{labels}/{{}}.png")
         self.settle(packaged_list("coco_stuff_164k", split))
-
-    def image_file(self, sample_id: str) -> str:
-        """`images/val2017/000000000139.jpg`."""
-        return f"{self._images}/{sample_id}.jpg"
-
-    def label_file(self, sample_id: str) -> str:
-        """`annotations/val2017/000000000139.png`."""
-        return f"{self._labels}/{sample_id}.png"

@@ -1,8 +1,7 @@
 """Decoding of images and label maps: a file that was cut short is an error, and no label is ever guessed.
 
-PNG files carry checksums, so any damage to them is found, and labels are PNG files. JPEG, WebP, TIFF and BMP
-carry none: such an image with its end in place and damage further in may decode to wrong colours from there
-on, and cannot be told from a sound one.
+Labels are PNG files, whose parts carry checksums: any damage to them is found. JPEG, WebP, TIFF and BMP carry
+none: an image of theirs that is damaged before its end may decode to wrong colours, which nothing tells.
 """
 
 from __future__ import annotations
@@ -44,11 +43,10 @@ def decode_image(data: bytes, where: str, upright: bool = False) -> UInt8:
     if not data:
         raise DataError(f"{where}: the file is empty")
     image = opencv_decode(data, _UPRIGHT if upright else _COLOUR, where)
-    if image is None or not _ends_whole(data):
-        _explain(data, where)
-    if image is None:
-        raise DataError(f"{where}: not an image that OpenCV can read")
-    return image
+    if image is not None and _ends_whole(data):
+        return image
+    _explain(data, where)
+    return _known(image, where)
 
 
 def decode_label(data: bytes, where: str) -> UInt8:
@@ -62,16 +60,13 @@ def decode_label(data: bytes, where: str) -> UInt8:
     """
     if not data.startswith(PNG_SIGNATURE) or len(data) < 33:
         raise DataError(f"{where}: not a PNG file; labels must be PNG maps of class indices")
-    pixels = _compressed_pixels(data)
-    if pixels is None:  # Pillow does not look at the checksums of pixels
-        raise DataError(f"{where}: damaged or truncated (a part differs from its checksum)")
+    pixels = _compressed_pixels(data, where)
     depth, colour = data[24], data[25]
     if colour == _GRAY and depth in (8, 16):
         label = opencv_decode(data, cv2.IMREAD_UNCHANGED, where)
         if label is None:
             _explain(data, where)
-            raise DataError(f"{where}: not an image that OpenCV can read")
-        return _narrow(label, where)
+        return _narrow(_known(label, where), where)
     if colour not in (_PALETTE, _GRAY):
         kind = _PNG_COLOURS.get(colour, f"colour type {colour}")
         raise DataError(f"{where}: holds {kind} values; labels must be gray or palette PNGs of class indices")
@@ -96,6 +91,12 @@ def opencv_decode(data: bytes, flags: int, where: str) -> np.ndarray | None:
         ) from None
 
 
+def _known(image: np.ndarray | None, where: str) -> np.ndarray:
+    if image is None:
+        raise DataError(f"{where}: not an image that OpenCV can read")
+    return image
+
+
 def _narrow(label: np.ndarray, where: str) -> UInt8:
     if label.dtype == np.uint16:
         if label.size and label.max() > 255:
@@ -115,20 +116,22 @@ def _ends_whole(data: bytes) -> bool:
     return True
 
 
-def _compressed_pixels(png: bytes) -> bytes | None:
-    """The content of all chunks of pixels; None where a chunk is not there or differs from its checksum."""
-    view, start, pixels = memoryview(png), len(PNG_SIGNATURE), []
-    while start + 12 <= len(view):
+def _compressed_pixels(png: bytes, where: str) -> bytes:
+    """The content of all chunks of pixels, after a look at the checksum of every chunk.
+
+    Pillow's `verify` would compare the checksums, too, but the last one; and the pixels are needed in any
+    case, because only they tell how many rows there are.
+    """
+    view, start, kind, pixels = memoryview(png), len(PNG_SIGNATURE), b"", []
+    while kind != b"IEND":
         end = start + 8 + int.from_bytes(view[start : start + 4], "big")
-        if zlib.crc32(view[start + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
-            return None
-        kind = bytes(view[start + 4 : start + 8])
+        kind = png[start + 4 : start + 8]
+        if zlib.crc32(view[start + 4 : end]).to_bytes(4, "big") != png[end : end + 4]:
+            raise DataError(f"{where}: damaged or truncated (a part differs from its checksum)")
         if kind == b"IDAT":
             pixels.append(view[start + 8 : end])
-        if kind == b"IEND":
-            return b"".join(pixels)
         start = end + 4
-    return None
+    return b"".join(pixels)
 
 
 def _require_all_rows(png: bytes, pixels: bytes, where: str) -> None:
@@ -171,9 +174,4 @@ def _indices(png: bytes, where: str) -> np.ndarray:
 
 
 def _short(error: Exception) -> str:
-    return (
-        str(error)
-        .splitlines()[0]
-        .replace(" <_io.BytesIO object", " the file <")[:100]
-        .split(" the file <")[0]
-    )
+    return str(error).splitlines()[0].partition(" <_io.BytesIO object")[0][:100]

@@ -69,9 +69,7 @@ class LabelMap:
     def _complaint(self, stored: UInt8) -> str:
         counts = np.bincount(stored.ravel(), minlength=256)
         wrong = np.flatnonzero((counts > 0) & ~self.possible)
-        shown = ", ".join(f"{v} ({counts[v]} pixels)" for v in wrong[:4]) + (
-            ", ..." if len(wrong) > 4 else ""
-        )
+        shown = _some([f"{value} ({counts[value]} pixels)" for value in wrong], 4)
         allowed = _ranges(np.flatnonzero(self.possible).tolist())
         return f"impossible label values {shown}; this data set has {allowed}"
 
@@ -108,20 +106,24 @@ def packaged_list(name: str, split: str) -> list[str]:
 
 
 class FileDataset(SegmentationDataset):
-    """A split whose images and labels are files; a subclass finds the ids and says where each one's files
-    lie.
+    """A split whose images and labels are files.
+
+    A subclass finds the ids, calls `settle` with them, and says in `paths` where a sample's files lie (or
+    overrides `image_file` and `label_file`).
 
     Attributes:
         storage: the root.
         ids: the samples' ids in order.
-        missing: paths below the root of files of the split that are not there (only with `subset`).
+        missing: paths below the root of the split's files that are not there (only with `subset`).
         duplicates: what comes twice under one name (only with `subset`, which takes the first).
+        paths: of image and label map below the root, with {} for the sample's id.
         labels: the map from stored values to class indices.
         has_labels: false for a test split without public labels; its label maps are all ignored.
         hint: the expected layout in a few words, for the message about a wrong root.
     """
 
     hint: ClassVar[str] = ""
+    paths: tuple[str, str]
     labels: LabelMap
     has_labels: bool = True
 
@@ -135,11 +137,11 @@ class FileDataset(SegmentationDataset):
 
     def image_file(self, sample_id: str) -> str:
         """Path of the image below the root."""
-        raise NotImplementedError
+        return self.paths[0].format(sample_id)
 
     def label_file(self, sample_id: str) -> str:
         """Path of the label map below the root."""
-        raise NotImplementedError
+        return self.paths[1].format(sample_id)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -149,11 +151,14 @@ class FileDataset(SegmentationDataset):
         return self.image_file(self.ids[index])
 
     def source_stamp(self, index: int) -> list[int] | None:
-        """Bytes and times of change of the sample's files, image first; None where they are not cheap to
-        know, or one is gone."""
-        paths = [self.name(index)] + ([self.label_file(self.ids[index])] if self.has_labels else [])
-        stamps = [stamp for path in paths if (stamp := self.storage.stamp(path)) is not None]
-        return [number for stamp in stamps for number in stamp] if len(stamps) == len(paths) else None
+        """Bytes and times of change of the sample's files, image first; None where one is gone or unknown."""
+        numbers: list[int] = []
+        for path in self._paths(self.ids[index]):
+            stamp = self.storage.stamp(path)
+            if stamp is None:
+                return None
+            numbers += stamp
+        return numbers
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""
@@ -188,30 +193,22 @@ class FileDataset(SegmentationDataset):
         raise DataError(f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}")
 
     def settle(self, ids: Iterable[str]) -> None:
-        """Take `ids` as the split's, after a look at every folder for their files.
+        """Take `ids` as the split, after a look into the folders for their files.
 
         Raises:
             DataError: the split is empty, a name comes twice, or files are missing (`subset` allows both);
                 the first ones are named and all are counted.
         """
-        wanted = Counter(ids)
+        wanted, folders = Counter(ids), functools.cache(lambda folder: frozenset(self.storage.names(folder)))
         self.duplicates += [f"{name} (listed {count} times)" for name, count in wanted.items() if count > 1]
         if self.duplicates and not self.subset:
             raise DataError(
                 f"{self._of_split()}: {_counted(len(self.duplicates), 'name comes', 'names come')} twice: "
                 f"{_some(self.duplicates)} (to take the first of each: --set data.subset=true)"
             )
-        present: dict[str, frozenset[str]] = {}
-
-        def absent(path: str) -> bool:
-            folder, _, name = path.rpartition("/")
-            if folder not in present:
-                present[folder] = frozenset(self.storage.names(folder))
-            return name not in present[folder]
-
         for sample_id in wanted:
-            paths = [self.image_file(sample_id)] + ([self.label_file(sample_id)] if self.has_labels else [])
-            lacking = [path for path in paths if absent(path)]
+            parts = [path.rpartition("/") for path in self._paths(sample_id)]
+            lacking = ["".join(part) for part in parts if part[2] not in folders(part[0])]
             self.missing += lacking
             if not lacking:
                 self.ids.append(sample_id)
@@ -223,6 +220,10 @@ class FileDataset(SegmentationDataset):
         if not self.ids:
             raise DataError(f"{self._of_split()}: no images; expected {self.hint}")
 
+    def _paths(self, sample_id: str) -> list[str]:
+        """The sample's files, image first."""
+        return [self.image_file(sample_id)] + ([self.label_file(sample_id)] if self.has_labels else [])
+
     def _of_split(self) -> str:
         return f"{self.storage.where('')}, split {self.split!r}"
 
@@ -231,5 +232,5 @@ def _counted(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+def _some(names: Sequence[str], count: int = 3) -> str:
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

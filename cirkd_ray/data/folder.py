@@ -1,4 +1,4 @@
-"""Data of one's own: folders of images and label maps, and a YAML file that says what the labels mean."""
+"""Your own data: folders of images and label maps, and a YAML file that says what the labels mean."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class Description(BaseModel):
 
     Attributes:
         classes: names, in the order of the class indices.
-        palette: a colour (RGB) for each class; made up where it is not given.
+        palette: a colour (RGB) for each class; by default those of `distinct_colour`.
         ids: stored label value -> name or index of the class; by default the value is the index.
-        ignore: the stored values that do not count, or the only one.
+        ignore: the stored value or values that do not count.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,15 +60,14 @@ class Description(BaseModel):
 
     def class_set(self) -> ClassSet:
         """Names and palette."""
-        return ClassSet(
-            self.classes, self.palette or tuple(distinct_colour(k) for k in range(len(self.classes)))
-        )
+        colours = self.palette or tuple(distinct_colour(k) for k in range(len(self.classes)))
+        return ClassSet(self.classes, colours)
 
     def label_map(self) -> LabelMap:
         """The map from stored values to class indices."""
         ids = self.ids if self.ids is not None else {k: k for k in range(len(self.classes))}
         mapping = {value: self.classes.index(k) if isinstance(k, str) else k for value, k in ids.items()}
-        # An ignored value among the default indices wins: it was said outright.
+        # `ignore` is given by the user, so it wins over the default indices.
         return LabelMap({**mapping, **dict.fromkeys(self.ignore, IGNORE_LABEL)})
 
 
@@ -128,7 +127,7 @@ def read_description(storage: Storage) -> Description:
     """The checked content of `dataset.yaml`.
 
     Raises:
-        DataError: it is missing, no YAML, or says something that cannot be; the key is named.
+        DataError: it is missing, no YAML, or wrong; the key is named.
     """
     where = storage.where(DESCRIPTION)
     if DESCRIPTION not in storage.names(""):
@@ -150,13 +149,11 @@ def read_description(storage: Storage) -> Description:
 
 
 def distinct_colour(index: int) -> tuple[int, int, int]:
-    """A colour of its own for class `index`: that of index + 1 in VOC's colour map."""
-    rest, colour = index + 1, [0, 0, 0]
-    for bit in range(7, -1, -1):
-        for channel in range(3):
-            colour[channel] |= (rest >> channel & 1) << bit
-        rest >>= 3
-    return colour[0], colour[1], colour[2]
+    """A colour for class `index` that no other class has: that of index + 1 in VOC's colour map."""
+    red, green, blue = (
+        sum(((index + 1) >> (3 * k + channel) & 1) << (7 - k) for k in range(8)) for channel in range(3)
+    )
+    return red, green, blue
 
 
 def _walk(storage: Storage, top: str, below: str) -> list[str]:

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from cirkd_ray.data.base import SegmentationDataset, UInt8
 from cirkd_ray.data.sampler import batch_numbers, local_batch, sample_index, sample_rng
@@ -31,8 +31,7 @@ class Batch(NamedTuple):
     """A batch in main memory.
 
     Attributes:
-        images: N x 3 x H x W uint8 RGB; in memory the channel comes last (`torch.channels_last`), as it was
-            decoded.
+        images: N x 3 x H x W uint8 RGB; in memory, the channel comes last (`torch.channels_last`).
         labels: N x H x W uint8: class index, 255 ignored, 254 padding.
         indices: N int64, each sample's index in its data set.
         padded: whether padding may occur; the same for all batches of a loader.
@@ -61,7 +60,7 @@ class DeviceBatch(NamedTuple):
 
 
 def to_device(batch: Batch, device: torch.device | str, channels_last: bool = False) -> DeviceBatch:
-    """Move a batch as bytes and form the labels there; does not wait for the device when the batch is pinned.
+    """Move a batch as bytes and make its labels there; a pinned batch moves while the caller goes ahead.
 
     Args:
         channels_last: keep the channel last in memory; else images are contiguous.
@@ -78,7 +77,7 @@ def to_device(batch: Batch, device: torch.device | str, channels_last: bool = Fa
 
 @dataclass(frozen=True)
 class _Failure:
-    """A user's error on its way from a loader process: an exception would arrive wrapped in its traceback."""
+    """A user's error on its way out of a loader process: raised there, it would arrive with a traceback."""
 
     error: UserError
 
@@ -145,7 +144,7 @@ def eval_loader(
     return Batches(_WholeImages(dataset), groups, workers, prefetch, pin_memory, timeout)
 
 
-class _Steps(Sequence[Sequence[int]]):
+class _Steps(Sequence[list[int]]):
     """The lists of sample numbers of all micro-steps, made when asked for."""
 
     def __init__(self, steps: range, global_batch: int, rank: int, world_size: int, accumulate: int) -> None:
@@ -158,7 +157,7 @@ class _Steps(Sequence[Sequence[int]]):
 
     def __getitem__(self, index: Any) -> Any:
         step = self.steps[index // self.accumulate]
-        return batch_numbers(step, *self.split)[index % self.accumulate]
+        return list(batch_numbers(step, *self.split)[index % self.accumulate])
 
 
 class _TrainSamples(Dataset[Any]):
@@ -200,19 +199,6 @@ def _stack(pairs: Sequence[tuple[UInt8, UInt8]], indices: Sequence[int], padded:
     return Batch(images, labels, torch.tensor(indices, dtype=torch.int64), padded)
 
 
-class _Groups(Sampler[list[int]]):
-    """The lists of numbers that make up the batches, as the loader wants them."""
-
-    def __init__(self, groups: Sequence[Sequence[int]]) -> None:
-        self.groups = groups
-
-    def __len__(self) -> int:
-        return len(self.groups)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(self.groups[i]) for i in range(len(self.groups)))
-
-
 def _same(batches: Any) -> Any:
     return batches
 
@@ -230,7 +216,7 @@ class Batches(Iterable[Batch]):
     def __init__(
         self,
         samples: Dataset[Any],
-        groups: Sequence[Sequence[int]],
+        groups: Sequence[list[int]],
         workers: int,
         prefetch: int,
         pin: bool | None,
@@ -251,7 +237,7 @@ class Batches(Iterable[Batch]):
         self._timeout = timeout
         self._loader: DataLoader[Any] = DataLoader(
             samples,
-            batch_sampler=_Groups(groups),
+            batch_sampler=groups,
             num_workers=workers,
             collate_fn=_same,
             pin_memory=torch.cuda.is_available() if pin is None else pin,
@@ -266,10 +252,9 @@ class Batches(Iterable[Batch]):
             yield from batches
 
     def _attempt(self, request: Callable[[], T], patient: bool = True) -> T:
-        """What the loader answers; its troubles as errors of the user's making."""
-        # Only between two waits does the loader look whether its processes live: with one long wait, the
-        # death of a forkserver's child (of which no signal arrives here) would be seen when the long wait
-        # ends.
+        """What the loader answers; a dead or stuck loader process becomes a `TransientError`."""
+        # The loader looks whether its processes live only between two waits, and no signal tells of the death
+        # of a forkserver's child: so it waits often and shortly.
         give_up = time.monotonic() + self._timeout
         while True:
             try:

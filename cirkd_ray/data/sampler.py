@@ -1,8 +1,7 @@
-"""Which image is sample n of a run, and with which random numbers it is augmented: pure functions of (seed,
-n).
+"""Which image is sample n of a run, and which random numbers augment it: pure functions of (seed, n).
 
-Nothing here depends on ranks, loader processes or restarts, so a run that resumes, or goes on with another
-number of workers and the same global batch, sees the same samples.
+Nothing here depends on ranks, loader processes or restarts. So a resumed run sees the same samples, with any
+number of workers, as long as the global batch is the same.
 """
 
 from __future__ import annotations
@@ -20,15 +19,16 @@ _MASK = (1 << 64) - 1
 
 def keyed_generator(seed: int, purpose: int, n: int) -> np.random.Philox:
     """Counter-based bit generator number `n` of a purpose: streams of distinct arguments never overlap."""
-    return np.random.Philox(key=[seed & _MASK, purpose], counter=[0, 0, n & _MASK, 0])
+    key = np.array([seed & _MASK, purpose], np.uint64)  # a list's large numbers would become floats
+    return np.random.Philox(key=key, counter=[0, 0, n, 0])
 
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, size: int) -> NDArray[np.int64]:
     """The order of `size` images in an epoch.
 
-    Sorting raw 64-bit words rather than `Generator.permutation`: NumPy keeps its bit generators' output for
-    good, but may change how a `Generator` uses it, and with it the order of every run.
+    It sorts raw 64-bit words instead of calling `Generator.permutation`: NumPy keeps the output of its bit
+    generators for good, but may change how a `Generator` uses it, and with it the order of every run.
     """
     words = keyed_generator(seed, _ORDER, epoch).random_raw(size)
     return np.argsort(words, kind="stable").astype(np.int64)
@@ -65,8 +65,7 @@ def batch_numbers(
 ) -> list[range]:
     """The sample numbers of a rank in an optimiser step, one range for each micro-step.
 
-    The ranks' numbers are consecutive: rank 0 has the first `global_batch / world_size` of the step, and so
-    on.
+    A rank's numbers are consecutive: rank 0 has the first `global_batch / world_size` of the step, and so on.
 
     Raises:
         ConfigError: the global batch does not divide.

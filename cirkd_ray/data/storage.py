@@ -3,71 +3,79 @@
 from __future__ import annotations
 
 import errno
-import fnmatch
 import hashlib
 import os
-import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.errors import DataError, TransientError
+from cirkd_ray.files import write_bytes
 
 T = TypeVar("T")
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 """What a network file system says while its server is away."""
-_CHANGING = ("manifest.json", "preparation.json", "index-*.jsonl", "dataset.yaml", "*.txt")
-"""Names of files that say what else there is: they are written again, so they are never read from a cache."""
+_CHANGING = (".json", ".jsonl", ".yaml", ".txt")
+"""Ends of the names of files that list or describe others: they may change, so they are never cached."""
 
 
-class Storage(Protocol):
+class Storage(ABC):
     """The files below one root, by paths relative to it with `/` between parts."""
 
+    @abstractmethod
     def read(self, path: str, sha256: str = "") -> bytes:
         """The file's content.
 
         Args:
             path: the file.
-            sha256: its checksum, where it is known: what a cache holds of an earlier file of that name is
-                passed over.
+            sha256: its checksum, where it is known; a cache then ignores an older file of that name.
 
         Raises:
             DataError: it is not there or cannot be read, or came over the network with another checksum.
             TransientError: it could not be read now; another try may succeed.
         """
 
+    @abstractmethod
     def write(self, path: str, data: bytes) -> None:
-        """Make or replace the file: whole, or not at all.
+        """Make or replace the file: whole, or not at all (as object stores do it, too).
 
         Raises:
             DataError: it cannot be written.
         """
 
+    @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
 
+    @abstractmethod
     def sizes(self, folder: str) -> dict[str, int | None]:
-        """Bytes of each of the `names`, for what one listing costs; None where that does not say, as of
-        folders."""
+        """Bytes of each of the `names`, by one listing; None where that does not say, as of folders.
+
+        On this machine, links that lead nowhere are left out.
+        """
 
     def stamp(self, path: str) -> tuple[int, int] | None:
-        """Bytes of a file and when it was changed (ns); None where it is not there, or asking would take a
-        request of its own."""
+        """Bytes of a file and when it was changed (ns); None where it is gone.
 
+        None behind a URL, too, where asking takes as long as reading a small file.
+        """
+        return None
+
+    @abstractmethod
     def where(self, path: str) -> str:
         """The path in full, for messages."""
 
 
-class LocalStorage:
-    """A folder of this machine."""
+class LocalStorage(Storage):
+    """A folder of this machine; nothing is cached, so checksums are not needed."""
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
 
     def read(self, path: str, sha256: str = "") -> bytes:
-        """The file's content; nothing is cached, so the checksum is not needed."""
         try:
             return (self.root / path).read_bytes()
         except OSError as error:
@@ -75,16 +83,12 @@ class LocalStorage:
             raise kind(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
 
     def write(self, path: str, data: bytes) -> None:
-        """Make or replace the file: whole, or not at all."""
-        target = self.root / path
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(target, data)
+            write_bytes(self.root / path, data, durable=False)
         except OSError as error:
-            raise DataError(f"{target}: cannot be written ({_reason(error)})") from None
+            raise DataError(f"{self.where(path)}: cannot be written ({_reason(error)})") from None
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of what lies directly in the folder; empty where there is no such folder."""
         try:
             return sorted(os.listdir(self.root / folder))  # noqa: PTH208 - a third of iterdir's time
         except (FileNotFoundError, NotADirectoryError):
@@ -93,12 +97,10 @@ class LocalStorage:
             raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
 
     def sizes(self, folder: str) -> dict[str, int | None]:
-        """Bytes of each of the `names` but links that lead nowhere."""
         stamps = ((name, self.stamp(f"{folder}/{name}")) for name in self.names(folder))
         return {name: stamp[0] for name, stamp in stamps if stamp is not None}
 
     def stamp(self, path: str) -> tuple[int, int] | None:
-        """Bytes of a file and when it was changed (ns); None where it is not there."""
         try:
             found = os.stat(self.root / path)  # noqa: PTH116 - many files
             return found.st_size, found.st_mtime_ns
@@ -106,15 +108,14 @@ class LocalStorage:
             return None
 
     def where(self, path: str) -> str:
-        """The path in full, for messages."""
         return str(self.root / path)
 
 
-class RemoteStorage:
+class RemoteStorage(Storage):
     """Files behind a URL, read through a local cache (see `DiskCache`); failed requests are tried again.
 
-    Lists and descriptions, which change while a data set is prepared, are read anew each time; files of which
-    the checksum is known are kept under it.
+    Lists and descriptions, which change while a data set is prepared, are read anew each time. A file whose
+    checksum is known is cached under its checksum.
 
     Credentials, endpoints and the like come from where the protocol's own tools take them (for S3 the AWS_...
     variables and files) or from fsspec's configuration (FSSPEC_S3_...).
@@ -133,10 +134,9 @@ class RemoteStorage:
         self._connection: tuple[Any, str] | None = None
 
     def read(self, path: str, sha256: str = "") -> bytes:
-        """The file's content, from the cache where it is there."""
         where = self.where(path)
         kept_as = f"{where}#{sha256}" if sha256 else where
-        keeps = not any(fnmatch.fnmatchcase(path.rpartition("/")[2], pattern) for pattern in _CHANGING)
+        keeps = not path.endswith(_CHANGING)
         held = self.cache.get(kept_as) if keeps else None
         if held is not None:
             return held
@@ -149,7 +149,6 @@ class RemoteStorage:
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        """Make or replace the file; object stores do it whole or not at all."""
         filesystem, root = self._open()
 
         def put() -> None:
@@ -161,11 +160,9 @@ class RemoteStorage:
         self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:
-        """Sorted names of what lies directly in the folder; empty where there is no such folder."""
         return list(self.sizes(folder))
 
     def sizes(self, folder: str) -> dict[str, int | None]:
-        """Bytes of each of the `names`; None where the listing does not say, as of folders."""
         filesystem, root = self._open()
         target = f"{root}/{folder}".rstrip("/")
 
@@ -175,21 +172,12 @@ class RemoteStorage:
                 found = filesystem.ls(target, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-            sizes = {
-                str(entry["name"]).rstrip("/").rpartition("/")[2]: _size(entry)
-                for entry in found
-                if str(entry["name"]) != target
-            }
-            return dict(sorted(sizes.items()))
+            paths = {str(entry["name"]): _size(entry) for entry in found}
+            return {p.rstrip("/").rpartition("/")[2]: paths[p] for p in sorted(paths) if p != target}
 
         return self._try(listing, self.where(folder))
 
-    def stamp(self, path: str) -> tuple[int, int] | None:
-        """None: asking takes as long as reading a small file."""
-        return None
-
     def where(self, path: str) -> str:
-        """The path in full, for messages."""
         return f"{self.url}/{path}"
 
     def __getstate__(self) -> dict[str, Any]:
@@ -231,10 +219,10 @@ def open_storage(root: str | Path, create: bool = False) -> Storage:
     Raises:
         DataError: there is no such folder, or it cannot be made.
     """
-    text = str(root)
-    if "://" in text and not text.startswith(("file://", "local://")):
-        return RemoteStorage(text)
-    storage = LocalStorage(text.partition("://")[2] if "://" in text else text)
+    protocol, separator, rest = str(root).partition("://")
+    if separator and protocol not in ("file", "local"):
+        return RemoteStorage(str(root))
+    storage = LocalStorage(rest if separator else root)
     if create:
         try:
             storage.root.mkdir(parents=True, exist_ok=True)
@@ -249,19 +237,6 @@ def open_storage(root: str | Path, create: bool = False) -> Storage:
 def printable(name: str) -> str:
     """The name with escapes for bytes that are no UTF-8, which terminals and sample files do not take."""
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-def write_whole(target: Path, data: bytes) -> None:
-    """Write a file so that it is seen whole or not at all."""
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, target)  # noqa: PTH105 - replaces on every platform
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _size(entry: Mapping[str, Any]) -> int | None:

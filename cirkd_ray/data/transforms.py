@@ -29,11 +29,10 @@ class Crop(NamedTuple):
 class TrainTransform:
     """The augmentation of the published recipes, working only on the pixels that the crop needs.
 
-    Draws, in this order: the scale `low + k * step`, the crop's position in the image padded at the bottom
-        and the
-    right, the flip. Images are scaled bilinearly and labels by nearest neighbour, both as `cv2.resize` would
-    scale the whole (tests hold this: labels are always equal; images are equal but for float rounding inside
-    OpenCV, which at some scales, of 0.5..2.0 by 0.1 only 1.9, turns under 1 % of the values by 1 of 255).
+    It draws, in this order: the scale `low + k * step`, the crop's position in the image (padded at the
+    bottom and at the right), the flip. Images are scaled bilinearly and labels by nearest neighbour, as
+    `cv2.resize` scales the whole. Tests hold this: labels are equal; so are images, but for float rounding
+    inside OpenCV (of the scales 0.5, 0.6 ... 2.0 only at 1.9; there, under 1 % of the values differ by 1).
 
     Pixels that padding invents are 0 in the image and `PADDING_LABEL` in the label.
 
@@ -42,9 +41,8 @@ class TrainTransform:
         scale_range: smallest and largest scale, both inclusive.
         scale_step: distance of two scales.
         flip: probability of a horizontal flip.
-        max_class_share: redraw the position, up to ten times, while one class covers more than this share of
-            the crop's labelled pixels or, redrawing no longer, keep the last (1 = never; 0.75 favours rare
-            classes).
+        max_class_share: draw the position again, at most ten times, while one class covers more than this
+            share of the crop's labelled pixels (1 = never; 0.75 favours rare classes).
 
     Raises:
         ConfigError: a range upside down.
@@ -114,8 +112,7 @@ def scaled_labels(sample: Readable, place: Crop, crop: tuple[int, int]) -> UInt8
 
 
 def _nearest(start: int, count: int, scale: Fraction, limit: int) -> np.ndarray:
-    # The same double-precision product as OpenCV's, so that no pixel differs where index / scale is a whole
-    # number.
+    # The same double-precision product as OpenCV's: no pixel differs where index / scale is a whole number.
     indices = np.floor(np.arange(start, start + count) * (1.0 / float(scale))).astype(np.int64)
     clipped: np.ndarray = np.minimum(indices, limit - 1)
     return clipped

@@ -18,9 +18,8 @@ from cirkd_ray.types import IGNORE_LABEL
 class VOC(FileDataset):
     """`JPEGImages/X.jpg` with `SegmentationClassAug/X.png`, or `SegmentationClass/X.png` for val.
 
-    Labels may be gray or palette PNGs: both are read as indices (the reference reads palette PNGs as colours
-        turned
-    to gray, which makes class 12 out of 33). 255 is ignored.
+    Labels may be gray or palette PNGs: both are read as indices. 255 is ignored. (The reference turns the
+    colours of palette PNGs to gray, so that class 12 becomes 33.)
 
     Args:
         split: `train` (the list known as train_aug) or `val`.
@@ -39,16 +38,8 @@ class VOC(FileDataset):
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
         super().__init__(split=split, root=root, subset=subset)
         bases = ("", "VOC2012/", "VOCdevkit/VOC2012/")
-        self._images = self.find_folder(*(f"{base}JPEGImages" for base in bases))
-        base = self._images.removesuffix("JPEGImages")
-        both = ("SegmentationClassAug", "SegmentationClass")
-        self._labels = self.find_folder(*(base + name for name in (both if split == "train" else both[::-1])))
+        images = self.find_folder(*(f"{base}JPEGImages" for base in bases))
+        base, both = images.removesuffix("JPEGImages"), ("SegmentationClassAug", "SegmentationClass")
+        labels = self.find_folder(*(base + name for name in (both if split == "train" else both[::-1])))
+        self.paths = (f"{images}/{{}}.jpg", f"{labels}/{{}}.png")
         self.settle(packaged_list("voc", split))
-
-    def image_file(self, sample_id: str) -> str:
-        """`JPEGImages/2007_000033.jpg`."""
-        return f"{self._images}/{sample_id}.jpg"
-
-    def label_file(self, sample_id: str) -> str:
-        """`SegmentationClassAug/2007_000033.png`."""
-        return f"{self._labels}/{sample_id}.png"

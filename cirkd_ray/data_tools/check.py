@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL
 
 _ORIENTATION = 0x0112
+_AHEAD = 1024
+"""Samples whose results wait at most; an image is let go when its sample has been looked at."""
 KINDS = (
     "missing split",
     "missing file",
@@ -64,7 +66,7 @@ class Report:
         ignored: ignored pixels.
         sizes: how many samples have each (height, width).
         formats: how many images are of each kind that is not plain 8-bit RGB (they are converted when read).
-        turned: images whose camera stored an orientation; it is not applied.
+        turned: images with a camera's orientation tag, which is not applied.
         findings: all that is wrong, in order.
     """
 
@@ -128,28 +130,18 @@ def check(
     for names in getattr(data, "duplicates", []):
         report.findings.append(Finding("duplicate name", f"{names}: one name"))
     with ThreadPoolExecutor(workers) as pool:
-        for result in _in_order(pool, data, 4 * workers):
-            _add(report, result)
-            if progress:
-                progress(1)
+        for start in range(0, len(data), _AHEAD):
+            numbers = range(start, min(start + _AHEAD, len(data)))
+            for result in pool.map(functools.partial(_examine, data), numbers):
+                _add(report, result)
+                if progress:
+                    progress(1)
     return report
 
 
 def missing_split(error: DataError) -> Report:
     """The report on a split that cannot be opened."""
     return Report((), findings=[Finding("missing split", str(error))])
-
-
-def _in_order(pool: ThreadPoolExecutor, data: SegmentationDataset, ahead: int) -> Iterator[_Facts | Finding]:
-    """The samples' results in order, with at most `ahead` of them under way."""
-    waiting: list[Future[_Facts | Finding]] = []
-    numbers = iter(range(len(data)))
-    for number in islice(numbers, ahead):
-        waiting.append(pool.submit(_examine, data, number))
-    while waiting:
-        yield waiting.pop(0).result()
-        for number in islice(numbers, 1):
-            waiting.append(pool.submit(_examine, data, number))
 
 
 def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
@@ -165,7 +157,7 @@ def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
         if isinstance(data, PreparedDataset):
             verify_prepared(data, index)
         sample = data.load(index)
-        return _Facts(_counts(sample.label), sample.size)
+        return _Facts(np.bincount(sample.label.ravel(), minlength=256), sample.size)
     except SizeMismatch as error:
         return Finding("size mismatch", str(error))
     except ImpossibleLabels as error:
@@ -190,11 +182,7 @@ def _examine_files(data: FileDataset, index: int) -> _Facts:
         mode, turned = "too large for Pillow to look at", False
     except (OSError, SyntaxError, ValueError):
         mode, turned = "not known to Pillow", False
-    return _Facts(_counts(label), size, mode, turned)
-
-
-def _counts(label: NDArray[np.uint8]) -> NDArray[np.int64]:
-    return np.bincount(label.ravel(), minlength=256)
+    return _Facts(np.bincount(label.ravel(), minlength=256), size, mode, turned)
 
 
 def _add(report: Report, result: _Facts | Finding) -> None:

@@ -16,6 +16,7 @@ from typing import IO
 
 from cirkd_ray.data_tools.sbd import augment
 from cirkd_ray.errors import ConfigError, DataError, UserError, nearest
+from cirkd_ray.files import whole_file
 from cirkd_ray.weights.fetch import discard, download
 
 _CHUNK = 1 << 20
@@ -31,7 +32,7 @@ class Archive:
     Attributes:
         url: where it lies.
         checksum: `md5:` or `sha1:` and hexadecimal digits; empty where none is published (then only the
-            checks inside the archive speak for it).
+            checks inside the archive protect it).
         inside: the folder of the archive whose content is unpacked; `*` stands for any one folder.
         target: where below the root it goes.
     """
@@ -96,7 +97,7 @@ def get(
     sources: tuple[Archive, ...] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Fetch and unpack a data set; what is there already is not done again.
+    """Fetch and unpack a data set, except for what is there already.
 
     Args:
         name: registered name.
@@ -107,7 +108,7 @@ def get(
         progress: see `Progress`.
 
     Raises:
-        ConfigError: the set cannot be had this way.
+        ConfigError: the set cannot be downloaded.
         DataError: a download fails or is not the expected file, an archive is damaged or unsafe, the disk is
             full.
     """
@@ -210,7 +211,7 @@ def _opened(archive: Path) -> Iterator[list[_Member]]:
 
 
 def _require_end(pack: tarfile.TarFile) -> None:
-    """Check that the list of members ended where the archive does: tarfile takes damage there for the end."""
+    """Require the archive's end after the last member: tarfile takes damage in the list for its end."""
     stream = pack.fileobj
     assert stream is not None, "open for reading"
     stream.seek(pack.offset)
@@ -261,15 +262,12 @@ def _is_there(member: _Member, target: Path) -> bool:
 
 
 def _write(member: _Member, target: Path) -> None:
-    """One file, seen whole or not at all."""
     if _is_there(member, target):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f"{target.name}.part")
     source = member.open()
     assert source is not None, "a plain file has content"
-    with source, partial.open("wb") as file:
-        shutil.copyfileobj(source, file, _CHUNK)
-    if partial.stat().st_size != member.size:
-        raise EOFError(f"{member.path} is cut off")
-    partial.replace(target)
+    with source, whole_file(target, durable=False) as partial:
+        with partial.open("wb") as file:
+            shutil.copyfileobj(source, file, _CHUNK)
+        if partial.stat().st_size != member.size:
+            raise EOFError(f"{member.path} is cut off")

@@ -1,4 +1,4 @@
-"""Conversion of a data set into the ready-to-train form of `prepared`, in parts that outlive a stop."""
+"""Conversion of a data set into its prepared form, in parts that outlive an interruption."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-from safetensors.numpy import save
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
 from cirkd_ray.data.files import FileDataset
@@ -22,15 +21,15 @@ from cirkd_ray.data.prepared import (
     PLAN,
     Manifest,
     PreparedDataset,
-    encode_labels,
-    encode_tiles,
+    Row,
     find_manifest,
     index_part,
+    read_part,
 )
 from cirkd_ray.data.storage import Storage, open_storage, printable
+from cirkd_ray.data.tiles import encode_sample
 from cirkd_ray.errors import DataError, TransientError
 
-Row = dict[str, Any]
 _MEANING = {
     "classes": "of other classes, or of the same in another order",
     "palette": "with other colours of the classes",
@@ -71,8 +70,8 @@ def prepare(
     or PNG was asked for.
 
     A finished sample is made again where its source files have another size or time of change now, where it
-    was skipped, or where what was stored of it is gone or has another size than the index says. Of a split
-    that is being changed the manifest says nothing, so that nobody reads a half of it.
+    was skipped, or where its stored file is gone or has another size than the index says. While a split is
+    being changed, the manifest does not name it, so that nobody reads a half of it.
 
     Args:
         splits: the data set's splits by name.
@@ -80,9 +79,9 @@ def prepare(
         settings: its own settings, which decide what the labels mean.
         target: a folder or a URL.
         workers: threads (decoding and encoding run without Python's lock).
-        skip_bad: leave unreadable samples out and list them in the manifest, instead of stopping; likewise
-            the files that a split built with `subset=True` does without.
-        progress: called with the number of samples that a part had, after each.
+        skip_bad: leave unreadable samples out and list them in the manifest, instead of stopping. The files
+            that a split built with `subset=True` lacks are listed, too.
+        progress: called after each part with its number of samples.
 
     Raises:
         DataError: a sample is bad, the target cannot be written or holds a preparation of something else.
@@ -101,16 +100,14 @@ def prepare(
         "labels": source.labels.digest if isinstance(source, FileDataset) else None,
     }
     _agree(storage, plan)
-    ledger = _Ledger(
-        storage,
-        find_manifest(target, unfinished=True) or Manifest(**{k: plan[k] for k in plan if k != "labels"}),
-    )
+    begun = find_manifest(target, unfinished=True)
+    ledger = _Ledger(storage, begun or Manifest(**{k: plan[k] for k in plan if k != "labels"}))
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)
             bad: dict[str, str] = {}
             for rows in _parts(split, data, ledger, functools.partial(pool.map, store)):
-                bad |= {printable(row["name"]): printable(row["error"]) for row in rows if "error" in row}
+                bad |= {printable(row.name): printable(row.error) for row in rows if row.error is not None}
                 if progress:
                     progress(len(rows))
             ledger.complete(split, data, bad, _lacking(data) if skip_bad else {})
@@ -132,31 +129,29 @@ class _Ledger:
     def withdraw(self, split: str) -> None:
         """Take a split out of the stored manifest, before any of its files changes."""
         if split in self.manifest.splits:
-            self.manifest = self.manifest.without(split)
-            self._write()
+            self._write(self.manifest.without(split))
 
     def complete(
         self, split: str, data: SegmentationDataset, bad: Mapping[str, str], lacking: Mapping[str, str]
     ) -> None:
-        """Enter a split that is all there but its bad samples; `lacking` are none of its samples."""
+        """Enter a split of which all but the `bad` samples are stored; `lacking` are none of its samples."""
         rest, skipped = self.manifest.without(split), {**lacking, **bad}
         has_labels = getattr(data, "has_labels", True)
-        self.manifest = rest.model_copy(
-            update={
-                "splits": {**rest.splits, split: len(data) - len(bad)},
-                "parts": {**rest.parts, split: -(-len(data) // _PART)},
-                "skipped": {**rest.skipped, split: skipped} if skipped else rest.skipped,
-                "unlabelled": rest.unlabelled if has_labels else tuple(sorted({*rest.unlabelled, split})),
-            }
-        )
-        self._write()
+        entry = {
+            "splits": {**rest.splits, split: len(data) - len(bad)},
+            "parts": {**rest.parts, split: -(-len(data) // _PART)},
+            "skipped": {**rest.skipped, split: skipped} if skipped else rest.skipped,
+            "unlabelled": rest.unlabelled if has_labels else tuple(sorted({*rest.unlabelled, split})),
+        }
+        self._write(rest.model_copy(update=entry))
 
-    def _write(self) -> None:
-        self.storage.write(MANIFEST, self.manifest.model_dump_json(indent=1).encode())
+    def _write(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.storage.write(MANIFEST, manifest.model_dump_json(indent=1).encode())
 
 
 def _agree(storage: Storage, plan: dict[str, Any]) -> None:
-    """Go on with the preparation that the target holds, if it is this one."""
+    """Require that the target is empty or holds this very preparation."""
     known, text = storage.names(""), json.dumps(plan)
     if PLAN in known:
         held, wanted = json.loads(storage.read(PLAN)), json.loads(text)
@@ -173,48 +168,53 @@ def _agree(storage: Storage, plan: dict[str, Any]) -> None:
 def _parts(
     split: str, data: SegmentationDataset, ledger: _Ledger, store: Callable[[Sequence[int]], Iterable[Row]]
 ) -> Iterator[list[Row]]:
-    """The lines of every part of a split's index; `store` writes the samples that are not there as they are
-    now.
-    """
+    """The rows of every part of a split's index; `store` writes the samples that are not up to date."""
     storage = ledger.storage
     stored = {f"{split}/{name}": size for name, size in storage.sizes(split).items()}
     for start in range(0, len(data), _PART):
         part = index_part(split, start // _PART)
         numbers = range(start, min(start + _PART, len(data)))
-        held = _rows(storage, part, [data.name(i) for i in numbers]) if part in stored else None
-        rows = dict(zip(numbers, held or (), strict=held is not None))
-        good = {i for i, row in rows.items() if _current(row, data, i) and _intact(row, stored)}
-        stale = [i for i in numbers if i not in good]
+        held = _held(storage, split, numbers, data) if part in stored else []
+        rows = dict(zip(numbers, held, strict=False))
+        stale = [i for i in numbers if i not in rows or not _current(rows[i], data, i, stored)]
         if stale:
             ledger.withdraw(split)
             if part in stored:
                 storage.write(part, b"")  # until all is made again, no line of it is true
             rows.update(zip(stale, store(stale), strict=True))
-            storage.write(part, "".join(json.dumps(rows[i]) + "\n" for i in numbers).encode())
+            storage.write(part, "".join(rows[i].line() for i in numbers).encode())
         yield [rows[i] for i in numbers]
 
 
-def _current(row: Row, data: SegmentationDataset, index: int) -> bool:
-    """Whether a line stands for the sample as it is: not skipped, its files unchanged since."""
-    if "error" in row:
+def _held(storage: Storage, split: str, numbers: range, data: SegmentationDataset) -> list[Row]:
+    """The rows of a finished part; none where it is damaged or of other samples: it is made again."""
+    try:
+        rows = read_part(storage, split, numbers[0] // _PART)
+    except TransientError:
+        raise
+    except DataError:
+        return []
+    return rows if [row.name for row in rows] == [data.name(i) for i in numbers] else []
+
+
+def _current(row: Row, data: SegmentationDataset, index: int, stored: Mapping[str, int | None]) -> bool:
+    """Whether a row stands for the sample as it is.
+
+    It was not left out, its source files are unchanged, and its file is there and, as far as both sizes are
+    known, whole.
+    """
+    if row.file is None or row.file not in stored:
         return False
-    made_of, there = row.get("source"), _source(data, index)
-    return made_of is None or there is None or made_of == there
-
-
-def _intact(row: Row, stored: Mapping[str, int | None]) -> bool:
-    """Whether the file that a line names is there and, as far as both sizes are known, whole."""
-    path, expected = str(row.get("file")), row.get("bytes")
-    return path in stored and (stored[path] is None or expected is None or stored[path] == expected)
+    now, size = _source(data, index), stored[row.file]
+    unchanged = row.source is None or now is None or row.source == now
+    return unchanged and (size is None or row.bytes is None or size == row.bytes)
 
 
 def _lacking(data: SegmentationDataset) -> dict[str, str]:
-    """What a split built with `subset=True` does without, with the reason."""
+    """What a split built with `subset=True` lacks, with the reason."""
     missing = {printable(path): "missing" for path in getattr(data, "missing", ())}
-    several = {
-        printable(names): "one name; only the first is there" for names in getattr(data, "duplicates", ())
-    }
-    return missing | several
+    several = getattr(data, "duplicates", ())
+    return missing | {printable(names): "one name; only the first is there" for names in several}
 
 
 def _source(data: SegmentationDataset, index: int) -> list[int] | None:
@@ -222,19 +222,10 @@ def _source(data: SegmentationDataset, index: int) -> list[int] | None:
     return data.source_stamp(index) if isinstance(data, FileDataset) else None
 
 
-def _rows(storage: Storage, part: str, names: Sequence[str]) -> list[Row] | None:
-    """The lines of a finished part; None where it is damaged or of other samples: it is made again."""
-    try:
-        rows = [json.loads(line) for line in storage.read(part).decode().splitlines()]
-    except ValueError:
-        return None
-    return rows if [row.get("name") for row in rows] == list(names) else None
-
-
 def _store(
     data: SegmentationDataset, split: str, storage: Storage, encoding: Encoding, skip_bad: bool, index: int
 ) -> Row:
-    """Write one sample; its line of the index."""
+    """Write one sample; its row of the index."""
     source, name = _source(data, index), data.name(index)
     try:
         if printable(name) != name:
@@ -245,22 +236,15 @@ def _store(
         raise  # the file may be good
     except DataError as error:
         if skip_bad:
-            return {"name": name, "error": str(error)}
+            return Row(name, error=str(error))
         hint = "`cirkd data check` finds all bad files, --skip-bad leaves them out"
         raise DataError(f"{error}\n({hint})") from None
-    content, size = encode_sample(sample, original, encoding)
+    image, label = _limited(sample, encoding.max_size)
+    content = encode_sample(sample.name, image, label, encoding.tile, encoding.quality, original)
     path = f"{split}/{index:06d}.safetensors"
     storage.write(path, content)
     digest = hashlib.sha256(content).hexdigest()
-    return {
-        "name": sample.name,
-        "source": source,
-        "file": path,
-        "bytes": len(content),
-        "sha256": digest,
-        "height": size[0],
-        "width": size[1],
-    }
+    return Row(sample.name, None, source, path, len(content), digest, *label.shape)
 
 
 def _original(data: SegmentationDataset, index: int, sample: Sample, encoding: Encoding) -> bytes | None:
@@ -271,23 +255,6 @@ def _original(data: SegmentationDataset, index: int, sample: Sample, encoding: E
         return None
     content = data.storage.read(data.name(index))
     return content if content.startswith(b"\xff\xd8") else None
-
-
-def encode_sample(
-    sample: Sample, original: bytes | None, encoding: Encoding
-) -> tuple[bytes, tuple[int, int]]:
-    """The content of a sample's file, and the (height, width) of what it holds."""
-    image, label = _limited(sample, encoding.max_size)
-    height, width = label.shape
-    tile = max(height, width) if original is not None else encoding.tile
-    images = [original] if original is not None else encode_tiles(image, tile, encoding.quality)
-    labels = encode_labels(label, tile)
-    tensors: dict[str, np.ndarray] = {}
-    for kind, tiles in (("image", images), ("label", labels)):
-        tensors[kind] = np.frombuffer(b"".join(tiles), np.uint8)
-        tensors[f"{kind}_ends"] = np.cumsum([len(part) for part in tiles], dtype=np.int64)
-    facts = {"height": str(height), "width": str(width), "tile": str(tile), "name": sample.name}
-    return save(tensors, metadata=facts), (height, width)
 
 
 def _limited(sample: Sample, max_size: int | None) -> tuple[UInt8, UInt8]:

@@ -14,8 +14,8 @@ import numpy as np
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data.codec import decode_label
 from cirkd_ray.data.files import packaged_list
-from cirkd_ray.data.storage import write_whole
 from cirkd_ray.errors import DataError
+from cirkd_ray.files import write_bytes
 
 
 def augment(voc: Path, sbd: Path, tell: Callable[[str, int, int | None], None]) -> None:
@@ -33,13 +33,11 @@ def augment(voc: Path, sbd: Path, tell: Callable[[str, int, int | None], None]) 
         DataError: an image has neither label, or a file is damaged.
     """
     ids = packaged_list("voc", "train") + packaged_list("voc", "val")
-    target = voc / "SegmentationClassAug"
-    target.mkdir(exist_ok=True)
     for number, sample_id in enumerate(ids):
-        path = target / f"{sample_id}.png"
+        path = voc / "SegmentationClassAug" / f"{sample_id}.png"
         if not path.exists():
             label = _label(voc / "SegmentationClass" / f"{sample_id}.png", sbd / "cls" / f"{sample_id}.mat")
-            write_whole(path, cv2.imencode(".png", label)[1].tobytes())
+            write_bytes(path, cv2.imencode(".png", label)[1].tobytes(), durable=False)
         tell("augment labels", number + 1, len(ids))
 
 

@@ -85,10 +85,10 @@ def test_only_the_needed_tiles_are_decoded(
 ) -> None:
     convert(root, tmp_path / "out", encoding=Encoding(quality=None, tile=32))
     decoded: list[int] = []
-    from cirkd_ray.data import prepared
+    from cirkd_ray.data import tiles
 
-    whole = prepared.decode_image
-    monkeypatch.setattr(prepared, "decode_image", lambda d, w: decoded.append(1) or whole(d, w))
+    whole = tiles.decode_image
+    monkeypatch.setattr(tiles, "decode_image", lambda d, w: decoded.append(1) or whole(d, w))
     sample = build_dataset("folder", split="train", root=tmp_path / "out").open(2)
     sample.image_window(33, 65, 60, 90)
     assert len(decoded) == 1
@@ -124,11 +124,11 @@ def test_an_interrupted_preparation_goes_on(
     target, made = tmp_path / "out", []
     whole = prepare_module.encode_sample
 
-    def counted(sample: Sample, *rest: object) -> object:
+    def counted(name: str, *rest: object) -> object:
         if len(made) == 2:
             raise KeyboardInterrupt
-        made.append(sample.name)
-        return whole(sample, *rest)  # type: ignore[arg-type]
+        made.append(name)
+        return whole(name, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(prepare_module, "encode_sample", counted)
     with pytest.raises(KeyboardInterrupt):
@@ -136,7 +136,7 @@ def test_an_interrupted_preparation_goes_on(
     assert not (target / "manifest.json").exists()
     with pytest.raises(DataError):
         build_dataset("folder", split="train", root=target)
-    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0].name) or whole(*a))
+    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0]) or whole(*a))
     steps: list[int] = []
     convert(root, target, progress=steps.append)
     assert made == ["images/train/b b.png", "images/train/c.png", "images/train/ä.png", "images/val/d.jpg"]
@@ -213,10 +213,10 @@ def test_a_read_only_target_is_an_error_of_the_user(
     with pytest.raises(DataError, match="file/out: cannot be made"):
         convert(root, tmp_path / "file" / "out")
 
-    def full(*_: object) -> None:
+    def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cirkd_ray.data.storage.write_whole", full)
+    monkeypatch.setattr("cirkd_ray.data.storage.write_bytes", full)
     with pytest.raises(DataError, match=r"cannot be written \(No space left on device\)"):
         convert(root, tmp_path / "out")
 

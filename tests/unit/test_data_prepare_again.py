@@ -111,7 +111,7 @@ def test_a_sample_whose_files_changed_is_made_again_alone(
     path = root / kind / "train/b b.png"
     assert path.stat().st_size != path.write_bytes(cv2.imencode(".png", changed)[1].tobytes())
     whole = prepare_module.encode_sample
-    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0].name) or whole(*a))
+    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0]) or whole(*a))
     convert(root, target, encoding=Encoding(quality=None))
     assert made == ["images/train/b b.png"]
     old, new = (build_dataset("folder", split="train", root=r).load(0) for r in (root, target))
@@ -189,7 +189,7 @@ def test_a_damaged_sample_is_made_again_alone(
         path.unlink()
     if damage == "dangling":
         path.symlink_to(tmp_path / "nowhere")
-    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0].name) or whole(*a))
+    monkeypatch.setattr(prepare_module, "encode_sample", lambda *a: made.append(a[0]) or whole(*a))
     for _ in range(2):
         convert(root, target)
         assert made == ["images/train/c.png"]

@@ -4,9 +4,80 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.data.loader import Batch, train_loader
 from cirkd_ray.data.sampler import batch_numbers, permutation, sample_index, sample_rng
+from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.types import ClassSet
+
+SEEDS = st.integers(0, 2**64 - 1)
+
+
+@given(seed=SEEDS, epoch=st.integers(0, 10**6), size=st.integers(1, 300))
+def test_each_epoch_is_a_permutation(seed: int, epoch: int, size: int) -> None:
+    order = [sample_index(seed, epoch * size + i, size) for i in range(size)]
+    assert sorted(order) == list(range(size))
+
+
+@given(seed=SEEDS, size=st.integers(1, 50), asked=st.lists(st.integers(0, 10**6), max_size=30))
+def test_a_sample_is_a_function_of_seed_and_number(seed: int, size: int, asked: list[int]) -> None:
+    def drawn(n: int) -> tuple[int, float]:
+        return sample_index(seed, n, size), sample_rng(seed, n).random()
+
+    found = {n: drawn(n) for n in asked}
+    permutation.cache_clear()
+    assert {n: drawn(n) for n in sorted(found)} == found
+
+
+class Numbered(SegmentationDataset):
+    """Images of noise that tell which sample they are."""
+
+    classes = ClassSet(("a", "b"), ((0, 0, 0), (9, 9, 9)))
+
+    def __len__(self) -> int:
+        return 7
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def load(self, index: int) -> Sample:
+        noise = np.random.default_rng(index).integers(0, 256, (12, 14, 3), dtype=np.uint8)
+        return Sample(noise, noise[..., 0] % 2, str(index))
+
+
+def batches(seed: int, total: int, **split: int) -> list[Batch]:
+    transform = TrainTransform(crop=(8, 10))
+    return list(train_loader(Numbered(), transform, seed=seed, total_steps=total, **split))  # type: ignore[arg-type]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=SEEDS,
+    world=st.integers(1, 4),
+    accumulate=st.integers(1, 3),
+    micro=st.integers(1, 3),
+    start=st.integers(0, 3),
+    more=st.integers(1, 3),
+)
+def test_any_split_and_any_resumed_step_gives_the_same_samples(
+    seed: int, world: int, accumulate: int, micro: int, start: int, more: int
+) -> None:
+    """One process from step 0 sees what any number of ranks and micro-steps see together from any step."""
+    size, total = world * accumulate * micro, start + more
+    whole = batches(seed, total, global_batch=size)[start:]
+    split = {"global_batch": size, "world_size": world, "accumulate": accumulate, "start_step": start}
+    ranks = [batches(seed, total, rank=rank, **split) for rank in range(world)]
+    for step, expected in enumerate(whole):
+        own = slice(step * accumulate, (step + 1) * accumulate)
+        parts = [batch for rank in ranks for batch in rank[own]]
+        for k, tensor in enumerate(expected[:3]):
+            torch.testing.assert_close(torch.cat([part[k] for part in parts]), tensor, rtol=0, atol=0)
+    assert all(len(rank) == len(whole) * accumulate for rank in ranks)
 
 
 def test_every_epoch_goes_through_all_images_once_in_another_order() -> None:
@@ -34,6 +105,10 @@ def test_random_numbers_of_neighbours_and_seeds_differ() -> None:
     }
     assert len(draws) == 1000
     assert sample_rng(5, 9).random() == sample_rng(5, 9).random()
+
+
+def test_seeds_of_64_bits_differ_to_the_last_bit() -> None:
+    assert len({sample_rng(seed, 3).random() for seed in (2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1)}) == 4
 
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2), (3, 4)])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,28 @@ def test_any_size(height: int, width: int) -> None:
     assert sample.label.shape == (height, width)
     assert sample.image.dtype == sample.label.dtype == np.uint8
     assert sample.image.std() > 15
+
+
+SCENES = {
+    (128, 256): (888823728, [114.825, 108.101, 97.151]),
+    (97, 64): (82807017, [114.602, 113.475, 106.917]),
+    (300, 700): (1397276669, [124.010, 109.766, 101.834]),
+}
+"""CRC of the labels, and mean of each channel, of scenes 0..5 of val."""
+
+
+@pytest.mark.parametrize("size", SCENES)
+def test_the_scenes_are_pinned(size: tuple[int, int]) -> None:
+    """Another scene would change the figures of everyone's quick start.
+
+    Labels are compared exactly; images by their means, since float arithmetic may differ between processors.
+    """
+    data = build_dataset("shapes", split="val", height=size[0], width=size[1])
+    samples = [data.load(i) for i in range(6)]
+    labels, means = SCENES[size]
+    assert zlib.crc32(b"".join(sample.label.tobytes() for sample in samples)) == labels
+    found = np.mean([sample.image.mean(axis=(0, 1)) for sample in samples], axis=0)
+    np.testing.assert_allclose(found, means, atol=2e-3)
 
 
 def test_classes_are_all_there_and_unequal() -> None:

@@ -7,6 +7,8 @@ from fractions import Fraction
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cirkd_ray.data.base import Sample, UInt8
 from cirkd_ray.data.transforms import Crop, TrainTransform, largest_share, scaled_labels, scaled_window
@@ -68,6 +70,42 @@ def test_the_transform_equals_the_straightforward_one_with_the_same_draws() -> N
         assert image.flags["C_CONTIGUOUS"]
         assert label.flags["C_CONTIGUOUS"]
     assert 15 < flips < 45
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    size=st.tuples(st.integers(8, 120), st.integers(8, 120)),
+    crop=st.tuples(st.integers(8, 70), st.integers(8, 70)),
+    tenths=st.integers(5, 20),
+    seed=st.integers(0, 2**32),
+    axis=st.sampled_from([0, 1]),
+)
+def test_image_and_labels_stay_aligned_and_invented_pixels_are_marked(
+    size: tuple[int, int], crop: tuple[int, int], tenths: int, seed: int, axis: int
+) -> None:
+    """Image and labels hold each pixel's row (or column): both tell where a pixel of the crop is from."""
+    scale = tenths / 10
+    place = np.indices(size, dtype=np.uint8)[axis]
+    sample = Sample(np.repeat(place[..., None], 3, axis=2), place, "rows or columns")
+    transform = TrainTransform(crop=crop, scale_range=(scale, scale))
+    image, label = transform(sample, np.random.default_rng(seed))
+    assert (image.shape, label.shape) == ((*crop, 3), crop)
+
+    real = label != PADDING_LABEL
+    assert (image[~real] == 0).all()
+    inside = [min(c, max(1, round(s * scale))) for s, c in zip(size, crop, strict=True)]
+    rows, columns = np.flatnonzero(real.any(axis=1)), np.flatnonzero(real.any(axis=0))
+    assert real.sum() == inside[0] * inside[1]
+    assert (len(rows), len(columns), rows[0]) == (*inside, 0)
+    assert columns[0] == 0 or columns[-1] == crop[1] - 1, "padded at the right, or flipped"
+
+    # Bilinear sampling looks at (i + 1/2) / scale - 1/2, nearest neighbour at floor(i / scale).
+    apart = np.abs(image[..., 0].astype(int) - label)[real]
+    assert apart.max() <= 0.5 / scale + 1.5
+    steps = np.diff(label.astype(int), axis=axis)[
+        real[1:] & real[:-1] if axis == 0 else real[:, 1:] & real[:, :-1]
+    ]
+    assert (steps >= 0).all() or (axis == 1 and (steps <= 0).all()), "in order, or flipped"
 
 
 def test_padding_is_marked_and_black() -> None:

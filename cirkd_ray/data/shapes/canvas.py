@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +72,9 @@ class Camera:
 class Canvas:
     """An RGB image and its labels.
 
+    What is drawn with `colour` None changes the labels only (such as the air between a wheel's spokes); what
+    is drawn with `label` None changes the image only.
+
     Attributes:
         image: H x W x 3 uint8.
         label: H x W uint8.
@@ -81,54 +85,49 @@ class Canvas:
         self.image: UInt8 = np.zeros((height, width, 3), np.uint8)
         self.label: UInt8 = np.zeros((height, width), np.uint8)
 
-    def fill(self, points: Points, colour: Colour, label: int | None) -> None:
-        """A polygon; with label None it is drawn into the image only."""
-        corners = fixed(points)
-        cv2.fillPoly(self.image, [corners], colour, cv2.LINE_AA, FRACTION_BITS)
-        if label is not None:
-            cv2.fillPoly(self.label, [corners], label, cv2.LINE_8, FRACTION_BITS)
+    def fill(self, points: Points, colour: Colour | None, label: int | None = None) -> None:
+        """A polygon."""
+        self._draw(cv2.fillPoly, ([fixed(points)],), colour, label)
 
-    def convex(self, points: Points, colour: Colour, label: int | None) -> None:
+    def convex(self, points: Points, colour: Colour | None, label: int | None = None) -> None:
         """A convex polygon; faster than `fill`."""
-        corners = fixed(points)
-        cv2.fillConvexPoly(self.image, corners, colour, cv2.LINE_AA, FRACTION_BITS)
-        if label is not None:
-            cv2.fillConvexPoly(self.label, corners, label, cv2.LINE_8, FRACTION_BITS)
+        self._draw(cv2.fillConvexPoly, (fixed(points),), colour, label)
 
     def ellipse(self, centre: Any, axes: tuple[float, float], colour: Colour, label: int | None) -> None:
         """A filled ellipse of half axes (x, y)."""
         self.convex(_CIRCLE * axes + centre, colour, label)
 
-    def line(self, points: Points, colour: Colour, thickness: float, label: int | None) -> None:
+    def line(self, points: Points, colour: Colour, thickness: float, label: int | None = None) -> None:
         """A polyline, at least one pixel wide."""
-        corners, width = [fixed(points)], max(1, round(thickness))
-        cv2.polylines(self.image, corners, False, colour, width, cv2.LINE_AA, FRACTION_BITS)
+        self._draw(cv2.polylines, ([fixed(points)], False), colour, label, max(1, round(thickness)))
+
+    def _draw(
+        self, way: Callable[..., Any], shape: Any, colour: Colour | None, label: int | None, *pen: int
+    ) -> None:
+        if colour is not None:
+            way(self.image, *shape, colour, *pen, cv2.LINE_AA, FRACTION_BITS)
         if label is not None:
-            cv2.polylines(self.label, corners, False, label, width, cv2.LINE_8, FRACTION_BITS)
+            way(self.label, *shape, label, *pen, cv2.LINE_8, FRACTION_BITS)
 
-    def mark(self, points: Points, label: int) -> None:
-        """Label a polygon whose inside stays as it is, such as a wheel between its spokes."""
-        cv2.fillPoly(self.label, [fixed(points)], label, cv2.LINE_8, FRACTION_BITS)
-
-    def picture(self, texture: UInt8, corners: Points, label: int | None) -> None:
+    def picture(self, texture: UInt8, corners: Points, label: int) -> None:
         """A texture seen in perspective; `corners` go clockwise from its top left."""
-        box = self._bounds(corners)
-        if box is None:
+        (low_x, low_y), (high_x, high_y) = corners.min(axis=0).tolist(), corners.max(axis=0).tolist()
+        left, right = max(int(low_x), 0), min(int(high_x) + 2, self.width)
+        top, bottom = max(int(low_y), 0), min(int(high_y) + 2, self.height)
+        if left >= right or top >= bottom:
             return
-        top, left, bottom, right = box
-        size = (right - left, bottom - top)
         height, width = texture.shape[:2]
         source = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
         target = (corners - (left, top)).astype(np.float32)
         matrix = cv2.getPerspectiveTransform(source, target)
+        size = (right - left, bottom - top)
         warped = cv2.warpPerspective(
             texture, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
         )
-        mask = np.zeros((size[1], size[0]), np.uint8)
+        mask = np.zeros(size[::-1], np.uint8)
         cv2.fillConvexPoly(mask, fixed(target), 255, cv2.LINE_8, FRACTION_BITS)
         cv2.copyTo(warped, mask, self.image[top:bottom, left:right])
-        if label is not None:
-            cv2.fillConvexPoly(self.label, fixed(corners), label, cv2.LINE_8, FRACTION_BITS)
+        self.convex(corners, None, label)
 
     def stamp(
         self, cutout: UInt8, palette: UInt8, box: tuple[float, float, float, float], label: int
@@ -145,31 +144,19 @@ class Canvas:
             return
         # Only the part that is on the canvas is scaled.
         rows, columns = cutout.shape[:2]
-        top, bottom = (y1 - y0) * rows // h, max((y2 - y0) * rows // h, (y1 - y0) * rows // h + 1)
-        left, right = (x1 - x0) * columns // w, max((x2 - x0) * columns // w, (x1 - x0) * columns // w + 1)
-        size = (x2 - x1, y2 - y1)
+        top, left = (y1 - y0) * rows // h, (x1 - x0) * columns // w
+        bottom, right = max((y2 - y0) * rows // h, top + 1), max((x2 - x0) * columns // w, left + 1)
         shrink = cv2.INTER_AREA if w < columns else cv2.INTER_LINEAR
-        shades, solid = cv2.split(cv2.resize(cutout[top:bottom, left:right], size, interpolation=shrink))
+        part = cv2.resize(cutout[top:bottom, left:right], (x2 - x1, y2 - y1), interpolation=shrink)
+        shades, solid = cv2.split(part)
         solid = cv2.threshold(solid, 127, 255, cv2.THRESH_BINARY)[1]
         cut = cv2.LUT(cv2.merge([shades, shades, shades]), palette.reshape(1, 256, 3))
         cv2.copyTo(cut, solid, self.image[y1:y2, x1:x2])
-        part = self.label[y1:y2, x1:x2]
-        part[:] = np.where(solid, np.uint8(label), part)
+        self.label[y1:y2, x1:x2][solid > 0] = label
 
     def sees(self, left: float, right: float) -> bool:
         """Whether any of these columns is on the canvas."""
         return right >= 0 and left < self.width
-
-    def _bounds(self, corners: Points) -> tuple[int, int, int, int] | None:
-        """Top, left, bottom, right of the corners' box inside the canvas; None where nothing of it is."""
-        xs, ys = corners[:, 0].tolist(), corners[:, 1].tolist()
-        box = (
-            max(int(min(ys)), 0),
-            max(int(min(xs)), 0),
-            min(int(max(ys)) + 2, self.height),
-            min(int(max(xs)) + 2, self.width),
-        )
-        return box if box[0] < box[2] and box[1] < box[3] else None
 
 
 _ANGLES = np.linspace(0, 2 * np.pi, 16, endpoint=False)

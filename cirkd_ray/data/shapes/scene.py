@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from bisect import bisect
+from functools import partial
 
 import cv2
 import numpy as np
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour, Points
-from cirkd_ray.data.shapes.cars import draw_car
 from cirkd_ray.data.shapes.ground import cast, draw_ground, light_ground
-from cirkd_ray.data.shapes.objects import draw_bicycle, draw_bin, draw_person, draw_pole, draw_tree
-from cirkd_ray.data.shapes.roadside import Item, draw_skyline, later, line_side
+from cirkd_ray.data.shapes.objects import draw_bicycle, draw_bin, draw_car, draw_person, draw_pole, draw_tree
+from cirkd_ray.data.shapes.roadside import Item, draw_skyline, line_side
 from cirkd_ray.data.shapes.stage import Chance, Label, Look, Stage, Street
 from cirkd_ray.data.shapes.textures import noise_window
 from cirkd_ray.types import ClassSet
 
 CLASSES = ClassSet(
-    (
-        "road", "pavement", "building", "fence", "pole", "sign",
-        "tree", "grass", "sky", "person", "car", "bicycle",
-    ),
+    tuple(label.name.lower() for label in Label if label is not Label.VOID),
     (
         (128, 64, 128), (244, 35, 232), (70, 70, 70), (190, 153, 153), (153, 153, 153), (220, 220, 0),
         (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (0, 0, 142), (119, 11, 32),
@@ -48,7 +45,6 @@ def draw_street(rng: np.random.Generator, height: int, width: int) -> tuple[UInt
 
 def _set_up(rng: np.random.Generator, height: int, width: int) -> Stage:
     """Camera, weather and street."""
-
     draw = Chance(rng)
     uniform = draw.uniform
     camera = Camera(
@@ -66,6 +62,7 @@ def _set_up(rng: np.random.Generator, height: int, width: int) -> Stage:
     return Stage(Canvas(height, width), camera, _weather(draw), street, draw)
 
 
+# Weather: colours at the zenith and at the horizon, colour of the light, amplitude of the clouds.
 _SKIES: tuple[tuple[Colour, Colour, Colour, float], ...] = (
     ((86, 138, 204), (178, 205, 228), (1.05, 1.02, 0.96), 22.0),
     ((168, 172, 178), (206, 208, 210), (0.84, 0.86, 0.88), 12.0),
@@ -75,13 +72,8 @@ _SKIES: tuple[tuple[Colour, Colour, Colour, float], ...] = (
 )
 _SKY_ODDS = (0.34, 0.6, 0.74, 0.88)
 _SEASONS: tuple[Colour, ...] = (
-    (70, 96, 48),
-    (86, 108, 50),
-    (54, 78, 52),
-    (142, 112, 48),
-    (128, 84, 50),
-    (98, 92, 72),
-)
+    (70, 96, 48), (86, 108, 50), (54, 78, 52), (142, 112, 48), (128, 84, 50), (98, 92, 72),
+)  # fmt: skip
 
 
 def _weather(draw: Chance) -> Look:
@@ -89,16 +81,8 @@ def _weather(draw: Chance) -> Look:
     sun = draw.below(3) - 1 if clouds > 11 else 0
     strength = 0.15 + 0.3 * draw.random() if sun else 0.12
     density = 0.004 + 0.02 * draw.random() ** 2
-    return Look(
-        ambient,
-        sun,
-        strength,
-        horizon,
-        density,
-        (zenith, horizon),
-        clouds,
-        _SEASONS[draw.below(len(_SEASONS))],
-    )
+    season = _SEASONS[draw.below(len(_SEASONS))]
+    return Look(ambient, sun, strength, horizon, density, (zenith, horizon), clouds, season)
 
 
 def _draw_sky(stage: Stage) -> None:
@@ -121,71 +105,66 @@ def _furnish(stage: Stage) -> tuple[list[Item], list[Points]]:
         _furnish_pavement(stage, side, items, shadows)
     _traffic(stage, items, shadows)
     if stage.look.sun and built > 0.4:
-        shadows += _house_shadow(stage)
+        # The row of houses on the sun's side darkens part of the street.
+        front, zs = stage.street.front(stage.look.sun), np.geomspace(1.3, 100, 10)
+        reach = front - stage.look.sun * stage.draw.uniform(1, 12)
+        near, far = (stage.camera.project(x, 0.0, zs) for x in (front + stage.look.sun * 4, reach))
+        shadows.append(np.concatenate([near, far[::-1]]))
     return items, shadows
 
 
-def _house_shadow(stage: Stage) -> list[Points]:
-    """The row of houses on the sun's side darkens part of the street."""
-    side, zs = stage.look.sun, np.geomspace(1.3, 100, 10)
-    reach = stage.street.front(side) - side * stage.draw.uniform(1, 12)
-    near, far = (stage.camera.project(x, 0.0, zs) for x in (stage.street.front(side) + side * 4, reach))
-    return [np.concatenate([near, far[::-1]])]
-
-
 def _furnish_pavement(stage: Stage, side: int, items: list[Item], shadows: list[Points]) -> None:
-    street, uniform = stage.street, stage.draw.uniform
+    street, draw, uniform = stage.street, stage.draw, stage.draw.uniform
     kerb, edge = street.kerb(side) + side * 0.35, street.edge(side)
-
     z, step = uniform(3, 14), uniform(7, 22)
     while z < 70:
-        items.append((z, later(draw_pole, stage, kerb, z)))
+        items.append((z, partial(draw_pole, stage, kerb, z)))
         shadows.append(cast(stage, kerb, z, 0.15, 5.0))
         z += step * uniform(0.7, 1.3)
-    if stage.draw.chance(0.45):
+    if draw.chance(0.45):
         z, step = uniform(4, 15), uniform(6, 16)
         while z < 90:
-            items.append((z, later(draw_tree, stage, kerb + side * 0.3, z, uniform(4, 9))))
+            items.append((z, partial(draw_tree, stage, kerb + side * 0.3, z, uniform(4, 9))))
             shadows.append(cast(stage, kerb, z, 3.0, 5.0))
             z += step
-    for _ in range(stage.draw.count(2.6)):
-        z, x = 2.6 + 34 * stage.draw.random() ** 1.5, uniform(kerb, edge)
-        tall = uniform(1.5, 1.92) if stage.draw.chance(0.85) else uniform(0.95, 1.4)
-        items.append((z, later(draw_person, stage, x, z, tall)))
+    for _ in range(draw.count(2.6)):
+        z, x = 2.6 + 34 * draw.random() ** 1.5, uniform(kerb, edge)
+        tall = uniform(1.5, 1.92) if draw.chance(0.85) else uniform(0.95, 1.4)
+        items.append((z, partial(draw_person, stage, x, z, tall)))
         shadows.append(cast(stage, x, z, 0.5, tall))
-    for _ in range(stage.draw.count(0.9)):
+    for _ in range(draw.count(0.9)):
         z, x = uniform(3, 22), uniform(kerb, edge)
-        items.append((z, later(draw_bicycle, stage, x, z, stage.draw.chance(0.25))))
-    for _ in range(stage.draw.count(0.7)):
+        items.append((z, partial(draw_bicycle, stage, x, z, draw.chance(0.25))))
+    for _ in range(draw.count(0.7)):
         z = uniform(3.5, 25)
-        items.append((z, later(draw_bin, stage, uniform(kerb, edge), z)))
+        items.append((z, partial(draw_bin, stage, uniform(kerb, edge), z)))
 
 
 def _traffic(stage: Stage, items: list[Item], shadows: list[Points]) -> None:
-    half, uniform = stage.street.half, stage.draw.uniform
+    half, draw, uniform = stage.street.half, stage.draw, stage.draw.uniform
     for side in (-1, 1):
-        if half > 3.4 and stage.draw.chance(0.55):
+        if half > 3.4 and draw.chance(0.55):
             z = uniform(4, 16)
             while z < 75:
-                if stage.draw.chance(0.7):
+                if draw.chance(0.7):
                     _car(stage, side * (half - 1.05), z, items, shadows)
                 z += uniform(5.2, 8)
-    for _ in range(stage.draw.count(1.8)):
+    for _ in range(draw.count(1.8)):
         lane = uniform(-1, 1) * max(half - 3.2, 0.8)
         _car(stage, lane, uniform(7, 60), items, shadows)
-    if stage.draw.chance(0.12):
+    if draw.chance(0.12):
         z = uniform(9, 22)
-        items.append((z, later(draw_car, stage, uniform(-half, half), z, True)))
-    for _ in range(stage.draw.count(0.7)):
+        items.append((z, partial(draw_car, stage, uniform(-half, half), z, True)))
+    for _ in range(draw.count(0.7)):
         z = uniform(4, 30)
-        items.append((z, later(draw_person, stage, uniform(-half, half), z, uniform(1.5, 1.9))))
-    for _ in range(stage.draw.count(0.5)):
+        items.append((z, partial(draw_person, stage, uniform(-half, half), z, uniform(1.5, 1.9))))
+    for _ in range(draw.count(0.5)):
         z = uniform(4, 26)
-        items.append((z, later(draw_bicycle, stage, uniform(-half, half), z, True)))
+        items.append((z, partial(draw_bicycle, stage, uniform(-half, half), z, True)))
 
 
 def _car(stage: Stage, x: float, z: float, items: list[Item], shadows: list[Points]) -> None:
-    items.append((z, later(draw_car, stage, x, z)))
+    items.append((z, partial(draw_car, stage, x, z)))
     xs, zs = np.array([-1.05, 1.05, 1.05, -1.05]), np.array([-2.4, -2.4, 2.3, 2.3])
     shadows.append(stage.camera.project(x + xs - 0.7 * stage.look.sun, 0.0, z + zs))
 
@@ -198,7 +177,7 @@ _LEAVES[[Label.TREE, Label.GRASS]] = [90, 120]
 
 
 def _expose(stage: Stage) -> UInt8:
-    """Surface texture, blur, exposure, colour cast, vignette and noise."""
+    """Surface texture, exposure, colour cast, blur and noise."""
     draw, label = stage.draw, stage.canvas.label
     height, width = label.shape
     grain = max(1.0, height / 160)

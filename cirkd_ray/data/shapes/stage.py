@@ -15,18 +15,7 @@ from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour
 class Label(IntEnum):
     """Class indices; `VOID` is ignored."""
 
-    ROAD = 0
-    PAVEMENT = 1
-    BUILDING = 2
-    FENCE = 3
-    POLE = 4
-    SIGN = 5
-    TREE = 6
-    GRASS = 7
-    SKY = 8
-    PERSON = 9
-    CAR = 10
-    BICYCLE = 11
+    ROAD, PAVEMENT, BUILDING, FENCE, POLE, SIGN, TREE, GRASS, SKY, PERSON, CAR, BICYCLE = range(12)
     VOID = 255
 
 
@@ -36,7 +25,7 @@ class Look:
 
     Attributes:
         ambient: colour of the light, around 1.
-        sun: side that the sun stands on: -1 left, 1 right, 0 hidden or behind.
+        sun: where the sun stands: -1 left, 1 right, 0 hidden or behind.
         strength: how much sunlit and shaded sides differ, 0..0.5.
         haze: colour that distance fades to.
         density: haze a metre.
@@ -59,7 +48,7 @@ class Look:
 class Street:
     """The cross-section: half the road's width, and the widths of both pavements and front gardens.
 
-    All in metres; x grows to the right, from the street's middle.
+    All in metres; x grows to the right, from the street's middle. A side is -1 (left) or 1 (right).
     """
 
     half: float
@@ -67,7 +56,7 @@ class Street:
     garden: tuple[float, float]
 
     def kerb(self, side: int) -> float:
-        """x of the road's edge on the left (-1) or right (1)."""
+        """x of the road's edge."""
         return side * self.half
 
     def edge(self, side: int) -> float:
@@ -114,15 +103,21 @@ class Chance:
     def vary(self, colour: Colour, spread: float) -> Colour:
         """A colour near `colour`: its brightness varies by `spread`, each channel by a third of that."""
         shift, third = self.uniform(-spread, spread), spread / 3
-        return (
-            min(255.0, max(0.0, colour[0] + shift + self.uniform(-third, third))),
-            min(255.0, max(0.0, colour[1] + shift + self.uniform(-third, third))),
-            min(255.0, max(0.0, colour[2] + shift + self.uniform(-third, third))),
-        )
+        r, g, b = (min(255.0, max(0.0, c + shift + self.uniform(-third, third))) for c in colour)
+        return r, g, b
+
+    def either(self, one: Colour, probability: float, other: Colour) -> Colour:
+        """One of two colours, the first with this probability."""
+        return one if self.chance(probability) else other
 
     def pick(self, colours: Sequence[Colour], spread: float = 14.0) -> Colour:
         """One of the colours, varied."""
         return self.vary(colours[self.below(len(colours))], spread)
+
+
+def darker(colour: Colour, share: float) -> Colour:
+    """A share of the colour's brightness."""
+    return colour[0] * share, colour[1] * share, colour[2] * share
 
 
 @dataclass(frozen=True)
@@ -135,14 +130,18 @@ class Stage:
     street: Street
     draw: Chance
 
+    def shows(self, size: float, column: float, reach: float, smallest: float = 0.02) -> bool:
+        """Whether to draw a thing that is `size` pixels large and reaches this far from its column.
+
+        Not if it is smaller than the share `smallest` of the image's width, or beside the image.
+        """
+        return size >= smallest * self.canvas.width and self.canvas.sees(column - reach, column + reach)
+
     def tint(self, colour: Colour, z: float, facing: float = 0.0) -> Colour:
         """`colour` in this light at distance z; `facing` is -1 for a surface that looks left, 1 for right."""
         look = self.look
         lit = 1.0 + look.strength * facing * look.sun
         fade = math.exp(-look.density * max(z, 0.0))
-        (r, g, b), (ar, ag, ab), (hr, hg, hb), rest = colour, look.ambient, look.haze, 1.0 - fade
-        return (
-            min(255.0, r * ar * lit) * fade + hr * rest,
-            min(255.0, g * ag * lit) * fade + hg * rest,
-            min(255.0, b * ab * lit) * fade + hb * rest,
-        )
+        parts = zip(colour, look.ambient, look.haze, strict=True)
+        r, g, b = (min(255.0, c * light * lit) * fade + haze * (1.0 - fade) for c, light, haze in parts)
+        return r, g, b

@@ -16,22 +16,19 @@ from cirkd_ray.data.shapes.stage import Chance
 Field = NDArray[np.float32]
 Tint = Callable[[Colour], Colour]
 TILE = 256
+_KINDS = {
+    "grain": (0.6, 0.0, 1),  # asphalt, plaster
+    "leaves": (0.9, 0.03, 2),  # foliage, grass
+    "clouds": (2.2, 0.0, 3),  # large soft patches
+    "sensor": (0.0, 0.0, 4),  # white
+}
+"""Kinds of noise: by which power of the frequency it falls, its lowest frequency, its seed."""
 
 
 @functools.cache
 def noise(kind: str) -> Field:
-    """A 512 x 512 field of zero mean and unit deviation that repeats every 256 pixels.
-
-    Args:
-        kind: `grain` (asphalt, plaster), `leaves` (foliage, grass), `clouds` (large soft patches) or `sensor`
-            (white).
-    """
-    exponent, low, seed = {
-        "grain": (0.6, 0.0, 1),
-        "leaves": (0.9, 0.03, 2),
-        "clouds": (2.2, 0.0, 3),
-        "sensor": (0.0, 0.0, 4),
-    }[kind]
+    """A 512 x 512 field (see `_KINDS`) of zero mean and unit deviation that repeats every 256 pixels."""
+    exponent, low, seed = _KINDS[kind]
     frequency = np.hypot(np.fft.fftfreq(TILE)[:, None], np.fft.fftfreq(TILE)[None, :])
     frequency[0, 0] = 1.0
     spectrum = np.fft.fft2(np.random.default_rng(seed).standard_normal((TILE, TILE)))
