@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from cirkd_ray.train.checkpoint import list_checkpoints, newest_checkpoint
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import Runner
 
 FAILURE = "failure.json"
 
@@ -204,12 +205,23 @@ def fit(
     return result
 
 
-def run_on_ray(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
-    """`fit` on the environment's cluster or a local one, with its progress shown here."""
-    cpus = 1 + spec.data.workers if spec.cluster.cpus_per_worker == "auto" else spec.cluster.cpus_per_worker
-    workers = 1 if spec.cluster.workers == "auto" else spec.cluster.workers
-    with ray_session(minimum_cpus=workers * cpus), Follower(directory, spec.train.steps):
-        return fit(spec, directory)
+@contextlib.contextmanager
+def ray_runner() -> Iterator[Runner]:
+    """`fit` on the environment's cluster or a local one, with its progress shown here.
+
+    Ray is joined or started by the first run, and left at the end of the block.
+    """
+    with contextlib.ExitStack() as session:
+
+        def run(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
+            cluster = spec.cluster
+            cpus = 1 + spec.data.workers if cluster.cpus_per_worker == "auto" else cluster.cpus_per_worker
+            workers = 1 if cluster.workers == "auto" else cluster.workers
+            session.enter_context(ray_session(minimum_cpus=workers * cpus))
+            with Follower(directory, spec.train.steps):
+                return fit(spec, directory)
+
+        yield run
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

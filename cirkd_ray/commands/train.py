@@ -1,13 +1,14 @@
 """Train a student from a teacher, a teacher, or a baseline.
 
-Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled
-into a smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on this
-machine.
+Without a recipe this runs `quickstart`: a small student learns drawn street scenes alone, and once more
+from a teacher that comes with the package. Runs on the cluster of RAY_ADDRESS (or of the job that it is
+part of), else on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,14 +52,15 @@ def run(args: argparse.Namespace) -> int:
             "the student starts from random weights; the published figure took --set model.weights=FILE",
             highlight=False,
         )
-    outcome = run_recipe(
-        spec,
-        directory,
-        out,
-        _runner(args.local),
-        resume=args.resume is not None,
-        say=lambda text: console.print(text, highlight=False),
-    )
+    with _runner(args.local) as runner:
+        outcome = run_recipe(
+            spec,
+            directory,
+            out,
+            runner,
+            resume=args.resume is not None,
+            say=lambda text: console.print(text, highlight=False),
+        )
     from cirkd_ray.report.summary import print_outcome
 
     print_outcome(outcome, console)
@@ -103,11 +105,11 @@ def _choose(args: argparse.Namespace, out: Path) -> tuple[RunSpec, RunDirectory]
     return spec, latest
 
 
-def _runner(local: bool) -> Runner:
+def _runner(local: bool) -> AbstractContextManager[Runner]:
     if not local:
-        from cirkd_ray.cluster.train import run_on_ray
+        from cirkd_ray.cluster.train import ray_runner
 
-        return run_on_ray
+        return ray_runner()
 
     def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
         from cirkd_ray.report.listeners import RunLog, TensorBoardListener
@@ -120,4 +122,4 @@ def _runner(local: bool) -> Runner:
         finally:
             shown.finish()
 
-    return run_here
+    return nullcontext(run_here)

@@ -75,7 +75,10 @@ class TeacherSpec(_Spec):
 
     train: str | None = Field(None, description="recipe that trains it, on this run's data and cluster")
     set: tuple[str, ...] = Field((), description="overrides of that recipe, as PATH=VALUE")
-    weights: str | None = Field(None, description="run folder, model.json, safetensors or .pth file")
+    weights: str | None = Field(
+        None,
+        description="run folder, model.json, safetensors or .pth file; package://NAME comes with cirkd_ray",
+    )
     module: str | None = Field(None, description="package.module:factory of a network of your own")
     model: ModelSpec | None = Field(
         None, description="the network, where the weights file does not say; what is left out has its default"
@@ -169,6 +172,7 @@ class TrainSpec(_Spec):
         1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
     )
     checkpoint_every: PositiveInt = 800
+    export: Literal["fp32", "fp16"] = Field("fp32", description="numbers of the exported student")
     keep_checkpoints: int = Field(2, ge=2, description="one more than the last, in case that is damaged")
     pictures: int = Field(4, ge=0, description="validation images shown in TensorBoard")
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
@@ -219,6 +223,7 @@ class RunSpec(_Spec):
     optim: OptimSpec = OptimSpec()
     train: TrainSpec = TrainSpec()
     cluster: ClusterSpec = ClusterSpec()
+    baseline: bool = Field(False, description="train without distillation first, to compare with")
     published: Published | None = None
 
     @model_validator(mode="after")

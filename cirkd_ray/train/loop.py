@@ -287,6 +287,7 @@ class Loop:
             self.r.evaluated,
             self.directory.path,
             classes=self.r.val_set.classes,
+            half=self.spec.train.export == "fp16",
             recipe=self.spec.name,
             data=self.spec.data.name,
             validation=scores,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import cirkd_ray
-from cirkd_ray.files import whole_file
 from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
-from cirkd_ray.weights.backbones import ENCODER
+from cirkd_ray.files import whole_file
 from cirkd_ray.models.build import build_model
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.types import ClassSet, Preprocessing
+from cirkd_ray.weights.backbones import ENCODER
 from cirkd_ray.weights.card import (
     CARD_FILE,
     ENCODER_FILE,
@@ -29,9 +28,7 @@ from cirkd_ray.weights.card import (
     locate,
     read_card,
 )
-from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.weights.loading import load_weights, require_whole
-from cirkd_ray.types import ClassSet, Preprocessing
 
 _RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
 
@@ -53,7 +50,9 @@ class LoadedModel:
     info: dict[str, Any]
 
 
-def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, **extra: Any) -> None:
+def save_model(
+    model: SegmentationModel, folder: str | Path, classes: ClassSet, *, half: bool = False, **extra: Any
+) -> None:
     """Write `student.safetensors` and `model.json` into `folder`, each replaced in one step.
 
     The card is also in the safetensors file's metadata, so that this file alone can be loaded.
@@ -62,6 +61,7 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
         model: the bare network (not wrapped by DDP or `torch.compile`).
         folder: created where missing.
         classes: one name and colour a class.
+        half: in half precision, which every reader takes back to float32.
         extra: further plain values of the card, for example validation figures.
 
     Raises:
@@ -87,6 +87,8 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     text = json.dumps(card, indent=2)
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     with whole_file(folder / WEIGHTS_FILE) as path:
         try:
             save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
