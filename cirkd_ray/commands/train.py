@@ -8,6 +8,7 @@ part of), else on this machine.
 from __future__ import annotations
 
 import argparse
+import os
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, then show the result."""
+    # Before torch is imported: threads that wait must leave their core to others, or busy cores are slow.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from cirkd_ray.report.console import output
     from cirkd_ray.train.stages import run_recipe
 

@@ -23,7 +23,7 @@ KEPT_PIXELS = 2**23
 
 @DATASETS.register("shapes")
 class Shapes(SegmentationDataset):
-    """Streets with houses, trees, cars, people, signs and lamps, in perspective, weather and noise.
+    """Streets with houses, trees, cars, people, signs, in perspective, weather and noise.
 
     Scene n of a split is a pure function of (seed, n); train and val never share a scene. Colours alone tell
     little: pavements can have the road's colour, glass fronts the sky's; trunks look like posts, and posters
@@ -34,8 +34,8 @@ class Shapes(SegmentationDataset):
         root: None; there are no files.
         height, width: of the images, in pixels.
         train_images, val_images: how many scenes the splits have.
-        coarse: pixels on both sides of every edge that training labels leave out (0: none), so that people
-            and signs are hardly labelled, as by annotators in a hurry. Validation labels are always whole.
+        coarse: pixels on both sides of every edge that training labels leave out (0: none), so that
+            small things are hardly labelled, as by annotators in a hurry. Validation labels are always whole.
         seed: another seed is another set.
 
     Raises:

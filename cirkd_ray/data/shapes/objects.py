@@ -162,7 +162,7 @@ def draw_person(stage: Stage, x: float, z: float, tall: float) -> None:
 
 
 def draw_pole(stage: Stage, x: float, z: float) -> None:
-    """A lamp, a traffic light or a traffic sign on its post."""
+    """A lamp, a traffic light or a sign; the post has the label of what it stands before."""
     k, foot = stage.camera.scale(z), stage.camera.point(x, 0.0, z)
     if not stage.shows(k, foot[0], 3 * k, 0.025):
         return
@@ -171,31 +171,31 @@ def draw_pole(stage: Stage, x: float, z: float) -> None:
     tall = draw.uniform(2.4, 3.6) if kind > 0.5 else draw.uniform(4.0, 8.0)
     grey = draw.vary((122.0, 122.0, 120.0), 55) if draw.chance(0.8) else draw.vary((92.0, 74.0, 56.0), 20)
     colour, top = stage.tint(grey, z), foot - np.array((0.0, tall * k))
-    canvas.line(np.array([foot, top]), colour, draw.uniform(0.12, 0.25) * k, Label.SIGN)
+    canvas.line(np.array([foot, top]), colour, draw.uniform(0.07, 0.2) * k)
     if kind <= 0.5 and draw.chance(0.7):
         reach = -np.sign(x) * draw.uniform(0.8, 2.2) * k
         arm = top + np.array([(0, 0), (reach, -0.25 * k), (reach, -0.22 * k), (reach * 1.25, -0.18 * k)])
-        canvas.line(arm[:2], colour, 0.12 * k, Label.SIGN)
-        canvas.line(arm[2:], colour, 0.25 * k, Label.SIGN)
-    if kind > 0.8:
+        canvas.line(arm[:2], colour, 0.08 * k)
+        canvas.line(arm[2:], colour, 0.15 * k)
+    if kind > 0.7:
         _traffic_light(stage, top, k, z)
-    elif kind > 0.3:
-        below = 0.35 if kind > 0.5 else draw.uniform(1.5, 2.5)
+    elif kind > 0.2:
+        below = 0.5 if kind > 0.5 else draw.uniform(1.5, 2.5)
         _sign(stage, top + np.array((0.0, below * k)), k, z)
 
 
 def _traffic_light(stage: Stage, top: Points, k: float, z: float) -> None:
-    box = top + np.array([(-1, 0), (1, 0), (1, 1), (-1, 1)]) * (0.26 * k, 1.1 * k)
+    box = top + np.array([(-1, 0), (1, 0), (1, 1), (-1, 1)]) * (0.36 * k, 1.5 * k)
     stage.canvas.convex(box, stage.tint((34, 36, 36), z), Label.SIGN)
     lamp = stage.draw.below(3)
     colour: Colour = ((235, 50, 40), (240, 170, 40), (50, 210, 120))[lamp]
-    stage.canvas.ellipse(top + np.array((0, (0.22 + 0.32 * lamp) * k)), (0.14 * k, 0.14 * k), colour, None)
+    stage.canvas.ellipse(top + np.array((0, (0.3 + 0.45 * lamp) * k)), (0.2 * k, 0.2 * k), colour, None)
 
 
 def _sign(stage: Stage, centre: Points, k: float, z: float) -> None:
     """A round, three-cornered or square plate with a rim."""
-    size, shape = stage.draw.uniform(0.4, 0.7) * k, stage.draw.below(3)
-    rim, face = (stage.tint(stage.draw.pick(colours, 12), z) for colours in (_RIMS, _FACES))
+    size, shape = stage.draw.uniform(0.55, 0.9) * k, stage.draw.below(3)
+    rim, face = (stage.tint(stage.draw.pick(colours, 50), z) for colours in (_RIMS, _FACES))
     corners, start = ((14, 0.0), (3, -np.pi / 2), (4, np.pi / 4))[shape]
     turn = np.linspace(0, 2 * np.pi, corners, endpoint=False) + start
     plate = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (size * stage.draw.uniform(0.6, 1.0), size)

@@ -17,7 +17,7 @@ Item = tuple[float, Callable[[], None]]
 
 _WALLS: tuple[Colour, ...] = (
     (168, 156, 138), (142, 92, 74), (196, 186, 168), (112, 110, 108), (150, 158, 164), (182, 148, 110),
-    (96, 88, 84), (204, 202, 198), (126, 138, 150),
+    (96, 88, 84), (204, 202, 198), (126, 138, 150), (104, 116, 76), (146, 118, 62), (86, 98, 66),
 )  # fmt: skip
 _REACH = 90.0
 
@@ -45,7 +45,7 @@ def _house(stage: Stage, side: int, near: float, far: float) -> Item:
     tall, deep = 3.2 * floors + draw.uniform(0.4, 1.2), draw.uniform(8, 16)
     wall = draw.pick(_WALLS, 26)
     # Glass fronts mirror the sky: as bright and blue as it is.
-    glass = stage.look.sky[1] if draw.chance(0.2) else draw.vary((64.0, 72.0, 82.0), 28)
+    glass = stage.look.sky[1] if draw.chance(0.4) else draw.vary((64.0, 72.0, 82.0), 28)
     roof = draw.vary(draw.either((112.0, 66.0, 52.0), 0.5, (80.0, 80.0, 86.0)), 22)
     pitched = draw.uniform(1.5, 3.5) if draw.chance(0.5) and floors < 5 else 0.0
     x = stage.street.front(side) + side * set_back

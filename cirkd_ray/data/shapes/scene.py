@@ -116,7 +116,7 @@ def _furnish(stage: Stage) -> tuple[list[Item], list[Points]]:
 def _furnish_pavement(stage: Stage, side: int, items: list[Item], shadows: list[Points]) -> None:
     street, draw, uniform = stage.street, stage.draw, stage.draw.uniform
     kerb, edge = street.kerb(side) + side * 0.35, street.edge(side)
-    z, step = uniform(3, 8), uniform(7, 16)
+    z, step = uniform(4, 9), uniform(6, 14)
     while z < 70:
         items.append((z, partial(draw_pole, stage, kerb, z)))
         shadows.append(cast(stage, kerb, z, 0.15, 5.0))
@@ -127,8 +127,8 @@ def _furnish_pavement(stage: Stage, side: int, items: list[Item], shadows: list[
             items.append((z, partial(draw_tree, stage, kerb + side * 0.3, z, uniform(4, 9))))
             shadows.append(cast(stage, kerb, z, 3.0, 5.0))
             z += step
-    for _ in range(draw.count(3.0)):
-        z, x = 2.6 + 16 * draw.random() ** 1.3, uniform(kerb, edge)
+    for _ in range(draw.count(2.2)):
+        z, x = 2.6 + 9 * draw.random(), uniform(kerb, edge)
         tall = uniform(1.5, 1.92) if draw.chance(0.85) else uniform(0.95, 1.4)
         items.append((z, partial(draw_person, stage, x, z, tall)))
         shadows.append(cast(stage, x, z, 0.5, tall))
@@ -150,7 +150,7 @@ def _traffic(stage: Stage, items: list[Item], shadows: list[Points]) -> None:
         z = uniform(9, 22)
         items.append((z, partial(draw_car, stage, uniform(-half, half), z, True)))
     for _ in range(draw.count(0.7)):
-        z = uniform(4, 18)
+        z = uniform(4, 14)
         items.append((z, partial(draw_person, stage, uniform(-half, half), z, uniform(1.5, 1.9))))
 
 
@@ -162,7 +162,7 @@ def _car(stage: Stage, x: float, z: float, items: list[Item], shadows: list[Poin
 
 # Deviation of brightness by class, per mille: grain of surfaces, foliage.
 _GRAIN = np.zeros(256, np.float32)
-_GRAIN[: len(Label)] = [0, 20, 45, 45, 0, 30, 50, 25]
+_GRAIN[: len(Label)] = [0, 20, 60, 45, 30, 40, 50, 25]
 _LEAVES = np.zeros(256, np.float32)
 _LEAVES[Label.PLANT] = 100
 
@@ -175,9 +175,9 @@ def _expose(stage: Stage) -> UInt8:
     texture = cv2.LUT(label, _GRAIN / 1000) * noise_window("grain", draw, height, width, grain)
     texture += cv2.LUT(label, _LEAVES / 1000) * noise_window("leaves", draw, height, width, grain)
     texture += 1
-    gain = draw.uniform(0.75, 1.25)
-    balance = [np.float32(gain * draw.uniform(0.93, 1.07)) for _ in range(3)]
-    noise = np.float32(draw.uniform(0.5, 7.0))
+    gain = draw.uniform(0.65, 1.35)
+    balance = [np.float32(gain * draw.uniform(0.9, 1.1)) for _ in range(3)]
+    noise = np.float32(draw.uniform(2.0, 10.0))
     sensor = cv2.merge([noise_window("sensor", draw, height, width) * noise for _ in range(3)])
     image = cv2.multiply(stage.canvas.image, cv2.merge([texture * c for c in balance]), dtype=cv2.CV_32F)
     if draw.chance(0.4):

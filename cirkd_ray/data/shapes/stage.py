@@ -13,7 +13,7 @@ from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour
 
 
 class Label(IntEnum):
-    """Class indices. Trees, hedges and lawns are plants; lamps and posts are signs."""
+    """Class indices. Trees, hedges and lawns are plants, traffic lights are signs."""
 
     ROAD, PAVEMENT, BUILDING, PLANT, SKY, SIGN, PERSON, CAR = range(8)
 
