@@ -31,9 +31,8 @@ def share_cores(processes: int, loaders: int = 0) -> None:
         loaders: processes of each of them that load data, on a core each.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(
-            max(1, min(torch.get_num_threads(), len(os.sched_getaffinity(0)) // processes) - loaders)
-        )
+        share = len(os.sched_getaffinity(0)) // processes - loaders
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
 
 
 def choose_precision(setting: str, device: torch.device) -> str:

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -107,9 +108,11 @@ def worker(config: dict[str, Any]) -> None:
     """One rank of a run.
 
     Args:
-        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a
-            checkpoint to start from where the directory has none, or None).
+        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's), `resume_from` (a
+            checkpoint to start from where the directory has none, or None) and `threads` (or None).
     """
+    if config.get("threads"):
+        torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
@@ -164,6 +167,8 @@ def make_trainer(
             "spec": spec.to_dict(),
             "directory": str(directory.path),
             "resume_from": str(resume_from) if resume_from else None,
+            # Ray gives a worker a thread a CPU, also for those that its loader processes take.
+            "threads": None if "OMP_NUM_THREADS" in os.environ else max(1, int(plan.cpus) - spec.data.workers),
         },
         scaling_config=ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()
