@@ -1,83 +1,102 @@
-"""The `cirkd` command: finds the subcommands in `cirkd_ray.commands` and runs one.
+"""The `cirkd` command: its subcommands, each imported only when it is used, and its exit codes.
 
-A subcommand is a module with `HELP`, `configure(parser)` and `run(args) -> exit code`; it imports what is
-heavy inside `run`, so that `cirkd --help` answers at once.
+A subcommand is a module of `cirkd_ray.commands` with a click command named `command`. It imports what is
+heavy inside functions, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
 import importlib
 import os
-import pkgutil
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
-from cirkd_ray import __version__, commands
-from cirkd_ray.errors import UserError
+import click
 
-ORDER = (
-    "train",
-    "tune",
-    "compare",
-    "report",
-    "eval",
-    "predict",
-    "data",
-    "models",
-    "weights",
-    "export",
-    "bench",
-    "recipes",
+from cirkd_ray import __version__
+from cirkd_ray.errors import UserError, nearest
+
+COMMANDS = {
+    "train": "train a student from a teacher, a teacher, or a baseline",
+    "tune": "search settings of a recipe on a cluster",
+    "compare": "compare methods over seeds, with intervals and tests",
+    "report": "write the report of a sweep or a comparison",
+    "eval": "evaluate a trained network on a data set",
+    "predict": "predict images: colour masks, blends, ids, Cityscapes submissions",
+    "data": "check, prepare, get and show data sets",
+    "models": "table of the networks: parameters, multiply-adds, maps; with --bench their speed",
+    "weights": "inspect, import, verify and get weights",
+    "export": "export a trained network to ONNX, TorchScript or torch.export",
+    "bench": "measure losses, data, models and evaluation on this machine",
+    "recipes": "list, show and describe recipes",
+}
+
+
+class Commands(click.Group):
+    """The subcommands by name; their list is shown without importing them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import the module of that name."""
+        if cmd_name not in COMMANDS:
+            ctx.fail(f"no command {cmd_name!r}{nearest(cmd_name, COMMANDS)}")
+        command: click.Command = importlib.import_module(f"cirkd_ray.commands.{cmd_name}").command
+        return with_debug(command)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+def _set_debug(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        ctx.obj["debug"] = True
+        os.environ["CIRKD_RAY_LOGS"] = "1"
+
+
+DEBUG = click.Option(
+    ["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help="Show the traceback of an error."
 )
 
 
-def subcommands(package: ModuleType) -> dict[str, ModuleType]:
-    """Name -> module of every subcommand in a package; `a_b` is `a-b` on the command line."""
-    names = [
-        module.name for module in pkgutil.iter_modules(package.__path__) if not module.name.startswith("_")
-    ]
-    ranked = sorted(names, key=lambda name: (ORDER.index(name) if name in ORDER else len(ORDER), name))
-    return {name.replace("_", "-"): importlib.import_module(f"{package.__name__}.{name}") for name in ranked}
+def with_debug(command: click.Command) -> click.Command:
+    """Give `--debug` to a command and to its own subcommands."""
+    if DEBUG not in command.params:
+        command.params.append(DEBUG)
+        for child in command.commands.values() if isinstance(command, click.Group) else ():
+            with_debug(child)
+    return command
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The parser of the whole command line."""
-    parser = argparse.ArgumentParser(
-        prog="cirkd",
-        description="Distil small segmentation networks from large ones on a Ray cluster, and tune how.",
-    )
-    parser.add_argument("--version", action="version", version=f"cirkd_ray {__version__}")
-    choices = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, module in subcommands(commands).items():
-        child = choices.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.configure(child)
-        add_debug(child)
-        child.set_defaults(run=module.run)
-    return parser
-
-
-def add_debug(parser: argparse.ArgumentParser) -> None:
-    """`--debug` on a parser and on the parsers of its own subcommands."""
-    if "--debug" not in parser._option_string_actions:
-        parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for child in action.choices.values():
-                add_debug(child)
+@click.command(
+    cls=Commands,
+    params=[DEBUG],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
+)
+@click.version_option(__version__, message="cirkd_ray %(version)s")
+def cirkd() -> None:
+    """Distil small segmentation networks from large ones on a Ray cluster, and tune how."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (2 for an error of the user's making)."""
-    args = build_parser().parse_args(argv)
-    if args.debug:
-        os.environ["CIRKD_RAY_LOGS"] = "1"
+    options = {"debug": False}
     try:
-        return int(args.run(args) or 0)
+        words = sys.argv[1:] if argv is None else list(argv)
+        with cirkd.make_context("cirkd", words, obj=options) as context:
+            return int(cirkd.invoke(context) or 0)
+    except click.exceptions.Exit as done:
+        return done.exit_code
+    except click.UsageError as error:
+        _tell(error)
+        return 2
     except UserError as error:
-        if args.debug:
+        if options["debug"]:
             raise
         sys.stderr.write(f"cirkd: {error}\n")
         return 2
@@ -88,7 +107,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:  # a full disk, a folder that is not writable, wherever it is met
-        if args.debug or error.strerror is None or (error.filename is None and error.errno != errno.ENOSPC):
+        unnamed = error.filename is None and error.errno != errno.ENOSPC
+        if options["debug"] or error.strerror is None or unnamed:
             raise
         sys.stderr.write(f"cirkd: {error.filename or 'a file'}: {error.strerror}\n")
         return 2
+
+
+def _tell(error: click.UsageError) -> None:
+    """Say in two lines what is wrong with the command line; the whole help where it is empty."""
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        error.show()
+        return
+    text = error.format_message()
+    if isinstance(error, click.BadParameter) and error.param is not None and error.message:
+        text = f"{error.param.opts[0]}: {error.message}"
+    path = error.ctx.command_path if error.ctx else "cirkd"
+    sys.stderr.write(f"cirkd: {text}\n`{path} --help` shows what it takes\n")

@@ -7,7 +7,17 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Bad input. The command line prints the message without a traceback and exits with code 2."""
+    """Bad input. The command line prints the message without a traceback and exits with code 2.
+
+    A message reads `SUBJECT: WHAT IS WRONG; WHAT TO DO`. Its subject is the setting (`optim.lr`), the file or
+    the option that the error is about. A message about several settings has one such line for each.
+    """
+
+    @property
+    def subject(self) -> str:
+        """What the error is about: the text before the first ": ", or "" where the message names nothing."""
+        before, colon, _ = str(self).split("\n", 1)[0].partition(": ")
+        return before if colon else ""
 
 
 class ConfigError(UserError):
@@ -44,3 +54,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:limit] for line in lines if line), type(error).__name__)

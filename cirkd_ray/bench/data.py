@@ -7,7 +7,6 @@ the prepared form. Without --root, files of each set's format and size are drawn
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,9 +18,9 @@ if TYPE_CHECKING:
     from cirkd_ray.data import SegmentationDataset
     from cirkd_ray.data.files import FileDataset
     from cirkd_ray.data.transforms import TrainTransform
+    from cirkd_ray.report.tables import TextTable
 
 MEAN = (122.7, 116.7, 104.0)
-HELP = "input pipelines: images/s a core, and time that a step waits"
 
 SETS: dict[str, tuple[tuple[int, int], str]] = {
     "cityscapes": ((1024, 2048), ".png"),
@@ -33,47 +32,72 @@ SETS: dict[str, tuple[tuple[int, int], str]] = {
 """(height, width) of the drawn images of each set, and their format."""
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
-    parser.add_argument("--data", action="append", metavar="NAME", help="repeatable (default: all file sets)")
-    parser.add_argument("--root", metavar="DIR", help="measure on these files (with one --data)")
-    parser.add_argument("--split", default="val", metavar="NAME", help="of --root (default: val)")
-    parser.add_argument("--seconds", type=float, default=6.0, metavar="S", help="for each set (default: 6)")
-    parser.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="loader processes of the second part"
-    )
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="images a step of the second part")
-    parser.add_argument(
-        "--step-ms", type=float, default=200.0, metavar="MS", help="length of its pretended step"
-    )
+def run(
+    names: Sequence[str],
+    *,
+    root: str | None = None,
+    split: str = "val",
+    seconds: float = 6.0,
+    workers: int = 1,
+    batch: int = 8,
+    step_ms: float = 200.0,
+) -> tuple[TextTable, TextTable]:
+    """Measure input pipelines.
 
+    Args:
+        names: data sets; empty for all of `SETS`.
+        root: measure on these files, of one data set, instead of drawn ones.
+        split: of `root`.
+        seconds: for each set.
+        workers, batch, step_ms: loader processes, images and length of the steps that wait for data.
 
-def run(args: argparse.Namespace) -> int:
-    """Measure and print two tables."""
+    Returns:
+        The table of images a second and that of the time that a step waits.
+
+    Raises:
+        ConfigError: a data set is not of `SETS`, or `root` comes with several.
+    """
     import cv2
 
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.report.console import output
     from cirkd_ray.report.progress import bar
+    from cirkd_ray.report.tables import TextTable
 
-    names = args.data or list(SETS)
-    unknown = [name for name in names if name not in SETS and not args.root]
-    if unknown or (args.root and len(names) != 1) or min(args.seconds, args.batch, args.step_ms) <= 0:
-        raise ConfigError(
-            f"--data is one of {', '.join(SETS)}; --root goes with one --data; numbers are above 0"
-        )
+    names = names or list(SETS)
+    if (root and len(names) != 1) or not (root or set(names) <= set(SETS)):
+        raise ConfigError(f"--data is one of {', '.join(SETS)}; --root goes with one --data")
     cv2.setNumThreads(0)
     speeds, waits = [], []
     with tempfile.TemporaryDirectory() as folder, bar(len(names), "measure", "data sets") as advance:
         for name in names:
-            forms = _both_forms(name, Path(folder) / name, args.root, args.split)
-            speeds.append((name, *measure(*forms, args.seconds)))
-            waits += _wait_rows(name, forms, args)
+            forms = _both_forms(name, Path(folder) / name, root, split)
+            speeds.append(_speed_row(name, measure(*forms, seconds)))
+            for form, data in zip(("files", "prepared"), forms, strict=True):
+                wait = 1000 * data_wait(data, forms[0].default_crop, batch, workers, step_ms / 1000)
+                share = f"{100 * wait / (wait + step_ms):.0f} %"
+                waits.append((f"{name}, {form}", f"{wait:.0f} ms", share))
             advance(1)
-    console = output()
-    console.print(_speed_table(speeds).rich())
-    console.print(_wait_table(waits, args).rich())
-    return 0
+    title = f"waiting of a {step_ms:.0f} ms step, batch {batch}, {workers} loader processes"
+    return (
+        TextTable(
+            ("data set", "straightforward", "files", "", "prepared", ""),
+            tuple(speeds),
+            "images/s on one core",
+        ),
+        TextTable(("data set", "wait", "of the time"), tuple(waits), title),
+    )
+
+
+def _speed_row(name: str, speeds: tuple[float, float, float]) -> tuple[str, ...]:
+    naive, files, ready = speeds
+    return (
+        name,
+        f"{naive:.1f}",
+        f"{files:.1f}",
+        f"{files / naive:.1f}x",
+        f"{ready:.1f}",
+        f"{ready / naive:.1f}x",
+    )
 
 
 def _both_forms(
@@ -213,24 +237,6 @@ def _take_turns(
     return [total / n for total in spent]
 
 
-def _wait_rows(
-    name: str, forms: Sequence[SegmentationDataset], args: argparse.Namespace
-) -> list[tuple[str, str, str]]:
-    """How long a step of `--step-ms` waits for its batch, with the files and with the prepared form."""
-    rows, step = [], args.step_ms / 1000
-    for form, data in zip(("files", "prepared"), forms, strict=True):
-        wait = data_wait(data, forms[0].default_crop, args.batch, args.workers, step)
-        rows.append((f"{name}, {form}", f"{1000 * wait:.0f} ms", f"{100 * wait / (wait + step):.0f} %"))
-    return rows
-
-
-def _wait_table(rows: Sequence[tuple[str, str, str]], args: argparse.Namespace) -> Any:
-    from cirkd_ray.report.tables import TextTable
-
-    title = f"waiting of a {args.step_ms:.0f} ms step, batch {args.batch}, {args.workers} loader processes"
-    return TextTable(("data set", "wait", "of the time"), tuple(rows), title)
-
-
 def data_wait(
     data: SegmentationDataset, crop: tuple[int, int], batch: int, workers: int, step: float, steps: int = 8
 ) -> float:
@@ -251,21 +257,3 @@ def data_wait(
             waited += time.monotonic() - start
         time.sleep(step)
     return waited / steps
-
-
-def _speed_table(rows: Sequence[tuple[str, float, float, float]]) -> Any:
-    from cirkd_ray.report.tables import TextTable
-
-    columns = ("data set", "straightforward", "files", "", "prepared", "")
-    cells = [
-        (
-            name,
-            f"{naive:.1f}",
-            f"{files:.1f}",
-            f"{files / naive:.1f}x",
-            f"{ready:.1f}",
-            f"{ready / naive:.1f}x",
-        )
-        for name, naive, files, ready in rows
-    ]
-    return TextTable(columns, tuple(cells), "images/s on one core")

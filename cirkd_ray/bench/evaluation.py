@@ -5,7 +5,6 @@ Each part is timed alone; the best of several repetitions counts.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -14,53 +13,50 @@ if TYPE_CHECKING:
     import torch
 
     from cirkd_ray.models.segmentation import SegmentationModel
-
-HELP = "evaluation: cost of the metrics beside the forward pass"
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
-    parser.add_argument("--model", default="deeplabv3_resnet18", help="network (default: deeplabv3_resnet18)")
-    parser.add_argument(
-        "--classes", type=int, default=19, metavar="K", help="number of classes (default: 19)"
-    )
-    parser.add_argument(
-        "--size", type=int, nargs=2, default=(512, 1024), metavar=("H", "W"), help="of the image"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
-    parser.add_argument("--repeat", type=int, default=5, metavar="N", help="repetitions (default: 5)")
+    from cirkd_ray.report.tables import TextTable
 
 
-def run(args: argparse.Namespace) -> int:
-    """Measure and print a table."""
+def run(
+    name: str = "deeplabv3_resnet18",
+    *,
+    classes: int = 19,
+    size: tuple[int, int] = (512, 1024),
+    device: str = "auto",
+    repeat: int = 5,
+) -> TextTable:
+    """Time each part of an evaluation.
+
+    Args:
+        name: the network.
+        classes: number of classes.
+        size: height and width of the image.
+        device: "auto", "cpu" or "cuda".
+        repeat: repetitions.
+
+    Returns:
+        A table of milliseconds, and of percents of the forward pass.
+    """
     import torch
 
     from cirkd_ray.device import local_device
-    from cirkd_ray.errors import ConfigError
     from cirkd_ray.models import build_model
-    from cirkd_ray.report.console import output
     from cirkd_ray.report.tables import TextTable
 
-    if args.repeat < 1 or args.classes < 1 or min(args.size) < 8:
-        raise ConfigError("--repeat and --classes must be at least 1, --size at least 8 8")
-    device = local_device(args.device)
-    model = build_model(args.model, num_classes=args.classes).to(device).eval()
+    place = local_device(device)
+    model = build_model(name, num_classes=classes).to(place).eval()
     with torch.inference_mode():
-        seconds = {
-            name: timed(part, device, args.repeat) for name, part in parts(model, args, device).items()
-        }
+        work = parts(model, classes, size, place)
+        seconds = {title: timed(part, place, repeat) for title, part in work.items()}
     whole = seconds["forward pass"]
     rows = tuple(
-        (name, f"{value * 1e3:.3f}", f"{value / whole * 100:.2f}") for name, value in seconds.items()
+        (title, f"{value * 1e3:.3f}", f"{value / whole * 100:.2f}") for title, value in seconds.items()
     )
-    size = "x".join(map(str, args.size))
-    title = f"{args.model}, {args.classes} classes, {size}, {device}, {torch.get_num_threads()} threads"
-    output().print(TextTable(("part", "ms", "% of forward"), rows, title).rich())
-    return 0
+    text = f"{name}, {classes} classes, {size[0]}x{size[1]}, {place}, {torch.get_num_threads()} threads"
+    return TextTable(("part", "ms", "% of forward"), rows, text)
 
 
 def parts(
-    model: SegmentationModel, args: argparse.Namespace, device: torch.device
+    model: SegmentationModel, classes: int, size: tuple[int, int], device: torch.device
 ) -> dict[str, Callable[[], object]]:
     """The work of each part on a random image, by name."""
     import torch
@@ -70,20 +66,17 @@ def parts(
     from cirkd_ray.evaluate.inference import predicted_classes
     from cirkd_ray.evaluate.metrics import ConfusionMatrix
 
-    height, width = args.size
-    image = torch.randint(0, 256, (1, 3, height, width), dtype=torch.uint8, device=device)
+    image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, device=device)
     pixels = model.preprocessing(image)
     small = model(pixels).logits
-    logits = F.interpolate(small, (height, width), mode="bilinear", align_corners=model.align_corners)
+    logits = F.interpolate(small, size, mode="bilinear", align_corners=model.align_corners)
     prediction = predicted_classes(logits)
     labels = prediction.long().roll(5, 2)
-    confusion, boundary = (
-        ConfusionMatrix(args.classes, device=device),
-        BoundaryMatrix(args.classes, device=device),
-    )
+    confusion = ConfusionMatrix(classes, device=device)
+    boundary = BoundaryMatrix(classes, device=device)
     return {
         "forward pass": lambda: model(pixels),
-        "upsampling": lambda: F.interpolate(small, (height, width), mode="bilinear", align_corners=True),
+        "upsampling": lambda: F.interpolate(small, size, mode="bilinear", align_corners=True),
         "choice of the class": lambda: predicted_classes(logits),
         "confusion matrix": lambda: confusion.update(prediction, labels),
         "boundaries (on request)": lambda: boundary.update(prediction, labels),

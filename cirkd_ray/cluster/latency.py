@@ -14,6 +14,8 @@ import ray
 from cirkd_ray.cluster.resources import plan_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
 
@@ -23,18 +25,18 @@ LATENCY = "latency"
 
 
 def measured_figures(sweep: SweepSpec) -> bool:
-    """Whether a sweep's metrics ask for what is known of a student before it is trained."""
+    """Whether a metric of the sweep is known of a student before it is trained."""
     return bool({"latency_ms", "parameters"} & set(sweep.metric))
 
 
 def measure_students(sweep: SweepSpec, base: RunSpec, folder: Path) -> None:
-    """Measure the students that a sweep can meet while nothing trains beside them.
+    """Measure the students that a sweep can draw, while nothing trains beside them.
 
-    Those of continuous settings are measured when a trial meets them.
+    Where there is no end to them, or are many, each is measured when a trial draws it.
     """
     if not measured_figures(sweep):
         return
-    shaping = {path: p for path, p in sweep.parameters.items() if path.startswith("model.")}
+    shaping = {path: p for path, p in sweep.parameters.items() if Role.STUDENT in role_of(path)}
     values = [p.values() for p in shaping.values()]
     if math.prod(len(v) for v in values) > MOST_STUDENTS or not all(values):
         return
@@ -46,7 +48,7 @@ def measure_students(sweep: SweepSpec, base: RunSpec, folder: Path) -> None:
 def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
     """`latency_ms` (median, batch of one) and `parameters` of a recipe's student.
 
-    One network is measured once a sweep, in a task with a worker's CPUs and GPU; `folder` remembers.
+    A network is measured once a sweep, in a task with a worker's CPUs and GPU; `folder` keeps the figures.
     """
     key = {"model": spec.to_dict()["model"], "data": spec.data.name, "settings": spec.data.settings}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:12]

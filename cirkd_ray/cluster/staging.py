@@ -14,7 +14,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import whole_folder
 
 FILES = ("model.json", "student.safetensors")
-"""What of a run's folder is needed to load its network."""
+"""The files of a run's folder that load its network."""
 
 
 def staged(spec: RunSpec, cache: Path | None = None) -> RunSpec:

@@ -1,26 +1,93 @@
-"""Measure parts of cirkd on this machine: side by side in one run, as ratios."""
+"""`cirkd bench`."""
 
 from __future__ import annotations
 
-import argparse
+from typing import Any
 
-from cirkd_ray import bench
-from cirkd_ray.commands import _bench_models
+import click
+from click import option
 
-HELP = "measure losses, data, models and more on this machine"
+from cirkd_ray.commands import models as models_command
+from cirkd_ray.commands._options import (
+    COUNT,
+    NOT_NEGATIVE,
+    Words,
+    choice,
+    device_option,
+    repeatable,
+    size_option,
+)
+
+PARTS = ("losses", "tokens", "enqueue", "exchange")
+ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """One subcommand a module of `cirkd_ray.bench`, and `models`."""
-    from cirkd_ray.cli import subcommands
-
-    choices = parser.add_subparsers(dest="bench", metavar="WHAT", required=True)
-    for name, module in {**subcommands(bench), "models": _bench_models}.items():
-        child = choices.add_parser(name, help=module.HELP, description=module.__doc__)
-        module.configure(child)
-        child.set_defaults(run_bench=module.run)
+@click.group()
+def command() -> None:
+    """Measure parts of cirkd on this machine: side by side in one run, as ratios."""
 
 
-def run(args: argparse.Namespace) -> int:
-    """Run the chosen measurement."""
-    return int(args.run_bench(args) or 0)
+@command.command()
+@repeatable("--data", "names", metavar="NAME", help="A data set (default: all file sets).")
+@option("--root", metavar="DIR", help="Measure on these files (with one --data).")
+@option("--split", default="val", metavar="NAME", help="Of --root.")
+@option("--seconds", type=ABOVE_ZERO, default=6.0, metavar="S", help="For each set.")
+@option("--workers", type=NOT_NEGATIVE, default=1, help="Loader processes of the second part.")
+@option("--batch", type=COUNT, default=8, help="Images a step of the second part.")
+@option("--step-ms", type=ABOVE_ZERO, default=200.0, metavar="MS", help="Length of its pretended step.")
+def data(names: Words, **settings: Any) -> None:
+    """Input pipelines: images/s a core, and the time that a step waits for its data.
+
+    Three ways with the same augmentation take turns: the straightforward one (the whole image becomes float,
+    is scaled, padded and cut; labels by a loop over ids), this package on the original files, and this
+    package on the prepared form. Without --root, files of each set's format and size are drawn first.
+    """
+    from cirkd_ray.bench.data import run
+    from cirkd_ray.report.console import output
+
+    sheets = run(names, **settings)
+    console = output()
+    for sheet in sheets:
+        console.print(sheet.rich())
+
+
+@command.command()
+@option("--model", "name", default="deeplabv3_resnet18", metavar="NAME", help="Network.")
+@option("--classes", type=COUNT, default=19, metavar="K", help="Number of classes.")
+@size_option("Of the image.", default=(512, 1024), least=8)
+@device_option
+@option("--repeat", type=COUNT, default=5, help="Repetitions.")
+def evaluation(name: str, **settings: Any) -> None:
+    """Evaluation: what upsampling, choosing classes, confusion matrix and boundaries cost beside the network.
+
+    Each part is timed alone; the best of several repetitions counts.
+    """
+    from cirkd_ray.bench.evaluation import run
+    from cirkd_ray.report.console import output
+
+    output().print(run(name, **settings).rich())
+
+
+@command.command()
+@device_option
+@repeatable("--shape", "shapes", metavar="NAME", help="cityscapes, ade20k, segformer or tiny.")
+@repeatable("--loss", "losses", metavar="NAME", help="Only these losses.")
+@repeatable("--part", "parts", type=click.Choice(PARTS), help="Only these tables.")
+@choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
+@option("--repeat", type=COUNT, default=3, help="Repetitions.")
+def losses(**settings: Any) -> None:
+    """Losses: time, memory and traffic beside naive code of the same equations.
+
+    Times are forward plus backward, the best of several repetitions taken in turns; compare the ratios of one
+    run.
+    """
+    from cirkd_ray.bench.losses import run
+
+    run(**settings)
+
+
+@command.command()
+@models_command.selection
+def models(**settings: Any) -> None:
+    """Forward images/s of networks on this device (the same as `cirkd models --bench`)."""
+    models_command.show(bench=True, **settings)

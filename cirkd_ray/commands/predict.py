@@ -1,207 +1,170 @@
-"""Predict images: colour masks, blends and class indices of files, folders or a whole split.
-
-    cirkd predict RUN photos/ street.jpg --out predictions
-    cirkd predict RUN --data cityscapes --root DIR --split test --submission cityscapes.zip
-    cirkd predict --check-submission cityscapes.zip --data cityscapes --root DIR
-    cirkd predict RUN --worst 12
-
---worst evaluates the run on its validation split and shows the images that it does worst on.
-"""
+"""`cirkd predict`."""
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cirkd_ray.commands._evaluation import (
-    add_data,
-    add_model,
-    add_views,
-    data_settings,
-    make_job,
-    make_views,
-    warn,
-)
+import click
+from click import argument, option
+
+from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
+from cirkd_ray.commands._options import COUNT, Words, several
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cirkd_ray.data.base import SegmentationDataset
-    from cirkd_ray.evaluate.predict import Predictor, Source
+    from cirkd_ray.evaluate.predict import ImageToPredict
 
-HELP = "predict images: colour masks, blends, ids, Cityscapes submissions"
 FORMS = ("colors", "blends", "ids")
 SHOWN = 20
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """The arguments."""
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    add_model(parser, optional=True)
-    parser.add_argument("inputs", nargs="*", metavar="IMAGE", help="image files, or folders of them")
-    add_data(parser, evaluated=", with --worst")
-    add_views(parser)
-    parser.add_argument("--out", default="predictions", metavar="DIR", help="default: predictions/")
-    parser.add_argument(
-        "--write",
-        nargs="+",
-        choices=FORMS,
-        default=None,
-        metavar="FORM",
-        help="of colors, blends, ids (default: all)",
-    )
-    parser.add_argument("--submission", metavar="ZIP", help="write a zip file for the Cityscapes test server")
-    parser.add_argument(
-        "--check-submission", metavar="ZIP", help="check such a zip file, or a folder of PNGs"
-    )
-    parser.add_argument(
-        "--worst", type=int, metavar="N", help="a picture of the N worst images of a labelled split"
-    )
-    _allow_options_between_images(parser)
+@click.command()
+@model_options(optional=True)
+@argument("inputs", nargs=-1, metavar="[IMAGE]...", help="Image files, or folders of them.")
+@data_options(evaluated=", with --worst")
+@option("--out", default="predictions", metavar="DIR", help="Where pictures are written.")
+@several(
+    "--write",
+    "forms",
+    type=click.Choice(FORMS),
+    metavar="FORM...",
+    help="Colors, blends, ids (default: all).",
+)
+@option("--submission", metavar="ZIP", help="Write a zip file for the Cityscapes test server.")
+@option("--check-submission", metavar="ZIP", help="Check such a zip file, or a folder of PNGs.")
+@option("--worst", type=COUNT, help="A picture of the N worst images of a labelled split.")
+def command(
+    inputs: Words,
+    out: str,
+    forms: Words,
+    submission: str | None,
+    check_submission: str | None,
+    worst: int | None,
+    **options: Any,
+) -> int:
+    """Predict images: colour masks, blends and class indices of files, folders or a whole split.
 
+    \b
+    cirkd predict RUN photos/ street.jpg --out predictions
+    cirkd predict RUN --data cityscapes --root DIR --split test --submission cityscapes.zip
+    cirkd predict --check-submission cityscapes.zip --data cityscapes --root DIR
+    cirkd predict RUN --worst 12
 
-def _allow_options_between_images(parser: argparse.ArgumentParser) -> None:
-    """Make `predict RUN --out DIR photos/` work: argparse ends a list of arguments at the first option."""
-    plain = parser.parse_known_args
-
-    def intermixed(args: Any = None, namespace: Any = None) -> tuple[argparse.Namespace, list[str]]:
-        parser.parse_known_args = plain  # type: ignore[method-assign]
-        try:
-            return parser.parse_known_intermixed_args(args, namespace)
-        finally:
-            parser.parse_known_args = intermixed  # type: ignore[method-assign, assignment]
-
-    parser.parse_known_args = intermixed  # type: ignore[method-assign, assignment]
-
-
-def run(args: argparse.Namespace) -> int:
-    """Predict, check a submission, or show the worst images; 1 where something was wrong with images."""
+    --worst evaluates the run on its validation split and shows the images that it does worst on. The exit
+    code is 1 where something was wrong with images.
+    """
     from cirkd_ray.errors import ConfigError
 
-    if args.check_submission:
-        return _check(args)
-    if args.model is None:
+    chosen, folder = Chosen(**options), Path(out).expanduser()
+    if check_submission:
+        return _check(check_submission, chosen)
+    if chosen.model is None:
         raise ConfigError("which network? give a run's folder or an exported model")
-    if args.worst is not None:
-        return _worst(args)
-    return _predict(args)
+    if worst is None:
+        return _predict(chosen, inputs, folder, forms, submission)
+    if inputs:
+        raise ConfigError("--worst takes no images: it looks for them in a labelled split")
+    return _worst(chosen, worst, folder)
 
 
-def _predict(args: argparse.Namespace) -> int:
+def _predict(
+    chosen: Chosen, inputs: Sequence[str], folder: Path, forms: Sequence[str], target: str | None
+) -> int:
     """Predict files, folders or a split; write the pictures and the submission."""
+    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.evaluate.predict import Predictor
     from cirkd_ray.evaluate.submission import Submission, check_submission, refuse_scaled, server_names
     from cirkd_ray.report.console import output
     from cirkd_ray.report.predictions import write_prediction
     from cirkd_ray.report.progress import bar
 
-    _refuse_ignored(args)
-    total, sources, dataset = _sources(args)
-    names = server_names(dataset) if args.submission else []
-    if args.submission:
+    if chosen.batch_size is not None or chosen.loaders is not None:
+        raise ConfigError(
+            "--batch-size and --loaders go with --worst N only: predictions are made image by image"
+        )
+    total, sources, dataset = _sources(chosen, inputs, target is not None)
+    names = server_names(dataset) if target else []
+    if target:
         refuse_scaled(dataset)
-    predictor = _predictor(args, dataset)
+    predictor = Predictor.load(
+        str(chosen.model),
+        network=chosen.network,
+        dataset=dataset,
+        device=chosen.device,
+        precision=chosen.precision,
+        views=chosen.views(),
+    )
     warn(predictor.warnings)
-    forms = tuple(args.write or (() if args.submission else FORMS))
-    folder, done = Path(args.out).expanduser(), 0
-    failures: list[str] = []
-    archive = Submission(args.submission) if args.submission else nullcontext()
-    with archive as submission, bar(total, "predicting") as advance:
+    forms = forms or (() if target else FORMS)
+    done, failures = 0, list[str]()
+    with Submission(target) if target else nullcontext() as archive, bar(total, "predicting") as advance:
         for prediction in predictor.predict(sources, failures):
             write_prediction(folder, prediction, predictor.classes, forms)
-            if submission is not None:
-                submission.add(prediction.name, prediction.labels)
+            if archive is not None:
+                archive.add(prediction.name, prediction.labels)
             done += 1
             advance(1)
     console = output(highlight=False)
     for failure in failures:
         console.print(f"skipped {failure}", markup=False)
     skipped = f", {len(failures)} skipped" if failures else ""
-    places = [str(folder / form) for form in forms] + ([args.submission] if args.submission else [])
+    places = [str(folder / form) for form in forms] + ([target] if target else [])
     console.print(f"{done} images predicted{skipped}: {', '.join(places)}", markup=False)
-    if args.submission:
-        return max(
-            _report(args.submission, check_submission(args.submission, names), console), bool(failures)
-        )
-    return int(bool(failures))
+    bad = _report(target, check_submission(target, names), console) if target else 0
+    return max(bad, int(bool(failures)))
 
 
-def _refuse_ignored(args: argparse.Namespace) -> None:
-    """Settings that would change nothing."""
-    from cirkd_ray.errors import ConfigError
-
-    if args.batch_size is not None or args.loaders is not None:
-        raise ConfigError(
-            "--batch-size and --loaders go with --worst N only: predictions are made image by image"
-        )
-    if args.limit is not None and args.limit < 1:
-        raise ConfigError("--limit must be at least 1")
-
-
-def _sources(args: argparse.Namespace) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
+def _sources(
+    chosen: Chosen, inputs: Sequence[str], for_server: bool
+) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files
 
-    if args.inputs:
-        if args.data or args.submission:
+    if inputs:
+        if chosen.data or for_server:
             raise ConfigError("give either images or a data set (--data, --submission), not both")
-        files = find_images(args.inputs)[: args.limit]
+        files = find_images(inputs)[: chosen.limit]
         return len(files), read_files(files), None
-    if not (args.data or args.root or args.split or args.submission or args.overrides):
+    if not (chosen.data or chosen.root or chosen.split or for_server or chosen.overrides):
         raise ConfigError("which images? give files or folders, or --split val for a split of the run's data")
-    dataset = _dataset(args)
-    total = len(dataset) if args.limit is None else min(args.limit, len(dataset))
-    return total, read_dataset(dataset, args.limit), dataset
+    dataset = _dataset(chosen, for_server)
+    total = len(dataset) if chosen.limit is None else min(chosen.limit, len(dataset))
+    return total, read_dataset(dataset, chosen.limit), dataset
 
 
-def _dataset(args: argparse.Namespace) -> SegmentationDataset:
-    """The split that the arguments name: of a submission, the test split of Cityscapes."""
+def _dataset(chosen: Chosen, for_server: bool) -> SegmentationDataset:
+    """The split that the options name: of a submission, the test split of Cityscapes."""
     from cirkd_ray.data import build_dataset
 
-    for_server = args.submission or args.check_submission
-    if for_server and args.data is None:
-        args.data = "cityscapes"
-    data = data_settings(args)
+    if for_server and chosen.data is None:
+        chosen = replace(chosen, data="cityscapes")
+    data = chosen.data_settings()
     usual = data.pop("val_split", None) or "val"
-    split = args.split or ("test" if for_server else usual)
+    split = chosen.split or ("test" if for_server else usual)
     return build_dataset(data.pop("name"), split=split, root=data.pop("root", None), **data)
 
 
-def _predictor(args: argparse.Namespace, dataset: SegmentationDataset | None) -> Predictor:
-    from cirkd_ray.evaluate.predict import Predictor
-
-    return Predictor.load(
-        args.model,
-        network=args.network,
-        dataset=dataset,
-        device=args.device,
-        precision=args.precision,
-        views=make_views(args),
-    )
-
-
-def _worst(args: argparse.Namespace) -> int:
+def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
-    from cirkd_ray.commands.eval import evaluate_job
     from cirkd_ray.data_tools.pictures import save_picture
-    from cirkd_ray.errors import ConfigError, DataError
+    from cirkd_ray.errors import DataError
     from cirkd_ray.files import require_writable
     from cirkd_ray.report.console import output
 
-    if args.inputs or args.worst < 1:
-        raise ConfigError(
-            "--worst N takes no images, and N must be at least 1: it looks for them in a labelled split"
-        )
-    require_writable(Path(args.out).expanduser())
-    evaluation = evaluate_job(make_job(args), worst=args.worst)
+    require_writable(folder)
+    evaluation = evaluate_job(chosen.job(), worst=count)
     warn(evaluation.subject.warnings)
     if not evaluation.worst:
         job = evaluation.job
         raise DataError(f"--worst: no image of the split {job.split!r} of {job.data} has a labelled pixel")
-    path = Path(args.out).expanduser() / "worst.png"
+    path = folder / "worst.png"
     save_picture(path, evaluation.worst_picture())
     console = output(highlight=False)
     for index, score in evaluation.worst:
@@ -210,7 +173,7 @@ def _worst(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check(args: argparse.Namespace) -> int:
+def _check(path: str, chosen: Chosen) -> int:
     """Check a submission against the split's images."""
     from cirkd_ray.data.cityscapes import Cityscapes
     from cirkd_ray.data.files import packaged_list
@@ -218,14 +181,15 @@ def _check(args: argparse.Namespace) -> int:
     from cirkd_ray.evaluate.submission import check_submission, server_names
     from cirkd_ray.report.console import output
 
-    if args.data not in (None, "cityscapes"):
-        raise ConfigError(f"--check-submission: only Cityscapes has such a server, not {args.data}")
-    split = args.split or "test"
+    if chosen.data not in (None, "cityscapes"):
+        raise ConfigError(f"--check-submission: only Cityscapes has such a server, not {chosen.data}")
+    split = chosen.split or "test"
     if split not in Cityscapes.splits:
         raise ConfigError(f"--split: Cityscapes has no split {split!r}{nearest(split, Cityscapes.splits)}")
-    names = server_names(_dataset(args)) if args.root else packaged_list("cityscapes", split)
-    problems = check_submission(args.check_submission, names)
-    return _report(args.check_submission, problems, output(highlight=False))
+    names = (
+        server_names(_dataset(chosen, for_server=True)) if chosen.root else packaged_list("cityscapes", split)
+    )
+    return _report(path, check_submission(path, names), output(highlight=False))
 
 
 def _report(path: str, problems: Sequence[str], console: Console) -> int:

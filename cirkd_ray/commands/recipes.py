@@ -1,29 +1,23 @@
-"""List the shipped recipes, show one with every setting resolved, or print the JSON Schema of recipes."""
+"""`cirkd recipes`."""
 
 from __future__ import annotations
 
-import argparse
 import json
 
-from cirkd_ray.commands._common import add_recipe
+import click
+from click import argument
 
-HELP = "list, show and describe recipes"
-
-
-def configure(parser: argparse.ArgumentParser) -> None:
-    """`list`, `show RECIPE`, `schema`."""
-    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("list", help="all shipped recipes with their published figures")
-    add_recipe(actions.add_parser("show", help="a recipe as it would run, every default written out"))
-    actions.add_parser("schema", help="JSON Schema of a recipe, for editors")
+from cirkd_ray.commands._options import Words, set_option
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print what was asked for."""
-    return {"list": _list, "show": _show, "schema": _schema}[args.action](args)
+@click.group()
+def command() -> None:
+    """List the shipped recipes, show one with every setting resolved, or print the JSON Schema of recipes."""
 
 
-def _list(_: argparse.Namespace) -> int:
+@command.command("list")
+def list_recipes() -> None:
+    """All shipped recipes with their published figures."""
     from rich.console import Console
     from rich.table import Table
 
@@ -36,31 +30,30 @@ def _list(_: argparse.Namespace) -> int:
     for name in recipe_names():
         spec = parse(load_tree(name), name)
         losses = ", ".join(k for k, loss in spec.distill.losses.items() if loss) if spec.distill else "-"
-        teacher = (
-            (spec.teacher.train or spec.teacher.weights or spec.teacher.module or "-")
-            if spec.teacher
-            else "-"
-        )
+        teacher = spec.teacher and (spec.teacher.train or spec.teacher.weights or spec.teacher.module)
         figure = f"{spec.published.miou:.2f} ({spec.published.split})" if spec.published else "-"
-        table.add_row(name, spec.model.name, teacher, losses, str(spec.train.steps), figure)
+        table.add_row(name, spec.model.name, teacher or "-", losses, str(spec.train.steps), figure)
     Console(width=200, soft_wrap=True).print(table)
-    return 0
 
 
-def _show(args: argparse.Namespace) -> int:
+@command.command()
+@argument("recipe", metavar="RECIPE", help="A shipped recipe or a YAML file.")
+@set_option()
+def show(recipe: str, overrides: Words) -> None:
+    """A recipe as it would run, every default written out."""
     from cirkd_ray.config import load_run
 
-    spec = load_run(args.recipe, args.overrides)
+    spec = load_run(recipe, overrides)
     if spec.published:
         note = f"; {spec.published.note}" if spec.published.note else ""
         figure = f"{spec.published.miou:.2f} mIoU ({spec.published.split})"
         print(f"# published: {figure}, {spec.published.source}{note}")
     print(spec.to_yaml(), end="")
-    return 0
 
 
-def _schema(_: argparse.Namespace) -> int:
+@command.command()
+def schema() -> None:
+    """JSON Schema of a recipe, for editors."""
     from cirkd_ray.config.schema import json_schema
 
     print(json.dumps(json_schema(), indent=2))
-    return 0

@@ -1,6 +1,6 @@
 """Everything that decides a run: recipes, overrides, validation."""
 
-from cirkd_ray.config.load import from_tree, load_run, load_tree, parse, resolve
+from cirkd_ray.config.load import from_tree, load_run, load_tree, parse
 from cirkd_ray.config.spec import (
     ClusterSpec,
     DataSpec,
@@ -33,5 +33,4 @@ __all__ = [
     "load_run",
     "load_tree",
     "parse",
-    "resolve",
 ]

@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import paths_with, role_of
+from cirkd_ray.config.spec import RunSpec, TeacherSpec
 from cirkd_ray.errors import ConfigError, nearest
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NOT_INHERITED = ("name", "description", "published")
+NOT_INHERITED = tuple(key for key in RunSpec.model_fields if Role.RECIPE in role_of(key))
 """What speaks of one recipe only, and not of those that extend it."""
-TEACHERS = ("train", "weights", "module")
-"""Where a teacher comes from: exactly one of them, so that one that is given displaces an inherited one."""
-SHARED_DATA = ("crop", "scale_range", "scale_step", "flip", "max_class_share", "workers")
-"""How images are cut, augmented and loaded, whatever the data set; the rest of `data` speaks of one set."""
 Tree = dict[str, Any]
 
 
@@ -111,8 +110,12 @@ def recipe_names() -> list[str]:
     return sorted(n for n in names if not any(part.startswith("_") for part in n.split("/")))
 
 
-def find_recipe(name: str, beside: Path | None = None) -> Source:
-    """A recipe by its shipped name, or by the path of a YAML file (also relative to the file naming it)."""
+def find_recipe(name: str, where: str = "RECIPE", beside: Path | None = None) -> Source:
+    """A recipe by its shipped name, or by the path of a YAML file (also relative to the folder `beside`).
+
+    Raises:
+        ConfigError: there is none; `where` says what names it.
+    """
     shipped, family = RECIPES / f"{name}.yaml", RECIPES / f"{Path(name).parent}.yaml"
     if shipped.is_file():
         return Source(shipped)
@@ -124,7 +127,8 @@ def find_recipe(name: str, beside: Path | None = None) -> Source:
             return Source(path.resolve())
     if Path(name).suffix in (".yaml", ".yml"):
         raise ConfigError(f"{name}: no such file; give a YAML file or a shipped name (`cirkd recipes list`)")
-    raise ConfigError(f"no recipe {name!r}{nearest(name, recipe_names())} (`cirkd recipes list` shows all)")
+    hint = nearest(name, recipe_names())
+    raise ConfigError(f"{where}: no recipe {name!r}{hint} (`cirkd recipes list` shows all)")
 
 
 def merge(base: Any, change: Any) -> Any:
@@ -149,7 +153,7 @@ def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
         raise ConfigError(f"{source.path}: extends takes a recipe's name or a list of names")
     result: Tree = {}
     for parent in parents:
-        over = compose(find_recipe(parent, source.path.parent), (*_chain, source))
+        over = compose(find_recipe(parent, str(source.path), source.path.parent), (*_chain, source))
         result = merge(_without_displaced(result, over), over)
     inherited = {key: value for key, value in result.items() if key not in NOT_INHERITED}
     return dict(merge(_without_displaced(inherited, tree), tree))
@@ -157,27 +161,29 @@ def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
 
 def _without_displaced(base: Tree, change: Tree) -> Tree:
     """`base` without its teacher's source and its data set's own settings, where `change` gives others."""
-    return _without_displaced_teacher(_without_displaced_data(base, change), change)
+    result = dict(base)
+    for section, kept in (("data", _kept_data), ("teacher", _kept_teacher)):
+        held, given = base.get(section), change.get(section)
+        if isinstance(held, dict) and isinstance(given, dict):
+            result[section] = kept(held, given)
+    return result
 
 
-def _without_displaced_data(base: Tree, change: Tree) -> Tree:
-    held, given = base.get("data"), change.get("data")
-    if not (isinstance(held, dict) and isinstance(given, dict)):
-        return base
-    if held.get("name") is None or given.get("name", held["name"]) == held["name"]:
-        return base
-    return {**base, "data": {key: value for key, value in held.items() if key in SHARED_DATA}}
+def _kept_data(held: Tree, given: Tree) -> Tree:
+    """What is common to all data sets, where another one is named."""
+    before = held.get("name")
+    if before is None or given.get("name", before) == before:
+        return held
+    return {key: value for key, value in held.items() if f"data.{key}" in paths_with(Role.COMMON)}
 
 
-def _without_displaced_teacher(base: Tree, change: Tree) -> Tree:
-    held, given = base.get("teacher"), change.get("teacher")
-    if not (isinstance(held, dict) and isinstance(given, dict)):
-        return base
-    displaced = [k for k in TEACHERS if held.get(k) is not None and k not in given]
-    if not displaced or not any(given.get(k) is not None for k in TEACHERS):
-        return base
-    gone = {*displaced, *(["set"] if "train" in displaced else [])}
-    return {**base, "teacher": {k: v for k, v in held.items() if k not in gone}}
+def _kept_teacher(held: Tree, given: Tree) -> Tree:
+    """A teacher has one source: one that is given displaces another."""
+    displaced = {k for k in TeacherSpec.SOURCES if held.get(k) is not None and k not in given}
+    if not any(given.get(k) is not None for k in TeacherSpec.SOURCES):
+        return held
+    gone = displaced | ({"set"} if "train" in displaced else set())
+    return {k: v for k, v in held.items() if k not in gone}
 
 
 def parse_override(text: str) -> tuple[str, Any]:

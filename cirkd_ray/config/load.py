@@ -5,13 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pydantic import ValidationError
-
 from cirkd_ray.config.composition import RECIPES, Tree, apply_overrides, compose, find_recipe, overrides_from
-from cirkd_ray.config.registry import describe
+from cirkd_ray.config.registry import validate
 from cirkd_ray.config.resolution import resolved_tree
 from cirkd_ray.config.spec import RunSpec
-from cirkd_ray.errors import ConfigError
 
 
 def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
@@ -20,25 +17,20 @@ def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
     Raises:
         ConfigError: every unknown key or wrong value with its path and the nearest valid name.
     """
-    try:
-        return RunSpec.model_validate(dict(tree))
-    except ValidationError as error:
-        raise ConfigError(describe(error, RunSpec, where)) from None
-
-
-def resolve(spec: RunSpec) -> RunSpec:
-    """Check the settings of every named class and fill in their defaults; doing so again changes nothing."""
-    return parse(resolved_tree(spec))
+    return validate(RunSpec, tree, where)
 
 
 def from_tree(tree: Mapping[str, Any]) -> RunSpec:
-    """A resolved RunSpec from plain values."""
-    return resolve(parse(tree))
+    """A resolved RunSpec: the settings of named classes are checked and their defaults filled in.
+
+    `from_tree(spec.to_dict())` of a resolved spec is that spec.
+    """
+    return parse(resolved_tree(parse(tree)))
 
 
-def load_tree(recipe: str) -> Tree:
-    """The composed tree of a recipe, before overrides."""
-    source = find_recipe(recipe)
+def load_tree(recipe: str, where: str = "RECIPE") -> Tree:
+    """The composed tree of a recipe, before overrides; `where` says what names it."""
+    source = find_recipe(recipe, where)
     tree = compose(source)
     tree.setdefault("name", recipe if source.path.is_relative_to(RECIPES) else source.path.stem)
     return tree

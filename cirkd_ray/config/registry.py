@@ -2,8 +2,8 @@
 
 A class's settings are the keyword-only arguments of its `__init__` that have a default: their annotations
 (with pydantic's `Field` bounds in `Annotated`) are the one description from which recipes are validated,
-the JSON Schema is made and the class is built. A required argument is context that the caller supplies
-(channels, number of classes).
+the JSON Schema is made and the class is built. A constructor that takes `**common` has the settings of its
+base class, too. A required argument is context that the caller supplies (channels, number of classes).
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from cirkd_ray.config.roles import Setting
 from cirkd_ray.errors import ConfigError, nearest
 
 T = TypeVar("T")
+M = TypeVar("M", bound=BaseModel)
 
 
 class Registry(Generic[T]):
@@ -40,15 +42,10 @@ class Registry(Generic[T]):
         """Class decorator that files the class under `name`; a second class of that name is an error."""
 
         def decorate(cls: type[T]) -> type[T]:
-            known = self._entries.get(name)
-            if known is not None and (known.__module__, known.__qualname__) != (
-                cls.__module__,
-                cls.__qualname__,
-            ):
-                where = f"{known.__module__}.{known.__qualname__}"
-                raise ConfigError(
-                    f"two classes register the {self.kind} {name!r}: {where} and {cls.__module__}"
-                )
+            known = self._entries.get(name, cls)
+            names = [f"{item.__module__}.{item.__qualname__}" for item in (known, cls)]
+            if names[0] != names[1]:
+                raise ConfigError(f"{names[1]}: registers the {self.kind} {name!r}, as {names[0]} does")
             self._entries[name] = cls
             return cls
 
@@ -67,20 +64,25 @@ class Registry(Generic[T]):
         self.discover()
         return sorted(self._entries)
 
-    def get(self, name: str) -> type[T]:
-        """The class of that name.
+    def get(self, name: str, where: str = "") -> type[T]:
+        """The class of that name, which the setting at `where` gives.
 
         Raises:
             ConfigError: no such entry; the message offers the nearest name.
         """
         self.discover()
         if name not in self._entries:
-            raise ConfigError(f"no {self.kind} named {name!r}{nearest(name, self._entries)}")
+            about = f"{where}: " if where else ""
+            raise ConfigError(f"{about}no {self.kind} named {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
 
     def settings(self, name: str) -> type[BaseModel]:
         """A pydantic model of the entry's settings."""
         return settings_model(self.get(name))
+
+    def models(self) -> list[type[BaseModel]]:
+        """The settings of every entry."""
+        return [self.settings(name) for name in self.names()]
 
     def build(self, name: str, context: Mapping[str, Any], settings: Mapping[str, Any], where: str = "") -> T:
         """Build the entry from caller-supplied `context` and user-supplied, validated `settings`.
@@ -94,7 +96,7 @@ class Registry(Generic[T]):
 
 
 def settings_model(cls: type) -> type[BaseModel]:
-    """The pydantic model of `cls`'s keyword-only arguments with defaults; unknown keys are errors."""
+    """The pydantic model of `cls`'s settings, inherited ones included; unknown keys are errors."""
     if cls not in _MODELS:
         _MODELS[cls] = _make_settings_model(cls)
     return _MODELS[cls]
@@ -104,17 +106,24 @@ _MODELS: dict[type, type[BaseModel]] = {}
 
 
 def _make_settings_model(cls: type) -> type[BaseModel]:
-    hints = get_type_hints(getattr(cls, "__init__"), include_extras=True)  # noqa: B009 - of the class itself
-    fields: dict[str, Any] = {
-        name: (hints[name], parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-    }
+    found: dict[str, tuple[Any, Any]] = {}
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters
+        hints = get_type_hints(constructor, include_extras=True)
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in found:  # a subclass's own goes first
+                found[name] = (hints[name], parameter.default)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            break
+    fields: dict[str, Any] = {k: v for k, v in found.items() if v[1] is not inspect.Parameter.empty}
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 
 
-def validate(model: type[BaseModel], values: Mapping[str, Any], where: str) -> BaseModel:
+def validate(model: type[M], values: Mapping[str, Any], where: str) -> M:
     """`model(**values)` with errors of one line a setting that name its path and the nearest valid key."""
     try:
         return model.model_validate(dict(values))
@@ -126,11 +135,7 @@ def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
     """pydantic's findings as `PATH: what is wrong`, one a line, at most five."""
     lines = []
     for item in error.errors()[:5]:
-        path = (
-            ".".join([where, *(str(part) for part in item["loc"])])
-            if where
-            else ".".join(map(str, item["loc"]))
-        )
+        path = ".".join([*([where] if where else []), *map(str, item["loc"])])
         if item["type"] == "extra_forbidden":
             lines.append(f"{path}: no such setting{_hint(model, item['loc'])}")
         else:
@@ -151,14 +156,10 @@ def _hint(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
     """The field names of the nested model at `path`, as far as it can be followed."""
-    current: Any = model
+    at = Setting(section=model)
     for part in path:
-        field = getattr(current, "model_fields", {}).get(part)
-        options = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
-        current = next((o for o in options if inspect.isclass(o) and issubclass(o, BaseModel)), None)
-        if current is None:
-            return []
-    return list(current.model_fields)
+        at = at.inside().get(str(part), Setting())
+    return list(at.inside())
 
 
 LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses")
@@ -178,6 +179,11 @@ def network_settings(name: str, where: str) -> tuple[type[BaseModel], dict[str, 
     """
     build = importlib.import_module(_NETWORKS)
     return build.model_settings(name), build.parse_name(name, where).defaults
+
+
+def network_models() -> list[type[BaseModel]]:
+    """The settings of every head, and those that every network has."""
+    return [*HEADS.models(), importlib.import_module(_NETWORKS).NetworkSettings]
 
 
 def network_names() -> list[str]:

@@ -7,8 +7,10 @@ from typing import Any
 
 import yaml
 
-from cirkd_ray.config.composition import Tree
+from cirkd_ray.config.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config.registry import DATASETS, LOSSES, network_settings, settings_model, validate
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.config.spec import LossSpec, ModelSpec, RunSpec
 from cirkd_ray.errors import ConfigError, nearest
 
@@ -19,8 +21,7 @@ def resolved_tree(spec: RunSpec) -> Tree:
     Raises:
         ConfigError: an unknown class or setting, with its path and the nearest valid name.
     """
-    tree = spec.to_dict()
-    _fix_places(tree)
+    tree = _with_fixed_places(spec.to_dict())
     tree["model"].update(_model_settings(spec.model, "model"))
     if spec.teacher is not None and spec.teacher.model is not None:
         tree["teacher"]["model"].update(_model_settings(spec.teacher.model, "teacher.model"))
@@ -36,21 +37,14 @@ def resolved_tree(spec: RunSpec) -> Tree:
     return tree
 
 
-def _fix_places(tree: Tree) -> None:
+def _with_fixed_places(tree: Tree) -> Tree:
     """Relative paths are relative to where the command was given: workers run in folders of their own."""
-    teacher = tree["teacher"] or {}
-    for owner, key in (
-        (tree["data"], "root"),
-        (tree["model"], "weights"),
-        (teacher, "weights"),
-        (teacher.get("model") or {}, "weights"),
-    ):
-        place = owner.get(key)
-        if place is not None:
-            owner[key] = _fixed(place)
-    module, query, arguments = (teacher.get("module") or "").partition("?")
+    leaves = flatten(tree)
+    fixed = {k: _fixed(v) for k, v in leaves.items() if v is not None and Role.PLACE in role_of(k)}
+    module, query, arguments = (leaves.get("teacher.module") or "").partition("?")
     if query:
-        teacher["module"] = f"{module}?{'&'.join(map(_fixed_argument, arguments.split('&')))}"
+        fixed["teacher.module"] = f"{module}?{'&'.join(map(_fixed_argument, arguments.split('&')))}"
+    return apply_overrides(tree, fixed)
 
 
 def _fixed_argument(item: str) -> str:
@@ -74,7 +68,7 @@ def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
 
 
 def _data_settings(spec: RunSpec) -> dict[str, Any]:
-    cls = DATASETS.get(spec.data.name)
+    cls = DATASETS.get(spec.data.name, "data.name")
     settings = validate(settings_model(cls), spec.data.settings, "data").model_dump(mode="json")
     for key in ("train_split", "val_split"):
         split = getattr(spec.data, key)
@@ -86,7 +80,7 @@ def _data_settings(spec: RunSpec) -> dict[str, Any]:
 
 
 def _loss_tree(loss: LossSpec, where: str) -> Tree:
-    cls = LOSSES.get(loss.kind)
+    cls = LOSSES.get(loss.kind, f"{where}.kind")
     tree = loss.model_dump(mode="json")
     tree.update(validate(settings_model(cls), loss.settings, where).model_dump(mode="json"))
     unknown = [term for term in loss.weights or {} if term not in cls.terms]

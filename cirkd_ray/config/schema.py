@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cirkd_ray.config.composition import NOT_INHERITED
-from cirkd_ray.config.registry import DATASETS, LOSSES, network_names, settings_model
+from cirkd_ray.config.registry import DATASETS, LOSSES, network_names
 from cirkd_ray.config.spec import RunSpec
 
 
@@ -23,14 +23,8 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     for definition in definitions.values():
         definition.pop("required", None)
-    _choose(
-        definitions["LossSpec"], "kind", {name: settings_model(LOSSES.get(name)) for name in LOSSES.names()}
-    )
-    _choose(
-        definitions["DataSpec"],
-        "name",
-        {name: settings_model(DATASETS.get(name)) for name in DATASETS.names()},
-    )
+    for name, key, registry in (("LossSpec", "kind", LOSSES), ("DataSpec", "name", DATASETS)):
+        _choose(definitions[name], key, {entry: registry.settings(entry) for entry in registry.names()})
     definitions["ModelSpec"]["properties"]["name"]["examples"] = network_names()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 

@@ -7,19 +7,26 @@ filled in with its defaults.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    PositiveFloat,
-    PositiveInt,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 
-from cirkd_ray.config.composition import Tree
+from cirkd_ray.config.roles import (
+    Cohort,
+    Common,
+    Computes,
+    Cosmetic,
+    Equal,
+    Held,
+    Machine,
+    Mutable,
+    Place,
+    Recipe,
+    Shapes,
+    Student,
+    Weight,
+)
 
 
 class _Spec(BaseModel):
@@ -28,10 +35,10 @@ class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
 
-class _OpenSpec(BaseModel):
-    """Frozen; unknown keys are settings of the class that the spec names, checked by `resolve`."""
+class _OpenSpec(_Spec):
+    """Unknown keys are settings of the class that the spec names, checked by `resolve`."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+    model_config = ConfigDict(extra="allow")
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -42,11 +49,11 @@ class _OpenSpec(BaseModel):
 class ModelSpec(_OpenSpec):
     """A network: its name, the weights it starts from and its own settings."""
 
-    name: str
-    weights: str | None = Field(
+    name: Computes[str]
+    weights: Place[Computes[str | None]] = Field(
         None, description="run folder, model.json, safetensors or .pth file to start from"
     )
-    reinit_classifier: bool = Field(
+    reinit_classifier: Computes[bool] = Field(
         False, description="start with a new classifier where the number of classes differs"
     )
 
@@ -54,52 +61,55 @@ class ModelSpec(_OpenSpec):
 class DataSpec(_OpenSpec):
     """A data set, how it is augmented and loaded, and its own settings."""
 
-    name: str = "shapes"
-    root: str | None = Field(None, description="folder that the data set lies in")
-    train_split: str = "train"
-    val_split: str = "val"
-    crop: tuple[PositiveInt, PositiveInt] | None = Field(
+    name: Computes[str] = "shapes"
+    root: Place[str | None] = Field(None, description="folder that the data set lies in")
+    train_split: Computes[str] = "train"
+    val_split: Computes[str] = "val"
+    crop: Common[Computes[tuple[PositiveInt, PositiveInt] | None]] = Field(
         None, description="height, width; None: the data set's own"
     )
-    scale_range: tuple[PositiveFloat, PositiveFloat] = (0.5, 2.0)
-    scale_step: PositiveFloat = 0.1
-    flip: float = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    max_class_share: float = Field(
+    scale_range: Common[Computes[tuple[PositiveFloat, PositiveFloat]]] = (0.5, 2.0)
+    scale_step: Common[Computes[PositiveFloat]] = 0.1
+    flip: Common[Computes[float]] = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
+    max_class_share: Common[Computes[float]] = Field(
         1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share"
     )
-    workers: int = Field(0, ge=0, description="loader processes of each training worker")
+    workers: Common[Machine[int]] = Field(0, ge=0, description="loader processes of each training worker")
 
 
 class TeacherSpec(_Spec):
     """Where the teacher comes from: exactly one of `train`, `weights`, `module`."""
 
-    train: str | None = Field(None, description="recipe that trains it, on this run's data and cluster")
-    set: tuple[str, ...] = Field((), description="overrides of that recipe, as PATH=VALUE")
-    weights: str | None = Field(
+    SOURCES: ClassVar = ("train", "weights", "module")
+
+    train: Held[Computes[str | None]] = Field(
+        None, description="recipe that trains it, on this run's data and cluster"
+    )
+    set: Held[Computes[tuple[str, ...]]] = Field((), description="overrides of that recipe, as PATH=VALUE")
+    weights: Place[Computes[str | None]] = Field(
         None,
         description="run folder, model.json, safetensors or .pth file; package://NAME comes with cirkd_ray",
     )
-    module: str | None = Field(None, description="package.module:factory of a network of your own")
+    module: Computes[str | None] = Field(None, description="package.module:factory of a network of your own")
     model: ModelSpec | None = Field(
         None, description="the network, where the weights file does not say; what is left out has its default"
     )
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSpec:
-        given = [key for key in ("train", "weights", "module") if getattr(self, key) is not None]
+        given = [key for key in self.SOURCES if getattr(self, key) is not None]
         if len(given) != 1:
-            raise ValueError(
-                f"give exactly one of train, weights, module; got {' and '.join(given) or 'none'}"
-            )
+            found = " and ".join(given) or "none"
+            raise ValueError(f"give exactly one of {', '.join(self.SOURCES)}; got {found}")
         return self
 
 
 class WeightSchedule(_Spec):
     """Factor of a loss's weights over the run, in fractions of its steps."""
 
-    warmup: float = Field(0.0, ge=0, le=1, description="rises linearly from 0 over this fraction")
-    decay_from: float = Field(1.0, ge=0, le=1, description="starts to fall here")
-    decay_to: float = Field(0.0, ge=0, description="factor at the end of the run")
+    warmup: Mutable[float] = Field(0.0, ge=0, le=1, description="rises linearly from 0 over this fraction")
+    decay_from: Mutable[float] = Field(1.0, ge=0, le=1, description="starts to fall here")
+    decay_to: Mutable[float] = Field(0.0, ge=0, description="factor at the end of the run")
 
     def factor(self, step: int, steps: int) -> float:
         """The factor at `step` of `steps`."""
@@ -113,9 +123,9 @@ class WeightSchedule(_Spec):
 class LossSpec(_OpenSpec):
     """One distillation loss: its kind, a weight (or one a term) and its own settings."""
 
-    kind: str
-    weight: float | None = Field(None, ge=0, description="weight of every term")
-    weights: dict[str, float] | None = Field(
+    kind: Computes[str]
+    weight: Weight[float | None] = Field(None, ge=0, description="weight of every term")
+    weights: dict[str, Weight[float]] | None = Field(
         None, description="weight of each term; the published ones by default"
     )
     schedule: WeightSchedule | None = None
@@ -138,23 +148,23 @@ class DistillSpec(_Spec):
 class TaskSpec(_Spec):
     """Weights of the cross-entropy with the labels."""
 
-    weight: float = Field(1.0, ge=0)
-    aux_weight: float = Field(0.4, ge=0, description="of the auxiliary head, where the network has one")
+    weight: Mutable[float] = Field(1.0, ge=0)
+    aux_weight: Mutable[float] = Field(0.4, ge=0, description="of the auxiliary head, if there is one")
 
 
 class OptimSpec(_Spec):
     """Optimiser and learning-rate schedule."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
-    lr: PositiveFloat = 0.02
-    momentum: float = Field(0.9, ge=0.0, lt=1.0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    weight_decay: float = Field(1e-4, ge=0)
-    schedule: Literal["poly", "cosine", "constant"] = "poly"
-    power: PositiveFloat = Field(0.9, description="of the poly schedule, lr (1 - t/T)^power")
-    warmup_steps: int = Field(0, ge=0)
-    clip_grad_norm: PositiveFloat | None = None
-    head_lr_factor: PositiveFloat = Field(
+    name: Computes[Literal["sgd", "adamw"]] = "sgd"
+    lr: Mutable[PositiveFloat] = 0.02
+    momentum: Computes[float] = Field(0.9, ge=0.0, lt=1.0)
+    betas: Computes[tuple[float, float]] = (0.9, 0.999)
+    weight_decay: Computes[float] = Field(1e-4, ge=0)
+    schedule: Computes[Literal["poly", "cosine", "constant"]] = "poly"
+    power: Mutable[PositiveFloat] = Field(0.9, description="of the poly schedule, lr (1 - t/T)^power")
+    warmup_steps: Computes[int] = Field(0, ge=0)
+    clip_grad_norm: Mutable[PositiveFloat | None] = None
+    head_lr_factor: Computes[PositiveFloat] = Field(
         1.0, description="learning rate of everything but the encoder, relative to lr"
     )
 
@@ -162,29 +172,33 @@ class OptimSpec(_Spec):
 class TrainSpec(_Spec):
     """Length, batch, cadence and arithmetic of a run."""
 
-    steps: int = Field(40_000, gt=0, lt=2**31)
-    batch_size: int = Field(16, gt=0, lt=2**20, description="global: split over the workers")
-    accumulate: int = Field(1, gt=0, lt=2**20, description="micro-batches of each optimiser step")
-    log_every: PositiveInt = 50
-    validate_every: PositiveInt = 800
-    validate_limit: PositiveInt | None = Field(None, description="validate on the first so many images only")
-    validate_batch_size: PositiveInt = Field(
+    steps: Computes[int] = Field(40_000, gt=0, lt=2**31)
+    batch_size: Cohort[Machine[Computes[int]]] = Field(
+        16, gt=0, lt=2**20, description="global: split over the workers"
+    )
+    accumulate: Cohort[Machine[Computes[int]]] = Field(1, gt=0, lt=2**20, description="micro-batches a step")
+    log_every: Cosmetic[PositiveInt] = 50
+    validate_every: Cohort[Held[Computes[PositiveInt]]] = 800
+    validate_limit: Cohort[Computes[PositiveInt | None]] = Field(
+        None, description="validate on the first so many images only"
+    )
+    validate_batch_size: Cohort[Computes[PositiveInt]] = Field(
         1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
     )
-    checkpoint_every: PositiveInt = 800
-    export: Literal["fp32", "fp16"] = Field("fp32", description="numbers of the exported student")
-    keep_checkpoints: int = Field(2, ge=2, description="one more than the last, in case that is damaged")
-    pictures: int = Field(4, ge=0, description="validation images shown in TensorBoard")
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+    checkpoint_every: Held[Computes[PositiveInt]] = 800
+    export: Cosmetic[Literal["fp32", "fp16"]] = Field("fp32", description="numbers of the exported student")
+    keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
+    pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
+    precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
         "auto", description="auto: bf16 on CUDA, else fp32"
     )
-    channels_last: bool = Field(True, description="on CUDA")
-    sync_batchnorm: bool = Field(True, description="on CUDA with more than one worker")
-    ema: float | None = Field(
+    channels_last: Cohort[Computes[bool]] = Field(True, description="on CUDA")
+    sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
+    ema: Computes[float | None] = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are validated"
     )
-    compile: bool = Field(False, description="torch.compile of student and teacher")
-    deterministic: bool = Field(
+    compile: Cohort[Computes[bool]] = Field(False, description="torch.compile of student and teacher")
+    deterministic: Cohort[Computes[bool]] = Field(
         False, description="deterministic CUDA kernels, for bit-for-bit resume on GPUs"
     )
 
@@ -192,47 +206,51 @@ class TrainSpec(_Spec):
 class ClusterSpec(_Spec):
     """Workers and what each takes."""
 
-    workers: PositiveInt | Literal["auto"] = Field("auto", description="auto: one a GPU, or two on CPUs")
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    cpus_per_worker: PositiveFloat | Literal["auto"] = Field("auto", description="auto: 1 + loader processes")
-    max_failures: int = Field(3, ge=0, description="restarts from the last checkpoint")
-    async_checkpoints: bool = True
-    autoscaling: bool = Field(False, description="wait for nodes instead of refusing what does not fit now")
+    workers: Machine[PositiveInt | Literal["auto"]] = Field(
+        "auto", description="auto: one a GPU, or two on CPUs"
+    )
+    device: Machine[Literal["auto", "cpu", "cuda"]] = "auto"
+    cpus_per_worker: Machine[PositiveFloat | Literal["auto"]] = Field(
+        "auto", description="auto: 1 + loader processes"
+    )
+    max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
+    async_checkpoints: Machine[bool] = True
+    autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
 
 class Published(_Spec):
     """A published figure of this recipe."""
 
-    miou: float
-    split: str = "val"
-    source: str
-    note: str | None = None
+    miou: Recipe[float]
+    split: Recipe[str] = "val"
+    source: Recipe[str]
+    note: Recipe[str | None] = None
 
 
 class RunSpec(_Spec):
     """A run, whole."""
 
-    name: str = "run"
-    description: str = ""
-    seed: int = Field(0, ge=0)
-    model: ModelSpec
-    teacher: TeacherSpec | None = None
-    distill: DistillSpec | None = None
-    task: TaskSpec = TaskSpec()
-    data: DataSpec = DataSpec()
-    optim: OptimSpec = OptimSpec()
-    train: TrainSpec = TrainSpec()
-    cluster: ClusterSpec = ClusterSpec()
-    baseline: bool = Field(False, description="train without distillation first, to compare with")
+    name: Recipe[Held[str]] = "run"
+    description: Recipe[str] = ""
+    seed: Cohort[Held[Computes[int]]] = Field(0, ge=0)
+    model: Equal[Shapes[Student[ModelSpec]]]
+    teacher: Cohort[Shapes[TeacherSpec | None]] = None
+    distill: Shapes[DistillSpec | None] = None
+    task: Equal[TaskSpec] = TaskSpec()
+    data: Equal[Cohort[DataSpec]] = DataSpec()
+    optim: Equal[OptimSpec] = OptimSpec()
+    train: Equal[TrainSpec] = TrainSpec()
+    cluster: Cohort[Held[ClusterSpec]] = ClusterSpec()
+    baseline: Cosmetic[bool] = Field(False, description="train without distillation first, to compare with")
     published: Published | None = None
 
     @model_validator(mode="after")
     def _teacher_and_losses(self) -> RunSpec:
         if self.distill is not None and self.teacher is None:
-            raise ValueError("distill needs a teacher: set teacher.weights or teacher.train, or distill=null")
+            raise ValueError("distill: needs a teacher; set teacher.weights, teacher.train or distill=null")
         return self
 
-    def to_dict(self) -> Tree:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values: what goes to workers and into `run.yaml`."""
         return self.model_dump(mode="json")
 

@@ -6,11 +6,36 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cirkd_ray.data.base import Sample, UInt8
+from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.sampler import sample_rng
+from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.data_tools.pictures import Color, blend, fit, grid, legend, outlined, stack, text_line
 from cirkd_ray.types import ClassSet
 
 _MARGIN = 8
+
+
+def pick_samples(
+    data: SegmentationDataset, count: int, start: int | None = None, augmented: bool = False
+) -> list[Sample]:
+    """Samples to look at.
+
+    Args:
+        data: the data set.
+        count: how many, at most.
+        start: the first of them; None spreads them evenly.
+        augmented: training crops instead of whole images.
+    """
+    count = min(count, len(data))
+    spread = np.linspace(0, len(data) - 1, count).astype(int).tolist()
+    samples = []
+    for n in spread if start is None else range(start, min(start + count, len(data))):
+        sample = data.load(n)
+        if augmented:
+            image, label = TrainTransform(crop=data.default_crop)(sample, sample_rng(0, n))
+            sample = Sample(image, label, sample.name)
+        samples.append(sample)
+    return samples
 
 
 def contact_sheet(samples: Sequence[Sample], classes: ClassSet, columns: int = 3, width: int = 360) -> UInt8:

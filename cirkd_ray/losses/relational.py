@@ -1,10 +1,9 @@
-"""The one primitive of cross-image distillation: KL between the teacher's and the student's rows of
-similarities.
+"""The primitive of cross-image distillation: KL between the teacher's and the student's relations.
 
-For a query i and a segment s of N keys, with similarities q_i . k_n divided by the temperature,
+Here a temperature becomes a loss. A relation of query i to a segment s of N keys is
 
-    KL_is = sum_n  P_t[n] (log P_t[n] - log P_s[n]),    P = softmax_n(q_i . k_n / (temperature *
-    kd_temperature))
+    P = softmax_n(q_i . k_n / (temperature * kd_temperature)),
+    KL_is = sum_n P_t[n] (log P_t[n] - log P_s[n]),
 
 and the loss is `kd_temperature^2 * sum_i w_i sum_s KL_is` (Yang et al., Cross-Image Relational Knowledge
 Distillation, CVPR 2022, eqs. 4 to 12). Its gradient is `G = P_s - P_t`: dq = G k, dk = G^T q. Rows are
@@ -26,8 +25,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25}
-"""Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB)."""
+from cirkd_ray.device import no_autocast
+
+CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25, "meta": 2**62}
+"""Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB), all
+on `meta`, where nothing is computed."""
 MASKED = -1e30
 """Added to the similarity of a key that does not count: finite, so that a row without valid keys is too."""
 
@@ -69,7 +71,7 @@ def relational_kl(
     if chunk_rows is None:
         budget = CHUNK_ELEMENTS.get(student_queries.device.type, CHUNK_ELEMENTS["cuda"])
         chunk_rows = max(1, budget // max(1, student_keys.shape[1]))
-    with torch.autocast(student_queries.device.type, enabled=False):
+    with no_autocast(student_queries):
         return _RelationalKL.apply(*tensors, bias, temperature, kd_temperature, chunk_rows)  # type: ignore[no-any-return]
 
 

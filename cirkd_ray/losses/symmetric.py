@@ -14,17 +14,18 @@ is that of `relational_kl`, exact; memory grows with the number of tokens.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cirkd_ray.losses.relational import CHUNK_ELEMENTS, MASKED, relational_kl
+from cirkd_ray.device import no_autocast
+from cirkd_ray.losses.relational import MASKED, relational_kl
 
-TILES = {"cpu": (1024, 1024), "cuda": (4096, 8192)}
-"""Rows and columns of similarities worked on at once: in cache on a CPU, enough to fill a GPU."""
+TILES = {"cpu": (1024, 1024), "cuda": (4096, 8192), "meta": (2**31, 2**31)}
+"""Rows and columns of similarities worked on at once: in cache on a CPU, enough to fill a GPU, all on
+`meta`, where nothing is computed."""
 WIDEST = 60.0
 """Widest range of similarities over temperature whose exponentials float32 sums without loss."""
 
@@ -61,22 +62,10 @@ def relational_kl_symmetric(
         bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, MASKED).flatten()
     if tile is None:
         tile = TILES.get(student.device.type, TILES["cuda"])
-    with torch.autocast(student.device.type, enabled=False):
+    with no_autocast(student):
         return _SymmetricKL.apply(  # type: ignore[no-any-return]
             student.to(dtype), teacher.to(dtype), weights.to(dtype), bias, 1.0 / temperature, tile
         )
-
-
-@contextmanager
-def in_one_piece() -> Iterator[None]:
-    """No chunks and tiles on the CPU inside: for tensors without values, that take no memory however large
-    they are, and as long for a tile as for the whole."""
-    tile, chunk = TILES["cpu"], CHUNK_ELEMENTS["cpu"]
-    TILES["cpu"], CHUNK_ELEMENTS["cpu"] = (2**31, 2**31), 2**62
-    try:
-        yield
-    finally:
-        TILES["cpu"], CHUNK_ELEMENTS["cpu"] = tile, chunk
 
 
 class _Tile(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.errors import ConfigError, WeightsError, first_line
 from cirkd_ray.models.backbones import Backbone
 from cirkd_ray.models.heads.base import EncoderInfo
 from cirkd_ray.types import IMAGENET, Preprocessing
@@ -20,11 +20,7 @@ MAX_STAGES = 4
 """Heads see at most this many maps, the coarsest ones: stage1 (stride 4 in most encoders) to stage4."""
 
 # What makes timm's transformers take images of any size; each family knows one of these or none.
-_ANY_SIZE: tuple[dict[str, Any], ...] = (
-    {"dynamic_img_size": True},
-    {"strict_img_size": False},
-    {},
-)
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 _REFUSALS = (TypeError, ValueError, AssertionError, NotImplementedError, AttributeError, RuntimeError)
 """What timm raises where a family does not know an option or has no feature maps."""
@@ -82,8 +78,9 @@ class Encoder(nn.Module):
         self.multiple = max(strides) if backbone.pad else 1
         self.channels_last = str(getattr(self.body, "output_fmt", "NCHW")).endswith("NHWC")
         self.preprocessing = timm_preprocessing(backbone.timm_name) if backbone.plain else IMAGENET
-        if backbone.pad:
-            self._probe(backbone.timm_name, where)
+        self._name = backbone.timm_name
+        if backbone.pad and not next(self.parameters()).is_meta:
+            self.probe(where)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """The maps of N x 3 x H x W images; a map of stride s is ceil(H / s) x ceil(W / s)."""
@@ -99,28 +96,29 @@ class Encoder(nn.Module):
         return maps
 
     @torch.no_grad()
-    def _probe(self, name: str, where: str) -> None:
-        """One small forward: the maps are what timm says they are, and the size of images is free."""
+    def probe(self, where: str) -> None:
+        """One small forward: the maps are what timm says they are, and the size of images is free.
+
+        Raises:
+            ConfigError: they are not, or it is not.
+        """
         device = next(self.parameters()).device
-        if device.type == "meta":
-            return
         height, width = 2 * self.multiple, 3 * self.multiple
         strides = self.info.strides
-        expected = [
-            (c, cells(height, s), cells(width, s)) for c, s in zip(self.info.channels, strides, strict=True)
-        ]
+        sizes = zip(self.info.channels, strides, strict=True)
+        expected = [(channels, cells(height, s), cells(width, s)) for channels, s in sizes]
         self.eval()
         try:
             found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, 3, height, width, device=device))]
         except _REFUSALS as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(
-                f"{where}: timm's {name!r} takes images of one size only, "
+                f"{where}: timm's {self._name!r} takes images of one size only, "
                 f"which segmentation cannot use ({reason})"
             ) from None
         self.train()
         if found != expected:
-            raise ConfigError(f"{where}: {name!r} gives maps of {found}, but timm declares {expected}")
+            raise ConfigError(f"{where}: {self._name!r} gives maps of {found}, but timm declares {expected}")
 
 
 def cells(side: int, stride: int) -> int:
@@ -171,7 +169,7 @@ def _features(name: str, options: Mapping[str, Any], pretrained: bool, where: st
             model: nn.Module = timm.create_model(name, features_only=True, pretrained=pretrained, **settings)
         except _REFUSALS as error:
             logging.getLogger(__name__).debug("timm refuses %s with %s", name, settings, exc_info=True)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             continue
         except OSError as error:
             if not pretrained:

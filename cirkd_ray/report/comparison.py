@@ -11,7 +11,7 @@ from torch import nn
 
 from cirkd_ray.data.base import SegmentationDataset, UInt8
 from cirkd_ray.data_tools import pictures
-from cirkd_ray.evaluate.preview import Preview, preprocessing_of
+from cirkd_ray.evaluate.pictures import preprocessing_of, take_pictures
 from cirkd_ray.train.build import build_datasets, build_teacher
 from cirkd_ray.train.stages import Outcome
 from cirkd_ray.weights import load_model
@@ -61,7 +61,7 @@ def comparison(
     """
     cpu = torch.device("cpu")
     seen = [
-        Preview(network, preprocessing_of(network), cpu).pictures(dataset, indices)
+        take_pictures(dataset, indices, network, preprocessing_of(network), device=cpu)
         for network in networks.values()
     ]
     rows, present = [], set()

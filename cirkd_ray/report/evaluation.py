@@ -11,15 +11,16 @@ from typing import Any
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data_tools.pictures import save_picture
-from cirkd_ray.evaluate.bootstrap import Interval
-from cirkd_ray.evaluate.preview import Picture
-from cirkd_ray.evaluate.saved import EvaluationJob, Subject
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.bootstrap import ConfidenceInterval
+from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.evaluate.job import EvaluationJob, Subject
+from cirkd_ray.evaluate.pictures import Picture
 from cirkd_ray.files import save_text
 from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
+from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Evaluation:
     job: EvaluationJob
     subject: Subject
     result: EvaluationResult
-    interval: Interval | None = None
+    interval: ConfidenceInterval | None = None
     worst: Sequence[tuple[int, float]] = ()
     pictures: Sequence[Picture] = ()
 
@@ -163,3 +164,24 @@ def _settings(job: EvaluationJob) -> dict[str, Any]:
 
 def _number(value: float | None) -> float | None:
     return None if value is None or not math.isfinite(value) else value
+
+
+def usual_folder(model: str, job: EvaluationJob) -> Path:
+    """A folder for each model and each way in which it looks at the images: none overwrites another."""
+    views, window = job.views, job.views.window
+    parts = [job.data, job.split]
+    parts += ["scales", *(f"{scale:g}" for scale in views.scales)] if views.scales != (1.0,) else []
+    parts += ["flip"] if views.flip else []
+    parts += ["window", "{}x{}".format(*window.size)] if window else []
+    parts += ["stride", "{}x{}".format(*window.stride)] if window and window.stride else []
+    parts += [views.average] if views.average != "logits" else []
+    parts += [job.precision] if job.precision != "fp32" else []
+    parts += ["first", str(job.limit)] if job.limit else []
+    name = "-".join(parts)
+    if is_run(model):
+        return Path(model) / "eval" / name
+    path = Path(model).expanduser().absolute()
+    if path.name in (CARD_FILE, WEIGHTS_FILE):  # an export's files are all named alike, its folder is not
+        path = path.parent
+        return Path("runs") / f"eval-{path.name}-{name}"
+    return Path("runs") / f"eval-{path.name if path.is_dir() else path.stem}-{name}"

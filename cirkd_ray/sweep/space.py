@@ -4,64 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
 
 from cirkd_ray.config.composition import Tree
+from cirkd_ray.config.roles import Computes, Cosmetic, Machine, Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.sweep.parameters import Parameter
 
-PAUSING = ("hyperband", "bohb", "pbt", "pb2")
+PAUSING = ("hyperband", "pbt")
 """Schedulers that pause trials, so that more trials are under way than run at a time."""
-POPULATION = ("pbt", "pb2")
-"""Schedulers whose trials take over each other's weights and change their settings while they train."""
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+class _Named(_Spec):
+    """A choice by name, some of which earlier versions had."""
+
+    gone: ClassVar[dict[str, str]] = {}
+
+    @field_validator("name", mode="before", check_fields=False)
+    @classmethod
+    def _still_there(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in cls.gone:
+            raise ValueError(f"{value} is no longer there; use {cls.gone[value]}")
+        return value
+
+
 class Budget(_Spec):
     """What a sweep may spend."""
 
-    trials: PositiveInt | None = Field(None, description="default: the whole grid, or 16")
-    steps: PositiveInt | None = Field(
+    trials: Computes[PositiveInt | None] = Field(None, description="default: the whole grid, or 16")
+    steps: Computes[PositiveInt | None] = Field(
         None, description="of a trial at most; default: the recipe's train.steps"
     )
-    report_every: PositiveInt | None = Field(
+    report_every: Computes[PositiveInt | None] = Field(
         None, description="steps between validations, where trials are judged; default: a tenth of steps"
     )
-    hours: PositiveFloat | None = Field(None, description="wall time after which no trial goes on")
+    hours: Machine[PositiveFloat | None] = Field(None, description="wall time after which no trial goes on")
 
 
-class Scheduler(_Spec):
+class Scheduler(_Named):
     """When trials end early or change."""
 
-    name: Literal["none", "asha", "hyperband", "bohb", "median", "pbt", "pb2"] = "none"
+    gone = {"bohb": "asha with searcher tpe", "pb2": "pbt"}
+
+    name: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
     grace_steps: PositiveInt | None = Field(
         None, description="no trial is judged before; default: one report"
     )
     reduction_factor: float = Field(3.0, gt=1, description="ASHA, HyperBand: one in so many goes on")
     perturb_every: PositiveInt | None = Field(
-        None, description="PBT, PB2: steps between exploits; default: one report"
+        None, description="PBT: steps between exchanges; default: one report"
     )
     quantile: float = Field(
-        0.25, gt=0, le=0.5, description="PBT, PB2: share that copies the best as large a share"
+        0.25,
+        gt=0,
+        le=0.5,
+        description="PBT: share of trials, the worst, that take the weights of as many best",
     )
     resample: float = Field(
         0.25, ge=0, le=1, description="PBT: probability of a new value instead of a scaled one"
     )
 
 
-class Searcher(_Spec):
+class Searcher(_Named):
     """Where the next trial's values come from."""
 
-    name: Literal["random", "grid", "tpe", "hyperopt", "bohb"] = "random"
+    gone = {"bohb": "tpe with scheduler asha", "hyperopt": "tpe"}
+
+    name: Literal["random", "grid", "tpe"] = "random"
     seed: int = Field(0, ge=0)
-    startup_trials: PositiveInt = Field(
-        8, description="random trials before the model of TPE or HyperOpt is used"
-    )
+    startup_trials: PositiveInt = Field(8, description="random trials before the model of TPE is used")
 
 
 class Resources(_Spec):
@@ -76,23 +94,25 @@ class Resources(_Spec):
 class SweepSpec(_Spec):
     """A sweep, whole."""
 
-    name: str = "sweep"
-    description: str = ""
-    recipe: str
-    set: dict[str, Any] = Field({}, description="settings of the recipe that hold for every trial")
-    parameters: dict[str, Parameter] = Field(min_length=1)
-    metric: dict[str, Literal["max", "min"]] = Field({"miou": "max"}, min_length=1)
+    name: Computes[str] = "sweep"
+    description: Cosmetic[str] = ""
+    recipe: Computes[str]
+    set: Computes[dict[str, Any]] = Field({}, description="settings of the recipe that hold for every trial")
+    parameters: Computes[dict[str, Parameter]] = Field(min_length=1)
+    metric: Computes[dict[str, Literal["max", "min"]]] = Field({"miou": "max"}, min_length=1)
     budget: Budget = Budget()
-    scheduler: Scheduler = Scheduler()
-    searcher: Searcher = Searcher()
-    resources: Resources = Resources()
-    seeds: tuple[NonNegativeInt, ...] = Field(
+    scheduler: Computes[Scheduler] = Scheduler()
+    searcher: Computes[Searcher] = Searcher()
+    resources: Machine[Resources] = Resources()
+    seeds: Computes[tuple[NonNegativeInt, ...]] = Field(
         (0,), min_length=1, description="trials use the first; controls and finalists all"
     )
-    finalists: int = Field(
+    finalists: Computes[int] = Field(
         1, ge=0, description="best configurations that are run with every seed, whole length"
     )
-    controls: bool = Field(True, description="run the recipe without distillation and with its own values")
+    controls: Computes[bool] = Field(
+        True, description="run the recipe without distillation and with its own values"
+    )
 
     @field_validator("seeds")
     @classmethod
@@ -103,7 +123,7 @@ class SweepSpec(_Spec):
 
     @property
     def multi_objective(self) -> bool:
-        """More than one metric."""
+        """Whether there is more than one metric."""
         return len(self.metric) > 1
 
     @property
@@ -170,3 +190,13 @@ class SweepSpec(_Spec):
             count = len(self.grid_points())
             return min(count, self.budget.trials or count)
         return self.budget.trials or 16
+
+
+def is_kept(path: str) -> bool:
+    """Whether a setting of a space must be the same when its sweep is resumed.
+
+    All must, except what a sweep takes of the cluster and what its runs tell.
+    """
+    section, _, setting = path.partition(".")
+    role = role_of(setting) if section == "set" and setting else role_of(path, SweepSpec)
+    return Role.COMPUTES in role or not role & (Role.MACHINE | Role.COSMETIC)

@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations, product
 from typing import Any
 
 from cirkd_ray.config import RunSpec, from_tree, load_tree
-from cirkd_ray.config.applied import differences, paths_of
+from cirkd_ray.config.applied import applied, paths_of
 from cirkd_ray.config.composition import Tree, apply_overrides, flatten
+from cirkd_ray.config.roles import Role
+from cirkd_ray.config.settings import role_of
 from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
-from cirkd_ray.sweep.space import PAUSING, POPULATION
+from cirkd_ray.sweep.space import PAUSING
 from cirkd_ray.sweep.space_file import SpaceFile
-from cirkd_ray.train.space_build import Builder
-from cirkd_ray.train.teacher import COSMETIC
+from cirkd_ray.train.dry_run import DryRun
 
 REPORTED = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
 MEASURED = ("latency_ms", "parameters")
 """Of the student alone, measured when a trial starts: milliseconds for one validation image, and a count."""
-FIXED = (
-    "cluster.",
-    "teacher.train",
-    "teacher.set",
-    "train.validate_every",
-    "train.checkpoint_every",
-    "name",
-    "seed",
-)
-"""Settings that a sweep holds itself, so that sampling them would do nothing or break the comparison."""
-MUTABLE = re.compile(
-    r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
-    r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
-)
-"""What may change between a checkpoint and the run that goes on from it."""
-WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
 DRAWN = 32
 """Configurations that are tried as recipes before a sweep starts."""
-SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.(?P<loss>[^.]+)(\.[^.]+)?$")
-"""Settings that decide how networks and losses are built."""
 
 
 def base_run(space: SpaceFile) -> RunSpec:
@@ -62,7 +44,7 @@ def base_run(space: SpaceFile) -> RunSpec:
     base = from_tree(apply_overrides(spec.to_dict(), cadence))
     asked, found = (flatten(run.to_dict()) for run in (from_tree(apply_overrides(tree, sweep.set)), base))
     for path in sweep.set:
-        said = [key for key in asked if f"{key}.".startswith(f"{path}.") and key not in COSMETIC]
+        said = [k for k in asked if f"{k}.".startswith(f"{path}.") and Role.COSMETIC not in role_of(k)]
         if any(asked[key] != found.get(key) for key in said):
             raise space.error(
                 ("set", path), "is set by the sweep itself; say it with budget, resources or seeds"
@@ -70,8 +52,12 @@ def base_run(space: SpaceFile) -> RunSpec:
     return base
 
 
-def check_space(space: SpaceFile) -> RunSpec:
-    """Check a space; returns `base_run`.
+def check_space(space: SpaceFile, notes: list[str] | None = None) -> RunSpec:
+    """Check a space without data; returns `base_run`.
+
+    Args:
+        space: the space.
+        notes: takes what could not be checked.
 
     Raises:
         ConfigError: with the line of the setting and what to do.
@@ -80,14 +66,16 @@ def check_space(space: SpaceFile) -> RunSpec:
     _check_metrics(space)
     _check_pair(space)
     _check_schedule(space, spec)
-    builder = Builder()
+    dry = DryRun(elsewhere=True)
     try:
-        builder.check(spec)
+        dry.check(spec)
     except UserError as error:
         raise space.error(("recipe",), f"cannot be built: {error}") from None
-    _check_parameters(space, spec, builder)
-    _check_pairs(space, spec, builder)
+    _check_parameters(space, spec)
+    _check_values(space, spec, dry)
     _check_drawn(space, spec)
+    if notes is not None:
+        notes += dry.notes
     return spec
 
 
@@ -119,7 +107,6 @@ def _check_pair(space: SpaceFile) -> None:
     sweep = space.spec
     scheduler, searcher = sweep.scheduler.name, sweep.searcher.name
     grids = [path for path, parameter in sweep.parameters.items() if parameter.kind == "grid"]
-    problem = None
     if searcher == "grid" and len(grids) < len(sweep.parameters):
         other = next(path for path in sweep.parameters if path not in grids)
         raise space.error(
@@ -129,38 +116,32 @@ def _check_pair(space: SpaceFile) -> None:
         raise space.error(
             ("parameters", grids[0]), f"searcher {searcher} draws its values; make the grid a choice"
         )
-    if (scheduler == "bohb") != (searcher == "bohb"):
-        problem = f"scheduler {scheduler} and searcher {searcher}: BOHB is both or neither"
-    elif scheduler in POPULATION and searcher != "random":
-        problem = (
-            f"scheduler {scheduler} changes values while trials train; use searcher random, not {searcher}"
+    if scheduler == "pbt" and searcher != "random":
+        raise space.error(
+            ("scheduler", "name"),
+            f"scheduler pbt changes values while trials train; use searcher random, not {searcher}",
         )
-    elif sweep.multi_objective and scheduler != "none":
-        problem = (
-            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none"
+    if sweep.multi_objective and scheduler != "none":
+        raise space.error(
+            ("scheduler", "name"),
+            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none",
         )
-    elif sweep.multi_objective and searcher in ("hyperopt", "bohb"):
-        problem = f"searcher {searcher} follows one metric, the space has {len(sweep.metric)}; use tpe"
-    if problem:
-        raise space.error(("scheduler", "name"), problem)
-    if scheduler in POPULATION:
+    if scheduler == "pbt":
         _check_population(space)
 
 
 def _check_population(space: SpaceFile) -> None:
     for path, parameter in space.spec.parameters.items():
-        if not MUTABLE.match(path) or parameter.when:
+        if Role.MUTABLE not in role_of(path) or parameter.when:
             raise space.error(
                 ("parameters", path),
-                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are "
+                "pbt changes settings of a network that trains on; possible are "
                 "loss weights, temperatures, optim.lr and their like, without conditions",
             )
-        if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
-            raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
-        if WEIGHT.match(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
+        if Role.WEIGHT in role_of(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
             raise space.error(
                 ("parameters", path, parameter.kind),
-                f"{space.spec.scheduler.name} cannot take 0: a term without weight is not built, so its "
+                "pbt cannot take 0: a term without weight is not built, so its "
                 "checkpoints fit no other trial; take a small weight instead",
             )
     if space.spec.trials < 4:
@@ -188,141 +169,116 @@ def _check_schedule(space: SpaceFile, spec: RunSpec) -> None:
         )
 
 
-def _check_parameters(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
-    """Every path exists, every bound and option is a valid recipe that can be built, in every branch of its
-    conditions.
-    """
-    base = spec.to_dict()
-    for path, parameter in space.spec.parameters.items():
+def _check_parameters(space: SpaceFile, spec: RunSpec) -> None:
+    """Every path is one that a sweep may vary and exists, in every branch of its conditions."""
+    base, paths = spec.to_dict(), list(space.spec.parameters)
+    for path in paths:
         location = ("parameters", path)
-        if any(_overlap(path, fixed) for fixed in FIXED):
+        if Role.HELD in role_of(path):
             raise space.error(
                 location, "is set by the sweep itself (budget, resources, seeds, one teacher for all)"
             )
-        paths = list(space.spec.parameters)
         inner = next((p for p in paths[: paths.index(path)] if p.startswith(f"{path}.")), None)
         if inner is not None:
             raise space.error(location, f"would undo {inner}, which stands before it; put it first")
         if path == "train.steps" and space.spec.budget.steps is not None:
             raise space.error(location, "and budget.steps set the same; keep one of them")
+        _check_conditions(space, path)
         for branch in _branches(space, path):
-            before = from_tree(apply_overrides(base, space.spec.settings(branch)))
-            known = paths_of(before)
+            known = paths_of(from_tree(apply_overrides(base, space.spec.settings(branch))))
             if path not in known:
                 under = f" where {_shown(branch)}" if branch else ""
                 raise space.error(
                     location, f"no such setting in {space.spec.recipe!r}{under}{nearest(path, known)}"
                 )
-            for value in [*parameter.extremes(), *parameter.between()]:
-                setting = {path: parameter.setting(value)}
-                try:
-                    builder.check(
-                        _applied(apply_overrides(before.to_dict(), setting), setting), _loss_of(path)
-                    )
-                except UserError as error:
-                    raise space.error(
-                        (*location, parameter.kind), f"{value!r} cannot be used: {error}"
-                    ) from None
 
 
-def _overlap(first: str, second: str) -> bool:
-    """Whether one of two paths is or holds the other."""
-    one, two = f"{first.rstrip('.')}.", f"{second.rstrip('.')}."
-    return one.startswith(two) or two.startswith(one)
+def _check_values(space: SpaceFile, spec: RunSpec, dry: DryRun) -> None:
+    """Each bound and option alone can be built, in every branch of its conditions; so can the ends of each
+    two that shape the networks or one loss: fewer slots in a queue than are drawn from it."""
+    base, parameters = spec.to_dict(), space.spec.parameters
+    shaping = [p for p in parameters if Role.SHAPES in role_of(p) and Role.WEIGHT not in role_of(p)]
+    for paths in [*((path,) for path in parameters), *combinations(shaping, 2)]:
+        losses = {loss for loss in map(_loss_of, paths) if loss is not None}
+        if len(losses) > 1:  # losses are built one by one
+            continue
+        *others, path = paths
+        for branch, values in product(
+            _branches(space, *paths), product(*(_tried(parameters[p], len(paths)) for p in paths))
+        ):
+            drawn = dict(zip(paths, values, strict=True))
+            settings = space.spec.settings({**branch, **drawn})
+            beside = "".join(f" with {other}={drawn[other]!r}" for other in others)
+            try:
+                dry.check(applied(base, settings, only=path), next(iter(losses), None))
+            except UserError as error:
+                location = ("parameters", path, parameters[path].kind)
+                raise space.error(location, f"{drawn[path]!r} cannot be used{beside}: {error}") from None
 
 
 def _check_drawn(space: SpaceFile, spec: RunSpec) -> None:
     """Whole configurations as trials will draw them: what no single parameter forbids, several may."""
-    sweep = space.spec
+    sweep, base = space.spec, spec.to_dict()
     points = sweep.grid_points() if sweep.searcher.name == "grid" else sweep.random_points(DRAWN)
     for point in points[:DRAWN]:
         settings = sweep.settings(point)
         try:
-            _applied(apply_overrides(spec.to_dict(), settings), settings)
+            applied(base, settings)
         except UserError as error:
             within = any(a.startswith(f"{b}.") for a in settings for b in settings)
             hint = "; `when:` lets a parameter count under one choice only" if within else ""
             raise space.error(("parameters",), f"{_shown(settings)} cannot be used: {error}{hint}") from None
 
 
-def _applied(tree: Tree, settings: Mapping[str, Any]) -> RunSpec:
-    """The resolved recipe, in which `settings` are in effect."""
-    spec = from_tree(tree)
-    differing = differences(spec, settings)
-    if differing:
-        raise ConfigError(f"the resolved recipe has {differing[0]}")
-    return spec
-
-
-def _check_pairs(space: SpaceFile, spec: RunSpec, builder: Builder) -> None:
-    """What each parameter allows, two may forbid together: fewer slots in a memory than are drawn from it."""
-    parameters = space.spec.parameters
-    shaping = [path for path in parameters if SHAPING.match(path) and not WEIGHT.match(path)]
-    for first, second in combinations(shaping, 2):
-        losses = {loss for loss in map(_loss_of, (first, second)) if loss is not None}
-        if len(losses) > 1:  # losses are built one by one
-            continue
-        for branch in _branches_of_pair(space, first, second):
-            for values in product(_ends(parameters[first]), _ends(parameters[second])):
-                drawn = {**branch, first: values[0], second: values[1]}
-                try:
-                    tree = apply_overrides(spec.to_dict(), space.spec.settings(drawn))
-                    builder.check(from_tree(tree), next(iter(losses), None))
-                except UserError as error:
-                    raise space.error(
-                        ("parameters", second, parameters[second].kind),
-                        f"{values[1]!r} cannot be used with {first}={values[0]!r}: {error}",
-                    ) from None
-
-
 def _loss_of(path: str) -> str | None:
     """The loss that a path belongs to, if it belongs to one."""
-    found = SHAPING.match(path)
-    return found["loss"] if found else None
+    match path.split("."):
+        case ["distill", "losses", loss, *_]:
+            return loss
+    return None
 
 
-def _ends(parameter: Parameter) -> list[Any]:
-    """Lowest and highest number; of other options all."""
+def _tried(parameter: Parameter, together: int) -> list[Any]:
+    """Values that stand for all; of numbers that are tried with others the lowest and the highest."""
     values = parameter.extremes()
+    if together == 1:
+        return [*values, *parameter.between()]
     numbers = [v for v in values if isinstance(parameter.setting(v), int | float)]
     if len(numbers) < len(values):
         return values
     return list({min(numbers, key=parameter.setting): 0, max(numbers, key=parameter.setting): 0})
 
 
-def _branches_of_pair(space: SpaceFile, first: str, second: str) -> Iterator[dict[str, Any]]:
-    """Values of other choices under which both parameters count and neither is bound by the other's."""
-    for one, two in product(_branches(space, first), _branches(space, second)):
-        branch = {**one, **two}
-        if first not in branch and second not in branch and all(branch[path] == one[path] for path in one):
-            yield branch
+def _branches(space: SpaceFile, *paths: str) -> list[dict[str, Any]]:
+    """Values of other choices under which the parameters at `paths` count; one empty branch if they always
+    do, none if one of them is bound by the value of another."""
+    parameters, bound = space.spec.parameters, list(paths)
+    for path in bound:  # grows
+        bound += [other for other in parameters[path].when if other not in bound]
+    others = bound[len(paths) :]
+    if any(path in parameters[other].when for other in bound for path in paths):
+        return []
+    points = product(*(parameters[other].options for other in others))
+    branches = [space.spec.active(dict(zip(others, point, strict=True))) for point in points]
+    counting = [b for b in branches if all(parameters[path].applies(b) for path in paths)]
+    return [b for k, b in enumerate(counting) if b not in counting[:k]]
 
 
-def _branches(space: SpaceFile, path: str) -> list[dict[str, Any]]:
-    """Values of other choices under which the parameter at `path` counts; one empty branch if always."""
+def _check_conditions(space: SpaceFile, path: str) -> None:
+    """`when` names choices that stand before, and values that they have."""
     parameters = space.spec.parameters
-    order = list(parameters)
-    branches: list[dict[str, Any]] = [{}]
+    before = list(parameters)[: list(parameters).index(path)]
     for other, wanted in parameters[path].when.items():
         location = ("parameters", path, "when", other)
-        if other not in parameters or order.index(other) >= order.index(path):
-            raise space.error(
-                location, f"names no parameter that stands before it{nearest(other, parameters)}"
-            )
+        if other not in before:
+            hint = nearest(other, parameters)
+            raise space.error(location, f"names no parameter that stands before it{hint}")
         options = parameters[other].options
-        allowed = wanted if isinstance(wanted, list) else [wanted]
-        for value in allowed:
+        for value in wanted if isinstance(wanted, list) else [wanted]:
             if value not in options:
                 raise space.error(
                     location, f"{other} is never {value!r}{nearest(str(value), map(str, options))}"
                 )
-        branches = [
-            {**parent, **branch, other: value}
-            for branch in branches
-            for value in allowed
-            for parent in _branches(space, other)
-        ]
-    return branches
 
 
 def _shown(branch: Mapping[str, Any]) -> str:

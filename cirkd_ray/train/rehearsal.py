@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import UserError
 from cirkd_ray.losses import DistillationLoss, LossInputs
-from cirkd_ray.losses.symmetric import in_one_piece
 from cirkd_ray.models.encoders import cells
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import SegmentationOutput
@@ -24,36 +25,50 @@ def rehearse(
     student: SegmentationModel,
     teacher: SegmentationModel,
     losses: Mapping[str, DistillationLoss],
-) -> None:
+) -> list[str]:
     """Let every loss meet maps of the sizes that the recipe's crop gives, without computing any.
 
-    The tensors are torch's fakes: they have a shape, a type and a device, but no values, so that a large
-    network takes no longer than a small one. The teacher's maps are made from what it declares, since they
-    are resized to the student's anyway and a network from elsewhere may do anything in its forward. Weights,
-    statistics and queues keep their values, but modes and BatchNorm's counts do not: student and losses are
-    to be thrown away.
+    All tensors are on torch's `meta` device: they have a shape and a type, but no values, so that a large
+    network takes no longer than a small one. Modules may be on any device and keep their values; student and
+    losses are put in training mode. The teacher's maps are made from what it declares: they are resized to
+    the student's anyway, and a network from elsewhere may do anything in its forward.
 
-    What cannot run without values is passed over: then the first step is the first to know.
+    Returns:
+        What cannot be known without values, a sentence each.
 
     Raises:
         UserError: what a loss finds wrong with its settings, given the maps.
     """
-    if spec.data.crop is None:
-        return
+    assert spec.data.crop is not None
     height, width = spec.data.crop
-    try:
-        from torch._subclasses import FakeTensorMode  # no public name; it may move
+    notes: list[str] = []
+    with torch.no_grad(), torch.device("meta"):
+        labels = torch.zeros(IMAGES, height, width, dtype=torch.int64)
+        try:
+            seen = _shapes(student.train(), torch.zeros(IMAGES, 3, height, width))
+        except Exception as error:  # of torch, where an operator has no such form, or of timm
+            return [unknown(f"model: {student.name} on {height} x {width} pixels", error)]
+        inputs = LossInputs(seen, declared_output(teacher, height, width), labels)
+        for name, loss in losses.items():
+            try:
+                _shapes(loss.train(), inputs)
+            except UserError:
+                raise
+            except Exception as error:  # of anybody's code
+                notes.append(unknown(f"distill.losses.{name}", error))
+    return notes
 
-        with torch.no_grad(), in_one_piece(), FakeTensorMode(allow_non_fake_inputs=True):
-            seen = student.train()(torch.zeros(IMAGES, 3, height, width))
-            labels = torch.zeros(IMAGES, height, width, dtype=torch.int64)
-            inputs = LossInputs(seen, declared_output(teacher, height, width), labels)
-            for loss in losses.values():
-                loss.train().forward(inputs)  # not called: the check of the labels' values would look at them
-    except UserError:
-        raise
-    except Exception:  # of torch, where it has no fake of an operator, or of anybody's code
-        return
+
+def unknown(what: str, error: Exception) -> str:
+    """The note on what failed for want of values."""
+    reason = f"{type(error).__name__}: {error}".split("\n", 1)[0][:160]
+    return f"{what}: cannot be checked without values ({reason}); the first step will show"
+
+
+def _shapes(module: nn.Module, argument: Any) -> Any:
+    """What the module returns, with parameters and buffers that have shapes alone in place of its own."""
+    held = (*module.named_parameters(), *module.named_buffers())
+    return functional_call(module, {name: torch.empty_like(t, device="meta") for name, t in held}, argument)
 
 
 def declared_output(model: SegmentationModel, height: int, width: int) -> SegmentationOutput:

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.config.composition import flatten
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.teacher import FREE, slug, teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
 
 
 class Runner(Protocol):
@@ -86,7 +86,8 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    check_run(spec)
+    for note in check_run(spec):
+        say(note)
     with locked(directory):
         open_directory(directory, spec, resume)
         teacher, baseline, reused = None, None, []
@@ -134,25 +135,6 @@ def train_once(
         say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False
-
-
-def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None:
-    """Make the run's directory, or check that it holds this very run.
-
-    Raises:
-        ConfigError: it holds a run and `resume` is off, or a run of another recipe.
-    """
-    if not (resume and directory.recipe.exists()):
-        directory.create(spec)
-        return
-    before, now = flatten(directory.spec().to_dict()), flatten(spec.to_dict())
-    changed = [k for k in {**before, **now} if before.get(k) != now.get(k) and not k.startswith(FREE)]
-    if changed:
-        key = sorted(changed)[0]
-        raise ConfigError(
-            f"{directory.path}: was started with {key}={before.get(key)!r}, not {now.get(key)!r}; "
-            "resume it with its own settings, or start a new run"
-        )
 
 
 @contextmanager

@@ -8,15 +8,9 @@ from pathlib import Path
 
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.composition import apply_overrides, flatten, overrides_from
+from cirkd_ray.config.settings import computes
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
-
-COSMETIC = ("train.log_every", "train.keep_checkpoints", "train.pictures")
-"""Settings of what a run tells and keeps; a sweep adapts them to its reports, whatever the recipe says."""
-CHANGEABLE = ("cluster.", "data.root", "data.workers", *COSMETIC)
-"""Settings that may differ when a run is continued: they do not change what it computes."""
-FREE = (*CHANGEABLE, "name", "description", "published", "baseline")
-"""These, what a recipe says of itself, and what is run beside it."""
 
 
 def slug(name: str) -> str:
@@ -28,7 +22,7 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     """The teacher's own run: its recipe on this run's data and cluster, then `teacher.set`."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
-    tree = load_tree(spec.teacher.train)
+    tree = load_tree(spec.teacher.train, "teacher.train")
     shared = spec.to_dict()
     tree = {**tree, "data": shared["data"], "cluster": shared["cluster"], "seed": spec.seed}
     found = from_tree(apply_overrides(tree, overrides_from(spec.teacher.set)))
@@ -49,8 +43,7 @@ def fingerprint(spec: RunSpec, data_root: bool = False) -> str:
             elsewhere; one that others reuse must not come from another `data.root`: there, the same data
             set's name may stand for other images.
     """
-    leaves = flatten(spec.to_dict())
-    kept = {k: v for k, v in leaves.items() if not k.startswith(FREE)}
+    kept = {k: v for k, v in flatten(spec.to_dict()).items() if computes(k)}
     digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
     return hashlib.sha256(f"{digits} {spec.data.root}".encode()).hexdigest()[:10] if data_root else digits
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cirkd_ray.cli import build_parser
 from cirkd_ray.config import load_run
 from cirkd_ray.sweep.space_check import check_space
 from cirkd_ray.sweep.space_file import load_space
+from tests.commandline import parsed
 from tests.paths import REPO
 
 JOBS = REPO / "jobs"
@@ -63,8 +63,8 @@ def test_a_script_submits_a_command_that_exists_and_passes_the_exit_code_on(
     assert called[called.index("--working-dir") + 1] == str(REPO)
     entry = called[called.index("--") + 1 :]
     assert entry[:3] == ["python", "-m", "cirkd_ray"]
-    parsed = build_parser().parse_args(entry[3:])
-    assert parsed.command == name.removesuffix(".sh")
+    assert entry[3] == name.removesuffix(".sh")
+    assert parsed(entry[3:])
     assert any("/shared/my runs" in part for part in entry)
     assert (tmp_path / "mode").read_text().strip() == ""
 
@@ -158,14 +158,14 @@ def test_a_manifests_entry_point_is_a_command_that_resumes(path: Path) -> None:
     assert spec["submissionMode"] == "K8sJobMode"
     entry = shlex.split(spec["entrypoint"])
     assert entry[:3] == ["python", "-m", "cirkd_ray"]
-    parsed = build_parser().parse_args(entry[3:])
-    assert parsed.name
-    assert parsed.out.startswith("/shared/")
-    if parsed.command == "train":
-        assert parsed.resume is not None
-        load_run(parsed.recipe, parsed.overrides)
+    values = parsed(entry[3:])
+    assert values["name"]
+    assert values["out"].startswith("/shared/")
+    if entry[3] == "train":
+        assert values["resume"] is not None
+        load_run(values["recipe"], values["overrides"])
     else:
-        check_space(load_space(parsed.space, parsed.overrides))
+        check_space(load_space(values["space"], values["overrides"]))
     mounts = spec["rayClusterSpec"]["workerGroupSpecs"][0]["template"]["spec"]["containers"][0][
         "volumeMounts"
     ]

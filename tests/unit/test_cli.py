@@ -3,23 +3,155 @@
 from __future__ import annotations
 
 import json
+import os
+import shlex
 import subprocess
 import sys
 
+import click
 import jsonschema
 import pytest
 import yaml
 
+from cirkd_ray import __version__
 from cirkd_ray.cli import main
+from cirkd_ray.errors import UserError
+from tests.commandline import command_at, command_paths, parsed
+from tests.paths import REPO
 
 
 def test_help_imports_neither_torch_nor_ray() -> None:
     code = (
-        "import sys; from cirkd_ray.cli import build_parser; build_parser().format_help();"
-        "heavy = {'torch', 'ray', 'cv2', 'timm', 'matplotlib', 'rich'} & set(sys.modules);"
-        "sys.exit(f'{heavy}' if heavy else 0)"
+        "import sys; from cirkd_ray.cli import main; from tests.commandline import command_paths;"
+        "main(['--help']);"
+        "early = [name for name in sys.modules if name.startswith('cirkd_ray.commands.')];"
+        "codes = [main([*path, '--help']) for path in command_paths()];"
+        "heavy = {'torch', 'ray', 'cv2', 'timm', 'matplotlib', 'rich', 'numpy', 'yaml'} & set(sys.modules);"
+        "sys.exit(f'{early} {heavy} {codes}' if early or heavy or any(codes) else 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=REPO, stdout=subprocess.DEVNULL)
+
+
+@pytest.mark.parametrize("path", list(command_paths()), ids=" ".join)
+def test_every_command_has_help_and_each_option_says_what_it_does(
+    path: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*path, "-h"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith(f"Usage: {' '.join(('cirkd', *path))} ")
+    options = [param for param in command_at(path).params if isinstance(param, click.Option)]
+    assert "--debug" in {name for option in options for name in option.opts}
+    assert all(option.help for option in options)
+
+
+def readme_lines() -> list[str]:
+    lines = (REPO / "README.md").read_text(encoding="utf-8").splitlines()
+    commands = [part.strip() for line in lines for part in line.split("#")[0].split(";")]
+    return [text for text in commands if text.startswith("cirkd ")]
+
+
+@pytest.mark.parametrize("line", readme_lines())
+def test_the_command_lines_of_the_readme_are_taken(line: str) -> None:
+    assert isinstance(parsed(shlex.split(line)[1:]), dict)
+
+
+def test_the_readme_shows_most_commands() -> None:
+    assert len({line.split()[1] for line in readme_lines()}) >= 9
+
+
+@pytest.mark.parametrize(
+    ("words", "model", "scales", "flip"),
+    [
+        ("eval RUN --scales 0.75 1 1.25", "RUN", (0.75, 1.0, 1.25), False),
+        ("eval RUN --scales 0.75 1 1.25 --flip", "RUN", (0.75, 1.0, 1.25), True),
+        ("eval --flip --scales 0.5 1 --limit 3 RUN", "RUN", (0.5, 1.0), True),
+        ("eval --scales 2 -- RUN", "RUN", (2.0,), False),
+        ("eval --scales=2 RUN", "RUN", (2.0,), False),
+        ("eval RUN", "RUN", (1.0,), False),
+    ],
+)
+def test_an_option_of_several_words(words: str, model: str, scales: tuple[float, ...], flip: bool) -> None:
+    values = parsed(words.split())
+    assert (values["model"], values["scales"], values["flip"]) == (model, scales, flip)
+
+
+def test_images_stand_before_and_after_options() -> None:
+    words = "predict RUN a.png --write colors ids --out o b/ --set data.x=1 --set data.y=2 c.png"
+    values = parsed(words.split())
+    assert values["model"] == "RUN"
+    assert values["inputs"] == ("a.png", "b/", "c.png")
+    assert values["forms"] == ("colors", "ids")
+    assert values["overrides"] == ("data.x=1", "data.y=2")
+
+
+@pytest.mark.parametrize(
+    ("words", "resume", "recipe"),
+    [
+        ("r", None, "r"),
+        ("r --resume", "", "r"),
+        ("--resume run", "run", None),
+        ("--resume --local r", "", "r"),
+    ],
+)
+def test_resume_takes_a_run_or_none(words: str, resume: str | None, recipe: str | None) -> None:
+    values = parsed(["train", *words.split()])
+    assert (values["resume"], values["recipe"]) == (resume, recipe)
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        ("trian", "did you mean 'train'"),
+        ("xyz", "known: bench, compare, data"),
+        ("data chekc", "Did you mean 'check'"),
+        ("train --resum", "Did you mean '--resume'"),
+        ("eval", "Missing argument 'MODEL'"),
+        ("eval RUN --scales", "'--scales' requires an argument"),
+        ("eval RUN --scales 1 x", "--scales: 'x' is not a valid float"),
+        ("eval RUN --window 3xx", "--window: '3xx' is no size; write HEIGHTxWIDTH"),
+        ("predict RUN --write colours", "is not one of 'colors', 'blends', 'ids'"),
+        ("eval RUN --limit 0", "--limit: must be at least 1, not 0"),
+        ("models --size 4", "'--size' requires 2 arguments"),
+        ("train a b", "unexpected extra argument (b)"),
+    ],
+)
+def test_a_wrong_command_line_is_told_in_two_lines(
+    words: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("cirkd: ")
+    assert hint in first
+    assert second.endswith("--help` shows what it takes")
+
+
+def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert capsys.readouterr().err.startswith("Usage: cirkd ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"cirkd_ray {__version__}\n"
+
+
+def test_an_interruption_ends_with_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cirkd_ray.config.schema.json_schema", interrupted)
+    assert main(["recipes", "schema"]) == 130
+    assert capsys.readouterr().err == "cirkd: interrupted\n"
+
+
+@pytest.mark.parametrize("words", ["--debug recipes show nix", "recipes show nix --debug"])
+def test_debug_shows_the_traceback(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRKD_RAY_LOGS", "0")
+    with pytest.raises(UserError):
+        main(words.split())
+    assert os.environ["CIRKD_RAY_LOGS"] == "1"
 
 
 @pytest.mark.parametrize(

@@ -14,14 +14,15 @@ import pytest
 import yaml
 from scipy import stats
 
+from cirkd_ray.cli import main
 from cirkd_ray.cluster import compare
-from cirkd_ray.cluster.compare import methods_of
-from cirkd_ray.commands.report import run as report_command
 from cirkd_ray.compare.folder import CompareData, read_comparison
+from cirkd_ray.compare.plan import methods_of, open_comparison
 from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_interval
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table
+from cirkd_ray.train.outcome import write_outcome
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -106,11 +107,11 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 
 def test_the_refusal_names_a_setting_that_counts(tmp_path: Path) -> None:
     spec = load_run("quickstart")
-    compare._open({"kd": spec}, tmp_path)
+    open_comparison({"kd": spec}, tmp_path)
     free = ["cluster.workers=1", "data.workers=2", "description=new"]
-    compare._open({"kd": load_run("quickstart", free)}, tmp_path)
+    open_comparison({"kd": load_run("quickstart", free)}, tmp_path)
     with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.004, not 1\.0"):
-        compare._open({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
+        open_comparison({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def write_comparison_folder(folder: Path) -> None:
     (folder / "teacher" / "result.json").write_text(json.dumps({"best": {"miou": 0.6}}))
     (folder / "comparison.yaml").write_text(yaml.safe_dump({"methods": methods}, sort_keys=False))
     (folder / "teachers.json").write_text(json.dumps({"kd": str(folder / "teacher")}))
-    (folder / "failures.json").write_text(json.dumps({"cwd-s2": "a loss is not finite"}))
+    write_outcome(folder, failures={"cwd-s2": "a loss is not finite"})
     shift = {"baseline": 0.0, "kd": 0.05, "cwd": 0.001}
     for method in methods:
         for seed in range(2 if method == "cwd" else 3):
@@ -192,9 +193,7 @@ def test_the_csv_has_a_line_a_run(comparison: CompareData) -> None:
 
 
 def test_the_report_is_a_page_without_network_and_a_picture(comparison: CompareData) -> None:
-    import argparse
-
-    assert report_command(argparse.Namespace(folder=str(comparison.folder))) == 0
+    assert main(["report", str(comparison.folder)]) == 0
     page = (comparison.folder / "report" / "index.html").read_text()
     assert "data:image/png;base64," in page
     assert "http" not in page.split("<pre>")[0].replace("data:image", "")
@@ -213,8 +212,6 @@ def test_a_run_without_a_validation_leaves_the_curve_of_the_others(comparison: C
         assert kd.tolist() == [[10, pytest.approx(23.05)], [20, pytest.approx(46.1)]]
 
 
-def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:
-    import argparse
-
-    with pytest.raises(ConfigError, match="neither a sweep"):
-        report_command(argparse.Namespace(folder=str(tmp_path)))
+def test_a_folder_of_neither_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    assert "neither a sweep" in capsys.readouterr().err

@@ -8,16 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cirkd_ray.config import DataSpec, WeightSchedule, from_tree, load_run, load_tree, parse
-from cirkd_ray.config.composition import (
-    SHARED_DATA,
-    apply_overrides,
-    flatten,
-    merge,
-    parse_override,
-    recipe_names,
-)
+from cirkd_ray.config import WeightSchedule, from_tree, load_run, load_tree, parse
+from cirkd_ray.config.composition import apply_overrides, flatten, merge, parse_override, recipe_names
 from cirkd_ray.errors import ConfigError
+from tests.errors import refuses
 from tests.paths import REPO
 
 SMALL = {"model": {"name": "deeplabv3:resnet10t"}, "data": {"name": "shapes"}}
@@ -44,40 +38,37 @@ def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "subject", "hint"),
     [
-        ("optim.lrr=1", "optim.lrr: no such setting; did you mean 'lr'?"),
-        ("optim.lr=fast", "optim.lr: "),
-        ("optim.lr=-1", "optim.lr: "),
+        ("optim.lrr=1", "optim.lrr", "'lr'"),
+        ("optim.lr=fast", "optim.lr", ""),
+        ("optim.lr=-1", "optim.lr", ""),
+        ("distill.losses.kd.temperature=.inf", "distill.losses.kd.temperature", "finite"),
+        ("model.dropout=.nan", "model.dropout", ""),
+        ("train.lr=1", "train.lr", "'optim.lr'"),
+        ("trian.steps=5", "trian", "'train'"),
+        ("train.steps=0", "train.steps", ""),
+        ("model.name=deeplabv3_resnet81", "model", "'deeplabv3_resnet18'"),
+        ("model.output_strid=8", "model.output_strid", "'output_stride'"),
+        ("data.name=camvit", "data.name", "'camvid'"),
+        ("data.hight=64", "data.hight", "'height'"),
+        ("data.val_split=vall", "data.val_split", "'val'"),
+        ("distill.losses.kd.kind=kdd", "distill.losses.kd.kind", "'kd'"),
+        ("distill.losses.kd.temprature=2", "distill.losses.kd.temprature", "'temperature'"),
+        ("distill.losses.kd.temperature=-2", "distill.losses.kd.temperature", ""),
         (
-            "distill.losses.kd.temperature=.inf",
-            "distill.losses.kd.temperature: Input should be a finite number",
+            "distill.losses.cirkd_memory.weights.memory_pixl=1",
+            "distill.losses.cirkd_memory.weights.memory_pixl",
+            "'memory_pixel'",
         ),
-        ("model.dropout=.nan", "model.dropout"),
-        ("train.lr=1", "train.lr: no such setting; did you mean 'optim.lr'?"),
-        ("trian.steps=5", "trian: no such setting; did you mean 'train'?"),
-        ("train.steps=0", "train.steps: "),
-        ("model.name=deeplabv3_resnet81", "did you mean 'deeplabv3_resnet18'?"),
-        ("model.output_strid=8", "model.output_strid: no such setting; did you mean 'output_stride'?"),
-        ("data.name=camvit", "did you mean 'camvid'?"),
-        ("data.hight=64", "data.hight: no such setting; did you mean 'height'?"),
-        ("data.val_split=vall", "data.val_split: 'shapes' has no split 'vall'; did you mean 'val'?"),
-        ("distill.losses.kd.kind=kdd", "no loss named 'kdd'"),
-        (
-            "distill.losses.kd.temprature=2",
-            "distill.losses.kd.temprature: no such setting; did you mean 'temperature'?",
-        ),
-        ("distill.losses.kd.temperature=-2", "distill.losses.kd.temperature: "),
-        ("distill.losses.cirkd_memory.weights.memory_pixl=1", "did you mean 'memory_pixel'?"),
-        ("distill.losses.kd.weights={kd: 1}", "give weight (all terms) or weights"),
-        ("teacher=null", "distill needs a teacher"),
+        ("distill.losses.kd.weights={kd: 1}", "distill.losses.kd", "not both"),
+        ("teacher=null", "distill", "teacher"),
     ],
 )
-def test_wrong_settings_are_named_with_the_nearest_right_one(override: str, message: str) -> None:
-    with pytest.raises(ConfigError) as error:
+def test_wrong_settings_are_named_with_the_nearest_right_one(override: str, subject: str, hint: str) -> None:
+    with refuses(subject, ConfigError) as error:
         load_run("quickstart", [override])
-    assert message in str(error.value)
-    assert len(str(error.value).splitlines()) <= 2
+    assert hint in str(error.value)
 
 
 def test_one_override_function_sets_what_the_command_line_says() -> None:
@@ -91,12 +82,12 @@ def test_one_override_function_sets_what_the_command_line_says() -> None:
 
 @pytest.mark.parametrize("text", ["optim.lr", "=1", "a=[1"])
 def test_overrides_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(ConfigError, match="--set"):
+    with refuses(f"--set {text!r}", ConfigError):
         parse_override(text)
 
 
 def test_an_override_through_a_value_that_is_no_mapping() -> None:
-    with pytest.raises(ConfigError, match=r"seed\.x: seed is 0"):
+    with refuses("seed.x", ConfigError):
         apply_overrides({"seed": 0}, {"seed.x": 1})
 
 
@@ -121,20 +112,20 @@ def test_published_figures_are_not_inherited(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "mark", "message"),
     [
-        ("a: [1\n", "r.yaml:2:1"),
-        ("- 1\n", "expected a mapping"),
-        ("seed: 1\nseed: 2\n", "r.yaml:2:1: key 'seed' given twice"),
-        ("extends: quickstrat\n", "did you mean 'quickstart'?"),
-        ("extends: r.yaml\n", "extends itself"),
-        ("extends: {a: 1}\n", "extends takes a recipe's name"),
+        ("a: [1\n", ":2:1", ""),
+        ("- 1\n", "", "mapping"),
+        ("seed: 1\nseed: 2\n", ":2:1", "'seed' given twice"),
+        ("extends: quickstrat\n", "", "did you mean 'quickstart'?"),
+        ("extends: r.yaml\n", "", "extends itself"),
+        ("extends: {a: 1}\n", "", "a recipe's name"),
     ],
 )
-def test_recipe_files_that_cannot_be_read(tmp_path: Path, text: str, message: str) -> None:
+def test_recipe_files_that_cannot_be_read(tmp_path: Path, text: str, mark: str, message: str) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError) as error:
+    with refuses(f"{path}{mark}", ConfigError) as error:
         load_tree(str(path))
     assert message in str(error.value)
 
@@ -145,7 +136,7 @@ def test_merge_replaces_lists_and_lays_mappings_over_each_other() -> None:
 
 def test_removing_every_loss_is_an_error() -> None:
     gone = {f"distill.losses.{name}": None for name in ("kd", "cirkd_minibatch", "cirkd_memory")}
-    with pytest.raises(ConfigError, match="no loss is left"):
+    with refuses("distill.losses", ConfigError):
         load_run("quickstart", gone)
 
 
@@ -190,7 +181,7 @@ def test_relative_weights_of_a_teachers_factory_are_fixed_as_well(
         teacher = load_run("voc/cirkd_deeplabv3_resnet18", [change]).teacher
         assert teacher is not None
         assert teacher.module == factory + fixed
-    with pytest.raises(ConfigError, match=r"teacher.module: 'weights=\[' cannot be read"):
+    with refuses("teacher.module", ConfigError):
         load_run("voc/cirkd_deeplabv3_resnet18", [f'teacher={{module: "{factory}?weights=["}}'])
 
 
@@ -203,7 +194,7 @@ def test_a_teacher_that_is_given_displaces_an_inherited_one(tmp_path: Path) -> N
     trained = load_run(str(recipe), ["teacher.train=quickstart/teacher", "teacher.set=[train.steps=3]"])
     assert trained.teacher is not None
     assert (trained.teacher.weights, trained.teacher.set) == (None, ("train.steps=3",))
-    with pytest.raises(ConfigError, match="exactly one of train, weights, module"):
+    with refuses("teacher", ConfigError):
         load_run("quickstart", ["teacher.weights=/models/teacher", "teacher.train=quickstart/teacher"])
 
 
@@ -220,8 +211,6 @@ def test_another_data_set_takes_none_of_the_inherited_ones_settings(tmp_path: Pa
         assert set(spec.data.settings) == {"subset"}
     same = load_run("quickstart", ["data.name=shapes"]).data
     assert same.settings == before.settings
-    own_to_one_set = {"name", "root", "train_split", "val_split"}
-    assert set(SHARED_DATA) == set(DataSpec.model_fields) - own_to_one_set
 
 
 def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs, build_loss
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.rehearsal import declared_output, rehearse
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import run_recipe
@@ -31,7 +31,7 @@ class Last(DistillationLoss):
     """Notes the maps that it meets; does so only if no loss before it could not run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(student_channels=1, teacher_channels=1, num_classes=2)
         self.seen: list[LossInputs] = []
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
@@ -64,7 +64,7 @@ def build(kind: str, networks: tuple[SegmentationModel, SegmentationModel], **se
 def test_every_loss_runs_without_values_and_keeps_its_own(kind: str, networks: Any) -> None:
     loss, last = build(kind, networks), Last()
     before = {name: value.clone() for name, value in loss.state_dict().items()}
-    rehearse(SPEC, *networks, {kind: loss, "last": last})
+    assert rehearse(SPEC, *networks, {kind: loss, "last": last}) == []
     (inputs,) = last.seen
     assert inputs.student.feature.shape == (2, 8, HEIGHT, WIDTH)
     assert inputs.teacher.feature.shape == (2, 16, HEIGHT, WIDTH)
@@ -83,7 +83,7 @@ def test_declared_maps_are_those_of_the_network(networks: Any) -> None:
         assert declared.tap(name).shape == found.tap(name).shape, name
 
 
-def test_what_needs_values_is_passed_over(networks: Any) -> None:
+def test_what_needs_values_is_told(networks: Any) -> None:
     class Impatient(DistillationLoss):
         def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
             reached.append(True)
@@ -93,9 +93,11 @@ def test_what_needs_values_is_passed_over(networks: Any) -> None:
 
     reached: list[bool] = []
     last = Last()
-    rehearse(SPEC, *networks, {"impatient": Impatient(), "last": last})
+    impatient = Impatient(student_channels=1, teacher_channels=1, num_classes=2)
+    (note,) = rehearse(SPEC, *networks, {"impatient": impatient, "last": last})
     assert reached
-    assert not last.seen
+    assert note.startswith("distill.losses.impatient: cannot be checked without values (")
+    assert last.seen  # the losses after it are
 
 
 @pytest.mark.parametrize("kind", ["cirkd_v2", "cirkd_channel"])

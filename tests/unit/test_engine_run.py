@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import CheckpointError, ConfigError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints, newest_checkpoint
+from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.local import run_local
-from cirkd_ray.train.preflight import check_run
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import open_directory, run_recipe
+from cirkd_ray.train.stages import run_recipe
 from cirkd_ray.weights import load_model
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
 from tests.unit.test_data_sets import make_folder
@@ -261,7 +262,7 @@ def test_a_teacher_of_other_classes_is_refused_before_training(teacher: Path, tm
 
     model = build_model(card["name"], num_classes=3, **card["settings"])
     save_model(model, tmp_path / "teacher", ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
-    with pytest.raises(ConfigError, match="scores 3 classes, the data set has 12"):
+    with pytest.raises(ConfigError, match="scores 3 classes, but the data set has 12"):
         run_recipe(
             tiny_distillation(tmp_path / "teacher"), RunDirectory(tmp_path / "run"), tmp_path, run_local
         )

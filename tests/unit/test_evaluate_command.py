@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from cirkd_ray.cli import main
-from cirkd_ray.commands.eval import _default_folder
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.inference import Views, Window
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator, worst_images
-from cirkd_ray.evaluate.scoring import evaluate, merge_results
+from cirkd_ray.evaluate.evaluation import evaluate, merge_results
+from cirkd_ray.evaluate.inference import SlidingWindow, Views
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator, worst_images
 from cirkd_ray.models import build_model
+from cirkd_ray.report.evaluation import usual_folder
+from cirkd_ray.train.trained_on import run_data
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model, save_model
 from tests.unit.test_data_sets import make_folder
@@ -98,8 +99,6 @@ def test_json_on_standard_output_and_no_interval(model, tmp_path, capsys):
 
 
 def test_a_runs_own_data_is_the_default(model, tmp_path, monkeypatch):
-    from cirkd_ray.commands import _evaluation
-
     run = tmp_path / "run"
     run.mkdir()
     for file in model.iterdir():
@@ -113,24 +112,24 @@ def test_a_runs_own_data_is_the_default(model, tmp_path, monkeypatch):
     assert report["data"]["images"] == 3
     assert main(["eval", str(run), "--worst", "0", "--bootstrap", "0", "--flip", "--limit", "1"]) == 0
     assert sorted(p.name for p in (run / "eval").iterdir()) == ["shapes-val", "shapes-val-flip-first-1"]
-    known = _evaluation.run_data(str(run))
+    known = run_data(str(run))
     assert (known["name"], known["height"], known["val_split"]) == ("shapes", 32, "val")
     assert "workers" not in known
 
 
 def test_reports_of_other_models_and_views_lie_in_other_folders(model):
-    views = [Views(window=Window((24, 32))), Views(window=Window((24, 32), (8, 8)))]
+    views = [Views(window=SlidingWindow((24, 32))), Views(window=SlidingWindow((24, 32), (8, 8)))]
     jobs = [job(model), job(model, precision="bf16"), *(job(model, views=view) for view in views)]
     models = ["a/student.safetensors", "b/student.safetensors", "c/model.json", "v1.0/model.json", "best.pth"]
-    folders = [str(_default_folder(name, job(model))) for name in models]
+    folders = [str(usual_folder(name, job(model))) for name in models]
     assert folders == [f"runs/eval-{name}-shapes-val" for name in ("a", "b", "c", "v1.0", "best")]
-    assert [_default_folder("a/model.json", one).name for one in jobs] == [
+    assert [usual_folder("a/model.json", one).name for one in jobs] == [
         "eval-a-shapes-val",
         "eval-a-shapes-val-bf16",
         "eval-a-shapes-val-window-24x32",
         "eval-a-shapes-val-window-24x32-stride-8x8",
     ]
-    assert _default_folder(str(model), job(model)).name == f"eval-{model.name}-shapes-val"
+    assert usual_folder(str(model), job(model)).name == f"eval-{model.name}-shapes-val"
 
 
 @pytest.mark.parametrize(
@@ -143,8 +142,8 @@ def test_reports_of_other_models_and_views_lie_in_other_folders(model):
         (["--scales", "0"], "--scales: factors must be positive"),
         (["--split", "tset"], "no split 'tset'"),
         (["--data", "camvid"], "the data set 'camvid' needs the folder"),
-        (["--limit", "0"], "--limit must be at least 1"),
-        (["--workers", "-1"], "cannot be negative"),
+        (["--limit", "0"], "--limit: must be at least 1"),
+        (["--workers", "-1"], "--workers: must be at least 0"),
     ],
 )
 def test_mistakes_are_named_in_one_line(model, arguments, message, capsys, tmp_path):

@@ -93,9 +93,9 @@ def test_unknown_names_are_users_errors(capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--size", "0", "0"), "--size takes a height and a width of at least 1 pixel"),
-        (("--size", "-5", "8"), "--size takes a height and a width of at least 1 pixel"),
-        (("--bench", "--batch", "0"), "--batch 0: at least one image at once"),
+        (("--size", "0", "0"), "--size: must be at least 1, not "),
+        (("--size", "-5", "8"), "--size: must be at least 1, not "),
+        (("--bench", "--batch", "0"), "--batch: must be at least 1, not 0"),
         (("--classes", "0"), "at least one class"),
     ],
 )

@@ -145,10 +145,10 @@ def test_worst_images_of_a_split(model, tmp_path, capsys):
     [
         ([], "which images? give files or folders, or --split val"),
         (["nowhere"], "nowhere: no such file or folder"),
-        (["--worst", "0"], "at least 1"),
+        (["--worst", "0"], "--worst: must be at least 1"),
         (["--batch-size", "4", *SET], "--batch-size and --loaders go with --worst N only"),
         (["--loaders", "0", *SET], "--batch-size and --loaders go with --worst N only"),
-        (["--limit", "0", *SET], "--limit must be at least 1"),
+        (["--limit", "0", *SET], "--limit: must be at least 1"),
         (["--submission", "x.zip", *SET], "needs the folder"),
     ],
 )

@@ -12,7 +12,7 @@ from cirkd_ray.cli import main
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
-from cirkd_ray.train.preflight import spread
+from cirkd_ray.train.dry_run import spread
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import latest_run, locked, run_name, train_teacher
 from tests.tinyrun import tiny_baseline
@@ -105,9 +105,9 @@ def test_a_name_is_that_of_one_folder(
 def test_a_file_that_cannot_be_written_is_named_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def full(args: object) -> int:
+    def full(*args: object) -> int:
         raise OSError(28, "No space left on device", "/out/metrics.jsonl")
 
-    monkeypatch.setattr("cirkd_ray.commands.recipes.run", full)
-    assert main(["recipes", "list"]) == 2
+    monkeypatch.setattr("cirkd_ray.config.schema.json_schema", full)
+    assert main(["recipes", "schema"]) == 2
     assert capsys.readouterr().err == "cirkd: /out/metrics.jsonl: No space left on device\n"

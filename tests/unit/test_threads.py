@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cirkd_ray.cluster import train
+from cirkd_ray.cluster import run, train
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.device import share_cores
 from cirkd_ray.train.rundir import RunDirectory
@@ -59,10 +59,10 @@ def test_the_stages_of_a_command_share_one_ray(tmp_path: Path, monkeypatch: pyte
         yield
         events.extend(["stop"] * new)
 
-    monkeypatch.setattr(train, "ray_session", session)
-    monkeypatch.setattr(train, "fit", lambda spec, directory: events.append("run") or {})
-    with train.ray_runner() as runner:
+    monkeypatch.setattr(run, "ray_session", session)
+    monkeypatch.setattr(run, "fit", lambda spec, directory: events.append("run") or {})
+    with run.ray_runner() as runner:
         assert events == []  # nothing is started for a recipe that is refused
-        for name in ("baseline", "run"):
+        for name in ("alone", "distilled"):
             runner(tiny_baseline(), RunDirectory(tmp_path / name))
     assert events == ["start", "run", "run", "stop"]

@@ -223,7 +223,7 @@ def test_a_file_of_our_own_fits_the_network_with_its_own_settings(tmp_path, caps
 def test_sizes_that_no_image_has_are_refused(size, official, capsys):
     code, text = cirkd(capsys, "verify", official[0], "--size", *size)
     assert code == 2
-    assert "--size takes a height and a width of at least 1 pixel" in text
+    assert "--size: must be at least 1, not " in text
 
 
 def test_inspect_heeds_settings_without_a_name(official, capsys):
