@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -42,8 +41,6 @@ def command(
     from a teacher that comes with the package. Runs on the cluster of RAY_ADDRESS (or of the job that it is
     part of), else on this machine.
     """
-    # Before torch is imported: threads that wait must leave their core to others, or busy cores are slow.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from cirkd_ray.report.console import output
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run

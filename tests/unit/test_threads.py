@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cirkd_ray.cli import main
 from cirkd_ray.cluster import run, train
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.device import share_cores
@@ -34,6 +35,15 @@ def test_threads_are_a_processs_share_of_the_cores(
     for _ in range(2):  # a command's stages, one after the other
         share_cores(processes, loaders)
         assert found[-1] == threads
+
+
+def test_waiting_threads_leave_their_core_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    assert main(["recipes", "list"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    assert main(["recipes", "list"]) == 0
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
 
 
 def test_a_ray_worker_leaves_its_loaders_their_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
