@@ -110,7 +110,7 @@ def test_the_refusal_names_a_setting_that_counts(tmp_path: Path) -> None:
     open_comparison({"kd": spec}, tmp_path)
     free = ["cluster.workers=1", "data.workers=2", "description=new"]
     open_comparison({"kd": load_run("quickstart", free)}, tmp_path)
-    with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.004, not 1\.0"):
+    with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.01, not 1\.0"):
         open_comparison({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
 
 
