@@ -289,7 +289,8 @@ class TrainingLoop:
                     "range": run.val_set.span,
                     "validation": scores,
                 }
-                save_model(run.evaluated, self.directory.path, classes=run.val_set.classes, **about)
+                half = spec.train.export == "fp16"
+                save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
         return result
 
     def _replace_lost_export(self) -> None:

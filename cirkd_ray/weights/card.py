@@ -16,6 +16,14 @@ ENCODER_FILE = "encoder.safetensors"
 RUN_FILE = "run.yaml"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
+SHIPPED = "package:"
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def shipped(path: str | Path) -> Path:
+    """`package://NAME` as the folder of that name among the shipped recipes; other paths as they are."""
+    first, *rest = Path(path).parts or ("",)
+    return _RECIPES.joinpath(*rest) if first == SHIPPED else Path(path)
 
 
 def locate(path: Path) -> tuple[Path, Path]:
@@ -26,6 +34,7 @@ def locate(path: Path) -> tuple[Path, Path]:
     Raises:
         WeightsError: there is nothing at `path`, or no weights.
     """
+    path = shipped(path)
     if path.is_dir():
         weights, card = _locate_in(path)
     elif path.suffix == ".json":

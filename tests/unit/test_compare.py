@@ -88,14 +88,15 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
     monkeypatch.setattr(
         compare, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
     )
-    spec = load_run("quickstart")
+    trains = "teacher.train=quickstart/teacher"
+    spec = load_run("quickstart", [trains])
     first = methods_of([("a/kd", spec), ("a/cwd", spec)])
     found = compare._with_teachers(first, tmp_path, tmp_path, print)
     assert len(trained) == 1  # one for both
     assert found["kd"].teacher is not None
     assert found["kd"].teacher.weights == str(trained[0])
     assert found["baseline"].teacher is None
-    changed = load_run("quickstart", ["teacher.set=[train.steps=3]"])
+    changed = load_run("quickstart", [trains, "teacher.set=[train.steps=3]"])
     compare._with_teachers(methods_of([("a/new", changed)]), tmp_path, tmp_path, print)  # another method
     known = json.loads((tmp_path / "teachers.json").read_text())
     assert (known["kd"], known["new"]) == (str(trained[0]), str(trained[1]))
@@ -109,7 +110,7 @@ def test_the_refusal_names_a_setting_that_counts(tmp_path: Path) -> None:
     open_comparison({"kd": spec}, tmp_path)
     free = ["cluster.workers=1", "data.workers=2", "description=new"]
     open_comparison({"kd": load_run("quickstart", free)}, tmp_path)
-    with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.004, not 1\.0"):
+    with pytest.raises(ConfigError, match=r"has kd with optim\.lr=0\.01, not 1\.0"):
         open_comparison({"kd": load_run("quickstart", ["cluster.workers=2", "optim.lr=1"])}, tmp_path)
 
 

@@ -247,9 +247,9 @@ def test_teacher_stage_is_trained_once_and_reused(tmp_path: Path) -> None:
     spec = tiny_baseline(teacher={"train": str(teacher)}, distill={"losses": losses}, train={"steps": 2})
     first = run_recipe(spec, RunDirectory(tmp_path / "out" / "a"), tmp_path / "out", run_local)
     assert first.teacher is not None
-    assert not first.teacher_reused
+    assert first.reused == ()
     second = run_recipe(spec, RunDirectory(tmp_path / "out" / "b"), tmp_path / "out", run_local)
-    assert second.teacher_reused
+    assert second.reused == (second.teacher,)
     assert figures(first.directory) == figures(second.directory)
 
 

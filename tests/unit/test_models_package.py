@@ -50,6 +50,25 @@ def test_weights_file_alone_is_enough(saved):
     assert load_model(saved / "student.safetensors").classes == CLASSES
 
 
+def test_half_precision_is_half_the_size_and_read_as_float32(saved, tmp_path):
+    save_model(small(), tmp_path / "half", CLASSES, half=True)
+    sizes = [(folder / "student.safetensors").stat().st_size for folder in (saved, tmp_path / "half")]
+    assert sizes[1] < 0.6 * sizes[0]
+    expected, found = small().state_dict(), load_model(tmp_path / "half").model.state_dict()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-6)
+
+
+def test_weights_that_come_with_the_package_are_named_by_it():
+    found = find_card("package://quickstart/teacher")
+    assert found is not None
+    assert found["recipe"] == "quickstart/teacher"
+    assert load_model("package://quickstart/teacher").info == found
+    with pytest.raises(WeightsError, match=r"nothing at .*recipes.quickstart.tacher"):
+        load_model("package://quickstart/tacher")
+
+
 def test_channels_last_weights_are_saved_in_plain_order(tmp_path):
     save_model(small().to(memory_format=torch.channels_last), tmp_path, CLASSES)
     expected = small().state_dict()

@@ -300,11 +300,13 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
         module, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
     )
     monkeypatch.setattr(module, "with_weights", lambda spec, path: spec)
-    sweep = module.Sweep(SweepSpec.model_validate(SPACE), load_run("quickstart"), tmp_path, tmp_path, print)
+    trains = "teacher.train=quickstart/teacher"
+    base = load_run("quickstart", [trains])
+    sweep = module.Sweep(SweepSpec.model_validate(SPACE), base, tmp_path, tmp_path, print)
     module._with_teacher(sweep)
     module._with_teacher(sweep)
     assert len(set(trained)) == 1
-    changed = load_run("quickstart", ["teacher.set=[train.steps=3]"])
+    changed = load_run("quickstart", [trains, "teacher.set=[train.steps=3]"])
     with pytest.raises(ConfigError, match="whose recipe has changed since"):
         module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print))
     assert len(trained) == 2
