@@ -113,6 +113,5 @@ def _explain(error: Exception, directory: RunDirectory) -> TrainingError:
         if kept
         else "no checkpoint was written before"
     )
-    return TrainingError(
-        f"the workers failed ({'; '.join(sorted(reasons)) or type(error).__name__});\n{left}"
-    )
+    told = "; ".join(sorted(reasons)) or type(error).__name__
+    return TrainingError(f"{directory.path}: the workers failed ({told});\n{left}")

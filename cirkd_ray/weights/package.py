@@ -141,9 +141,9 @@ def load_model(path: str | Path) -> LoadedModel:
         classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))
         model.preprocessing = Preprocessing.from_dict(card["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{card_path} lacks or spoils an entry: {error}") from None
+        raise WeightsError(f"{card_path}: lacks or spoils an entry: {error}") from None
     except ConfigError as error:
-        raise WeightsError(f"{card_path} names a network that this version cannot build: {error}") from None
+        raise WeightsError(f"{card_path}: names a network that this version cannot build: {error}") from None
     if len(classes) != model.num_classes:
         raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
     require_whole(load_weights(model, weights))
