@@ -178,10 +178,10 @@ def show(
     from cirkd_ray.report.console import output
 
     if len(chosen) > 1:
-        raise ConfigError("give one --split to show")
+        raise ConfigError("--split: give one to show")
     ((split, data),) = build_splits(name, root, chosen or ("val",), split_settings(name, overrides)).items()
     if not 0 <= (start or 0) < len(data):
-        raise ConfigError(f"--start is below the {len(data)} samples of {split}")
+        raise ConfigError(f"--start: must be below the {len(data)} samples of {split}")
     samples = pick_samples(data, count, start, augmented)
     sheet = contact_sheet(samples, data.classes)
     _write(out, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())

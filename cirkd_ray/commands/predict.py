@@ -77,7 +77,7 @@ def command(
     if check_submission:
         return _check(check_submission, chosen)
     if chosen.model is None:
-        raise ConfigError("which network? give a run's folder or an exported model")
+        raise ConfigError("MODEL: give a run's folder or an exported model")
     if worst is None:
         if not inputs and (upright or span):
             raise ConfigError(
@@ -87,7 +87,7 @@ def command(
             raise ConfigError("--range: LOW must be below HIGH")
         return _predict(chosen, inputs, folder, forms, submission, Reading(span, upright))
     if inputs:
-        raise ConfigError("--worst takes no images: it looks for them in a labelled split")
+        raise ConfigError("--worst: takes no images; it looks for them in a labelled split")
     return _worst(chosen, worst, folder)
 
 
@@ -109,7 +109,7 @@ def _predict(
 
     if chosen.batch_size is not None or chosen.loaders is not None:
         raise ConfigError(
-            "--batch-size and --loaders go with --worst N only: predictions are made image by image"
+            "--batch-size, --loaders: go with --worst N only; predictions are made image by image"
         )
     total, sources, dataset = _sources(chosen, inputs, target is not None, reading)
     names = server_names(dataset) if target else []
@@ -154,11 +154,11 @@ def _sources(
 
     if inputs:
         if chosen.data or for_server:
-            raise ConfigError("give either images or a data set (--data, --submission), not both")
+            raise ConfigError("IMAGES: give either these or a data set (--data, --submission), not both")
         files = find_images(inputs)[: chosen.limit]
         return len(files), read_files(files, reading), None
     if not (chosen.data or chosen.root or chosen.split or for_server or chosen.overrides):
-        raise ConfigError("which images? give files or folders, or --split val for a split of the run's data")
+        raise ConfigError("IMAGES: give files or folders, or --split val for a split of the run's data")
     dataset = _dataset(chosen, for_server)
     total = len(dataset) if chosen.limit is None else min(chosen.limit, len(dataset))
     return total, read_dataset(dataset, chosen.limit), dataset

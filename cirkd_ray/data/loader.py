@@ -272,8 +272,8 @@ def _loader_trouble(error: RuntimeError, timeout: float) -> str | None:
     """What to tell the user about a loader process that died or hangs; None for other errors."""
     text = str(error)
     if "timed out" in text:
-        return f"loading data: no batch for {timeout:.0f} seconds; is the storage reachable?"
+        return f"data.workers: no batch for {timeout:.0f} seconds; is the storage reachable?"
     if "exited unexpectedly" in text or "is killed by signal" in text:
         guess = "is /dev/shm too small?" if "Bus error" in text else "out of memory?"
-        return f"loading data: a loader process died ({text.splitlines()[0]}): {guess} (data.workers)"
+        return f"data.workers: a loader process died ({text.splitlines()[0]}); {guess}"
     return None

@@ -209,7 +209,7 @@ class _Counts:
         """Count a batch of images by their N x K x H x W class scores."""
         if logits.shape[1] != len(self.classes):
             raise ConfigError(
-                f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
+                f"network: scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
                 "take a network that was trained on the data set's classes"
             )
         prediction = predicted_classes(logits)
@@ -238,7 +238,7 @@ class _Counts:
     ) -> EvaluationResult:
         if invalid := self.confusion.invalid:
             raise DataError(
-                f"{invalid} pixels of the labels are none of the data set's {len(self.classes)} classes; "
+                f"labels: {invalid} pixels are none of the data set's {len(self.classes)} classes; "
                 "check the labels with `cirkd data check`"
             )
         return EvaluationResult(

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from cirkd_ray.report.comparison import write_comparison
 from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent, rate
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Outcome
+from cirkd_ray.weights import load_model
+from cirkd_ray.weights.card import find_card, shipped
 
 NETWORK_COLUMNS = ("", "model", "mIoU %", "parameters", "images/s")
 
@@ -32,52 +33,103 @@ def network_row(
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
-    """Teacher and student beside each other, and where the files are."""
-    teacher = _teacher_row(outcome)
-    rows = ([teacher] if teacher else []) + [_run_row("student" if teacher else "network", outcome.result)]
+    """Teacher, student alone and distilled student beside each other, and where the files are."""
     title = "Best validation mIoU (of so many classes); images/s of the last validation, all workers together"
-    console.print(TextTable(NETWORK_COLUMNS, tuple(rows), title).rich())
+    console.print(TextTable(NETWORK_COLUMNS, tuple(outcome_rows(outcome)), title).rich())
+    closed = gap_closed(outcome)
+    if closed is not None:
+        console.print(closed, highlight=False)
     path = outcome.directory.path
     lines = [
         f"run          {path}",
         f"student      {path / 'student.safetensors'} and model.json (cirkd eval, predict, export)",
         f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}",
     ]
-    if outcome.teacher is not None:
-        before = " (trained before)" if outcome.teacher_reused else ""
-        lines.append(f"teacher      {outcome.teacher.path}{before}")
+    for name, directory in (("teacher", outcome.teacher), ("alone", outcome.baseline)):
+        if directory is not None:
+            before = " (trained before)" if directory in outcome.reused else ""
+            lines.append(f"{name:12} {directory.path}{before}")
+    picture = write_comparison(outcome)
+    if picture is not None:
+        lines.append(f"picture      {picture}")
     console.print("\n".join(lines), highlight=False)
 
 
-def _run_row(role: str, result: dict[str, Any]) -> tuple[str, ...]:
-    """A run's best validation, and the speed of its last."""
+def outcome_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """A row of `NETWORK_COLUMNS` for each network of the run."""
+    teacher, student = teacher_figures(outcome), run_figures(outcome.result)
+    if teacher is None:
+        return [network_row("network", *student)]
+    rows = [network_row("teacher", *teacher)]
+    if outcome.baseline is None:
+        return [*rows, network_row("student", *student)]
+    alone = run_figures(outcome.baseline.read_result() or {})
+    return [*rows, network_row("student alone", *alone), network_row("student distilled", *student)]
+
+
+def gap_closed(outcome: Outcome) -> str | None:
+    """What distillation brought, in points of mIoU and as a share of the student's distance to its teacher.
+
+    None for a run without a baseline.
+    """
+    if outcome.baseline is None:
+        return None
+    alone, distilled = run_figures(outcome.baseline.read_result() or {})[1], run_figures(outcome.result)[1]
+    if alone is None or distilled is None:
+        return None
+    text = f"distillation {100 * (distilled - alone):+.2f} points of mIoU"
+    teacher = teacher_figures(outcome)
+    if teacher is None or teacher[1] is None or teacher[1] <= alone:
+        return text
+    share = (distilled - alone) / (teacher[1] - alone)
+    return f"{text}: {100 * share:.0f} % of the gap between the student alone and its teacher"
+
+
+Figures = tuple[str, float | None, int | None, float | None, str]
+"""Of a network: its name, mIoU, parameters, images a second, and over how many classes the mIoU is."""
+
+
+def run_figures(result: dict[str, Any]) -> Figures:
+    """Of a run's best validation, and the speed of its last."""
     best, last = result.get("best") or {}, result.get("last") or {}
-    figures = (best.get("miou"), result["parameters"], last.get("images_per_second"))
-    over = over_classes(best).removesuffix(" classes")
-    return network_row(role, result["model"], *figures, classes=f" ({over})" if over else "")
+    name, speed = result.get("model", UNKNOWN), last.get("images_per_second")
+    return name, best.get("miou"), result.get("parameters"), speed, _over(best)
 
 
-def _teacher_row(outcome: Outcome) -> tuple[str, ...] | None:
-    """The teacher's row, as far as its files tell; None for a run without a teacher."""
-    here = outcome.result.get("teacher")  # its figures on this run's validation split
-    if outcome.teacher is not None:
-        return _run_row("teacher", _scored(outcome.teacher.read_result() or {}, here))
+def _over(scores: dict[str, Any]) -> str:
+    """` (7 of 8)`: the classes that a mean is over; empty where that is not known."""
+    over = over_classes(scores).removesuffix(" classes")
+    return f" ({over})" if over else ""
+
+
+def teacher_figures(outcome: Outcome) -> Figures | None:
+    """Of the teacher, as far as its files tell; None for a run without a teacher.
+
+    The score on a card counts where it is of this run's data set.
+    """
+    found, here = _told_figures(outcome), outcome.result.get("teacher")
+    if found is None or here is None:
+        return found
+    return found[0], here["miou"], found[2], found[3], _over(here)
+
+
+def _told_figures(outcome: Outcome) -> Figures | None:
+    """What the teacher's own run or card tells; its score need not be of this run's validation split."""
     spec = outcome.directory.spec()
+    if outcome.teacher is not None:
+        return run_figures(outcome.teacher.read_result() or {})
     if spec.distill is None or spec.teacher is None:
         return None
     weights = spec.teacher.weights
     if weights is None:
-        return network_row("teacher", str(spec.teacher.module), (here or {}).get("miou"))
-    folder = Path(weights)
+        return str(spec.teacher.module), None, None, None, ""
+    folder = shipped(weights)
     result = RunDirectory(folder).read_result() if folder.is_dir() else None
     if result is not None:
-        return _run_row("teacher", _scored(result, here))
-    card = folder / "model.json" if folder.is_dir() else folder
-    known = card.suffix == ".json" and card.is_file()
-    name = json.loads(card.read_text())["name"] if known else folder.name
-    return network_row("teacher", name, (here or {}).get("miou"))
-
-
-def _scored(result: dict[str, Any], here: dict[str, Any] | None) -> dict[str, Any]:
-    """A teacher's result with its figures on the run's own validation split, where they are known."""
-    return result if here is None else {**result, "best": here}
+        return run_figures(result)
+    if find_card(weights) is None:
+        return folder.name, None, None, None, ""
+    loaded = load_model(weights)
+    card, count = loaded.info, sum(p.numel() for p in loaded.model.parameters())
+    scores = card.get("validation") or {} if card.get("data") == spec.data.name else {}
+    return card["name"], scores.get("miou"), count, None, _over(scores)

@@ -57,7 +57,7 @@ def find_space(name: str) -> Path:
         raise ConfigError(f"{name}: no such file; shipped spaces: {', '.join(space_names())}")
     if not shipped.is_file():
         raise ConfigError(
-            f"no search space {name!r}{nearest(name, space_names())} (or give the path of a YAML file)"
+            f"{name}: no such search space{nearest(name, space_names())} (or give the path of a YAML file)"
         )
     return shipped
 

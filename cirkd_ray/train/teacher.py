@@ -43,10 +43,18 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     return found
 
 
-def fingerprint(spec: RunSpec) -> str:
-    """Ten digits that are equal where two runs compute the same."""
+def fingerprint(spec: RunSpec, data_root: bool = False) -> str:
+    """Ten digits that are equal where two runs compute the same.
+
+    Args:
+        spec: a run.
+        data_root: the digits also tell places of the data apart. A run may be resumed where its data lies
+            elsewhere; one that others reuse must not come from another `data.root`: there, the same data
+            set's name may stand for other images.
+    """
     kept = {k: v for k, v in flatten(spec.to_dict()).items() if computes(k)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+    digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(f"{digits} {spec.data.root}".encode()).hexdigest()[:10] if data_root else digits
 
 
 def teacher_directory(spec: RunSpec, out: Path, data: DataGuard | None = None) -> RunDirectory:
@@ -95,15 +103,11 @@ def teacher_of(spec: RunSpec, folder: Path, out: Path, data: DataGuard, anew: st
 
 
 def _usual_directory(spec: RunSpec, out: Path) -> Path:
-    """By the teacher's recipe and the place of its data.
-
-    Unlike a run that is resumed, a teacher that is reused must not come from another `data.root`: there,
-    the same data set's name may stand for other images.
-    """
+    """By the teacher's recipe and the place of its data."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
     plan = teacher_recipe(spec)
-    digits = hashlib.sha256(f"{fingerprint(plan)} {plan.data.root}".encode()).hexdigest()[:10]
+    digits = fingerprint(plan, data_root=True)
     return out / "teachers" / f"{slug(spec.teacher.train)}-{digits}"
 
 

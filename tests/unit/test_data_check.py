@@ -25,6 +25,7 @@ from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
 from cirkd_ray.data.files import packaged_list
 from cirkd_ray.data.storage import LocalStorage
 from cirkd_ray.data_tools.check import check
+from tests.errors import require_error
 from tests.paths import REPO, data_root
 from tests.unit.test_data_sets import make_folder, open_set, write_pair
 
@@ -128,9 +129,9 @@ def test_the_command_prints_a_table_and_says_so_in_its_exit_code(
     make_folder(tmp_path / "good", {"classes": ["x"]}, {"train/a": 0})
     assert main(["data", "check", "folder", str(tmp_path / "good"), "--split", "train"]) == 0
     assert main(["data", "check", "folder", str(tmp_path / "nowhere")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "data.root", tmp_path / "nowhere", "exist")
     assert main(["data", "check", "foldr", str(bad)]) == 2
-    assert "did you mean 'folder'" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "foldr", "'foldr'", "'folder'")
 
 
 def test_names_that_come_twice_do_not_end_the_check(tmp_path: Path) -> None:

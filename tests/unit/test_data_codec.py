@@ -20,6 +20,7 @@ from cirkd_ray.data.codec import (
 )
 from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.errors import DataError
+from tests.errors import refuses
 
 
 def picture(height: int = 40, width: int = 60, seed: int = 0) -> np.ndarray:
@@ -184,7 +185,7 @@ def test_masks_of_colours_are_given_as_colours(kind: str, mode: str) -> None:
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.995])
 def test_a_truncated_picture_is_an_error(kind: str, share: float) -> None:
     data = encode(Image.fromarray(picture(200, 300)), kind)
-    with pytest.raises(DataError, match=r"street\.jpg: "):
+    with refuses("street.jpg", DataError):
         decode_image(data[: int(len(data) * share)], "street.jpg")
 
 
@@ -195,7 +196,7 @@ def test_bytes_after_the_end_are_no_damage() -> None:
 
 def test_text_is_not_an_image() -> None:
     for data in (b"<html>404</html>", b"\x89PNG\r\n\x1a\n" + bytes(100)):
-        with pytest.raises(DataError, match=r"page\.png"):
+        with refuses("page.png", DataError):
             decode_image(data, "page.png")
 
 
@@ -239,16 +240,16 @@ def test_sixteen_bits_are_read_where_they_fit() -> None:
     label = indices().astype(np.uint16)
     np.testing.assert_array_equal(decode_label(encode(Image.fromarray(label)), "x"), label)
     label[5, 5] = 700
-    with pytest.raises(DataError, match=r"mask\.png: 16-bit label values up to 700"):
+    with refuses("mask.png", DataError, "16-bit", 700, 255):
         decode_label(encode(Image.fromarray(label)), "mask.png")
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
 def test_colour_pictures_are_no_labels(mode: str) -> None:
-    with pytest.raises(DataError, match=r"mask\.png: .*labels must be gray or palette"):
+    with refuses("mask.png", DataError, "gray", "palette"):
         decode_label(encode(Image.fromarray(picture()).convert(mode)), "mask.png")
     for kind in ("JPEG", "WEBP", "GIF", "BMP"):
-        with pytest.raises(DataError, match=rf"(?i)mask\.png: a {kind} file.*labels must be PNG"):
+        with refuses("mask.png", DataError, kind, "PNG"):
             decode_label(encode(Image.fromarray(picture()), kind), "mask.png")
 
 
@@ -260,7 +261,7 @@ def test_a_truncated_label_is_an_error(mode: str, share: float) -> None:
         image = image.copy()
         image.putpalette(bytes(range(256)) * 3)
     data = encode(image)
-    with pytest.raises(DataError, match=r"mask\.png: "):
+    with refuses("mask.png", DataError):
         decode_label(data[: int(len(data) * share)], "mask.png")
 
 
@@ -275,7 +276,7 @@ def test_a_label_with_one_wrong_byte_is_an_error(mode: str) -> None:
     for place in range(8, len(data)):
         changed = bytearray(data)
         changed[place] ^= 4
-        with pytest.raises(DataError, match=r"mask\.png: "):
+        with refuses("mask.png", DataError):
             decode_label(bytes(changed), "mask.png")
     np.testing.assert_array_equal(decode_label(data + b"bytes after the end", "x"), label)
 
@@ -302,21 +303,21 @@ def test_a_label_with_fewer_rows_than_it_says_is_an_error(bits: int, rows: int) 
     header = b"IHDR" + cut[16:20] + height + cut[24:29]
     forged = cut[:12] + header + zlib.crc32(header).to_bytes(4, "big") + cut[33:]
     np.testing.assert_array_equal(decode_label(whole, "x"), label)
-    with pytest.raises(DataError, match=r"mask\.png: damaged or truncated"):
+    with refuses("mask.png", DataError, "truncated"):
         decode_label(forged, "mask.png")
 
 
 def test_sizes_that_cannot_be_are_errors_that_name_the_file() -> None:
     for kind in ("JPEG", "PNG"):
-        with pytest.raises(DataError, match=r"street\.jpg: damaged, or larger than OpenCV decodes"):
+        with refuses("street.jpg", DataError, "larger", "OpenCV"):
             decode_image(impossible_size(kind), "street.jpg")
     for mode in ("L", "P"):
         data = bytearray(impossible_size("PNG"))
         data[24:26] = (8, 0 if mode == "L" else 3)
         data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
-        with pytest.raises(DataError, match=r"mask\.png: damaged, or larger than"):
+        with refuses("mask.png", DataError, "larger"):
             decode_label(bytes(data), "mask.png")
-    with pytest.raises(DataError, match=r"x\.png: damaged, or larger"):
+    with refuses("x.png", DataError, "larger"):
         opencv_decode(impossible_size("PNG"), cv2.IMREAD_UNCHANGED, "x.png")
 
 
@@ -327,5 +328,5 @@ def test_pillows_guard_against_large_images_refuses_no_sound_one(monkeypatch: py
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     np.testing.assert_array_equal(decode_label(data, "x"), indices())
     assert decode_image(photo, "x").shape == (40, 60, 3)
-    with pytest.raises(DataError, match=r"x\.jpg: does not end as its format does, and is too large"):
+    with refuses("x.jpg", DataError, "end", "too large"):
         decode_image(photo[:-20], "x.jpg")

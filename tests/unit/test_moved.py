@@ -21,6 +21,7 @@ from cirkd_ray.train.teacher import teacher_directory, teacher_of
 from tests.errors import refuses
 from tests.tinyrun import tiny_baseline
 
+TRAINS = "teacher.train=quickstart/teacher"
 SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}
 
 
@@ -67,7 +68,7 @@ def test_a_teacher_from_elsewhere_keeps_its_place(tmp_path: Path) -> None:
 
 
 def test_the_teacher_of_a_moved_sweep_is_known_by_its_name(tmp_path: Path) -> None:
-    spec, anew = load_run("quickstart"), "give it another --name"
+    spec, anew = load_run("quickstart", [TRAINS]), "give it another --name"
     data = DataGuard.of(spec)
     old = teacher_of(spec, tmp_path / "old/s", tmp_path / "old", data, anew).path
     shutil.copytree(tmp_path / "old", tmp_path / "new")
@@ -75,7 +76,7 @@ def test_the_teacher_of_a_moved_sweep_is_known_by_its_name(tmp_path: Path) -> No
     assert teacher_of(spec, folder, tmp_path / "new", data, anew).path == tmp_path / "new/teachers" / old.name
     (folder / "teacher.txt").write_text(str(old))  # as earlier versions wrote it
     assert teacher_of(spec, folder, tmp_path / "new", data, anew).path == tmp_path / "new/teachers" / old.name
-    other = load_run("quickstart", ["teacher.set=[train.steps=3]"])
+    other = load_run("quickstart", [TRAINS, "teacher.set=[train.steps=3]"])
     with refuses(folder):
         teacher_of(other, folder, tmp_path / "new", data, anew)
     assert teacher_directory(other, tmp_path, data).path.name != old.name

@@ -16,6 +16,7 @@ from cirkd_ray.errors import DataError
 from cirkd_ray.evaluate.predict import Predictor, find_images
 from cirkd_ray.models import build_model
 from cirkd_ray.weights import load_model, save_model
+from tests.errors import refuses, require_error
 from tests.unit.test_data_codec import impossible_size
 
 SIZE = {"height": 32, "width": 48, "val_images": 3}
@@ -178,29 +179,29 @@ def test_worst_images_of_a_split(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "subject", "fact"),
     [
-        ([], "which images? give files or folders, or --split val"),
-        (["nowhere"], "nowhere: no such file or folder"),
-        (["--worst", "0"], "--worst: must be at least 1"),
-        (["--batch-size", "4", *SET], "--batch-size and --loaders go with --worst N only"),
-        (["--loaders", "0", *SET], "--batch-size and --loaders go with --worst N only"),
-        (["--limit", "0", *SET], "--limit: must be at least 1"),
-        (["--submission", "x.zip", *SET], "needs the folder"),
+        ([], "IMAGES", "--split val"),
+        (["nowhere"], "nowhere", "file or folder"),
+        (["--worst", "0"], "--worst", "1"),
+        (["--batch-size", "4", *SET], "--batch-size, --loaders", "--worst N"),
+        (["--loaders", "0", *SET], "--batch-size, --loaders", "--worst N"),
+        (["--limit", "0", *SET], "--limit", "1"),
+        (["--submission", "x.zip", *SET], "data.root", "'cityscapes'"),
     ],
 )
-def test_mistakes_are_named(model, arguments, message, tmp_path, capsys):
+def test_mistakes_are_named(model, arguments, subject, fact, tmp_path, capsys):
     assert main(["predict", str(model), "--out", str(tmp_path), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    require_error(capsys.readouterr().err, subject, fact)
 
 
 def test_no_model_and_no_images(model, tmp_path, capsys):
     assert main(["predict"]) == 2
-    assert "which network" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "MODEL", "folder")
     assert main(["predict", str(model), str(tmp_path)]) == 2
-    assert "no images here" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, tmp_path, ".png")
     assert main(["predict", str(model), str(tmp_path), "--data", "shapes"]) == 2
-    assert "not both" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "IMAGES", "--data, --submission")
 
 
 def test_results_never_overwrite_each_other(tmp_path):
@@ -212,7 +213,7 @@ def test_results_never_overwrite_each_other(tmp_path):
     assert len(found) == 5
     assert len({name for _, name in found}) == 5
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images here"):
+    with refuses(tmp_path / "empty", DataError, ".png"):
         find_images([tmp_path / "empty"])
 
 

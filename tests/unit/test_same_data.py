@@ -82,8 +82,8 @@ def own_data(root: Path, **settings: Any) -> RunSpec:
 
 def distilled(root: Path) -> RunSpec:
     """The quick start on one's own data."""
-    sets = ["data.name=folder", f"data.root={root}", "data.crop=[32, 32]", "teacher.set=[train.steps=3]"]
-    return load_run("quickstart", [*sets, "train.steps=3"])
+    sets = ["data.name=folder", f"data.root={root}", "data.crop=[32, 32]", "teacher.train=quickstart/teacher"]
+    return load_run("quickstart", [*sets, "teacher.set=[train.steps=3]", "train.steps=3", "baseline=false"])
 
 
 def look(root: Path | str) -> DataIdentity:
@@ -184,7 +184,7 @@ def test_a_folder_of_an_earlier_version_is_taken_with_a_note(root: Path, tmp_pat
         (folder / DATA).unlink()
     said: list[str] = []
     again = run_recipe(spec, directory, tmp_path / "out", stub_runner, resume=True, say=said.append)
-    assert again.teacher_reused
+    assert again.teacher in again.reused
     assert sum("does not say what its data were" in line for line in said) == 2
     assert (directory.path / DATA).is_file()
 
@@ -192,18 +192,19 @@ def test_a_folder_of_an_earlier_version_is_taken_with_a_note(root: Path, tmp_pat
 def test_a_teacher_of_other_labels_is_trained_anew_under_another_name(root: Path, tmp_path: Path) -> None:
     out, spec = tmp_path / "out", distilled(root)
     first = run_recipe(spec, RunDirectory(out / "x1"), out, stub_runner)
-    assert run_recipe(spec, RunDirectory(out / "x2"), out, stub_runner).teacher_reused
+    second = run_recipe(spec, RunDirectory(out / "x2"), out, stub_runner)
+    assert second.teacher in second.reused
     original = (root / "dataset.yaml").read_text()
     describe("classes: [x, y]\nids: {0: y, 1: x}")(root)
     said: list[str] = []
     other = run_recipe(spec, RunDirectory(out / "x3"), out, stub_runner, say=said.append)
     assert first.teacher is not None
     assert other.teacher is not None
-    assert not other.teacher_reused
+    assert other.teacher not in other.reused
     assert other.teacher.path != first.teacher.path
     assert any("label value 0 is y, was x" in line and str(first.teacher.path) in line for line in said)
     again = run_recipe(spec, RunDirectory(out / "x4"), out, stub_runner)
-    assert again.teacher_reused
+    assert again.teacher in again.reused
     assert again.teacher is not None
     assert again.teacher.path == other.teacher.path
     kept = run_recipe(spec, RunDirectory(out / "x5"), out, stub_runner, accept_data=True).teacher
