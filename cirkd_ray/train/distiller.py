@@ -19,7 +19,7 @@ class Distiller(nn.Module):
     """Student, task loss and distillation losses.
 
     Args:
-        student: returns `SegmentationOutput`.
+        student: the network that is trained.
         losses: name -> loss.
         specs: name -> its weights and schedule.
         task: weights of the cross-entropy terms.
@@ -33,7 +33,7 @@ class Distiller(nn.Module):
 
     def __init__(
         self,
-        student: nn.Module,
+        student: SegmentationModel,
         losses: Mapping[str, DistillationLoss],
         specs: Mapping[str, LossSpec],
         task: TaskSpec,
@@ -45,7 +45,7 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.specs = dict(specs)
         self.task = task
-        self.task_loss = TaskLoss(align_corners=getattr(student, "align_corners", True))
+        self.task_loss = TaskLoss(align_corners=student.align_corners)
         self.steps = steps
         self.seed = seed
         self.seen: LossInputs | None = None
