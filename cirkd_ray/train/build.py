@@ -15,7 +15,7 @@ from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.memory import require_memory
+from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.distiller import Distiller, build_losses
@@ -192,10 +192,10 @@ def _build_step(
         averaging = get_ema_multi_avg_fn(spec.train.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
-    opponents: dict[str, torch.optim.Optimizer] = {
-        name: torch.optim.Adam(loss.opponent.parameters(), **loss.opponent_optimizer())
-        for name, loss in distiller.opponents()
-        if loss.opponent is not None
+    discriminators: dict[str, torch.optim.Optimizer] = {
+        name: torch.optim.Adam(loss.discriminator.parameters(), **loss.discriminator_optimizer())
+        for name, loss in distiller.discriminators()
+        if loss.discriminator is not None
     }
     if spec.train.compile:
         student.compile()
@@ -205,7 +205,7 @@ def _build_step(
         distiller,
         teacher,
         optimizer,
-        opponents,
+        discriminators,
         spec.optim,
         spec.train.steps,
         precision,
@@ -218,15 +218,14 @@ def _build_step(
 def synchronise_batchnorm(distiller: Distiller) -> None:
     """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
 
-    Those of opponents stay each rank's own: a gradient penalty differentiates twice through them, which
+    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which
     SyncBatchNorm does not support. Their running statistics are averaged before they are used.
     """
-    opponents = {loss: loss.opponent for _, loss in distiller.opponents()}
-    for loss in opponents:
-        loss.opponent = None
-    convert_sync_batchnorm(distiller)  # timm's: torch's drops the activations of BatchNormAct2d
-    for loss, opponent in opponents.items():
-        loss.opponent = opponent
+    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
+    for _, loss in distiller.named_losses():
+        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
+    for owner, name, part in parts:
+        setattr(owner, name, convert_sync_batchnorm(part))  # torch's drops the activations of BatchNormAct2d
 
 
 def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:

@@ -66,7 +66,7 @@ class TrainStep:
         distiller: Distiller,
         teacher: SegmentationModel | None,
         optimizer: torch.optim.Optimizer,
-        opponent_optimizers: dict[str, torch.optim.Optimizer],
+        discriminator_optimizers: dict[str, torch.optim.Optimizer],
         spec: OptimSpec,
         steps: int,
         precision: str,
@@ -81,7 +81,7 @@ class TrainStep:
         self.prepare_for_teacher = (
             self.prepare if teacher is None else Preprocess(teacher.preprocessing).to(world.device)
         )
-        self.optimizer, self.opponent_optimizers = optimizer, opponent_optimizers
+        self.optimizer, self.discriminator_optimizers = optimizer, discriminator_optimizers
         self.scaler = make_scaler(precision, world.device)
         self.spec, self.steps, self.precision, self.world = spec, steps, precision, world
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -103,7 +103,7 @@ class TrainStep:
             for name, value in terms.items():
                 sums[name] = sums[name] + value if name in sums else value
         norm = self._update()
-        self._update_opponents()
+        self._update_discriminators()
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
@@ -129,8 +129,8 @@ class TrainStep:
             self.scaler.scale(total * share).backward()
         seen, self.distiller.seen = self.distiller.seen, None
         if seen is not None:
-            for _, loss in self.distiller.opponents():
-                self._oppose(loss, seen, share)
+            for _, loss in self.distiller.discriminators():
+                self._train_discriminator(loss, seen, share)
         return {name: value.detach() for name, value in {**terms, "total": total}.items()}
 
     def _input(self, prepare: Preprocess, batch: DeviceBatch) -> Tensor:
@@ -160,19 +160,19 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         return norm
 
-    def _oppose(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
-        """Gradients of a loss's opponent (a discriminator) on the same maps, detached from the student."""
-        assert loss.opponent is not None
-        loss.opponent.requires_grad_(True)
+    def _train_discriminator(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
+        """Gradients of a loss's discriminator on the same maps, detached from the student."""
+        assert loss.discriminator is not None
+        loss.discriminator.requires_grad_(True)
         with autocast(self.precision, self.world.device):
-            value = loss.opponent_loss(inputs)
+            value = loss.discriminator_loss(inputs)
         self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
-        loss.opponent.requires_grad_(False)
+        loss.discriminator.requires_grad_(False)
 
-    def _update_opponents(self) -> None:
-        for name, loss in self.distiller.opponents():
-            assert loss.opponent is not None
-            optimizer = self.opponent_optimizers[name]
-            average_gradients(list(loss.opponent.parameters()), self.world)
+    def _update_discriminators(self) -> None:
+        for name, loss in self.distiller.discriminators():
+            assert loss.discriminator is not None
+            optimizer = self.discriminator_optimizers[name]
+            average_gradients(list(loss.discriminator.parameters()), self.world)
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)

@@ -22,14 +22,14 @@ from cirkd_ray.weights.package import numbered_classes
 from tests.tinyrun import tiny_distillation
 
 
-def test_batchnorm_is_synchronised_but_in_opponents(teacher: Path) -> None:
+def test_batchnorm_is_synchronised_but_in_discriminators(teacher: Path) -> None:
     """A gradient penalty differentiates twice through the discriminator; SyncBatchNorm has one derivative."""
     losses = {
         "critic": {"kind": "adversarial", "objective": "wgan-gp", "width": 2},
         "memory": {"kind": "cirkd_memory"},
     }
     distiller = build_run(tiny_distillation(teacher, distill={"losses": losses}), World()).step.distiller
-    opponent = distiller.opponents()[0][1].opponent
+    discriminator = distiller.discriminators()[0][1].discriminator
     names = list(distiller.state_dict())
     synchronise_batchnorm(distiller)
     assert list(distiller.state_dict()) == names
@@ -37,8 +37,8 @@ def test_batchnorm_is_synchronised_but_in_opponents(teacher: Path) -> None:
         norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms
         assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
-    assert distiller.opponents()[0][1].opponent is opponent is not None
-    kept = [type(m) for m in opponent.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert distiller.discriminators()[0][1].discriminator is discriminator is not None
+    kept = [type(m) for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert kept == [nn.BatchNorm2d]
 
 
