@@ -15,7 +15,8 @@ from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.codec import decode_image
 from cirkd_ray.device import choose_precision, local_device
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, label_map
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference
+from cirkd_ray.evaluate.scores import label_map
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model
@@ -99,17 +100,18 @@ class Predictor:
         arithmetic = choose_precision(precision, chosen)
         return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings)
 
-    def labels(self, image: UInt8) -> UInt8:
+    def labels(self, image: UInt8, name: str = "image") -> UInt8:
         """Classes of an image's pixels.
 
         Args:
             image: H x W x 3 uint8, RGB.
+            name: what messages call it.
 
         Returns:
             H x W uint8 class indices.
         """
         with inference(self.model, device=self.device, precision=self.precision):
-            return label_map(self.model, self.model.preprocessing, image, self.device, self.views)
+            return label_map(self.model, self.model.preprocessing, image, self.device, self.views, name=name)
 
     def predict(self, sources: Iterable[ImageToPredict], failures: list[str]) -> Iterator[Prediction]:
         """Predict one image after the other; what cannot be read is named in `failures`."""
@@ -117,7 +119,7 @@ class Predictor:
             if source.image is None:
                 failures.append(source.error)
             else:
-                yield Prediction(source.name, source.image, self.labels(source.image))
+                yield Prediction(source.name, source.image, self.labels(source.image, source.name))
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
