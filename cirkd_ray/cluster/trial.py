@@ -154,14 +154,15 @@ def _train(
     if directory.read_result() is not None:
         told(_last_line(directory), None)
         return
-    reported = False
+    reported, saved = False, (0, "")
     background = Fit(lambda bridge: runner(spec, directory, [bridge], parent))
     for row, path in background.reports():
         if row["step"] >= steps:
             background.join()  # the result is on disk before a scheduler may end the trial
+        saved = (row["step"], path) if path else saved  # a checkpoint comes before the same step's validation
         if "miou" in row and background.error is None:
             reported = True
-            told(row, path)
+            told(row, saved[1] if saved[0] == row["step"] else None)
     if not reported:  # it started from the last checkpoint of a donor that has finished
         told(_last_line(directory), None)
 
