@@ -108,7 +108,6 @@ def _score(weights: Path) -> float | None:
     """A teacher's best validation, as its own run or card tells."""
     folder = weights if weights.is_dir() else weights.parent
     result = read_json(folder / "result.json") or {}
-    if result:
-        return float(result["best"]["miou"])
-    validation = (read_json(folder / "model.json") or {}).get("validation") or {}
-    return float(validation["miou"]) if "miou" in validation else None
+    validation = result.get("best") or (read_json(folder / "model.json") or {}).get("validation") or {}
+    miou = validation.get("miou")
+    return None if miou is None else float(miou)

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.codec import decode_image
-from cirkd_ray.device import choose_precision, local_device
+from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference
 from cirkd_ray.evaluate.scores import label_map
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model
-from cirkd_ray.weights.open import open_network
+from cirkd_ray.weights.open import chosen_precision, open_network
 
 UInt8 = NDArray[np.uint8]
 
@@ -71,7 +71,7 @@ class Predictor:
         network: str | None = None,
         dataset: SegmentationDataset | None = None,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str = "run",
         views: Views = ONE_VIEW,
     ) -> Predictor:
         """The predictor of a run's folder, an exported model, or a weights file.
@@ -81,7 +81,8 @@ class Predictor:
             network: the name of the network that a bare weights file belongs to; its classes are the data
                 set's.
             dataset: what is predicted, where that is a data set: its classes must be the network's.
-            device, precision, views: see the class; the device may be "auto".
+            device, precision, views: see the class; the device may be "auto", the precision also "run" or
+                "auto".
 
         Raises:
             WeightsError: there is no network, or it cannot be read.
@@ -97,7 +98,7 @@ class Predictor:
         else:
             opened = load_model(path)
         classes = opened.classes if dataset is None else dataset.classes
-        arithmetic = choose_precision(precision, chosen)
+        arithmetic = chosen_precision(precision, opened, chosen)
         return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings)
 
     def labels(self, image: UInt8, name: str = "image") -> UInt8:

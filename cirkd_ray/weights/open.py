@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cirkd_ray.device import DTYPES, choose_precision
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -70,6 +71,20 @@ def open_network(
             "take a network that was trained on the data set's classes"
         )
     return replace(loaded, warnings=compare_classes(called, loaded.classes, classes))
+
+
+def chosen_precision(setting: str, opened: LoadedModel, device: torch.device) -> str:
+    """The precision of a network's arithmetic on a device: "run" is the one that its run validated with.
+
+    A network that does not say has "fp32", and so has one that wants "fp16" on a CPU.
+
+    Raises:
+        ConfigError: the device does not have the one that was asked for.
+    """
+    if setting != "run":
+        return choose_precision(setting, device)
+    found = str(opened.info.get("precision", "fp32"))
+    return "fp32" if found not in DTYPES or (found == "fp16" and device.type != "cuda") else found
 
 
 def _require_description(
