@@ -1,8 +1,8 @@
 """Between a run's Train controller and the Tune trial around it: reports, with pointers to checkpoints.
 
-Ray's own callback forwards no Tune checkpoint, with which PBT silently never exploits. Here the controller
-puts every report on a queue; the trial's function takes it off, reports it to Tune, and adds a checkpoint
-that only points to where Train has put the real one.
+Ray's own callback forwards no checkpoint to Tune. Without one, PBT silently never exchanges weights. So the
+controller puts each report on a queue. The trial's function takes it off and reports it to Tune with a small
+checkpoint, which points to the real one in the run's folder.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,23 @@ from ray import tune
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
+from cirkd_ray.config import RunSpec
+from cirkd_ray.train.rundir import RunDirectory
+
+TrainFunction = Callable[[RunSpec, RunDirectory, Sequence[UserCallback], Path | None], dict[str, Any]]
+"""`cluster.train.fit`, or a stand-in in a test: trains a recipe in a directory, from a checkpoint if any."""
 POLL_SECONDS = 0.25
 _POINTER = "pointer.json"
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """A checkpoint of a run, as a trial's checkpoint.
+    """What Tune keeps as a trial's checkpoint: where a checkpoint of its run lies.
 
     Attributes:
-        trial: whose run it is.
-        path: of the checkpoint.
-        step: after so many steps.
+        trial: the trial whose run wrote it.
+        path: the checkpoint's folder.
+        step: the number of steps trained before it.
     """
 
     trial: str
@@ -40,21 +45,21 @@ class Pointer:
 
 
 class Bridge(UserCallback):  # type: ignore[misc]
-    """In the Train controller: hands every report on."""
+    """Runs in the Train controller and puts every report on a queue."""
 
     def __init__(self, queue: Queue) -> None:
         self.queue = queue
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """All ranks have reported; their figures are equal."""
+        """Called when all ranks have reported; their figures are equal."""
         self.queue.put((dict(metrics[0]), None if checkpoint is None else str(checkpoint.path)))
 
 
-class Fit(threading.Thread):
-    """A call of `fit` in the background, whose reports are iterated over."""
+class BackgroundRun(threading.Thread):
+    """A run that trains in a thread; `reports` iterates over what it reports."""
 
     def __init__(self, call: Callable[[Bridge], Any]) -> None:
-        super().__init__(daemon=True, name="fit")
+        super().__init__(daemon=True, name="run")
         self.queue = Queue(actor_options={"num_cpus": 0})
         self.call = call
         self.error: BaseException | None = None
@@ -67,10 +72,10 @@ class Fit(threading.Thread):
             self.error = error
 
     def reports(self) -> Iterator[tuple[dict[str, Any], str | None]]:
-        """(metrics, path of a checkpoint or None) as they come, until the call has ended.
+        """Start the run; yield (metrics, path of a checkpoint or None) as they come, until it has ended.
 
         Raises:
-            BaseException: what the call raised, after its last report.
+            BaseException: what the run raised, after its last report.
         """
         self.start()
         try:
@@ -98,7 +103,7 @@ def report(metrics: dict[str, Any], pointer: Pointer | None) -> None:
 
 
 def restored() -> Pointer | None:
-    """What Tune asks the trial to go on from: its own last checkpoint, or a donor's."""
+    """What Tune asks the trial to resume from: its own last checkpoint, or a donor's."""
     checkpoint = tune.get_checkpoint()
     if checkpoint is None:
         return None

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 
-from cirkd_ray.cluster.resources import Plan, check_nodes, plan_run
+from cirkd_ray.cluster.resources import Plan, check_nodes, cpus_of_worker, plan_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
@@ -17,7 +16,7 @@ from cirkd_ray.sweep.space import PAUSING, SweepSpec
 
 HEAD = "node:__internal_head__"
 DRIVER_BYTES = 2.2e9
-"""What a concurrent trial takes of the head's memory: its actor and its controller import torch."""
+"""RAM that a concurrent trial takes of the head: its actor and its controller import torch."""
 
 
 @dataclass(frozen=True)
@@ -28,25 +27,21 @@ class Capacity:
     reason: str
 
 
-def capacity(plan: Plan, available: Mapping[str, float], head_memory: float, limit: int | None) -> Capacity:
+def capacity(plan: Plan, available: Mapping[str, float], head_bytes: float, limit: int | None) -> Capacity:
     """How many runs like `plan` fit on `available` resources, at most `limit`, at least one.
 
     Args:
         plan: what each takes.
         available: the cluster's resources.
-        head_memory: bytes on the head, where the runs' drivers live.
+        head_bytes: RAM of the head, where the runs' drivers live.
         limit: the user's.
     """
-    bounds = {
-        f"{available.get('CPU', 0):g} CPU / {plan.total_cpus:g}": int(
-            available.get("CPU", 0) // plan.total_cpus
-        )
-    }
+    cpus, gpus, gpus_each = available.get("CPU", 0), available.get("GPU", 0), plan.workers * plan.gpus
+    bounds = {f"{cpus:g} CPU / {plan.total_cpus:g}": int(cpus // plan.total_cpus)}
     if plan.gpus:
-        gpus = plan.workers * plan.gpus
-        bounds[f"{available.get('GPU', 0):g} GPU / {gpus}"] = int(available.get("GPU", 0) // gpus)
-    bounds[f"{head_memory / 1e9:.1f} GB on the head / {DRIVER_BYTES / 1e9:g}"] = int(
-        head_memory // DRIVER_BYTES
+        bounds[f"{gpus:g} GPU / {gpus_each}"] = int(gpus // gpus_each)
+    bounds[f"{head_bytes / 1e9:.1f} GB on the head / {DRIVER_BYTES / 1e9:g}"] = int(
+        head_bytes // DRIVER_BYTES
     )
     if limit is not None:
         bounds[f"resources.concurrent={limit}"] = limit
@@ -57,8 +52,8 @@ def capacity(plan: Plan, available: Mapping[str, float], head_memory: float, lim
 def cluster_capacity(plan: Plan, limit: int | None = None) -> Capacity:
     """`capacity` of the Ray that this process has joined."""
     head = [node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
-    memory = head[0]["Resources"].get("memory", 0.0) if head else 0.0
-    return capacity(plan, ray.cluster_resources(), memory, limit)
+    head_bytes = head[0]["Resources"].get("memory", 0.0) if head else 0.0
+    return capacity(plan, ray.cluster_resources(), head_bytes, limit)
 
 
 def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]) -> Plan:
@@ -89,8 +84,8 @@ def check_places(plan: Plan, spec: RunSpec) -> None:
 def driver_resources(sweep: SweepSpec, count: int) -> dict[str, float]:
     """What a trial's own actor takes: nothing but a place on the head.
 
-    Where the scheduler pauses trials, more are under way than run; then that place is what bounds them: as
-    small as it can be without admitting one more, because other runs' drivers want a place as well.
+    A scheduler that pauses trials starts more of them than run at a time. Then the size of a place bounds how
+    many run: as small as it can be without admitting one more, because other runs' drivers want a place too.
     """
     if sweep.scheduler.name not in PAUSING:
         return {"CPU": 0, HEAD: 1e-3}
@@ -99,8 +94,10 @@ def driver_resources(sweep: SweepSpec, count: int) -> dict[str, float]:
 
 
 def placed(sweep: SweepSpec, base: RunSpec, plan: Plan) -> RunSpec:
-    """The recipe with the places that the sweep planned, so that a trial that is started while a node is away
-    waits for it, instead of failing or training elsewhere."""
+    """The recipe with the workers and the device that the sweep planned.
+
+    A trial that starts while a node is away then waits for it, instead of failing or training elsewhere.
+    """
     tree = base.to_dict()
     tree["cluster"] |= {"device": "cuda" if plan.gpus else "cpu", "autoscaling": True}
     splits_batches = Role.MACHINE | Role.COMPUTES  # over workers, whose number then differs between trials
@@ -110,11 +107,6 @@ def placed(sweep: SweepSpec, base: RunSpec, plan: Plan) -> RunSpec:
 
 
 def wanted_cpus(specs: Sequence[RunSpec]) -> float:
-    """CPUs that a local cluster must offer for each of these runs."""
-
-    def cpus(spec: RunSpec) -> float:
-        setting: Any = spec.cluster.cpus_per_worker
-        each = 1.0 + spec.data.workers if setting == "auto" else float(setting)
-        return each * (1 if spec.cluster.workers == "auto" else spec.cluster.workers)
-
-    return max(map(cpus, specs))
+    """CPUs that a new local cluster must offer, so that each of these runs fits."""
+    workers = [1 if spec.cluster.workers == "auto" else spec.cluster.workers for spec in specs]
+    return max(count * cpus_of_worker(spec) for count, spec in zip(workers, specs, strict=True))

@@ -13,6 +13,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import write_text
 from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, with_weights
@@ -56,6 +57,7 @@ def _run(
     from cirkd_ray.cluster.capacity import check_places, cluster_capacity
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
+    from cirkd_ray.cluster.train import fit
 
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
     for each, spec in zip(plans, methods.values(), strict=True):
@@ -69,8 +71,8 @@ def _run(
         for name, spec in trained.items():
             run = from_tree({**spec.to_dict(), "seed": seed, "name": f"{name}-s{seed}"})
             jobs.append(Job(f"{name}-s{seed}", run, folder / "runs" / f"{name}-s{seed}"))
-    failed = {name: r for name, r in run_jobs(jobs, fits.count, say).items() if isinstance(r, str)}
-    write_text(folder / "failures.json", json.dumps(failed, indent=2))
+    failed = {name: r for name, r in run_jobs(jobs, fits.count, say, fit).items() if isinstance(r, str)}
+    write_outcome(folder, failures=failed)
 
 
 def _with_teachers(methods: dict[str, RunSpec], folder: Path, out: Path, say: Say) -> dict[str, RunSpec]:

@@ -25,14 +25,14 @@ LATENCY = "latency"
 
 
 def measured_figures(sweep: SweepSpec) -> bool:
-    """Whether a sweep's metrics ask for what is known of a student before it is trained."""
+    """Whether a metric of the sweep is known of a student before it is trained."""
     return bool({"latency_ms", "parameters"} & set(sweep.metric))
 
 
 def measure_students(sweep: SweepSpec, base: RunSpec, folder: Path) -> None:
-    """Measure the students that a sweep can meet while nothing trains beside them.
+    """Measure the students that a sweep can draw, while nothing trains beside them.
 
-    Those of continuous settings are measured when a trial meets them.
+    Where there is no end to them, or are many, each is measured when a trial draws it.
     """
     if not measured_figures(sweep):
         return
@@ -48,7 +48,7 @@ def measure_students(sweep: SweepSpec, base: RunSpec, folder: Path) -> None:
 def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
     """`latency_ms` (median, batch of one) and `parameters` of a recipe's student.
 
-    One network is measured once a sweep, in a task with a worker's CPUs and GPU; `folder` remembers.
+    A network is measured once a sweep, in a task with a worker's CPUs and GPU; `folder` keeps the figures.
     """
     key = {"model": spec.to_dict()["model"], "data": spec.data.name, "settings": spec.data.settings}
     digest = hashlib.sha256(json.dumps(key, sort_keys=True, default=str).encode()).hexdigest()[:12]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from pathlib import Path
@@ -11,15 +10,15 @@ from typing import Any
 from ray.tune import Callback
 
 from cirkd_ray.config.composition import read_yaml
-from cirkd_ray.files import write_text
-from cirkd_ray.sweep.folder import EXPIRED, HOURS, OUTCOME, SPACE
+from cirkd_ray.sweep.folder import SPACE, write_expired
+from cirkd_ray.train.outcome import OUTCOME, read_failure, write_outcome
 
 
 class TrialLog(Callback):  # type: ignore[misc]
     """Writes `outcome.json` into the folder of each trial that has ended, and says so on standard output.
 
-    Where `budget.hours` ends the search, it writes that before Tune acts on it: Tune remembers that the
-    search is over, but not why, and would tell it to nobody who continues the sweep.
+    Where `budget.hours` ends the search, it writes that into the sweep's folder before Tune acts on it: Tune
+    remembers that the search is over, but not why, and a resumed sweep could not say so.
 
     Args:
         folder: the sweep's.
@@ -32,18 +31,18 @@ class TrialLog(Callback):  # type: ignore[misc]
         self.deadline = math.inf
 
     def setup(self, *args: Any, **info: Any) -> None:
-        """The hours of this call; not those that the sweep began with."""
+        """Take the hours of this call; not those that the sweep began with."""
         hours = read_yaml(self.folder / SPACE).get("budget", {}).get("hours")
         self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Before Tune looks at its own clock, which was started later."""
+        """Look at the time before Tune looks at its own clock, which was started later."""
         if time.monotonic() >= self.deadline:
-            write_text(self.folder / HOURS, EXPIRED)
+            write_expired(self.folder)
             self.deadline = math.inf
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        """It runs, again perhaps: what became of it before does not count."""
+        """It runs, perhaps again: what became of it before does not count."""
         (self.folder / "trials" / trial.trial_id / OUTCOME).unlink(missing_ok=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
@@ -57,9 +56,9 @@ class TrialLog(Callback):  # type: ignore[misc]
         self._write(trial.trial_id, "failed", self._reason(trial), trial.last_result or {})
 
     def _reason(self, trial: Any) -> str:
-        failed = self.folder / "trials" / trial.trial_id / "failed.json"
-        if failed.is_file():
-            return str(json.loads(failed.read_text())["message"])
+        failure = read_failure(self.folder / "trials" / trial.trial_id)
+        if failure is not None:
+            return str(failure)
         file = trial.error_file
         lines = Path(file).read_text().strip().splitlines() if file and Path(file).is_file() else []
         return next((line.strip() for line in reversed(lines) if line.strip()), "its process was lost")
@@ -67,13 +66,10 @@ class TrialLog(Callback):  # type: ignore[misc]
     def _write(self, trial_id: str, status: str, reason: str, last: dict[str, Any]) -> None:
         from rich.console import Console
 
-        folder = self.folder / "trials" / trial_id
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / OUTCOME, json.dumps({"status": status, "reason": reason}))
+        write_outcome(self.folder / "trials" / trial_id, status=status, reason=reason)
         ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
         value = last.get(self.metric)
         figure = f" at step {last.get('step')}, {self.metric} {value:.4f}" if value is not None else ""
-        text = (
-            f"trial {trial_id}: {status}{figure}{': ' + reason if reason else ''} ({ended} of {self.total})"
-        )
-        Console(soft_wrap=True).print(text, highlight=False, markup=False)
+        text = f"trial {trial_id}: {status}{figure}{': ' + reason if reason else ''}"
+        console = Console(soft_wrap=True)
+        console.print(f"{text} ({ended} of {self.total})", highlight=False, markup=False)

@@ -9,13 +9,12 @@ from typing import Any
 
 import ray
 
+from cirkd_ray.cluster.bridge import TrainFunction
 from cirkd_ray.cluster.capacity import HEAD
-from cirkd_ray.cluster.train import fit
-from cirkd_ray.cluster.trial import Runner
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import open_directory
 from cirkd_ray.train.teacher import fingerprint
 
 RETRIES = 2
@@ -32,11 +31,11 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None], runner: Runner = fit
+    jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None], train: TrainFunction
 ) -> dict[str, dict[str, Any] | str]:
-    """Run them all on the Ray that this process has joined; name -> result, or why there is none.
+    """Run all jobs on the Ray that this process has joined; name -> result, or why there is none.
 
-    A folder with the run of another recipe is left as it is: that job fails.
+    A folder that holds the run of another recipe is left as it is: that job fails.
     """
     done: dict[str, dict[str, Any] | str] = {}
     waiting = list(jobs)
@@ -50,23 +49,22 @@ def run_jobs(
             if result is not None and fingerprint(directory.spec()) == fingerprint(job.spec):
                 done[job.name] = result
             else:
-                running[remote.remote(job.spec.to_dict(), str(job.folder), runner)] = job
+                running[remote.remote(job.spec.to_dict(), str(job.folder), train)] = job
         if running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(ready)
-            done[job.name] = _outcome(ready)
+            done[job.name] = _result(ready)
             say(f"{job.name}: {_summary(done[job.name])} ({len(done)} of {len(jobs)})")
     return {job.name: done[job.name] for job in jobs}
 
 
-def _run(tree: dict[str, Any], folder: str, runner: Runner) -> dict[str, Any]:
+def _run(tree: dict[str, Any], folder: str, train: TrainFunction) -> dict[str, Any]:
     spec, directory = from_tree(tree), RunDirectory(folder)
     open_directory(directory, spec, resume=True)
-    result: dict[str, Any] = runner(spec, directory, [], None)
-    return result
+    return train(spec, directory, [], None)
 
 
-def _outcome(reference: Any) -> dict[str, Any] | str:
+def _result(reference: Any) -> dict[str, Any] | str:
     try:
         result: dict[str, Any] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:

@@ -27,10 +27,14 @@ class Plan:
         return {"CPU": self.cpus, **({"GPU": float(self.gpus)} if self.gpus else {})}
 
 
+def cpus_of_worker(spec: RunSpec) -> float:
+    """CPUs of one worker: as set, or one and one more for each process of its loader."""
+    setting = spec.cluster.cpus_per_worker
+    return 1.0 + spec.data.workers if setting == "auto" else float(setting)
+
+
 def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
     """Choose the workers of a run on a cluster with `available` resources in all.
-
-    A worker takes one CPU and one more for each process of its loader.
 
     Raises:
         ConfigError: the run does not fit, or its batch does not divide; with the arithmetic.
@@ -40,9 +44,7 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
     if cluster.device == "cuda" and not gpus_there and not cluster.autoscaling:
         raise ConfigError("cluster.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
     on_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus_there > 0)
-    cpus = (
-        float(1 + spec.data.workers) if cluster.cpus_per_worker == "auto" else float(cluster.cpus_per_worker)
-    )
+    cpus = cpus_of_worker(spec)
     share = spec.train.batch_size // spec.train.accumulate
     if cluster.workers == "auto":
         most = gpus_there if on_gpu else min(2, int(cpus_there // cpus))

@@ -1,9 +1,7 @@
-"""Ray Tune's searchers and schedulers for a SweepSpec; a package that is missing is named."""
+"""Ray Tune's searchers and schedulers for a SweepSpec."""
 
 from __future__ import annotations
 
-import importlib
-import math
 import pickle
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,6 @@ from ray import tune
 from ray.tune.schedulers import (
     ASHAScheduler,
     FIFOScheduler,
-    HyperBandForBOHB,
     HyperBandScheduler,
     MedianStoppingRule,
     PopulationBasedTraining,
@@ -22,33 +19,11 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import BasicVariantGenerator, Searcher
 
-from cirkd_ray.errors import ConfigError
 from cirkd_ray.sweep.parameters import Parameter
-from cirkd_ray.sweep.space import POPULATION, SweepSpec
+from cirkd_ray.sweep.space import SweepSpec
 
-EXTRAS = {
-    "hyperopt": "hyperopt",
-    "ConfigSpace": "bohb",
-    "hpbandster": "bohb",
-}
-"""Package -> extra of this project that installs it."""
 TIME = "report"
 """A trial's time: the number of its reports. `training_iteration` starts again after a restore."""
-
-
-def require(package: str, user: str) -> Any:
-    """Import an optional package.
-
-    Raises:
-        ConfigError: it is not installed; with the command that installs it.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError:
-        extra = EXTRAS[package]
-        raise ConfigError(
-            f"{user} needs {package}, which is not installed: pip install '.[{extra}]'"
-        ) from None
 
 
 class FixedPoints(Searcher):  # type: ignore[misc]
@@ -96,33 +71,15 @@ class DefineByRun:
 
 
 def make_searcher(sweep: SweepSpec) -> Searcher | BasicVariantGenerator:
-    """The searcher of a space.
-
-    Raises:
-        ConfigError: a package is missing.
-    """
-    searcher = sweep.searcher
-    if searcher.name == "grid":
+    """The searcher of a space."""
+    if sweep.searcher.name == "grid":
         return FixedPoints(_grid(sweep))
-    if sweep.scheduler.name in POPULATION:  # they take no other searcher
-        return BasicVariantGenerator(points_to_evaluate=sweep.random_points(sweep.trials))
-    if searcher.name == "random":
-        return FixedPoints(sweep.random_points(sweep.trials))
-    if searcher.name == "tpe":
-        return _optuna(sweep)
-    if searcher.name == "hyperopt":
-        hyperopt = require("hyperopt", "searcher hyperopt")
-        from ray.tune.search.hyperopt import HyperOptSearch
-
-        space = {path: _hyperopt(hyperopt.hp, path, p) for path, p in sweep.parameters.items()}
-        return HyperOptSearch(
-            space,
-            metric=sweep.primary,
-            mode=sweep.metric[sweep.primary],
-            n_initial_points=searcher.startup_trials,
-            random_state_seed=searcher.seed,
-        )
-    return _bohb(sweep)
+    if sweep.searcher.name == "tpe":
+        return _tpe(sweep)
+    points = sweep.random_points(sweep.trials)
+    if sweep.scheduler.name == "pbt":  # takes no other searcher
+        return BasicVariantGenerator(points_to_evaluate=points)
+    return FixedPoints(points)
 
 
 def _grid(sweep: SweepSpec) -> list[dict[str, Any]]:
@@ -137,7 +94,7 @@ def _grid(sweep: SweepSpec) -> list[dict[str, Any]]:
     return points[: sweep.trials]
 
 
-def _optuna(sweep: SweepSpec) -> Searcher:
+def _tpe(sweep: SweepSpec) -> Searcher:
     import optuna
     from ray.tune.search.optuna import OptunaSearch
 
@@ -155,38 +112,8 @@ def _optuna(sweep: SweepSpec) -> Searcher:
     )
 
 
-def _hyperopt(hp: Any, path: str, parameter: Parameter) -> Any:
-    """Conditions are not modelled: a value that does not count is drawn and dropped."""
-    if parameter.options:
-        return hp.choice(path, list(parameter.options))
-    low, high = parameter.bounds
-    if parameter.loguniform:
-        return hp.loguniform(path, math.log(low), math.log(high))
-    return hp.uniform(path, low, high)  # whole and stepped numbers are rounded by SweepSpec.tidy
-
-
-def _bohb(sweep: SweepSpec) -> Searcher:
-    require("hpbandster", "searcher bohb")
-    space_of = require("ConfigSpace", "searcher bohb")
-    from ray.tune.search.bohb import TuneBOHB
-
-    space = space_of.ConfigurationSpace(seed=sweep.searcher.seed)
-    for path, parameter in sweep.parameters.items():
-        if parameter.options:
-            space.add(space_of.CategoricalHyperparameter(path, list(parameter.options)))
-        else:
-            low, high = parameter.bounds
-            log = parameter.loguniform is not None
-            space.add(space_of.UniformFloatHyperparameter(path, lower=low, upper=high, log=log))
-    return TuneBOHB(space, metric=sweep.primary, mode=sweep.metric[sweep.primary], seed=sweep.searcher.seed)
-
-
 def make_scheduler(sweep: SweepSpec, steps: int, report_every: int) -> TrialScheduler:
-    """The scheduler of a space whose longest trial has `steps`, with a report every `report_every`.
-
-    Raises:
-        ConfigError: a package is missing.
-    """
+    """The scheduler of a space whose longest trial has `steps`, with a report every `report_every`."""
     scheduler = sweep.scheduler
     reports = -(-steps // report_every)
     grace = (scheduler.grace_steps or report_every) // report_every
@@ -196,9 +123,8 @@ def make_scheduler(sweep: SweepSpec, steps: int, report_every: int) -> TrialSche
         return ASHAScheduler(
             time_attr=TIME, max_t=reports + 1, grace_period=grace, reduction_factor=scheduler.reduction_factor
         )
-    if scheduler.name in ("hyperband", "bohb"):
-        kind = HyperBandScheduler if scheduler.name == "hyperband" else HyperBandForBOHB
-        return kind(time_attr=TIME, max_t=reports, reduction_factor=scheduler.reduction_factor)
+    if scheduler.name == "hyperband":
+        return HyperBandScheduler(time_attr=TIME, max_t=reports, reduction_factor=scheduler.reduction_factor)
     if scheduler.name == "median":
         return MedianStoppingRule(time_attr=TIME, grace_period=grace, min_samples_required=3)
     if scheduler.name == "pbt":
@@ -210,27 +136,15 @@ def make_scheduler(sweep: SweepSpec, steps: int, report_every: int) -> TrialSche
             resample_probability=scheduler.resample,
             custom_explore_fn=sweep.tidy,
         )
-    if scheduler.name == "pb2":
-        from ray.tune.schedulers.pb2 import PB2
-
-        return PB2(
-            time_attr=TIME,
-            perturbation_interval=interval,
-            hyperparam_bounds={path: list(p.bounds) for path, p in sweep.parameters.items()},
-            quantile_fraction=scheduler.quantile,
-            custom_explore_fn=sweep.tidy,
-        )
     return FIFOScheduler()
 
 
 def population_space(sweep: SweepSpec) -> dict[str, Any]:
-    """What PBT and PB2 want to be told of a space, besides its first points; empty for the others."""
-    if sweep.scheduler.name not in POPULATION:
+    """What PBT wants to be told of a space, besides its first points; empty for the others."""
+    if sweep.scheduler.name != "pbt":
         return {}
     found = {path: mutation(parameter) for path, parameter in sweep.parameters.items()}
-    return {
-        path: tune.choice(domain) if isinstance(domain, list) else domain for path, domain in found.items()
-    }
+    return {path: tune.choice(d) if isinstance(d, list) else d for path, d in found.items()}
 
 
 def mutation(parameter: Parameter) -> Any:

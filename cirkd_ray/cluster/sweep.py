@@ -1,8 +1,7 @@
-"""A sweep from its file to its result: teacher, trials, controls, finalists. The same call again goes on."""
+"""A sweep from its file to its result: teacher, trials, controls, finalists. The same call resumes it."""
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -18,17 +17,18 @@ from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
-from cirkd_ray.sweep.folder import EXPIRED, FAILURES, HOURS, OUTCOME, SPACE, SweepData, read_sweep
-from cirkd_ray.sweep.space import PAUSING, POPULATION, SweepSpec, is_kept
+from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
+from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import check_space
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.checkpoint import prune_checkpoints
 from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.teacher import fingerprint, teacher_directory, teacher_recipe, with_weights
 
-BASE, TEACHER, RESULT = "base.yaml", "teacher.txt", "sweep.json"
+BASE, TEACHER = "base.yaml", "teacher.txt"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
 Say = Callable[[str], None]
@@ -53,7 +53,7 @@ class Sweep:
 
 
 def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool = False) -> SweepData:
-    """Run or continue a sweep; returns what its folder holds at the end.
+    """Run or resume a sweep; returns what its folder holds at the end.
 
     Raises:
         ConfigError: the space is wrong, does not fit the cluster or the folder holds another sweep.
@@ -96,7 +96,7 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 "give the sweep another --name, or start it anew with --fresh"
             )
         hours = known["budget"]["hours"]
-        if hours != sweep.spec.budget.hours and _expired(sweep.folder):
+        if hours != sweep.spec.budget.hours and is_expired(sweep.folder):
             raise ConfigError(
                 f"{sweep.folder}: {EXPIRED}, which ended its search; leave budget.hours at "
                 f"{hours}, or start it anew with --fresh"
@@ -112,12 +112,7 @@ def _run(sweep: Sweep) -> None:
 
     from cirkd_ray.cluster.capacity import check_places, cluster_capacity, largest_plan, placed
     from cirkd_ray.cluster.latency import LATENCY, measure_students
-    from cirkd_ray.cluster.search import make_scheduler, make_searcher
 
-    (
-        make_searcher(sweep.spec),
-        make_scheduler(sweep.spec, 2, 1),
-    )  # a missing package shows before anything is trained
     plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     check_places(plan, sweep.base)
     fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
@@ -131,8 +126,9 @@ def _run(sweep: Sweep) -> None:
         reasons = sorted({trial.reason for trial in trials.trials if trial.reason})
         raise TrainingError(f"{sweep.folder}: no trial has come to a result; {'; '.join(reasons[:3])}")
     _controls_and_finalists(sweep, base, trials, fits.count)
-    result = {"finished": time.time(), "seconds_of_the_last_call": time.perf_counter() - started}
-    write_text(sweep.folder / RESULT, json.dumps(result))
+    if not is_expired(sweep.folder):
+        write_outcome(sweep.folder, status="finished", reason="")
+    write_outcome(sweep.folder, ended=time.time(), seconds_of_the_last_call=time.perf_counter() - started)
 
 
 def _with_teacher(sweep: Sweep) -> RunSpec:
@@ -155,30 +151,31 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
 
 
 def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
-    """The trials, by Ray Tune."""
+    """Run the trials by Ray Tune."""
+    from cirkd_ray.cluster.train import fit
     from cirkd_ray.cluster.trial import TrialPlan
 
     tree = base.to_dict()
-    if sweep.spec.scheduler.name in POPULATION:
+    if sweep.spec.scheduler.name == "pbt":
         tree["train"]["keep_checkpoints"] = 100_000  # a donor's checkpoint must outlive its exploitation
     plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), tree)
-    tuner = make_tuner(plan, sweep.spec, longest(sweep.spec, base), base.train.validate_every, at_a_time)
+    tuner = make_tuner(plan, sweep.spec, longest(sweep.spec, base), base.train.validate_every, at_a_time, fit)
     started, hours = time.monotonic(), sweep.spec.budget.hours
     _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
     if ended < sweep.spec.trials:
         if hours is not None and time.monotonic() - started >= 3600 * hours:
-            write_text(sweep.folder / HOURS, EXPIRED)
-        if not _expired(sweep.folder):
+            write_expired(sweep.folder)
+        if not is_expired(sweep.folder):
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)
-    if sweep.spec.scheduler.name in POPULATION:  # kept all for exploitation until now
+    if sweep.spec.scheduler.name == "pbt":  # kept all for exploitation until now
         for checkpoints in sweep.folder.glob("trials/*/g*/checkpoints"):
             prune_checkpoints(checkpoints, 1)
 
 
 def _set_aside(folder: Path, known: set[str]) -> None:
-    """Move away trials that Tune does not know: begun after it last wrote its state, before it was killed."""
+    """Move away trials that Tune does not know: begun after it last wrote its state and before its end."""
     for path in (folder / "trials").glob("*/"):
         if path.name not in known:
             (folder / "lost").mkdir(exist_ok=True)
@@ -186,14 +183,10 @@ def _set_aside(folder: Path, known: set[str]) -> None:
 
 
 def _cut_off(folder: Path) -> None:
-    """Write what became of the trials that the end of `budget.hours` has stopped."""
+    """Write down what became of the trials that the end of `budget.hours` has stopped."""
     for path in (folder / "trials").glob("*/"):
         if not (path / OUTCOME).is_file():
-            write_text(path / OUTCOME, json.dumps({"status": "expired", "reason": EXPIRED}))
-
-
-def _expired(folder: Path) -> bool:
-    return (folder / HOURS).is_file()
+            write_expired(path)
 
 
 def longest(spec: SweepSpec, base: RunSpec) -> int:
@@ -204,10 +197,17 @@ def longest(spec: SweepSpec, base: RunSpec) -> int:
     return int(max(parameter.setting(value) for value in parameter.extremes()))
 
 
-def make_tuner(
-    plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_time: int, runner: Any = None
-) -> Any:
-    """The Tuner: restored from the sweep's folder where that holds one, else new."""
+def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_time: int, train: Any) -> Any:
+    """The Tuner: restored from the sweep's folder where that holds one, else new.
+
+    Args:
+        plan: the TrialPlan.
+        spec: the space.
+        steps: of the longest trial.
+        report_every: steps between its validations.
+        at_a_time: trials that run at a time.
+        train: `cluster.train.fit`; tests take a stand-in.
+    """
     # Read when Tune starts: paths stay as they are, and TrialLog alone says what happens.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -216,16 +216,15 @@ def make_tuner(
     from cirkd_ray.cluster.capacity import driver_resources
     from cirkd_ray.cluster.outcomes import TrialLog
     from cirkd_ray.cluster.search import make_scheduler, make_searcher, population_space
-    from cirkd_ray.cluster.train import fit
     from cirkd_ray.cluster.trial import make_trainable
 
-    trainable = tune.with_resources(make_trainable(plan, runner or fit), driver_resources(spec, at_a_time))
+    trainable = tune.with_resources(make_trainable(plan, train), driver_resources(spec, at_a_time))
     state = Path(plan.folder) / "tune"
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
     if tune.Tuner.can_restore(str(state)):
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
-        # What may differ on continuing; Ray has no public way to say so.
+        # These may differ when a sweep is resumed; Ray has no public way to say so.
         held = tuner._local_tuner._tune_config
         held.max_concurrent_trials, held.time_budget_s = limit, seconds
         return tuner
@@ -256,6 +255,7 @@ def make_tuner(
 def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a_time: int) -> None:
     """The recipe's own values, and no distillation, at one budget and the same seeds; the best with all."""
     from cirkd_ray.cluster.pool import Job, run_jobs
+    from cirkd_ray.cluster.train import fit
 
     jobs = []
     controls = control_runs(base, longest(sweep.spec, base)) if sweep.spec.controls else {}
@@ -272,9 +272,10 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
         ],
         at_a_time,
         sweep.say,
+        fit,
     )
     failed = {name: reason for name, reason in results.items() if isinstance(reason, str)}
-    write_text(sweep.folder / FAILURES, json.dumps(failed, indent=2))
+    write_outcome(sweep.folder, failures=failed)
 
 
 def control_runs(base: RunSpec, steps: int) -> dict[str, RunSpec]:

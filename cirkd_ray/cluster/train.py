@@ -2,87 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-import os
-import shutil
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-import ray.train.torch
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from cirkd_ray import errors
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run
-from cirkd_ray.cluster.session import ray_session
-from cirkd_ray.cluster.staging import staged
-from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError
-from cirkd_ray.files import write_text
-from cirkd_ray.report.follow import Follower
-from cirkd_ray.report.listeners import RunLog, TensorBoardListener
-from cirkd_ray.train.checkpoint import list_checkpoints, newest_checkpoint
-from cirkd_ray.train.distributed import World
-from cirkd_ray.train.loop import train
+from cirkd_ray.config import RunSpec
+from cirkd_ray.errors import TrainingError, TransientError, UserError
+from cirkd_ray.train.checkpoint import newest_checkpoint
+from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
-
-FAILURE = "failure.json"
-
-
-class RayReporter:
-    """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on.
-
-    The last one is waited for, so that a run is only finished when all of it is in its directory.
-
-    Args:
-        directory: the run's.
-        steps: of the run.
-        asynchronous: whether training goes on meanwhile.
-    """
-
-    def __init__(self, directory: RunDirectory, steps: int, asynchronous: bool) -> None:
-        self.steps, self.asynchronous = steps, asynchronous
-        self.local = local_checkpoints(directory)
-        # One that is written again was passed over as damaged. It gets a name of its own, because Ray will
-        # prune the damaged one by its name.
-        self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
-        self.cleared = False
-
-    def checkpoint_folder(self, name: str) -> Path:
-        """A folder on this node; Ray moves it to the run's directory."""
-        if not self.cleared:  # of what a killed worker left
-            shutil.rmtree(self.local, ignore_errors=True)
-            self.cleared = True
-        while name in self.taken:
-            name += "-again"
-        return self.local / name
-
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """Every rank takes part."""
-        modes, last = ray.train.CheckpointUploadMode, int(metrics["step"]) >= self.steps
-        ray.train.report(
-            dict(metrics),
-            checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
-            checkpoint_dir_name=None if checkpoint is None else checkpoint.name,  # the main rank's holds
-            checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
-            delete_local_checkpoint_after_upload=True,
-        )
-        if last and checkpoint is not None:
-            with contextlib.suppress(OSError):
-                self.local.rmdir()
-
-
-def local_checkpoints(directory: RunDirectory) -> Path:
-    """Where a run's checkpoints lie on a worker's node until they are in its directory."""
-    digest = hashlib.sha256(str(directory.path).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"cirkd-checkpoints-{os.getuid()}-{digest}"
 
 
 class StopOnUserError(UserCallback):  # type: ignore[misc]
@@ -93,7 +28,7 @@ class StopOnUserError(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """An exception here is Ray Train's way to stop instead of retrying."""
-        failure = read_failure(RunDirectory(self.directory))
+        failure = read_failure(Path(self.directory))
         if failure is not None:
             raise failure
         for error in worker_exceptions.values():  # of a node that does not see the run's directory
@@ -102,51 +37,11 @@ class StopOnUserError(UserCallback):  # type: ignore[misc]
                 raise reason
 
 
-def worker(config: dict[str, Any]) -> None:
-    """One rank of a run.
+def _worker(config: dict[str, Any]) -> None:
+    """Imported by name in a run's controller as well, which has no use for the network code of a worker."""
+    from cirkd_ray.cluster.worker import work
 
-    Args:
-        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a
-            checkpoint to start from where the directory has none, or None).
-    """
-    directory = RunDirectory(config["directory"])
-    world = World.current(ray.train.torch.get_device())
-    try:
-        if not directory.recipe.is_file():
-            raise ConfigError(
-                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
-                "runs must be written to storage that all nodes share"
-            )
-        spec = from_tree(config["spec"])
-        if sum(node["Alive"] for node in ray.nodes()) > 1:
-            spec = staged(spec)
-        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        reporter = RayReporter(directory, spec.train.steps, spec.cluster.async_checkpoints)
-        resume_from = config.get("resume_from")
-        train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
-    except TransientError:
-        raise  # a fresh start from the last checkpoint may get over it
-    except UserError as error:
-        write_failure(directory, error)
-        raise
-
-
-def write_failure(directory: RunDirectory, error: UserError) -> None:
-    """Leave the reason of a failure where the driver finds it."""
-    if directory.path.is_dir():
-        write_text(
-            directory.path / FAILURE, json.dumps({"kind": type(error).__name__, "message": str(error)})
-        )
-
-
-def read_failure(directory: RunDirectory) -> UserError | None:
-    """The reason that a worker left, as the exception that it was."""
-    path = directory.path / FAILURE
-    if not path.is_file():
-        return None
-    found = json.loads(path.read_text())
-    kind = getattr(errors, found["kind"], UserError)
-    return kind(found["message"])
+    work(config)
 
 
 def make_trainer(
@@ -158,7 +53,7 @@ def make_trainer(
 ) -> TorchTrainer:
     """The trainer of one run; its checkpoints go to the run's `checkpoints`."""
     return TorchTrainer(
-        worker,
+        _worker,
         train_loop_config={
             "spec": spec.to_dict(),
             "directory": str(directory.path),
@@ -197,19 +92,11 @@ def fit(
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise read_failure(directory) or _explain(error, directory) from error
+        raise read_failure(directory.path) or _explain(error, directory) from error
     result = directory.read_result()
     if result is None:
         raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
     return result
-
-
-def run_on_ray(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
-    """`fit` on the environment's cluster or a local one, with its progress shown here."""
-    cpus = 1 + spec.data.workers if spec.cluster.cpus_per_worker == "auto" else spec.cluster.cpus_per_worker
-    workers = 1 if spec.cluster.workers == "auto" else spec.cluster.workers
-    with ray_session(minimum_cpus=workers * cpus), Follower(directory, spec.train.steps):
-        return fit(spec, directory)
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

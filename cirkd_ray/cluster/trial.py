@@ -2,39 +2,38 @@
 
 A trial's folder holds one run a *generation*: `g0`, and `g1`, `g2`, ... where PBT gave it a donor's weights
 and new values. Each has the run's files and `trial.json`: its values, and the checkpoint it started from.
+
+A trial's process imports no network code: only its workers need that, and it takes seconds and memory.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ray import tune
-from ray.train import UserCallback
 
-from cirkd_ray import errors
-from cirkd_ray.cluster.bridge import Fit, Pointer, report, restored
+from cirkd_ray.cluster.bridge import BackgroundRun, Pointer, TrainFunction, report, restored
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
-from cirkd_ray.cluster.train import fit, read_failure
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import ConfigError, UserError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.opening import open_directory
+from cirkd_ray.train.outcome import read_failure, write_failure
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import open_directory
 
-Runner = Callable[[RunSpec, RunDirectory, Sequence[UserCallback], Path | None], Any]
-GENERATION, FAILED = "trial.json", "failed.json"
+GENERATION = "trial.json"
 
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """What all trials of a sweep share; plain values, so that it can be sent about.
+    """What all trials of a sweep share; plain values, so that it can be sent to other processes.
 
     Attributes:
         folder: the sweep's.
@@ -46,43 +45,37 @@ class TrialPlan:
     space: dict[str, Any]
     base: dict[str, Any]
 
-    def spec(self, values: Mapping[str, Any]) -> RunSpec:
-        """The resolved recipe of a trial."""
-        settings = SweepSpec.model_validate(self.space).settings(values)
-        return from_tree(apply_overrides(self.base, settings))
 
-
-def make_trainable(plan: TrialPlan, runner: Runner = fit) -> Callable[[dict[str, Any]], None]:
+def make_trainable(plan: TrialPlan, train: TrainFunction) -> Callable[[dict[str, Any]], None]:
     """The function that Tune runs for every trial."""
 
     def trial(config: dict[str, Any]) -> None:
-        run_trial(plan, config, runner, tune.get_context().get_trial_id())
+        run_trial(plan, config, train, tune.get_context().get_trial_id())
 
     return trial
 
 
-def run_trial(plan: TrialPlan, config: Mapping[str, Any], runner: Runner, trial_id: str) -> None:
-    """Train one configuration, reporting as it goes.
+def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, trial_id: str) -> None:
+    """Train one configuration and report to Tune.
 
     Raises:
-        UserError: the configuration cannot be trained; kept in the folder, so that a retry ends at once.
+        UserError: the configuration cannot be trained; the folder keeps why, so that a retry ends at once.
     """
     folder = Path(plan.folder) / "trials" / trial_id
     folder.mkdir(parents=True, exist_ok=True)
-    _raise_what_failed_before(folder)
+    failed_before = read_failure(folder)
+    if failed_before is not None:
+        raise failed_before
     sweep = SweepSpec.model_validate(plan.space)
     directory = None
     try:
-        values = sweep.tidy(config)
-        pointer = restored()
-        spec, directory, parent = prepare(plan, folder, values, pointer)
-        figures = _figures(sweep, spec, Path(plan.folder))
-        _train(spec, directory, runner, parent, trial_id, figures)
+        spec, directory, parent = prepare(plan, folder, sweep.tidy(config), restored())
+        known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
+        _train(spec, directory, train, parent, trial_id, known)
     except UserError as error:
-        # What its workers or its configuration met stays; that the cluster is smaller for a while does not.
-        if directory is None or read_failure(directory) is not None:
-            failure = {"kind": type(error).__name__, "message": str(error)}
-            write_text(folder / FAILED, json.dumps(failure))
+        # What its workers or its values met stays; a cluster without room may have some later.
+        if directory is None or read_failure(directory.path) is not None:
+            write_failure(folder, error)
         raise
 
 
@@ -91,13 +84,12 @@ def prepare(
 ) -> tuple[RunSpec, RunDirectory, Path | None]:
     """The recipe, the run's directory and the donor's checkpoint if any.
 
-    Where the sweep goes on with other workers, these are in effect.
+    The recipe has the plan's number of workers, also where the trial was begun with another.
 
     Raises:
         ConfigError: a sampled value is not in effect in the recipe that was written.
     """
-    sweep = SweepSpec.model_validate(plan.space)
-    settings = sweep.settings(values)
+    settings = SweepSpec.model_validate(plan.space).settings(values)
     spec = from_tree(apply_overrides(plan.base, settings))
     directory, parent = _generation(folder, values, pointer)
     open_directory(directory, spec, resume=True)
@@ -110,7 +102,7 @@ def prepare(
 
 
 def check_applied(spec: RunSpec, settings: Mapping[str, Any]) -> None:
-    """Every sampled setting must be the one in effect.
+    """Check that the sampled settings are the ones in effect.
 
     Raises:
         ConfigError: naming those that are not.
@@ -123,7 +115,7 @@ def check_applied(spec: RunSpec, settings: Mapping[str, Any]) -> None:
 def _generation(
     folder: Path, values: dict[str, Any], pointer: Pointer | None
 ) -> tuple[RunDirectory, Pointer | None]:
-    """The run to go on with, or a new one that starts from another's checkpoint, and that checkpoint."""
+    """The run to resume, or a new one that starts from another's checkpoint, and that checkpoint."""
     known = sorted(folder.glob("g*/" + GENERATION), key=lambda path: int(path.parent.name[1:]))
     if known:
         last = json.loads(known[-1].read_text())
@@ -137,34 +129,37 @@ def _generation(
 def _train(
     spec: RunSpec,
     directory: RunDirectory,
-    runner: Runner,
+    train: TrainFunction,
     parent: Path | None,
     trial_id: str,
-    figures: dict[str, float],
+    known: dict[str, float],
 ) -> None:
-    """Run and report; of a run with nothing left to do, its last line."""
+    """Train and report each validation; report the last line of a run that has nothing left to train.
+
+    Args:
+        parent: the donor's checkpoint, if any.
+        known: figures of the student that are known before it is trained.
+    """
     every, steps = spec.train.validate_every, spec.train.steps
 
-    def told(row: Mapping[str, Any], path: str | None) -> None:
+    def tell(row: Mapping[str, Any], path: str | None) -> None:
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-        place = {"steps": steps, "report": -(-int(row["step"]) // every)}
+        time = {"steps": steps, "report": -(-int(row["step"]) // every)}
         pointer = Pointer(trial_id, path, int(row["step"])) if path else None
-        report({**numbers, **figures, **place}, pointer)
+        report({**numbers, **known, **time}, pointer)
 
-    if directory.read_result() is not None:
-        told(_last_line(directory), None)
-        return
     reported, saved = False, (0, "")
-    background = Fit(lambda bridge: runner(spec, directory, [bridge], parent))
-    for row, path in background.reports():
-        if row["step"] >= steps:
-            background.join()  # the result is on disk before a scheduler may end the trial
-        saved = (row["step"], path) if path else saved  # a checkpoint comes before the same step's validation
-        if "miou" in row and background.error is None:
-            reported = True
-            told(row, saved[1] if saved[0] == row["step"] else None)
-    if not reported:  # it started from the last checkpoint of a donor that has finished
-        told(_last_line(directory), None)
+    if directory.read_result() is None:
+        run = BackgroundRun(lambda bridge: train(spec, directory, [bridge], parent))
+        for row, path in run.reports():
+            if row["step"] >= steps:
+                run.join()  # the result is on disk before a scheduler may end the trial
+            saved = (row["step"], path) if path else saved  # it comes before the same step's validation
+            if "miou" in row and run.error is None:
+                reported = True
+                tell(row, saved[1] if saved[0] == row["step"] else None)
+    if not reported:  # finished before, or started from the last checkpoint of a donor that has finished
+        tell(_last_line(directory), None)
 
 
 def _last_line(directory: RunDirectory) -> dict[str, Any]:
@@ -172,15 +167,3 @@ def _last_line(directory: RunDirectory) -> dict[str, Any]:
     rows = [row for row in directory.read_metrics() if "miou" in row]
     last: dict[str, Any] = rows[-1] if rows else (directory.read_result() or {})["last"]
     return last
-
-
-def _figures(sweep: SweepSpec, spec: RunSpec, folder: Path) -> dict[str, float]:
-    """What is known of the student before it is trained, where the sweep asks for it."""
-    return latency_ms(spec, folder / LATENCY) if measured_figures(sweep) else {}
-
-
-def _raise_what_failed_before(folder: Path) -> None:
-    path = folder / FAILED
-    if path.is_file():
-        found = json.loads(path.read_text())
-        raise getattr(errors, found["kind"], UserError)(found["message"])

@@ -58,7 +58,7 @@ def command(
 
 def _runner(local: bool) -> Runner:
     if not local:
-        from cirkd_ray.cluster.train import run_on_ray
+        from cirkd_ray.cluster.run import run_on_ray
 
         return run_on_ray
 

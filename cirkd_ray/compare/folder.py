@@ -12,6 +12,7 @@ from cirkd_ray.compare.statistics import Interval, Paired, compare_to_baseline, 
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import read_json
+from cirkd_ray.train.outcome import read_outcome
 from cirkd_ray.train.rundir import RunDirectory
 
 COMPARISON = "comparison.yaml"
@@ -99,9 +100,7 @@ def read_comparison(folder: Path) -> CompareData:
     teachers = read_json(folder / "teachers.json") or {}
     scores = {name: _score(Path(weights)) for name, weights in teachers.items()}
     known = {name: score for name, score in scores.items() if score is not None}
-    return CompareData(
-        folder, recipes, results, curves, memory, known, read_json(folder / "failures.json") or {}
-    )
+    return CompareData(folder, recipes, results, curves, memory, known, read_outcome(folder)["failures"])
 
 
 def _score(weights: Path) -> float | None:

@@ -12,12 +12,12 @@ from typing import Any
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import read_json
+from cirkd_ray.train.outcome import read_outcome, write_outcome
 from cirkd_ray.train.rundir import RunDirectory
 
-FAILURES, OUTCOME = "failures.json", "outcome.json"
 SPACE = "sweep.yaml"
-HOURS, EXPIRED = "expired.txt", "budget.hours is spent"
-"""A file whose existence says that `budget.hours` ended the search, and what it holds."""
+EXPIRED = "budget.hours is spent"
+"""The reason of a sweep, and of its trials, that `budget.hours` has cut off."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Trial:
 
     Attributes:
         id: the name of its folder.
-        values: what was sampled, by dotted path; of the last generation where they changed on the way.
-        settings: what that set in the recipe.
+        values: the sampled values by dotted path, of the last generation.
+        settings: what these values set in the recipe.
         status: running, finished, stopped, expired (cut off by `budget.hours`) or failed.
         reason: why it failed.
         rows: its validations, first to last, over all generations.
-        steps: how many it would have had.
-        generations: 1, or more where PBT exchanged its weights. One that was just begun does not count yet:
+        steps: the steps that it would train without being stopped.
+        generations: 1, or more where PBT exchanged its weights. One without a validation yet does not count:
             values, settings and rows belong together.
         parents: (step, trial) of each exchange.
         extra: figures measured beside its training, such as `latency_ms`.
@@ -61,13 +61,19 @@ class Trial:
 
     @property
     def trained_steps(self) -> int:
-        """Steps that it really did: those before an exchange count, those of the donor do not."""
+        """Steps that this trial trained itself: not those of its donors."""
         return sum(int(row["_new"]) for row in self.rows)
 
 
 @dataclass(frozen=True)
 class SweepData:
-    """A sweep."""
+    """A sweep, as its folder tells.
+
+    Attributes:
+        space: the tree of its SweepSpec.
+        controls, finalists: name -> seed -> result of the finished runs.
+        failures: `controls/NAME-sSEED` or `finalists/NAME-sSEED` -> why it failed.
+    """
 
     folder: Path
     space: dict[str, Any]
@@ -75,11 +81,10 @@ class SweepData:
     controls: dict[str, dict[int, dict[str, Any]]]
     finalists: dict[str, dict[int, dict[str, Any]]]
     failures: dict[str, str] = field(default_factory=dict)
-    """Of controls and finalists: `controls/NAME-sSEED` -> why it failed."""
 
     @property
     def metric(self) -> str:
-        """The one that ranks."""
+        """The metric that ranks."""
         return str(next(iter(self.space["metric"])))
 
     @property
@@ -116,7 +121,7 @@ def read_sweep(folder: Path) -> SweepData:
     """Read a sweep's folder, finished or not.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: the folder holds no sweep.
     """
     if not (folder / SPACE).is_file():
         raise ConfigError(f"{folder}: no sweep here ({SPACE} is missing)")
@@ -129,13 +134,23 @@ def read_sweep(folder: Path) -> SweepData:
         tuple(trial for trial in trials if trial is not None),
         _runs(folder / "controls"),
         _runs(folder / "finalists"),
-        read_json(folder / FAILURES) or {},
+        read_outcome(folder)["failures"],
     )
+
+
+def write_expired(folder: Path) -> None:
+    """Write down that `budget.hours` has ended the sweep's search, or cut off a trial."""
+    write_outcome(folder, status="expired", reason=EXPIRED)
+
+
+def is_expired(folder: Path) -> bool:
+    """Whether `budget.hours` has ended the sweep's search."""
+    return bool(read_outcome(folder)["status"] == "expired")
 
 
 def _trial(folder: Path, latencies: dict[str, dict[str, float]]) -> Trial | None:
     runs = sorted(folder.glob("g[0-9]*/trial.json"), key=lambda path: int(path.parent.name[1:]))
-    outcome = read_json(folder / OUTCOME) or {"status": "running", "reason": ""}
+    outcome = read_outcome(folder)
     if not runs:
         return Trial(folder.name, {}, {}, outcome["status"], outcome["reason"], (), 0, 0, (), {})
     generations = [_generation(path.parent) for path in runs]
@@ -158,7 +173,7 @@ def _trial(folder: Path, latencies: dict[str, dict[str, float]]) -> Trial | None
 
 
 def _generation(folder: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """What a generation was started with, and its validations with the steps that each is from the last."""
+    """A generation's `trial.json`, and its validations, each with the steps trained since the one before."""
     about = read_json(folder / "trial.json") or {"parent": None, "values": {}, "settings": {}}
     number, run = int(folder.name[1:]), RunDirectory(folder)
     step = about["parent"]["step"] if about["parent"] else 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import product
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, field_validator
@@ -14,14 +14,25 @@ from cirkd_ray.config.roles import Computes, Cosmetic, Machine, Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.sweep.parameters import Parameter
 
-PAUSING = ("hyperband", "bohb", "pbt", "pb2")
+PAUSING = ("hyperband", "pbt")
 """Schedulers that pause trials, so that more trials are under way than run at a time."""
-POPULATION = ("pbt", "pb2")
-"""Schedulers whose trials take over each other's weights and change their settings while they train."""
 
 
 class _Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class _Named(_Spec):
+    """A choice by name, some of which earlier versions had."""
+
+    gone: ClassVar[dict[str, str]] = {}
+
+    @field_validator("name", mode="before", check_fields=False)
+    @classmethod
+    def _still_there(cls, value: Any) -> Any:
+        if isinstance(value, str) and value in cls.gone:
+            raise ValueError(f"{value} is no longer there; use {cls.gone[value]}")
+        return value
 
 
 class Budget(_Spec):
@@ -37,33 +48,38 @@ class Budget(_Spec):
     hours: Machine[PositiveFloat | None] = Field(None, description="wall time after which no trial goes on")
 
 
-class Scheduler(_Spec):
+class Scheduler(_Named):
     """When trials end early or change."""
 
-    name: Literal["none", "asha", "hyperband", "bohb", "median", "pbt", "pb2"] = "none"
+    gone = {"bohb": "asha with searcher tpe", "pb2": "pbt"}
+
+    name: Literal["none", "asha", "hyperband", "median", "pbt"] = "none"
     grace_steps: PositiveInt | None = Field(
         None, description="no trial is judged before; default: one report"
     )
     reduction_factor: float = Field(3.0, gt=1, description="ASHA, HyperBand: one in so many goes on")
     perturb_every: PositiveInt | None = Field(
-        None, description="PBT, PB2: steps between exploits; default: one report"
+        None, description="PBT: steps between exchanges; default: one report"
     )
     quantile: float = Field(
-        0.25, gt=0, le=0.5, description="PBT, PB2: share that copies the best as large a share"
+        0.25,
+        gt=0,
+        le=0.5,
+        description="PBT: share of trials, the worst, that take the weights of as many best",
     )
     resample: float = Field(
         0.25, ge=0, le=1, description="PBT: probability of a new value instead of a scaled one"
     )
 
 
-class Searcher(_Spec):
+class Searcher(_Named):
     """Where the next trial's values come from."""
 
-    name: Literal["random", "grid", "tpe", "hyperopt", "bohb"] = "random"
+    gone = {"bohb": "tpe with scheduler asha", "hyperopt": "tpe"}
+
+    name: Literal["random", "grid", "tpe"] = "random"
     seed: int = Field(0, ge=0)
-    startup_trials: PositiveInt = Field(
-        8, description="random trials before the model of TPE or HyperOpt is used"
-    )
+    startup_trials: PositiveInt = Field(8, description="random trials before the model of TPE is used")
 
 
 class Resources(_Spec):
@@ -107,7 +123,7 @@ class SweepSpec(_Spec):
 
     @property
     def multi_objective(self) -> bool:
-        """More than one metric."""
+        """Whether there is more than one metric."""
         return len(self.metric) > 1
 
     @property

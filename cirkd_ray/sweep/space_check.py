@@ -13,7 +13,7 @@ from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
-from cirkd_ray.sweep.space import PAUSING, POPULATION
+from cirkd_ray.sweep.space import PAUSING
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.dry_run import DryRun
 
@@ -107,7 +107,6 @@ def _check_pair(space: SpaceFile) -> None:
     sweep = space.spec
     scheduler, searcher = sweep.scheduler.name, sweep.searcher.name
     grids = [path for path, parameter in sweep.parameters.items() if parameter.kind == "grid"]
-    problem = None
     if searcher == "grid" and len(grids) < len(sweep.parameters):
         other = next(path for path in sweep.parameters if path not in grids)
         raise space.error(
@@ -117,21 +116,17 @@ def _check_pair(space: SpaceFile) -> None:
         raise space.error(
             ("parameters", grids[0]), f"searcher {searcher} draws its values; make the grid a choice"
         )
-    if (scheduler == "bohb") != (searcher == "bohb"):
-        problem = f"scheduler {scheduler} and searcher {searcher}: BOHB is both or neither"
-    elif scheduler in POPULATION and searcher != "random":
-        problem = (
-            f"scheduler {scheduler} changes values while trials train; use searcher random, not {searcher}"
+    if scheduler == "pbt" and searcher != "random":
+        raise space.error(
+            ("scheduler", "name"),
+            f"scheduler pbt changes values while trials train; use searcher random, not {searcher}",
         )
-    elif sweep.multi_objective and scheduler != "none":
-        problem = (
-            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none"
+    if sweep.multi_objective and scheduler != "none":
+        raise space.error(
+            ("scheduler", "name"),
+            f"scheduler {scheduler} judges trials by one metric, the space has {len(sweep.metric)}; use none",
         )
-    elif sweep.multi_objective and searcher in ("hyperopt", "bohb"):
-        problem = f"searcher {searcher} follows one metric, the space has {len(sweep.metric)}; use tpe"
-    if problem:
-        raise space.error(("scheduler", "name"), problem)
-    if scheduler in POPULATION:
+    if scheduler == "pbt":
         _check_population(space)
 
 
@@ -140,15 +135,13 @@ def _check_population(space: SpaceFile) -> None:
         if Role.MUTABLE not in role_of(path) or parameter.when:
             raise space.error(
                 ("parameters", path),
-                f"{space.spec.scheduler.name} changes settings of a network that trains on; possible are "
+                "pbt changes settings of a network that trains on; possible are "
                 "loss weights, temperatures, optim.lr and their like, without conditions",
             )
-        if space.spec.scheduler.name == "pb2" and parameter.kind not in ("uniform", "loguniform"):
-            raise space.error(("parameters", path), "pb2 takes uniform or loguniform; use pbt for choices")
         if Role.WEIGHT in role_of(path) and 0 in [parameter.setting(value) for value in parameter.extremes()]:
             raise space.error(
                 ("parameters", path, parameter.kind),
-                f"{space.spec.scheduler.name} cannot take 0: a term without weight is not built, so its "
+                "pbt cannot take 0: a term without weight is not built, so its "
                 "checkpoints fit no other trial; take a small weight instead",
             )
     if space.spec.trials < 4:

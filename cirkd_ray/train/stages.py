@@ -14,9 +14,9 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.config.applied import changed
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
 
@@ -109,22 +109,6 @@ def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: C
         say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False
-
-
-def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None:
-    """Make the run's directory, or check that it holds this very run.
-
-    Raises:
-        ConfigError: it holds a run and `resume` is off, or a run of another recipe.
-    """
-    if not (resume and directory.recipe.exists()):
-        directory.create(spec)
-        return
-    for key, (before, now) in changed(directory.spec().to_dict(), spec.to_dict()).items():
-        raise ConfigError(
-            f"{directory.path}: was started with {key}={before!r}, not {now!r}; "
-            "resume it with its own settings, or start a new run"
-        )
 
 
 @contextmanager

@@ -52,7 +52,7 @@ class TrainStep:
         distiller: the student and the losses, on the device.
         teacher: frozen network in eval mode, or None.
         optimizer: of the distiller.
-        opponent_optimizers: of the losses' opponents, by the loss's name.
+        discriminator_optimizers: of the losses' discriminators, by the loss's name.
         spec: learning rate, schedule and clipping.
         steps: length of the run.
         precision: "fp32", "bf16" or "fp16".

@@ -62,7 +62,12 @@ def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[
     if not path.is_file():
         raise WeightsError(f"no weights file at {path}")
     if path.suffix == ".safetensors":
-        return strip_prefixes(_read_safetensors(path, values)), ()
+        with _open_safetensors(path) as file:
+            names = list(file.keys())
+            if values:
+                return strip_prefixes({name: file.get_tensor(name) for name in names}), ()
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+            return strip_prefixes({name: torch.empty(s, device="meta") for name, s in shapes.items()}), ()
     state, others = tensors_of(_read_torch(path, values), path)
     return strip_prefixes(state), others
 
@@ -74,16 +79,6 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from None
-
-
-def _read_safetensors(path: Path, values: bool) -> StateDict:
-    """All tensors of a safetensors file; on `meta` without `values`."""
-    with _open_safetensors(path) as file:
-        names = list(file.keys())
-        if values:
-            return {name: file.get_tensor(name) for name in names}
-        shapes = {name: file.get_slice(name).get_shape() for name in names}
-        return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:

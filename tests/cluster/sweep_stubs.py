@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.trial import TrialPlan
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError
+from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
 from tests.tinyrun import tiny_baseline
 
@@ -22,13 +25,11 @@ def stub_run(
     directory: RunDirectory,
     callbacks: Sequence[Any],
     resume_from: Path | None,
-    pause: float = 0.0,
+    before_step: Callable[[int], None] = lambda step: None,
 ) -> dict[str, Any]:
-    """A run whose mIoU rises to 1 - |lr - 0.01|; it fails for task.aux_weight 2 and can be continued."""
+    """A run whose mIoU rises to 1 - |lr - 0.01|; it fails for task.aux_weight 2 and can be resumed."""
     if spec.task.aux_weight == 2.0:
-        (directory.path / "failure.json").write_text(
-            json.dumps({"kind": "TrainingError", "message": "not finite"})
-        )
+        write_failure(directory.path, TrainingError("not finite"))
         raise TrainingError("not finite")
     checkpoints = sorted(directory.checkpoints.glob("step_*"))
     start = checkpoints[-1] if checkpoints else resume_from
@@ -41,7 +42,7 @@ def stub_run(
     for step in range(state["step"] + 1, spec.train.steps + 1):
         if step % spec.train.validate_every:
             continue
-        time.sleep(pause)
+        before_step(step)
         quality = 1.0 - abs(spec.optim.lr - 0.01)
         last = {"step": step, "miou": quality * step / spec.train.steps, "images_per_second": 1.0}
         directory.append_metrics(last)
@@ -67,7 +68,38 @@ def slow_run(
     spec: RunSpec, directory: RunDirectory, callbacks: Sequence[Any], resume_from: Path | None
 ) -> Any:
     """The same, slow enough to be killed on the way."""
-    return stub_run(spec, directory, callbacks, resume_from, pause=1.5)
+    return stub_run(spec, directory, callbacks, resume_from, lambda step: time.sleep(1.5))
+
+
+def run_in_step_with_others(
+    spec: RunSpec, directory: RunDirectory, callbacks: Sequence[Any], resume_from: Path | None
+) -> Any:
+    """The same for each of four trials: a step waits until Tune has the step before from all others.
+
+    The test that uses it has Tune write each report down, by `note_report`.
+    """
+    trial = directory.path.parent
+
+    def wait(step: int) -> None:
+        end = time.monotonic() + 900
+        while True:
+            others = [
+                int(path.read_text()) for path in trial.parent.glob("*/reported") if path.parent != trial
+            ]
+            if step == 1 or sum(other >= step - 1 for other in others) == 3:
+                return
+            if time.monotonic() > end:
+                raise TimeoutError(f"step {step}: the others are at {others}")
+            time.sleep(0.05)
+
+    return stub_run(spec, directory, callbacks, resume_from, wait)
+
+
+def note_report(
+    self: TrialLog, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+) -> None:
+    """As `on_trial_result` of a TrialLog: Tune has dealt with a report."""
+    write_text(self.folder / "trials" / trial.trial_id / "reported", str(result["step"]))
 
 
 def stub_plan(folder: Path, steps: int = 4, **space: Any) -> tuple[TrialPlan, SweepSpec]:

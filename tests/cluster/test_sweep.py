@@ -13,26 +13,27 @@ import pytest
 from ray.util import placement_group_table
 from ray.util.state import list_actors
 
+from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.pool import Job, run_jobs
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.sweep.folder import SweepData, read_sweep
-from tests.cluster.sweep_stubs import stub_plan, stub_run
+from tests.cluster.sweep_stubs import note_report, run_in_step_with_others, stub_plan, stub_run
 from tests.tinyrun import tiny_baseline
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
-def swept(folder: Path, steps: int = 4, at_a_time: int = 4, **space: Any) -> SweepData:
+def swept(folder: Path, steps: int = 4, at_a_time: int = 4, train: Any = stub_run, **space: Any) -> SweepData:
     plan, sweep = stub_plan(folder, steps, **space)
-    make_tuner(plan, sweep, steps, 1, at_a_time, stub_run).fit()
+    make_tuner(plan, sweep, steps, 1, at_a_time, train).fit()
     return read_sweep(folder)
 
 
 def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None, tmp_path: Path) -> None:
-    parameters = {"optim.lr": {"uniform": [0.001, 0.02]}, "task.aux_weight": {"choice": [1.0, 2.0]}}
-    space: dict[str, Any] = {"parameters": parameters, "budget": {"trials": 6}}
+    parameters = {"optim.lr": {"uniform": [0.001, 0.02]}, "task.aux_weight": {"choice": [0.5, 1.0, 2.0]}}
+    space: dict[str, Any] = {"parameters": parameters, "budget": {"trials": 4}}
     data = swept(tmp_path / "s", **space)
-    assert len(data.trials) == 6
+    assert len(data.trials) == 4
     expected = {True: "failed", False: "finished"}
     for trial in data.trials:
         if trial.values:
@@ -45,7 +46,7 @@ def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None
     assert abs(best.settings["optim.lr"] - 0.01) == min(
         abs(t.settings["optim.lr"] - 0.01) for t in data.ranked
     )
-    plan, sweep = stub_plan(tmp_path / "s", **{**space, "budget": {"trials": 6, "hours": 2}})
+    plan, sweep = stub_plan(tmp_path / "s", **{**space, "budget": {"trials": 4, "hours": 2}})
     held = make_tuner(plan, sweep, 4, 1, 3, stub_run)._local_tuner._tune_config
     assert (held.max_concurrent_trials, held.time_budget_s) == (3, 7200)  # not those of the first call
 
@@ -64,12 +65,16 @@ def test_asha_with_tpe_stops_bad_trials_early(ray_cluster: None, tmp_path: Path)
     assert data.steps_spent < data.steps_planned == 64
 
 
-def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tmp_path: Path) -> None:
+def test_an_exploited_trial_starts_from_the_donors_weights(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(TrialLog, "on_trial_result", note_report)
     data = swept(
         tmp_path / "s",
         steps=12,
+        train=run_in_step_with_others,
         budget={"trials": 4},
-        scheduler={"name": "pbt", "perturb_every": 2, "quantile": 0.5},
+        scheduler={"name": "pbt", "perturb_every": 3, "quantile": 0.25},
         parameters={"optim.lr": {"uniform": [0.001, 0.9]}},
     )
     exchanged = [trial for trial in data.trials if trial.generations > 1]
@@ -90,14 +95,10 @@ def test_an_exploited_trial_starts_from_the_donors_weights(ray_cluster: None, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("scheduler", "searcher"),
-    [("hyperband", "random"), ("median", "hyperopt"), ("pb2", "random"), ("bohb", "bohb")],
-)
-def test_the_other_schedulers_and_searchers_come_to_an_end(
+@pytest.mark.parametrize(("scheduler", "searcher"), [("hyperband", "random"), ("median", "tpe")])
+def test_the_other_schedulers_come_to_an_end(
     ray_cluster: None, tmp_path: Path, scheduler: str, searcher: str
 ) -> None:
-    pytest.importorskip({"hyperopt": "hyperopt", "random": "sklearn", "bohb": "hpbandster"}[searcher])
     data = swept(tmp_path / "s", scheduler={"name": scheduler}, searcher={"name": searcher}, at_a_time=2)
     assert len(data.ranked) == 4
     assert any(trial.status == "finished" for trial in data.trials)

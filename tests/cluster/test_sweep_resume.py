@@ -91,7 +91,7 @@ def test_hours_end_a_search_and_what_comes_after_is_not_held_up(
 ) -> None:
     folder = tmp_path / "s"
     plan, spec = stub_plan(folder, 40, budget={"trials": 6, "hours": 20 / 3600})
-    monkeypatch.setattr(sweeps, "make_tuner", lambda *arguments: make_tuner(*arguments, slow_run))
+    monkeypatch.setattr(sweeps, "make_tuner", lambda *arguments: make_tuner(*arguments[:-1], slow_run))
     here = Sweep(spec, from_tree(plan.base), folder, tmp_path, print)
     for _ in range(2):  # the second finds the search over
         sweeps._search(here, here.base, 2)

@@ -15,13 +15,14 @@ import psutil
 import pytest
 
 from cirkd_ray.cluster.resources import check_nodes, plan_run
-from cirkd_ray.cluster.train import fit, local_checkpoints
+from cirkd_ray.cluster.train import fit
+from cirkd_ray.cluster.worker import local_checkpoints
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, DataError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, complaint
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import open_directory
 from tests.paths import REPO
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
 

@@ -28,7 +28,7 @@ def job(tmp_path_factory):
 
 
 @pytest.mark.ray
-def test_workers_give_exactly_the_counts_of_one_process(job):
+def test_workers_give_exactly_the_counts_of_one_process(job, ray_cluster):
     from cirkd_ray.cluster.evaluate import ray_evaluator
     from cirkd_ray.cluster.session import ray_session
 
@@ -45,7 +45,7 @@ def test_workers_give_exactly_the_counts_of_one_process(job):
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_a_killed_worker_changes_nothing_and_errors_arrive_as_they_were(job):
+def test_a_killed_worker_changes_nothing_and_errors_arrive_as_they_were(job, ray_cluster):
     import ray
 
     from cirkd_ray.cluster.evaluate import ray_evaluator

@@ -22,6 +22,7 @@ from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table
+from cirkd_ray.train.outcome import write_outcome
 
 
 def test_the_interval_covers_the_mean_as_often_as_it_says() -> None:
@@ -130,7 +131,7 @@ def write_comparison_folder(folder: Path) -> None:
     (folder / "teacher" / "result.json").write_text(json.dumps({"best": {"miou": 0.6}}))
     (folder / "comparison.yaml").write_text(yaml.safe_dump({"methods": methods}, sort_keys=False))
     (folder / "teachers.json").write_text(json.dumps({"kd": str(folder / "teacher")}))
-    (folder / "failures.json").write_text(json.dumps({"cwd-s2": "a loss is not finite"}))
+    write_outcome(folder, failures={"cwd-s2": "a loss is not finite"})
     shift = {"baseline": 0.0, "kd": 0.05, "cwd": 0.001}
     for method in methods:
         for seed in range(2 if method == "cwd" else 3):

@@ -17,9 +17,10 @@ from cirkd_ray.errors import CheckpointError, ConfigError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints, newest_checkpoint
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import open_directory, run_recipe
+from cirkd_ray.train.stages import run_recipe
 from cirkd_ray.weights import load_model
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
 from tests.unit.test_data_sets import make_folder

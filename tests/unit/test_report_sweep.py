@@ -19,8 +19,9 @@ from cirkd_ray.report.sweep_figures import Scale, _short, learning_curves, paral
 from cirkd_ray.report.sweep_page import curves_caption, write_sweep
 from cirkd_ray.report.sweep_study import importance, pareto_front
 from cirkd_ray.report.tables import TextTable
-from cirkd_ray.sweep.folder import SweepData, read_sweep
+from cirkd_ray.sweep.folder import SweepData, is_expired, read_sweep
 from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.outcome import write_outcome
 
 PARAMETERS = {
     "optim.lr": {"loguniform": [1e-3, 1e-1]},
@@ -99,7 +100,7 @@ def test_values_and_figures_are_of_one_generation(tmp_path: Path) -> None:
 
 def test_a_control_that_failed_is_told_of(sweep: SweepData) -> None:
     failures = {"controls/defaults-s1": "a loss is not finite\nat step 3"}
-    (sweep.folder / "failures.json").write_text(json.dumps(failures))
+    write_outcome(sweep.folder, failures=failures)
     assert "controls/defaults-s1 failed: a loss is not finite" in summary(read_sweep(sweep.folder)).split(
         "\n"
     )
@@ -284,3 +285,13 @@ def test_folders_of_other_names_are_passed_over(sweep: SweepData) -> None:
         (folder / "result.json").write_text("{}")
     again = read_sweep(sweep.folder)
     assert [t.id for t in again.ranked] == [t.id for t in sweep.ranked]
+
+
+def test_a_sweep_of_an_earlier_version_tells_its_failures_and_its_end(sweep: SweepData) -> None:
+    (sweep.folder / "failures.json").write_text(json.dumps({"controls/defaults-s1": "not finite"}))
+    (sweep.folder / "expired.txt").write_text("budget.hours is spent")
+    assert read_sweep(sweep.folder).failures == {"controls/defaults-s1": "not finite"}
+    assert is_expired(sweep.folder)
+    write_outcome(sweep.folder, failures={})  # resumed: what had failed was done again
+    assert read_sweep(sweep.folder).failures == {}
+    assert is_expired(sweep.folder)

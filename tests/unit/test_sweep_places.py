@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from cirkd_ray.cluster.capacity import driver_resources, placed
-from cirkd_ray.cluster.outcomes import OUTCOME, TrialLog
+from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.resources import Plan
-from cirkd_ray.cluster.train import write_failure
 from cirkd_ray.cluster.trial import TrialPlan, prepare, run_trial
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError, TrainingError, UserError
 from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.outcome import FAILURE, OUTCOME, write_failure
 from cirkd_ray.train.rundir import RunDirectory
 from tests.tinyrun import tiny_baseline
 
@@ -53,13 +53,13 @@ def test_that_a_run_does_not_fit_now_is_not_remembered(ray_cluster: None, tmp_pa
         raise ConfigError("cluster.workers: the run needs 2 x 1 CPU, the cluster has 0 CPU")
 
     def left_its_reason(spec: RunSpec, directory: RunDirectory, callbacks: object, parent: object) -> None:
-        write_failure(directory, TrainingError("not finite"))
+        write_failure(directory.path, TrainingError("not finite"))
         raise TrainingError("not finite")
 
-    for runner, kept in ((no_room, False), (left_its_reason, True)):
+    for train, kept in ((no_room, False), (left_its_reason, True)):
         with pytest.raises(UserError):
-            run_trial(plan, {"optim.lr": 0.01}, runner, "t")
-        assert (tmp_path / "trials" / "t" / "failed.json").exists() is kept
+            run_trial(plan, {"optim.lr": 0.01}, train, "t")
+        assert (tmp_path / "trials" / "t" / FAILURE).exists() is kept
 
 
 def test_a_trial_that_is_continued_takes_other_workers(tmp_path: Path) -> None:

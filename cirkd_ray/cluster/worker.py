@@ -1,0 +1,104 @@
+"""One worker of a run under Ray Train: the ordinary training loop, whose reports go to Ray."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+
+from cirkd_ray.cluster.staging import staged
+from cirkd_ray.config import from_tree
+from cirkd_ray.errors import ConfigError, TransientError, UserError
+from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+from cirkd_ray.train.checkpoint import list_checkpoints
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.loop import train
+from cirkd_ray.train.outcome import write_failure
+from cirkd_ray.train.rundir import RunDirectory
+
+
+class RayReporter:
+    """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on.
+
+    The last one is waited for, so that a run is only finished when all of it is in its directory.
+
+    Args:
+        directory: the run's.
+        steps: of the run.
+        asynchronous: whether training goes on while a checkpoint goes up.
+    """
+
+    def __init__(self, directory: RunDirectory, steps: int, asynchronous: bool) -> None:
+        self.steps, self.asynchronous = steps, asynchronous
+        self.local = local_checkpoints(directory)
+        # One that is written again was passed over as damaged. It gets a name of its own, because Ray will
+        # prune the damaged one by its name.
+        self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
+        self.cleared = False
+
+    def checkpoint_folder(self, name: str) -> Path:
+        """A folder on this node; Ray moves it to the run's directory."""
+        if not self.cleared:  # of what a killed worker left
+            shutil.rmtree(self.local, ignore_errors=True)
+            self.cleared = True
+        while name in self.taken:
+            name += "-again"
+        return self.local / name
+
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+        """Every rank takes part."""
+        modes, last = ray.train.CheckpointUploadMode, int(metrics["step"]) >= self.steps
+        ray.train.report(
+            dict(metrics),
+            checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
+            checkpoint_dir_name=None if checkpoint is None else checkpoint.name,  # the main rank's holds
+            checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
+            delete_local_checkpoint_after_upload=True,
+        )
+        if last and checkpoint is not None:
+            with contextlib.suppress(OSError):
+                self.local.rmdir()
+
+
+def local_checkpoints(directory: RunDirectory) -> Path:
+    """Where a run's checkpoints lie on a worker's node until they are in its directory."""
+    digest = hashlib.sha256(str(directory.path).encode()).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"cirkd-checkpoints-{os.getuid()}-{digest}"
+
+
+def work(config: dict[str, Any]) -> None:
+    """Train as one rank of a run.
+
+    Args:
+        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a
+            checkpoint to start from where the directory has none, or None).
+    """
+    directory = RunDirectory(config["directory"])
+    world = World.current(ray.train.torch.get_device())
+    try:
+        if not directory.recipe.is_file():
+            raise ConfigError(
+                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+                "runs must be written to storage that all nodes share"
+            )
+        spec = from_tree(config["spec"])
+        if sum(node["Alive"] for node in ray.nodes()) > 1:
+            spec = staged(spec)
+        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
+        reporter = RayReporter(directory, spec.train.steps, spec.cluster.async_checkpoints)
+        resume_from = config["resume_from"]
+        train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
+    except TransientError:
+        raise  # a fresh start from the last checkpoint may get over it
+    except UserError as error:
+        write_failure(directory.path, error)
+        raise
