@@ -122,6 +122,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return found
 
 
+def remove_old(*paths: Path) -> None:
+    """Delete the results of an earlier call before they are made again: a failure then leaves none of them.
+
+    Raises:
+        ConfigError: one of them cannot be deleted.
+    """
+    for path in paths:
+        with told(path):
+            path.unlink(missing_ok=True)
+
+
 def require_writable(folder: Path) -> None:
     """Look, before long work, whether its results can be written to a folder that may have to be made.
 

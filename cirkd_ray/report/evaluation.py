@@ -22,6 +22,8 @@ from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
 from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
+REPORT_FILES = ("evaluation.json", "evaluation.md", "confusion.png", "worst.png")
+
 
 @dataclass(frozen=True)
 class Evaluation:

@@ -65,8 +65,8 @@ def rehearse(
         for name, loss in (losses or {}).items():
             try:
                 _shapes(loss.train(), inputs(crop))
-            except UserError:
-                raise
+            except UserError as error:
+                raise type(error)(f"distill.losses.{name}: {error}") from None
             except Exception as error:  # of anybody's code
                 where = f"distill.losses.{name}"
                 _refuse_small(spec, where, error, images, lambda *a, m=loss: _shapes(m, inputs(*a)))
@@ -136,7 +136,7 @@ def declared_output(
         return torch.zeros(images, channels, cells(height, stride), cells(width, stride))
 
     return SegmentationOutput(
-        logits=empty("logits", model.num_classes),
+        logits=empty("logits" if model.num_classes else "feature", model.num_classes),
         aux=empty("aux", model.num_classes) if "aux" in model.strides else None,
         feature=empty("feature", model.channels["feature"]),
         stages={name: empty(name, model.channels[name]) for name in model.taps} or None,

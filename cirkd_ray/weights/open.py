@@ -65,7 +65,8 @@ def open_network(
         if name is not None:
             _require_description(loaded.model, str(path), name, settings, where)
     called = called or str(path or module)
-    if loaded.model.num_classes != len(classes):
+    of_features = module is not None and loaded.model.num_classes == 0  # no classes to compare
+    if loaded.model.num_classes != len(classes) and not of_features:
         raise ConfigError(
             f"{called}: scores {loaded.model.num_classes} classes, but the data set has {len(classes)}; "
             "take a network that was trained on the data set's classes"
