@@ -104,7 +104,7 @@ def _predict(
     forms = forms or (() if target else FORMS)
     done, failures = 0, list[str]()
     with Submission(target) if target else nullcontext() as archive, bar(total, "predicting") as advance:
-        for prediction in predictor.predict(without_old(sources, folder), failures):
+        for prediction in predictor.predict(without_old(sources, folder, forms), failures):
             write_prediction(folder, prediction, predictor.classes, forms)
             if archive is not None:
                 archive.add(prediction.name, prediction.labels)

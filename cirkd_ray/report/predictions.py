@@ -54,14 +54,19 @@ def side_by_side(
     return pictures.stack([body, pictures.legend(pictures.class_entries(classes, present), body.shape[1])])
 
 
-def without_old(sources: Iterable[ImageToPredict], folder: Path) -> Iterator[ImageToPredict]:
+def without_old(
+    sources: Iterable[ImageToPredict], folder: Path, forms: Collection[str]
+) -> Iterator[ImageToPredict]:
     """The same images; what an earlier call wrote of each below `folder` is deleted before it is predicted.
+
+    That is what will be written again, in these forms, and every form of an image that cannot be read.
 
     Raises:
         ConfigError: it cannot be deleted.
     """
     for source in sources:
-        remove_old(*(prediction_path(folder, source.name, form) for form in FORMS))
+        old = FORMS if source.image is None else forms
+        remove_old(*(prediction_path(folder, source.name, form) for form in old))
         yield source
 
 

@@ -51,7 +51,7 @@ def test_predictions_of_an_image_that_is_damaged_now_are_gone(
     assert main([*words, "--write", "ids"]) == 1  # the other forms are as old
     assert str(photos / "2.png") in capsys.readouterr().out.replace("\n", "")
     assert [name for name in files(out) if "/2." in name] == []
-    assert len(files(out)) == 6
+    assert len(files(out)) == 6  # the others' colours stay
 
 
 def test_a_report_of_an_evaluation_that_fails_now_is_gone(
