@@ -279,4 +279,4 @@ def failing_as(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}") from error

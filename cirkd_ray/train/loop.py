@@ -261,9 +261,9 @@ class TrainingLoop:
         # Looked up, not remembered: the last one may still be on its way to the run's directory.
         found = self._newest_checkpoint(lambda text: None)
         kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
-        what = "the weights are not finite after" if name == WEIGHTS else f"loss {name!r} is not finite at"
+        about, when = ("weights", "after") if name == WEIGHTS else (f"loss {name!r}", "at")
         raise TrainingError(
-            f"{what} step {step}; {kept}.\n"
+            f"{about}: not finite {when} step {step}; {kept}.\n"
             "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
         )
 
@@ -294,10 +294,12 @@ class TrainingLoop:
                 about = {
                     "recipe": spec.name,
                     "data": spec.data.name,
+                    "range": run.val_set.span,
                     "precision": run.precision,
                     "validation": plain_json(scores),
                 }
-                save_model(run.evaluated, self.directory.path, classes=run.val_set.classes, **about)
+                half = spec.train.export == "fp16"
+                save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
         return result
 
     def _replace_lost_export(self) -> None:
