@@ -156,15 +156,16 @@ def _train(
         pointer = Pointer(trial_id, _in_trials(path), int(row["step"])) if path else None
         report({**numbers, **known, **time}, pointer)
 
-    reported = False
+    reported, saved = False, (0, "")
     if directory.read_result() is None:
         run = BackgroundRun(lambda bridge: train(spec, directory, [bridge], parent))
         for row, path in run.reports():
             if row["step"] >= steps:
                 run.join()  # the result is on disk before a scheduler may end the trial
+            saved = (row["step"], path) if path else saved  # it comes before the same step's validation
             if "miou" in row and run.error is None:
                 reported = True
-                tell(row, path)
+                tell(row, saved[1] if saved[0] == row["step"] else None)
     if not reported:  # finished before, or started from the last checkpoint of a donor that has finished
         tell(_last_line(directory), None)
 

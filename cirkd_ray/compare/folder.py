@@ -114,7 +114,6 @@ def _score(results: dict[int, dict[str, Any]], weights: Path) -> float | None:
             return float(result["teacher"]["miou"])
     folder = weights if weights.is_dir() else weights.parent
     result = read_json(folder / "result.json") or {}
-    if result:
-        return float(result["best"]["miou"])
-    validation = (read_json(folder / "model.json") or {}).get("validation") or {}
-    return float(validation["miou"]) if "miou" in validation else None
+    validation = result.get("best") or (read_json(folder / "model.json") or {}).get("validation") or {}
+    miou = validation.get("miou")
+    return None if miou is None else float(miou)

@@ -72,6 +72,8 @@ class DryRun:
             return
         student = self._network(spec.model, classes, "model")
         if spec.distill is None or spec.teacher is None:
+            if not self.elsewhere:
+                self.notes |= dict.fromkeys(rehearse(spec, student))
             return
         key = ("teacher", data, spec.teacher.model_dump_json())
         teacher = self._once(key, lambda: self._teacher(spec, classes))

@@ -60,6 +60,7 @@ def validate(run: Run, network: nn.Module, batches: Batches, **pictures: Any) ->
         limit=run.spec.train.validate_limit,
         batch_size=run.spec.train.validate_batch_size,
         batches=batches,
+        views=run.views,
         **pictures,
     )
 
@@ -69,6 +70,8 @@ def measured_on(run: Run) -> str:
     facts = (
         identity({run.spec.data.val_split: run.val_set}).digest,
         run.spec.train.validate_limit,
+        run.spec.train.validate_window,
+        run.spec.train.validate_stride,
         run.precision,
     )
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
@@ -129,9 +132,9 @@ def score_teacher(
         say: hears what is found.
 
     Returns:
-        None for a run without a teacher.
+        None for a run without a teacher, and for a teacher that scores no classes.
     """
-    if run.teacher is None or run.spec.teacher is None:
+    if run.teacher is None or run.spec.teacher is None or not run.teacher.num_classes:
         return None
     known: Scores | None = None
     if run.world.is_main:
