@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.train.stop import forwarded, kept_handlers
 
 # Read when Ray is imported, here and in every process that Ray starts. Each may be set from outside.
 DEFAULTS = {
@@ -16,6 +17,7 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a finished run ends half a second later, not four
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # one source of hparams: ours
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours, see `cirkd_ray.train.stop`
 }
 
 
@@ -56,7 +58,7 @@ def _addressed() -> Iterator[None]:
 @contextmanager
 def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
     """Ray for the length of the block: the one that runs already, the cluster of the environment, or a new
-    local one.
+    local one. A stop that is asked of this process is told to all processes of its job.
 
     Args:
         minimum_cpus: CPUs that a new local cluster offers at least, even where the machine has fewer.
@@ -76,19 +78,20 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     level = logging.WARNING if verbose else logging.ERROR
     try:
-        if in_cluster():
-            ray.init(log_to_driver=verbose, logging_level=level)
-        else:
-            cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
-            # The dashboard stays on: without it placement groups of stopped trials leak.
-            with _addressed():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    log_to_driver=verbose,
-                    logging_level=level,
-                    include_dashboard=True,
-                )
+        with kept_handlers():
+            if in_cluster():
+                ray.init(log_to_driver=verbose, logging_level=level)
+            else:
+                cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
+                # The dashboard stays on: without it placement groups of stopped trials leak.
+                with _addressed():
+                    ray.init(
+                        address="local",
+                        num_cpus=cpus,
+                        log_to_driver=verbose,
+                        logging_level=level,
+                        include_dashboard=True,
+                    )
     except (ConnectionError, ValueError, RuntimeError) as error:
         address = os.environ.get("RAY_ADDRESS", "local")
         reason = str(error).strip().splitlines()[0]
@@ -96,7 +99,10 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
             f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\n"
             "Is the head running, and are RAY_AUTH_MODE and its token set?"
         ) from None
+    from cirkd_ray.cluster.stopping import ask_to_stop
+
     try:
-        yield
+        with forwarded(ask_to_stop):
+            yield
     finally:
         ray.shutdown()

@@ -26,6 +26,7 @@ from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
+from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import fingerprint, teacher_directory, teacher_recipe, with_weights
 
 BASE, TEACHER = "base.yaml", "teacher.txt"
@@ -166,6 +167,8 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     if ended < sweep.spec.trials:
         if hours is not None and time.monotonic() - started >= 3600 * hours:
             write_expired(sweep.folder)
+        if asked():
+            raise Stopped(f"stopped with {ended} of {sweep.spec.trials} trials ended")
         if not is_expired(sweep.folder):
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)

@@ -32,6 +32,9 @@ def command(
 
     All recipes must share student, data, schedule and length. A recipe without distillation among them is the
     baseline; otherwise one is made. The same command again continues, and a higher --seeds adds runs.
+
+    Ctrl-C or SIGTERM has all runs write a checkpoint, prints the line that continues and ends with exit code
+    130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.cluster.compare import run_comparison
     from cirkd_ray.compare.plan import check_differ, methods_of
@@ -40,6 +43,7 @@ def command(
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
     from cirkd_ray.train.stages import named_folder
+    from cirkd_ray.train.stop import stoppable
     from cirkd_ray.train.teacher import slug
 
     console = output()
@@ -51,7 +55,8 @@ def command(
     folder = named_folder(place, usual if name is None else name)
     console.print(f"comparison -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
-    data = run_comparison(methods, seeds, folder, place, say, concurrent)
+    with stoppable("--name", folder.name):
+        data = run_comparison(methods, seeds, folder, place, say, concurrent)
     page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     help="Resume RUN; without RUN: the run of --name (started if it does not exist yet), or this recipe's "
     "latest unfinished run.",
 )
-@option("--local", is_flag=True, help="Run in this process, without Ray.")
+@option("--local", is_flag=True, help="Run without Ray, in this process or those of torchrun.")
 def command(
     recipe: str | None, overrides: Words, out: str, name: str | None, resume: str | None, local: bool
 ) -> None:
@@ -38,39 +39,52 @@ def command(
 
     Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled
     into a smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on
-    this machine.
+    this machine; `torchrun -m cirkd_ray train --local` runs it on the processes that torchrun starts.
+
+    Ctrl-C or SIGTERM finishes the step, writes a checkpoint, prints the line that resumes the run and ends
+    with exit code 130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.report.console import output
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run
     from cirkd_ray.train.stages import run_recipe
+    from cirkd_ray.train.stop import follows_another, stoppable
 
-    console = output()
+    console = output(quiet=local and follows_another())
     say = partial(console.print, highlight=False)
     place = Path(out).expanduser().absolute()
     spec, directory = choose_run(recipe, overrides, place, name, resume)
     say(f"{spec.name} -> {directory.path}")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
-    outcome = run_recipe(spec, directory, place, _runner(local), resume=resume is not None, say=say)
+    with stoppable("--name", directory.path.name, "--resume"), _runner(local, spec) as runner:
+        if runner is None:
+            return
+        outcome = run_recipe(spec, directory, place, runner, resume=resume is not None, say=say)
     print_outcome(outcome, console)
 
 
-def _runner(local: bool) -> Runner:
+def _runner(local: bool, spec: RunSpec) -> AbstractContextManager[Runner | None]:
     if not local:
-        from cirkd_ray.cluster.run import run_on_ray
+        from cirkd_ray.cluster.run import ray_runner
 
-        return run_on_ray
+        return ray_runner()
+    from cirkd_ray.train.local import led_by_first_rank
+    from cirkd_ray.train.stop import follows_another
+
+    silent = follows_another()
 
     def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
         from cirkd_ray.report.listeners import RunLog, TensorBoardListener
         from cirkd_ray.report.progress import RunProgress
         from cirkd_ray.train.local import run_local
 
+        if silent:
+            return run_local(spec, directory)
         shown = RunProgress(spec.train.steps)
         try:
             return run_local(spec, directory, [shown, RunLog(directory), TensorBoardListener(directory)])
         finally:
             shown.finish()
 
-    return run_here
+    return led_by_first_rank(spec.cluster.device, run_here)

@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data.loader import Batches, DeviceBatch, eval_loader, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import TrainingError
 from cirkd_ray.evaluate.scoring import EvaluationResult, evaluate
+from cirkd_ray.train.agreement import StopAgreement
 from cirkd_ray.train.build import Run, build_run, seed_of
 from cirkd_ray.train.checkpoint import checkpoint_name, newest_checkpoint, read_checkpoint, write_checkpoint
 from cirkd_ray.train.distributed import (
@@ -31,6 +31,8 @@ from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.state import load_state, state_of
 from cirkd_ray.train.step import NEVER, WEIGHTS
+from cirkd_ray.train.stop import Stopped, asked
+from cirkd_ray.train.window import ReportWindow
 from cirkd_ray.weights import save_model
 
 
@@ -42,23 +44,7 @@ class Progress:
     seconds: float = 0.0
     best: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Window:
-    """Sums since the last line of metrics; the terms stay on the device until then."""
-
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    wait: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
-
-    def add(self, terms: dict[str, Tensor], wait: float) -> None:
-        """Count one step."""
-        for name, value in terms.items():
-            self.terms[name] = self.terms[name] + value if name in self.terms else value
-        self.steps += 1
-        self.wait += wait
+    window: dict[str, Any] = field(default_factory=dict)
 
 
 def train(
@@ -68,6 +54,7 @@ def train(
     reporter: Reporter,
     listeners: Sequence[Listener] = (),
     resume_from: Path | None = None,
+    asked_to_stop: Callable[[], bool] = asked,
 ) -> dict[str, Any]:
     """Train, validate, checkpoint; continue from the directory's newest whole checkpoint if there is one.
 
@@ -79,6 +66,7 @@ def train(
         listeners: follow the run on the main rank.
         resume_from: a checkpoint to start from where the directory has none (a run that continues another's
         weights).
+        asked_to_stop: asked before every step; one rank is enough.
 
     Returns:
         The result, as it stands in `result.json`; the same on all ranks.
@@ -86,10 +74,11 @@ def train(
     Raises:
         TrainingError: a loss is not finite.
         UserError: bad data, a full disk and the like, with what to do.
+        Stopped: asked to; a checkpoint of the last step is written.
     """
     loop = Loop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
     loop.restore(resume_from)
-    return loop.run()
+    return loop.run(StopAgreement(asked_to_stop, world))
 
 
 class Loop:
@@ -126,12 +115,20 @@ class Loop:
             path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
         return broadcast_text(path, self.world)
 
-    def run(self) -> dict[str, Any]:
-        """All steps that are left, then the result."""
+    def run(self, stops: Callable[[int], bool]) -> dict[str, Any]:
+        """All steps that are left, then the result.
+
+        Raises:
+            Stopped: where `stops` says so before a step.
+        """
         train = self.spec.train
         batches = self._batches(self.progress.step)
-        window, loader_start = Window(), time.perf_counter()
+        window, loader_start = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
+        self.progress.window = {}
+        saved = self.progress.step
         for step in range(self.progress.step, train.steps):
+            if stops(step):
+                self._stop(step, window, saved == step)
             group = list(islice(batches, train.accumulate))
             wait = time.perf_counter() - loader_start
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
@@ -142,7 +139,8 @@ class Loop:
             saves = done % train.checkpoint_every == 0 or done == train.steps
             if validates or saves or done % train.log_every == 0:
                 self._report(done, window, validates, saves)
-                window = Window()
+                window = ReportWindow()
+                saved = done if saves else saved
             loader_start = time.perf_counter()
         self._replace_lost_export()
         return self._finish()
@@ -184,7 +182,7 @@ class Loop:
             indices=range(min(train.validate_limit or total, total)),
         )
 
-    def _report(self, done: int, window: Window, validates: bool, saves: bool) -> None:
+    def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
         """One line of metrics, with a validation and a checkpoint where they are due."""
         self.progress.step = done
         metrics = self._window_metrics(done, window)
@@ -194,8 +192,7 @@ class Loop:
         self.progress.seconds += metrics["seconds"]
         if validates or saves:
             average_batchnorm_statistics(self.r.step.distiller, self.world)
-            if self.r.step.average is not None:
-                average_batchnorm_statistics(self.r.step.average, self.world)
+            average_batchnorm_statistics(self.r.step.average, self.world)
         result = self._validate(done) if validates else None
         if result is not None:
             metrics.update({k: v for k, v in result.metrics().items() if not k.startswith("iou/")})
@@ -207,9 +204,25 @@ class Loop:
                 if result is not None:
                     listener.validation(done, result)
         if validates or saves:
-            self.reporter.report(metrics, self._save(done) if saves else None)
+            self.reporter.report(metrics, self._save(done) if saves else None, done == self.spec.train.steps)
 
-    def _window_metrics(self, done: int, window: Window) -> dict[str, float]:
+    def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
+        """Write a checkpoint of this step unless there is one. A window that is not full is part of it: no
+        line of metrics tells of it before the run is resumed."""
+        self.progress.step, path = done, None
+        if not saved:
+            self.r.step.watch_weights(done - 1)
+            self._check_finite()
+            average_batchnorm_statistics(self.r.step.distiller, self.world)
+            average_batchnorm_statistics(self.r.step.average, self.world)
+            self.progress.window = window.packed(self.world)
+            path = self._save(done)
+        self.reporter.report({"step": done}, path, True)
+        self._message(f"stopped at step {done} of {self.spec.train.steps}")
+        barrier(self.world)
+        raise Stopped(f"stopped at step {done}")
+
+    def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
         """The window's figures; this is where the host waits for the device."""
         means = mean_over_ranks(
             {name: value / window.steps for name, value in window.terms.items()}, self.world
