@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import errno
 import importlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
@@ -133,6 +134,8 @@ def run_and_leave() -> NoReturn:
     except BaseException as error:
         code = _code_of(error)
     with contextlib.suppress(Exception):
+        for child in multiprocessing.active_children():  # of a loader; waiting for their end takes seconds
+            child.kill()
         atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):

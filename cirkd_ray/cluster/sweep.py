@@ -29,7 +29,7 @@ from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import fingerprint, teacher_directory, teacher_recipe, with_weights
 
-BASE, TEACHER = "base.yaml", "teacher.txt"
+BASE, TEACHER, TUNE = "base.yaml", "teacher.txt", "tune"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
 Say = Callable[[str], None]
@@ -84,7 +84,9 @@ def _open(sweep: Sweep, fresh: bool) -> None:
         aside = sweep.folder.with_name(f"{sweep.folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         sweep.folder.rename(aside)
         sweep.say(f"the sweep before is now {aside}")
-    if path.is_file():
+    if not (sweep.folder / TUNE).exists():  # a start that failed
+        (sweep.folder / TEACHER).unlink(missing_ok=True)
+    elif path.is_file():
         known = read_yaml(path)
         for key, (before, now) in changed(known, sweep.spec.model_dump(mode="json"), is_kept).items():
             raise ConfigError(
@@ -222,7 +224,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     from cirkd_ray.cluster.trial import make_trainable
 
     trainable = tune.with_resources(make_trainable(plan, train), driver_resources(spec, at_a_time))
-    state = Path(plan.folder) / "tune"
+    state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
     if tune.Tuner.can_restore(str(state)):

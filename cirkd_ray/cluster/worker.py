@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -106,3 +107,5 @@ def work(config: dict[str, Any]) -> None:
     except UserError as error:
         write_failure(directory.path, error)
         raise
+    finally:  # Ray kills this process, so that it cannot do so at its end
+        shutil.rmtree(get_temp_dir(), ignore_errors=True)

@@ -15,7 +15,7 @@ from cirkd_ray.commands._options import COUNT, Words, out_option, repeatable, se
 @argument("recipes", nargs=-1, required=True, metavar="RECIPE...", help="Shipped recipes or YAML files.")
 @option("--seeds", type=COUNT, default=3, help="Runs of each method.")
 @set_option()
-@out_option
+@out_option(default="runs")
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
 @option("--concurrent", type=COUNT, help="Runs at a time at most (default: what fits).")

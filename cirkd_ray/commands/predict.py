@@ -12,7 +12,7 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import COUNT, Words, several
+from cirkd_ray.commands._options import COUNT, Words, out_option, several
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -28,7 +28,7 @@ SHOWN = 20
 @model_options(optional=True)
 @argument("inputs", nargs=-1, metavar="[IMAGE]...", help="Image files, or folders of them.")
 @data_options(evaluated=", with --worst")
-@option("--out", default="predictions", metavar="DIR", help="Where pictures are written.")
+@out_option(default="predictions", metavar="DIR", help="Where pictures are written.")
 @several(
     "--write",
     "forms",

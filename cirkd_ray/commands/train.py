@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @argument("recipe", required=False, metavar="[RECIPE]", help="A shipped recipe or a YAML file.")
 @set_option()
-@out_option
+@out_option(default="runs")
 @option("--name", help="Name of the run's directory (default: recipe, time and four digits).")
 @option(
     "--resume",

@@ -15,7 +15,7 @@ from cirkd_ray.commands._options import Words, out_option, set_option
 @click.command()
 @argument("space", default="smoke", metavar="[SPACE]", help="A shipped search space or a YAML file.")
 @set_option()
-@out_option
+@out_option(default="runs")
 @option("--name", help="Name of the sweep's directory (default: the space's name).")
 @option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
 @option("--export", metavar="FILE", help="Write the best configuration as a recipe of full length.")

@@ -6,8 +6,10 @@ tells them apart.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shlex
+import shutil
 import signal
 import sys
 import threading
@@ -15,12 +17,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
 
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Of a command that a signal has stopped: 128 and the signal's number, as shells count."""
 _ONE_REQUEST = {False: 0.3, True: 2.0}
 """Seconds in which signals are one request: `timeout` and schedulers signal a process and its group as well,
 and torchrun (True) passes on what the terminal has sent to all."""
+
+
+TEMPORARY: set[str] = set()
+"""Folders that end with this process."""
 
 
 def launched_by_torchrun() -> bool:
@@ -76,6 +83,16 @@ def continued(words: Sequence[str], again: Sequence[str]) -> list[str]:
     return [*kept, *again]
 
 
+def leave_at_once(code: int) -> NoReturn:
+    """End the process without waiting for anything; only temporary files are removed."""
+    if sys.stderr.isatty():
+        os.write(2, b"\x1b[?25h")  # a progress bar may have hidden the cursor
+    for folder in (*TEMPORARY, multiprocessing.process.current_process()._config.get("tempdir")):  # type: ignore[attr-defined]
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+    os._exit(code)
+
+
 class _Request:
     """The stop that a signal asked this process for."""
 
@@ -89,10 +106,7 @@ class _Request:
         if self.asked.is_set():
             if time.monotonic() - self.time < _ONE_REQUEST[launched_by_torchrun()]:
                 return
-            if sys.stderr.isatty():
-                sys.stderr.write("\x1b[?25h")  # a progress bar may have hidden the cursor
-                sys.stderr.flush()
-            os._exit(code)
+            leave_at_once(code)
         self.code, self.time = code, time.monotonic()
         self.asked.set()
         if not follows_another():
@@ -138,7 +152,7 @@ def abandoned(done: Callable[[], str]) -> Iterator[None]:
         stopped = Stopped(done())
         stopped.code = EXIT_CODES[signal.Signals(number)]
         for each in EXIT_CODES:
-            signal.signal(each, lambda again, frame: os._exit(128 + again))
+            signal.signal(each, lambda again, frame: leave_at_once(128 + again))
         raise stopped
 
     with _handlers(leave):
