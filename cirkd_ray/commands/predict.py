@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cirkd_ray.data.base import SegmentationDataset
-    from cirkd_ray.evaluate.predict import Source
+    from cirkd_ray.evaluate.predict import ImageToPredict
 
 FORMS = ("colors", "blends", "ids")
 SHOWN = 20
@@ -122,7 +122,7 @@ def _predict(
 
 def _sources(
     chosen: Chosen, inputs: Sequence[str], for_server: bool
-) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
+) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 _CHUNK = 256
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A confidence interval of a score in 0..1."""
 
     low: float
@@ -33,7 +33,7 @@ def per_image_miou(per_image: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def bootstrap_miou(
     per_image: NDArray[np.int64], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> Interval | None:
+) -> ConfidenceInterval | None:
     """Percentile bootstrap over images of the mean IoU (Efron & Tibshirani, 1993, chapter 13).
 
     Each resample draws as many images as there are, with replacement, sums their counts and takes the mean
@@ -68,7 +68,7 @@ def bootstrap_miou(
     if np.isnan(drawn).all():
         return None
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return Interval(float(low), float(high), confidence, resamples)
+    return ConfidenceInterval(float(low), float(high), confidence, resamples)
 
 
 def _miou(areas: NDArray[np.float64]) -> NDArray[np.float64]:

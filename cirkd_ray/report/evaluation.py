@@ -11,16 +11,16 @@ from typing import Any
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data_tools.pictures import save_picture
-from cirkd_ray.evaluate.bootstrap import Interval
-from cirkd_ray.evaluate.preview import Picture
-from cirkd_ray.evaluate.saved import EvaluationJob, Subject, is_run
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.bootstrap import ConfidenceInterval
+from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.evaluate.job import EvaluationJob, Subject
+from cirkd_ray.evaluate.pictures import Picture
 from cirkd_ray.files import save_text
 from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
-from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE
+from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Evaluation:
     job: EvaluationJob
     subject: Subject
     result: EvaluationResult
-    interval: Interval | None = None
+    interval: ConfidenceInterval | None = None
     worst: Sequence[tuple[int, float]] = ()
     pictures: Sequence[Picture] = ()
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cirkd_ray.config.composition import flatten
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory

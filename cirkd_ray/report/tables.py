@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cirkd_ray.evaluate.bootstrap import Interval
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.bootstrap import ConfidenceInterval
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -69,7 +69,9 @@ def per_class(result: EvaluationResult, title: str = "") -> TextTable:
     return TextTable(tuple(columns), tuple(rows), title)
 
 
-def scores(result: EvaluationResult, title: str = "", interval: Interval | None = None) -> TextTable:
+def scores(
+    result: EvaluationResult, title: str = "", interval: ConfidenceInterval | None = None
+) -> TextTable:
     """The scores over all classes, a row each; below the mean IoU its confidence interval."""
     names = {
         "miou": "mIoU",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 

@@ -13,7 +13,7 @@ from cirkd_ray.config import DistillSpec, ModelSpec, RunSpec
 from cirkd_ray.data import DATASETS, build_dataset
 from cirkd_ray.errors import ConfigError, DataError, UserError
 from cirkd_ray.losses import DistillationLoss
-from cirkd_ray.losses.memory import require_memory
+from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models.segmentation import EncoderDecoder, SegmentationModel
 from cirkd_ray.train.build import build_datasets, build_network, build_teacher
 from cirkd_ray.train.distiller import build_losses

@@ -10,8 +10,8 @@ from typing import Any
 from cirkd_ray.config import DataSpec
 from cirkd_ray.config.composition import apply_overrides, overrides_from
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.saved import is_run
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.weights.card import is_run
 
 
 def data_settings(

@@ -13,7 +13,7 @@ from cirkd_ray.weights.files import read_metadata
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "model.json"
 ENCODER_FILE = "encoder.safetensors"
-_RUN_FILE = "run.yaml"
+RUN_FILE = "run.yaml"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
 
@@ -44,7 +44,7 @@ def locate(path: Path) -> tuple[Path, Path]:
 def _locate_in(folder: Path) -> tuple[Path, Path]:
     """What a folder means; whether its weights are there is only known of one that is no run's."""
     weights, card, encoder = (folder / name for name in (WEIGHTS_FILE, CARD_FILE, ENCODER_FILE))
-    if weights.is_file() or card.is_file() or (folder / _RUN_FILE).is_file():
+    if weights.is_file() or card.is_file() or (folder / RUN_FILE).is_file():
         return weights, card
     if encoder.is_file():
         return encoder, encoder.with_suffix(".json")
@@ -58,14 +58,21 @@ def _locate_in(folder: Path) -> tuple[Path, Path]:
 def find_card(path: str | Path) -> dict[str, Any] | None:
     """The card of the weights at `path`, or None where they have none."""
     weights, card = locate(Path(path))
-    found = _is_card(card, weights) or _embedded(weights) is not None
-    return read_card(card, weights) if found else None
+    return read_card(card, weights) if _find(card, weights) is not None else None
 
 
-def _embedded(weights: Path) -> str | None:
-    """The card in a safetensors file's metadata; others write there, too, what they call a model."""
-    text = read_metadata(weights).get("model") if weights.suffix == ".safetensors" else None
-    return text if text is not None and _looks_like_one(text) else None
+def _find(card: Path, weights: Path) -> tuple[Path, str] | None:
+    """The file that holds the card, and its text: the card's own, or the metadata of the weights.
+
+    A JSON file that only its name makes a card must also look like one, and so must the metadata, where
+    others write what they call a model.
+    """
+    if card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        if card != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE or _looks_like_one(text):
+            return card, text
+    text = read_metadata(weights).get("model", "") if weights.suffix == ".safetensors" else ""
+    return (weights, text) if _looks_like_one(text) else None
 
 
 def _looks_like_one(text: str) -> bool:
@@ -76,21 +83,10 @@ def _looks_like_one(text: str) -> bool:
     return isinstance(content, dict) and content.keys() >= {"format", "settings"}
 
 
-def _is_card(path: Path, weights: Path) -> bool:
-    """Whether a card is there: a file that only its name makes one must also look like one."""
-    if not path.is_file():
-        return False
-    if path != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE:
-        return True
-    try:
-        return _looks_like_one(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
 def card_source(card: Path, weights: Path) -> Path:
     """The file whose card `read_card` reads: the card itself, or the weights where there is none."""
-    return card if _is_card(card, weights) else weights
+    found = _find(card, weights)
+    return weights if found is None else found[0]
 
 
 def find_preprocessing(path: str | Path) -> Preprocessing | None:
@@ -101,7 +97,6 @@ def find_preprocessing(path: str | Path) -> Preprocessing | None:
     """
     weights, card_path = locate(Path(path))
     card = find_card(path)
-    source = card_source(card_path, weights)
     try:
         if card is not None:
             return Preprocessing.from_dict(card.get("preprocessing", {}))
@@ -111,6 +106,7 @@ def find_preprocessing(path: str | Path) -> Preprocessing | None:
         reason = f"its metadata has a preprocessing that is not of cirkd_ray ({text!r:.60})"
     except ValueError as error:
         reason = str(error)
+    source = card_source(card_path, weights)
     raise WeightsError(f"{source}: {reason};\nmend it, or save the weights again without it")
 
 
@@ -120,16 +116,14 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is neither, or it is not a card that this version reads.
     """
-    if _is_card(path, weights):
-        text = path.read_text(encoding="utf-8")
-    elif (embedded := _embedded(weights)) is not None:
-        path, text = weights, embedded
-    elif weights.name == ENCODER_FILE:
-        raise WeightsError(f"{weights} holds an encoder only; a whole network is needed here")
-    else:
+    found = _find(path, weights)
+    if found is None:
+        if weights.name == ENCODER_FILE:
+            raise WeightsError(f"{weights} holds an encoder only: a whole network is needed here")
         raise WeightsError(
             f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
         )
+    path, text = found
     try:
         card = json.loads(text)
     except ValueError as error:
@@ -140,3 +134,8 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     if card.get("format") != FORMAT:
         raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")
     return card
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether that is the folder of a run."""
+    return (Path(path) / RUN_FILE).is_file()

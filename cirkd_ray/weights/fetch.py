@@ -16,6 +16,7 @@ from email.message import Message
 from pathlib import Path
 
 from cirkd_ray.errors import WeightsError
+from cirkd_ray.files import write_text
 
 CHUNK = 1 << 20
 Progress = Callable[[int, int | None], None]
@@ -169,7 +170,7 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
             have = 0
             discard(part)
             note = {"url": url, "version": _version(response.headers)}
-            _origin_file(part).write_text(json.dumps(note) + "\n", encoding="utf-8")
+            write_text(_origin_file(part), json.dumps(note) + "\n")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         with part.open("ab") as file:

@@ -190,6 +190,40 @@ def test_bad_inputs_name_loss_and_setting() -> None:
                 loss(LossInputs(wide, good.teacher, good.labels))
 
 
+PUBLISHED: dict[str, dict[str, object]] = {
+    "adversarial": {"objective": "hinge", "penalty": 10.0, "width": 64, "discriminator_weight": 0.1},
+    "af_dcd": {"temperature": 0.07, "mask_ratio": 0.75, "pool": 4, "patch": 4, "groups": 16},
+    "cirkd_channel": {"temperature": 0.1, "kd_temperature": 1.0, "pool": 4, "length": 512, "candidates": 256},
+    "cirkd_memory": {"temperature": 0.1, "kd_temperature": 1.0, "pixel_keys": 4096, "region_keys": 1024},
+    "cirkd_minibatch": {"temperature": 0.1, "pool": 1, "gather": False, "mask_ignored": True},
+    "cirkd_v2": {"temperature": 0.1, "kd_temperature": 1.0, "pool": 1, "length": 512, "context": True},
+    "cwd": {"temperature": 4.0, "student_tap": "feature", "teacher_tap": "feature"},
+    "dist": {"temperature": 1.0, "student_tap": "logits", "teacher_tap": "logits"},
+    "dkd": {"temperature": 4.0, "student_tap": "logits", "teacher_tap": "logits"},
+    "dsd": {"temperature": 4.0},
+    "ifvd": {"mask_ignored": False},
+    "kd": {"temperature": 1.0, "logit_std": False, "student_tap": "logits", "mask_ignored": True},
+    "mgd": {"mask_ratio": 0.75},
+    "skd": {"pool": 2},
+}
+"""What the papers and their code set."""
+
+
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_published_settings_are_the_defaults(kind: str) -> None:
+    loss = LOSSES.settings(kind)().model_dump()
+    assert {name: loss[name] for name in PUBLISHED[kind]} == PUBLISHED[kind]
+
+
+def test_settings_are_those_of_the_whole_class() -> None:
+    common = {"student_tap", "teacher_tap", "mask_ignored"}
+    assert set(LOSSES.settings("at").model_fields) == common  # without a constructor of its own
+    assert set(LOSSES.settings("cwd").model_fields) == {"temperature", *common}
+    assert set(LOSSES.settings("dkd").model_fields) == {"temperature", *common} - {"mask_ignored"}
+    for kind in KINDS:
+        assert not {*context(), "common"} & set(LOSSES.settings(kind).model_fields)
+
+
 def context() -> dict[str, int]:
     return {"student_channels": STUDENT, "teacher_channels": TEACHER, "num_classes": CLASSES}
 

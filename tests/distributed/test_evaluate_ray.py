@@ -11,7 +11,7 @@ import torch
 
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator
 from cirkd_ray.models import build_model
 from cirkd_ray.weights import save_model
 

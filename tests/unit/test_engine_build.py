@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -13,24 +12,24 @@ from torch import nn
 
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.saved import load_network
 from cirkd_ray.models import build_model
 from cirkd_ray.train.build import build_run, build_teacher, synchronise_batchnorm
 from cirkd_ray.train.distributed import World
 from cirkd_ray.types import CAFFE, ClassSet
 from cirkd_ray.weights import save_model
+from cirkd_ray.weights.open import open_network
 from cirkd_ray.weights.package import numbered_classes
 from tests.tinyrun import tiny_distillation
 
 
-def test_batchnorm_is_synchronised_but_in_opponents(teacher: Path) -> None:
+def test_batchnorm_is_synchronised_but_in_discriminators(teacher: Path) -> None:
     """A gradient penalty differentiates twice through the discriminator; SyncBatchNorm has one derivative."""
     losses = {
         "critic": {"kind": "adversarial", "objective": "wgan-gp", "width": 2},
         "memory": {"kind": "cirkd_memory"},
     }
     distiller = build_run(tiny_distillation(teacher, distill={"losses": losses}), World()).step.distiller
-    opponent = distiller.opponents()[0][1].opponent
+    discriminator = distiller.discriminators()[0][1].discriminator
     names = list(distiller.state_dict())
     synchronise_batchnorm(distiller)
     assert list(distiller.state_dict()) == names
@@ -38,8 +37,8 @@ def test_batchnorm_is_synchronised_but_in_opponents(teacher: Path) -> None:
         norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms
         assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
-    assert distiller.opponents()[0][1].opponent is opponent is not None
-    kept = [type(m) for m in opponent.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    assert distiller.discriminators()[0][1].discriminator is discriminator is not None
+    kept = [type(m) for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert kept == [nn.BatchNorm2d]
 
 
@@ -106,16 +105,16 @@ def test_classes_in_another_order_are_refused_with_a_named_network_too(saved: Pa
     with pytest.raises(ConfigError, match="in another order"):
         the_teacher(saved, TURNED, head_channels=8, output_stride=32)
     with pytest.raises(ConfigError, match="in another order"):
-        load_network(str(saved), NAME, SimpleNamespace(classes=TURNED))
+        open_network(saved, TURNED, name=NAME)
 
 
 def test_a_named_network_is_evaluated_as_its_card_says(saved: Path, tmp_path: Path) -> None:
-    dataset = SimpleNamespace(classes=CLASSES)
-    model, warnings = load_network(str(saved), NAME, dataset)
+    opened = open_network(saved, CLASSES, name=NAME, where="--network")
+    model, warnings = opened.model, opened.warnings
     assert (model.settings["output_stride"], model.preprocessing, warnings) == (32, CAFFE, ())
     with pytest.raises(ConfigError, match=r"--network: .* is fcn:test_resnet, not pspnet:test_resnet; leave"):
-        load_network(str(saved), "pspnet:test_resnet", dataset)
+        open_network(saved, CLASSES, name="pspnet:test_resnet", where="--network")
     bare = build_model(NAME, num_classes=3)
     save_file(bare.state_dict(), tmp_path / "bare.safetensors")
-    model, _ = load_network(str(tmp_path / "bare.safetensors"), NAME, dataset)
+    model = open_network(tmp_path / "bare.safetensors", CLASSES, name=NAME).model
     assert torch.equal(model.head.classifier.weight, bare.head.classifier.weight)

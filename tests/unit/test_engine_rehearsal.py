@@ -31,7 +31,7 @@ class Last(DistillationLoss):
     """Notes the maps that it meets; does so only if no loss before it could not run."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(student_channels=1, teacher_channels=1, num_classes=2)
         self.seen: list[LossInputs] = []
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
@@ -93,7 +93,8 @@ def test_what_needs_values_is_told(networks: Any) -> None:
 
     reached: list[bool] = []
     last = Last()
-    (note,) = rehearse(SPEC, *networks, {"impatient": Impatient(), "last": last})
+    impatient = Impatient(student_channels=1, teacher_channels=1, num_classes=2)
+    (note,) = rehearse(SPEC, *networks, {"impatient": impatient, "last": last})
     assert reached
     assert note.startswith("distill.losses.impatient: cannot be checked without values (")
     assert last.seen  # the losses after it are

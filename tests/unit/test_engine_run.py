@@ -262,7 +262,7 @@ def test_a_teacher_of_other_classes_is_refused_before_training(teacher: Path, tm
 
     model = build_model(card["name"], num_classes=3, **card["settings"])
     save_model(model, tmp_path / "teacher", ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
-    with pytest.raises(ConfigError, match="scores 3 classes, the data set has 12"):
+    with pytest.raises(ConfigError, match="scores 3 classes, but the data set has 12"):
         run_recipe(
             tiny_distillation(tmp_path / "teacher"), RunDirectory(tmp_path / "run"), tmp_path, run_local
         )

@@ -11,9 +11,9 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.inference import Views, Window
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator, worst_images
-from cirkd_ray.evaluate.scoring import evaluate, merge_results
+from cirkd_ray.evaluate.evaluation import evaluate, merge_results
+from cirkd_ray.evaluate.inference import SlidingWindow, Views
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator, worst_images
 from cirkd_ray.models import build_model
 from cirkd_ray.report.evaluation import usual_folder
 from cirkd_ray.train.trained_on import run_data
@@ -118,7 +118,7 @@ def test_a_runs_own_data_is_the_default(model, tmp_path, monkeypatch):
 
 
 def test_reports_of_other_models_and_views_lie_in_other_folders(model):
-    views = [Views(window=Window((24, 32))), Views(window=Window((24, 32), (8, 8)))]
+    views = [Views(window=SlidingWindow((24, 32))), Views(window=SlidingWindow((24, 32), (8, 8)))]
     jobs = [job(model), job(model, precision="bf16"), *(job(model, views=view) for view in views)]
     models = ["a/student.safetensors", "b/student.safetensors", "c/model.json", "v1.0/model.json", "best.pth"]
     folders = [str(usual_folder(name, job(model))) for name in models]

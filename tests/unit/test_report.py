@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cirkd_ray.data_tools import pictures
-from cirkd_ray.evaluate.scoring import evaluate
+from cirkd_ray.evaluate.evaluation import evaluate
 from cirkd_ray.report import figures, tables
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.progress import RunProgress, bar, duration

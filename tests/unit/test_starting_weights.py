@@ -12,7 +12,6 @@ from cirkd_ray.cli import main
 from cirkd_ray.config import TeacherSpec, from_tree
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError, WeightsError
-from cirkd_ray.evaluate.saved import load_network
 from cirkd_ray.models import build_model
 from cirkd_ray.train.build import build_run, build_teacher
 from cirkd_ray.train.distributed import World
@@ -21,7 +20,7 @@ from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model, save_model
-from cirkd_ray.weights.classes import compare_classes
+from cirkd_ray.weights.open import compare_classes, open_network
 from tests.tinyrun import tiny_baseline, tiny_distillation, tiny_tree
 
 NAME = "fcn:test_resnet"
@@ -42,7 +41,7 @@ def named(names: tuple[str, ...]) -> ClassSet:
 
 def test_a_backbone_is_no_teacher(backbone: Path) -> None:
     spec = TeacherSpec.model_validate({"weights": str(backbone), "model": MODEL})
-    with pytest.raises(WeightsError, match=r"backbone.pth holds an encoder only: a teacher needs a whole"):
+    with pytest.raises(WeightsError, match=r"backbone.pth holds an encoder only: a whole network is needed"):
         build_teacher(spec, 4)
 
 
@@ -57,7 +56,7 @@ def test_a_teacher_with_a_fresh_classifier_is_refused(tmp_path: Path) -> None:
 
 def test_a_backbone_is_not_evaluated(backbone: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(WeightsError, match=r"holds an encoder only"):
-        load_network(str(backbone), NAME, DATA)
+        open_network(backbone, DATA.classes, name=NAME)
     assert main(["eval", str(backbone), "--network", NAME, "--data", "shapes"]) == 2
     assert "holds an encoder only: " in capsys.readouterr().err
 

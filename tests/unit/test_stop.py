@@ -209,7 +209,7 @@ def test_an_evaluation_says_what_was_done(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from cirkd_ray.evaluate.saved import Evaluator
+    from cirkd_ray.evaluate.job import Evaluator
 
     def interrupted(self: Evaluator, on_images: Callable[[int], None]) -> None:
         on_images(2)
