@@ -25,7 +25,7 @@ from cirkd_ray.train.stop import Stopped, stoppable
 from tests.cluster.sweep_stubs import stub_plan, stub_run
 from tests.tinyrun import figures, tiny_baseline
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

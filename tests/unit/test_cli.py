@@ -155,7 +155,7 @@ def test_a_url_is_no_place_for_results(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main([*name.split(), *TO_A_FOLDER[name].split(), "--out", url]) == 2
-    assert capsys.readouterr().err.startswith(f"cirkd: --out: {url} ")
+    assert capsys.readouterr().err.startswith(f"cirkd: --out {url}: ")
     assert list(tmp_path.iterdir()) == []
 
 

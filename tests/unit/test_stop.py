@@ -99,6 +99,7 @@ def on_a_rank(path: str, number: int | None) -> int:
     return last_step(run_in(spec, Path(path), asked, world).checkpoints)
 
 
+@pytest.mark.timeout(900)
 def test_ranks_stop_at_the_same_step_and_keep_what_each_had_summed(tmp_path: Path) -> None:
     for place in ("whole", "stopped"):
         spec = tiny_baseline(train={"steps": 8, "log_every": 8, "validate_every": 8, "checkpoint_every": 8})
@@ -131,6 +132,7 @@ def test_the_line_that_continues(words: str, again: str, line: str) -> None:
     assert continued(words.split(), again.split()) == line.split()
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_ends_a_local_run_at_a_checkpoint_and_the_line_it_prints_resumes_it(
     number: int, code: int, tmp_path: Path
