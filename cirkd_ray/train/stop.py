@@ -138,6 +138,8 @@ def stoppable(*again: str) -> Iterator[None]:
         except Stopped as stopped:
             stopped.code, stopped.again = _request.code or stopped.code, again
             raise
+        finally:
+            _request.asked.clear()
 
 
 @contextmanager
