@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -22,6 +23,18 @@ def local_device(setting: str) -> torch.device:
     if setting == "cuda" and not torch.cuda.is_available():
         raise ConfigError("cluster.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
     return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def share_cores(processes: int, loaders: int = 0) -> None:
+    """Bound this process's threads to its share of the machine's cores, unless OMP_NUM_THREADS says how many.
+
+    Args:
+        processes: that compute on this machine, this one among them.
+        loaders: processes of each of them that load data, on a core each.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = len(os.sched_getaffinity(0)) // processes - loaders
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
 
 
 def choose_precision(setting: str, device: torch.device) -> str:

@@ -183,6 +183,7 @@ def _get(references: Sequence[Any]) -> list[Any]:
     except ray.exceptions.RayActorError as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"an evaluation worker died {RETRIES + 1} times ({reason}); is there enough memory on the nodes?"
+            f"--workers: an evaluation worker died {RETRIES + 1} times ({reason}); "
+            "is there enough memory on the nodes?"
         ) from error
     return found

@@ -101,7 +101,7 @@ class Chosen:
         from cirkd_ray.evaluate.inference import SlidingWindow, Views
 
         if self.stride and not self.window:
-            raise ConfigError("--stride goes with --window")
+            raise ConfigError("--stride: goes with --window")
         bad = [scale for scale in self.scales if not (math.isfinite(scale) and scale > 0)]
         if bad:
             raise ConfigError(f"--scales: factors must be positive, got {bad[0]:g}")

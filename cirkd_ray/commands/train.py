@@ -37,9 +37,10 @@ def command(
 ) -> None:
     """Train a student from a teacher, a teacher, or a baseline.
 
-    Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled
-    into a smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on
-    this machine; `torchrun -m cirkd_ray train --local` runs it on the processes that torchrun starts.
+    Without a recipe this runs `quickstart`: a small student learns drawn street scenes alone, and once more
+    from a teacher that comes with the package. Runs on the cluster of RAY_ADDRESS (or of the job that it is
+    part of), else on this machine; `torchrun -m cirkd_ray train --local` runs it on the processes that
+    torchrun starts.
 
     Ctrl-C or SIGTERM finishes the step, writes a checkpoint, prints the line that resumes the run and ends
     with exit code 130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.

@@ -72,8 +72,7 @@ class Registry(Generic[T]):
         """
         self.discover()
         if name not in self._entries:
-            about = f"{where}: " if where else ""
-            raise ConfigError(f"{about}no {self.kind} named {name!r}{nearest(name, self._entries)}")
+            raise ConfigError(f"{where or name}: no {self.kind} named {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
 
     def settings(self, name: str) -> type[BaseModel]:

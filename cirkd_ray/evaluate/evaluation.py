@@ -53,10 +53,15 @@ class EvaluationResult:
         return self.images / max(self.seconds, 1e-9)
 
     def metrics(self) -> dict[str, float]:
-        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out."""
+        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out.
+
+        `miou` is the mean over `miou_classes` of the `classes`.
+        """
         confusion = self.confusion
         scores = {
             "miou": confusion.miou(),
+            "miou_classes": int((~confusion.iou().isnan()).sum()),
+            "classes": confusion.num_classes,
             "pixel_accuracy": confusion.pixel_accuracy(),
             "mean_class_accuracy": confusion.mean_class_accuracy(),
             "frequency_weighted_iou": confusion.frequency_weighted_iou(),
@@ -65,6 +70,12 @@ class EvaluationResult:
             scores["boundary_iou"] = self.boundary.miou()
         per_class = zip(self.classes.names, confusion.iou().tolist(), strict=True)
         return scores | {f"iou/{name}": value for name, value in per_class if value == value}
+
+    def classes_of_image(self, index: int) -> str:
+        """`3 of 12 classes`: over how many an image's mean IoU is; only with `per_image`."""
+        assert self.per_image is not None
+        occurs = self.per_image[index, 1:].sum(0) > 0
+        return f"{int(occurs.sum())} of {len(occurs)} classes"
 
     def cpu(self) -> EvaluationResult:
         """Its counts on the CPU, so that it can be sent to another process; returns self."""
@@ -198,7 +209,7 @@ class _Counts:
         """Count a batch of images by their N x K x H x W class scores."""
         if logits.shape[1] != len(self.classes):
             raise ConfigError(
-                f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
+                f"network: scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
                 "take a network that was trained on the data set's classes"
             )
         prediction = predicted_classes(logits)
@@ -227,7 +238,7 @@ class _Counts:
     ) -> EvaluationResult:
         if invalid := self.confusion.invalid:
             raise DataError(
-                f"{invalid} pixels of the labels are none of the data set's {len(self.classes)} classes; "
+                f"labels: {invalid} pixels are none of the data set's {len(self.classes)} classes; "
                 "check the labels with `cirkd data check`"
             )
         return EvaluationResult(

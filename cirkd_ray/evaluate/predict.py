@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.codec import decode_image
+from cirkd_ray.data.codec import read_image
+from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.device import choose_precision, local_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, label_map
@@ -53,6 +55,7 @@ class Predictor:
         precision: "fp32", "bf16" or "fp16".
         views: scales, flip and windows.
         warnings: what the user should know.
+        span: the range of values of more than 8 bits that the network was trained on, if it was declared.
     """
 
     model: SegmentationModel
@@ -61,6 +64,7 @@ class Predictor:
     precision: str = "fp32"
     views: Views = ONE_VIEW
     warnings: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
 
     @classmethod
     def load(
@@ -97,7 +101,9 @@ class Predictor:
             opened = load_model(path)
         classes = opened.classes if dataset is None else dataset.classes
         arithmetic = choose_precision(precision, chosen)
-        return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings)
+        low_high = opened.info.get("range")
+        span = (float(low_high[0]), float(low_high[1])) if low_high else None
+        return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings, span)
 
     def labels(self, image: UInt8) -> UInt8:
         """Classes of an image's pixels.
@@ -154,11 +160,43 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     return [(file, name) for name, file in unique.items()]
 
 
-def read_files(files: Iterable[tuple[Path, str]]) -> Iterator[ImageToPredict]:
-    """The images of `find_images`, one at a time, turned upright where the camera noted how it was held."""
+@dataclass
+class Reading:
+    """How image files are read, beside what training does.
+
+    Attributes:
+        span: the range of values of more than 8 bits, see `decode_image`.
+        upright: turn the pixels where the camera noted how it was held; training never does.
+        changes: what reading changed -> in how many images.
+    """
+
+    span: tuple[float, float] | None = None
+    upright: bool = False
+    changes: Counter[str] = field(default_factory=Counter)
+
+    def read(self, content: bytes, where: str) -> UInt8:
+        """The pixels of a file."""
+        image, changes = read_image(content, where, self.span)
+        self.changes.update(changes)
+        header = read_header(content)
+        if header is None or header.orientation == 1:
+            return image
+        if self.upright:
+            return upright(image, header.orientation)
+        self.changes["an orientation tag, which is not applied (--upright turns such images)"] += 1
+        return image
+
+    def told(self) -> list[str]:
+        """The changes, a sentence each."""
+        return [f"{n} image{'s have' if n > 1 else ' has'} {what}" for what, n in self.changes.items()]
+
+
+def read_files(files: Iterable[tuple[Path, str]], reading: Reading | None = None) -> Iterator[ImageToPredict]:
+    """The images of `find_images`, one at a time, read as in training where `reading` says nothing else."""
+    reading = Reading() if reading is None else reading
     for path, name in files:
         try:
-            yield ImageToPredict(name, decode_image(path.read_bytes(), str(path), upright=True))
+            yield ImageToPredict(name, reading.read(path.read_bytes(), str(path)))
         except OSError as error:
             yield ImageToPredict(name, None, f"{path}: cannot be read ({error.strerror})")
         except DataError as error:

@@ -106,7 +106,7 @@ class DistillationLoss(nn.Module):
             ConfigError: a term that this loss does not have.
         """
         for term in terms - set(self.terms):
-            raise ConfigError(f"loss {self.kind!r} has no term {term!r}{nearest(term, self.terms)}")
+            raise ConfigError(f"loss {self.kind!r}: no term {term!r}{nearest(term, self.terms)}")
         self.active = terms
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
@@ -131,7 +131,7 @@ def channels_of(channels: Channels, tap: str, num_classes: int) -> int:
         return num_classes
     known = {"feature": channels} if isinstance(channels, int) else channels
     if tap not in known:
-        raise ConfigError(f"no map named {tap!r} to distil; this network has {', '.join(['logits', *known])}")
+        raise ConfigError(f"{tap}: no such map to distil; this network has {', '.join(['logits', *known])}")
     return known[tap]
 
 

@@ -153,7 +153,7 @@ def keys_per_class(total: int, num_classes: int, slots: int, name: str) -> int:
     draw = total // num_classes + 1
     if draw > slots:
         raise ConfigError(
-            f"{name}_memory={slots} is smaller than the draw: {name}_keys={total} draws {draw} a class of "
+            f"{name}_memory: {slots} is smaller than the draw: {name}_keys={total} draws {draw} a class of "
             f"{num_classes}; raise {name}_memory or set {name}_keys to at most {slots * num_classes - 1}"
         )
     return draw

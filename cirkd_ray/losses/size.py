@@ -16,7 +16,7 @@ def refuse_if_too_large(size: int, device: torch.device, what: str) -> None:
     free = available_bytes(device)
     if free is not None and size > free:
         raise ConfigError(
-            f"{what} needs {size / 2**30:.3g} GiB, {device} has {free / 2**30:.3g} GiB free; lower the "
+            f"{what}: needs {size / 2**30:.3g} GiB, {device} has {free / 2**30:.3g} GiB free; lower the "
             "queues' size (pixel_memory, region_memory) or set storage: bfloat16"
         )
 
@@ -29,4 +29,4 @@ def require_memory(modules: Iterable[nn.Module], device: torch.device) -> None:
     """
     tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
     size = sum(t.nbytes for t in tensors if t.device != device)
-    refuse_if_too_large(size, device, "distill.losses: keeping the losses' queues and projectors")
+    refuse_if_too_large(size, device, "distill.losses")

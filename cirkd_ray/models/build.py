@@ -84,7 +84,7 @@ def select_names(wanted: Sequence[str]) -> list[str]:
             parse_name(item)
         found = [item] if ":" in item or item in known else [name for name in known if name.startswith(item)]
         if not found:
-            raise ConfigError(f"no network named {item!r}{nearest(item, known)}")
+            raise ConfigError(f"{item}: no network of that name{nearest(item, known)}")
         names += found
     return list(dict.fromkeys(names))
 

@@ -63,7 +63,7 @@ class SegmentationModel(nn.Module):
         known = [name for name in self.channels if name != "feature"]
         for name in names:
             if name not in known:
-                raise ConfigError(f"{self.name} has no inner map {name!r}{nearest(name, known)}")
+                raise ConfigError(f"{self.name}: no inner map {name!r}{nearest(name, known)}")
         self._taps = frozenset(names)
 
     def forward(self, images: Tensor) -> SegmentationOutput:

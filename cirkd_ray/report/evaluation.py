@@ -108,8 +108,9 @@ class Evaluation:
             )
         parts += ["## Classes\n", per_class(self.result).markdown(), "![confusion matrix](confusion.png)\n"]
         if self.worst:
-            rows = tuple((self.result.names[i], percent(score)) for i, score in self.worst)
-            parts += ["## Worst images\n", TextTable(("image", "mIoU %"), rows).markdown()]
+            result = self.result
+            rows = tuple((result.names[i], percent(v), result.classes_of_image(i)) for i, v in self.worst)
+            parts += ["## Worst images\n", TextTable(("image", "mIoU %", "over"), rows).markdown()]
         if self.pictures:
             parts.append("![worst images](worst.png)\n")
         return "\n".join(parts)
@@ -141,7 +142,10 @@ class Evaluation:
     def worst_picture(self) -> UInt8:
         """The worst images beside truth, prediction and wrong pixels."""
         pairs = zip(self.pictures, self.worst, strict=True)
-        captions = [f"{picture.name}   mIoU {percent(score)} %" for picture, (_, score) in pairs]
+        captions = [
+            f"{picture.name}   mIoU {percent(score)} % ({self.result.classes_of_image(index)})"
+            for picture, (index, score) in pairs
+        ]
         return side_by_side(
             self.pictures, self.result.classes, captions=captions, errors=True, student=self.subject.network
         )

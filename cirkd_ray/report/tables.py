@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "-"
+COUNTS = ("miou_classes", "classes")
+"""Scores that are numbers of classes."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +83,21 @@ def scores(
         "frequency_weighted_iou": "frequency-weighted IoU",
         "boundary_iou": "boundary IoU",
     }
-    metrics = result.metrics().items()
-    rows = [(names.get(key, key), percent(value)) for key, value in metrics if not key.startswith("iou/")]
+    metrics = result.metrics()
+    names["miou"] += f" ({over_classes(metrics)})"
+    shown = {key: value for key, value in metrics.items() if not (key.startswith("iou/") or key in COUNTS)}
+    rows = [(names.get(key, key), percent(value)) for key, value in shown.items()]
     if interval is not None:
         bounds = f"{percent(interval.low)} to {percent(interval.high)}"
         rows.insert(1, (f"mIoU, {interval.confidence * 100:g} % interval", bounds))
     return TextTable(("score", "%"), tuple(rows), title)
+
+
+def over_classes(scores: Mapping[str, float]) -> str:
+    """`11 of 12 classes`: over how many of the classes the mean IoU of these scores is; empty if unknown."""
+    if not all(key in scores for key in COUNTS):
+        return ""
+    return f"{scores['miou_classes']:.0f} of {scores['classes']:.0f} classes"
 
 
 def percent(share: float | None) -> str:

@@ -41,6 +41,8 @@ class TensorBoard:
         mIoU.
         """
         for name, value in result.metrics().items():
+            if name == "classes":
+                continue
             tag = f"{prefix}_{name}" if name.startswith("iou/") else f"{prefix}/{name}"
             self._writer.add_scalar(tag, value, step)
         self._writer.add_scalar(f"{prefix}/images_per_second", result.images_per_second, step)

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.device import local_device
+from cirkd_ray.device import local_device, share_cores
 from cirkd_ray.train.distributed import World, broadcast_object
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import Listener, LocalReporter
@@ -23,6 +23,7 @@ from cirkd_ray.train.stop import launched_by_torchrun
 def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
     """Train in this process, or in this rank of an existing process group."""
     world = World.current(rank_device(spec.cluster.device))
+    share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), spec.data.workers)
     return train(
         spec, world, directory, LocalReporter(directory.checkpoints, spec.train.keep_checkpoints), listeners
     )

@@ -126,11 +126,7 @@ class TrainingLoop:
         return broadcast_text(path, self.world)
 
     def train(self, stops: Callable[[int], bool]) -> dict[str, Any]:
-        """All steps that are left, then the result.
-
-        Raises:
-            Stopped: where `stops` says so before a step.
-        """
+        """All steps that are left, then the result; raises `Stopped` where `stops` says so before a step."""
         train = self.spec.train
         batches = self._batches(self.progress.step)
         window, waiting_since = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
@@ -217,8 +213,7 @@ class TrainingLoop:
             self.reporter.report(metrics, self._save(done) if saves else None, done == self.spec.train.steps)
 
     def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
-        """Write a checkpoint of this step unless there is one. A window that is not full is part of it: no
-        line of metrics tells of it before the run is resumed."""
+        """Write a checkpoint, which holds the window that is not full; no line of metrics tells of that yet."""
         self.progress.step, path = done, None
         if not saved:
             self.run.step.watch_weights(done - 1)
@@ -268,9 +263,9 @@ class TrainingLoop:
         # Looked up, not remembered: the last one may still be on its way to the run's directory.
         found = self._newest_checkpoint(lambda text: None)
         kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
-        what = "the weights are not finite after" if name == WEIGHTS else f"loss {name!r} is not finite at"
+        about, when = ("weights", "after") if name == WEIGHTS else (f"loss {name!r}", "at")
         raise TrainingError(
-            f"{what} step {step}; {kept}.\n"
+            f"{about}: not finite {when} step {step}; {kept}.\n"
             "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
         )
 
@@ -297,8 +292,14 @@ class TrainingLoop:
         if not self.progress.best or scores["miou"] > self.progress.best["miou"]:
             self.progress.best = scores
             if world.is_main:
-                about = {"recipe": spec.name, "data": spec.data.name, "validation": scores}
-                save_model(run.evaluated, self.directory.path, classes=run.val_set.classes, **about)
+                about = {
+                    "recipe": spec.name,
+                    "data": spec.data.name,
+                    "range": run.val_set.span,
+                    "validation": scores,
+                }
+                half = spec.train.export == "fp16"
+                save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
         return result
 
     def _replace_lost_export(self) -> None:

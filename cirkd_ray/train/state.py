@@ -49,7 +49,7 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         reason = str(error).strip().splitlines()
         detail = reason[1].strip() if len(reason) > 1 else reason[0]
         raise CheckpointError(
-            f"the checkpoint is of another recipe ({detail}); start a new run instead"
+            f"checkpoint: is of another recipe ({detail}); start a new run instead"
         ) from None
     state.pop("spec")
     return state

@@ -41,8 +41,8 @@ def data_settings(
     if settings.get("name"):
         return settings
     if model and not Path(model).expanduser().exists():
-        raise ConfigError(f"nothing at {model}; give a run's folder, a model.json or a weights file")
-    raise ConfigError(f"{model} does not say which data it belongs to; give --data NAME and --root DIR")
+        raise ConfigError(f"{model}: nothing there; give a run's folder, a model.json or a weights file")
+    raise ConfigError(f"{model}: does not say which data it belongs to; give --data NAME and --root DIR")
 
 
 def run_data(model: str) -> dict[str, Any]:

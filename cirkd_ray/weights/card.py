@@ -16,6 +16,14 @@ ENCODER_FILE = "encoder.safetensors"
 RUN_FILE = "run.yaml"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
+SHIPPED = "package:"
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def shipped(path: str | Path) -> Path:
+    """`package://NAME` as the folder of that name among the shipped recipes; other paths as they are."""
+    first, *rest = Path(path).parts or ("",)
+    return _RECIPES.joinpath(*rest) if first == SHIPPED else Path(path)
 
 
 def locate(path: Path) -> tuple[Path, Path]:
@@ -26,6 +34,7 @@ def locate(path: Path) -> tuple[Path, Path]:
     Raises:
         WeightsError: there is nothing at `path`, or no weights.
     """
+    path = shipped(path)
     if path.is_dir():
         weights, card = _locate_in(path)
     elif path.suffix == ".json":
@@ -35,9 +44,9 @@ def locate(path: Path) -> tuple[Path, Path]:
     else:
         weights, card = path, path.with_suffix(".json")
     if not path.exists():
-        raise WeightsError(f"nothing at {path}; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+        raise WeightsError(f"{path}: nothing there; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
     if not weights.is_file():
-        raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
+        raise WeightsError(f"{weights}: not there; it is written when a run first validates")
     return weights, card
 
 
@@ -50,9 +59,9 @@ def _locate_in(folder: Path) -> tuple[Path, Path]:
         return encoder, encoder.with_suffix(".json")
     found = sorted(path.name for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
     if not found:
-        raise WeightsError(f"{folder} is no run's folder and holds no weights")
+        raise WeightsError(f"{folder}: no run's folder, and holds no weights")
     more = ", ..." if len(found) > 3 else ""
-    raise WeightsError(f"{folder} is no run's folder; name the file in it: {', '.join(found[:3])}{more}")
+    raise WeightsError(f"{folder}: no run's folder; name the file in it: {', '.join(found[:3])}{more}")
 
 
 def find_card(path: str | Path) -> dict[str, Any] | None:
@@ -119,20 +128,20 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     found = _find(path, weights)
     if found is None:
         if weights.name == ENCODER_FILE:
-            raise WeightsError(f"{weights} holds an encoder only: a whole network is needed here")
+            raise WeightsError(f"{weights}: holds an encoder only; a whole network is needed here")
         raise WeightsError(
-            f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
+            f"{weights}: no {CARD_FILE} beside it; the file alone does not say which network it is"
         )
     path, text = found
     try:
         card = json.loads(text)
     except ValueError as error:
-        raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
+        raise WeightsError(f"{path}: truncated or not JSON ({error})") from None
     kinds = (("name", str), ("settings", dict))
     if not isinstance(card, dict) or not all(isinstance(card.get(key), kind) for key, kind in kinds):
-        raise WeightsError(f"{path} is not a model card of cirkd_ray")
+        raise WeightsError(f"{path}: not a model card of cirkd_ray")
     if card.get("format") != FORMAT:
-        raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")
+        raise WeightsError(f"{path}: of format {card.get('format')!r}; this version reads {FORMAT}")
     return card
 
 

@@ -120,7 +120,7 @@ def export_model(
     module = Deployable(loaded, options).eval()
     example = _images(1 if not options.dynamic else 2, options)
     with whole_file(path) as draft:
-        with _exporting(f"{loaded.model.name} cannot be exported as {kind}", options):
+        with _exporting(f"{loaded.model.name}: cannot be exported as {kind}", options):
             written = None
             if kind == "onnx":
                 written = _write_onnx(module, example, options, opset, draft)
@@ -130,13 +130,13 @@ def export_model(
                 _write_torch_export(module, example, options, draft)
         if kind == "onnx" and written != opset:
             raise ExportError(
-                f"{loaded.model.name} cannot be written with --opset {opset}: PyTorch makes it {written}; "
+                f"--opset: {loaded.model.name} cannot be written with {opset}, PyTorch makes it {written}; "
                 f"ask for that or a higher one, or leave --opset out ({OPSET})"
             )
         checks = [example]
         if options.dynamic:  # the odd size is a multiple of no stride: what is padded and cut off shows
             checks += [_images(3, options, (96, 64)), _images(1, options, (37, 61))]
-        with _exporting(f"the {kind} file of {loaded.model.name} does not run", options):
+        with _exporting(f"{path}: the {kind} file was tried", options):
             mean, largest = _compare(module, _reader(kind, draft), checks, options)
     shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
     return ExportReport(path, kind, written, mean, largest, shapes)
@@ -213,14 +213,14 @@ def _compare(
         size = " x ".join(map(str, images.shape))
         if expected.shape != found.shape:
             raise ExportError(
-                f"for images of {size} the file gives {tuple(found.shape)}, not {tuple(expected.shape)}"
+                f"{size}: for such images the file gives {tuple(found.shape)}, not {tuple(expected.shape)}"
             )
         difference = (expected != found).float() if options.labels else (expected - found).abs()
         bound = 1 - AGREEMENT if options.labels else TOLERANCE * expected.abs().max().item()
         measured = difference.mean().item() if options.labels else difference.max().item()
         if not measured <= bound:
             raise ExportError(
-                f"for images of {size} the file differs from PyTorch by {measured:.3g} (> {bound:.3g})"
+                f"{size}: for such images the file differs from PyTorch by {measured:.3g} (> {bound:.3g})"
             )
         mean = max(mean, difference.mean().item())
         largest = max(largest, measured)

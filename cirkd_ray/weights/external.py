@@ -177,7 +177,7 @@ def _failing_as(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what} failed: {type(error).__name__}: {first_line(error)}") from error
+        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def load_module(spec: str, *, num_classes: int, where: str = "teacher.module") -> SegmentationModel:
@@ -260,7 +260,7 @@ def torchvision_model(
     """
     known = list_models(module=segmentation)
     if name not in known:
-        raise ConfigError(f"torchvision has no segmentation network {name!r}{nearest(name, known)}")
+        raise ConfigError(f"{name}: torchvision has no such segmentation network{nearest(name, known)}")
     state = read_state(weights)[0] if weights is not None else {}
     lraspp = name.startswith("lraspp")
     aux = not lraspp and (not state or any(key.startswith("aux_") for key in state))
@@ -270,7 +270,7 @@ def torchvision_model(
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
-            raise WeightsError(f"{weights} does not fit {name}:\n{error}") from None
+            raise WeightsError(f"{weights}: does not fit {name}:\n{error}") from None
     feature = "@classifier.high_classifier:input" if lraspp else "@classifier.4:input"
     outputs = {"logits": "@classifier", "feature": feature}
     if aux:

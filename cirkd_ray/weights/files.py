@@ -41,7 +41,7 @@ def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
+        raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
         with _open_safetensors(path) as file:
             names = list(file.keys())
@@ -59,7 +59,7 @@ def _open_safetensors(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt", device="cpu") as file:
             yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from None
+        raise WeightsError(f"{path}: truncated or not a safetensors file ({error})") from None
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -81,7 +81,7 @@ def _read_torch(path: Path, values: bool) -> Any:
         if wanted or "unrecognized function" in str(error):
             named = f" ({wanted[1]})" if wanted else ""
             raise WeightsError(
-                f"{path} holds Python objects besides tensors{named}; loading them could run any code: "
+                f"{path}: holds Python objects besides tensors{named}; loading them could run any code: "
                 "refused.\nWhere you trust its source, save only the tensors: "
                 "torch.save(model.state_dict(), NEW_PATH)"
             ) from None
@@ -90,7 +90,7 @@ def _read_torch(path: Path, values: bool) -> Any:
         reason = f" ({line[:120]})" if line else ""
     except (EOFError, LookupError, struct.error):  # of the unpickler; what they say is not of the file
         pass
-    raise WeightsError(f"{path} is truncated or not a PyTorch file{reason}")
+    raise WeightsError(f"{path}: truncated or not a PyTorch file{reason}")
 
 
 def tensors_of(loaded: Any, source: str | Path) -> tuple[StateDict, tuple[str, ...]]:
@@ -106,7 +106,7 @@ def tensors_of(loaded: Any, source: str | Path) -> tuple[StateDict, tuple[str, .
     """
     found = _innermost(loaded, levels=2)
     if found is None:
-        raise WeightsError(f"{source} holds no mapping from names to tensors")
+        raise WeightsError(f"{source}: holds no mapping from names to tensors")
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     return tensors, tuple(str(name) for name in found if str(name) not in tensors)
 

@@ -126,7 +126,7 @@ def load_weights(
     report, chosen = compare(model, source, reinit_classifier=reinit_classifier)
     problems = explain(report)
     if problems:
-        raise WeightsError(f"{report.source} does not fit {model.name}:\n{problems}")
+        raise WeightsError(f"{report.source}: does not fit {model.name}:\n{problems}")
     if not _on_meta(model):
         broken = not_finite(chosen)
         if broken:
@@ -167,7 +167,7 @@ def compare(
     if found is None:
         first = ", ".join(list(state)[:3])
         raise WeightsError(
-            f"{name} holds names ({first}, ...) that are neither those of {model.name} "
+            f"{name}: holds names ({first}, ...) that are neither those of {model.name} "
             "nor of its backbone; `cirkd weights inspect` says what it is"
         )
     report, chosen = match(model, found, reinit_classifier)
@@ -292,9 +292,9 @@ def require_whole(report: WeightsReport) -> None:
         WeightsError: part of the network is not trained.
     """
     if report.fresh:
-        raise WeightsError(f"{report.source} holds an encoder only: a whole network is needed here")
+        raise WeightsError(f"{report.source}: holds an encoder only; a whole network is needed here")
     if report.reinitialised:
         raise WeightsError(
-            f"{report.source} scores another number of classes than is needed here; "
+            f"{report.source}: scores another number of classes than is needed here; "
             "take a network that was trained on the same classes"
         )

@@ -50,7 +50,9 @@ class LoadedModel:
     warnings: tuple[str, ...] = ()
 
 
-def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, **extra: Any) -> None:
+def save_model(
+    model: SegmentationModel, folder: str | Path, classes: ClassSet, *, half: bool = False, **extra: Any
+) -> None:
     """Write `student.safetensors` and `model.json` into `folder`, each replaced in one step.
 
     The card is also in the safetensors file's metadata, so that this file alone can be loaded.
@@ -59,6 +61,7 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
         model: the bare network (not wrapped by DDP or `torch.compile`).
         folder: created where missing.
         classes: one name and colour a class.
+        half: in half precision, which every reader takes back to float32.
         extra: further plain values of the card, for example validation figures.
 
     Raises:
@@ -83,6 +86,8 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     card |= extra
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     with whole_file(folder / WEIGHTS_FILE) as path:
         try:
             save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
@@ -136,9 +141,9 @@ def load_model(path: str | Path) -> LoadedModel:
         classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))
         model.preprocessing = Preprocessing.from_dict(card["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{card_path} lacks or spoils an entry: {error}") from None
+        raise WeightsError(f"{card_path}: lacks or spoils an entry: {error}") from None
     except ConfigError as error:
-        raise WeightsError(f"{card_path} names a network that this version cannot build: {error}") from None
+        raise WeightsError(f"{card_path}: names a network that this version cannot build: {error}") from None
     if len(classes) != model.num_classes:
         raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
     require_whole(load_weights(model, weights))

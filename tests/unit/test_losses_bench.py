@@ -10,6 +10,7 @@ from cirkd_ray.bench._losses_measure import SHAPES, Clock
 from cirkd_ray.bench._losses_naive import NAIVE
 from cirkd_ray.cli import main
 from cirkd_ray.losses import LOSSES
+from tests.errors import require_error
 
 CLOCK = Clock(torch.device("cpu"), repeat=1)
 
@@ -68,13 +69,15 @@ def test_command(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "subject", "fact"),
     [
-        (("--shape", "tinny"), "did you mean 'tiny'"),
-        (("--loss", "kdd"), "did you mean 'kd'"),
-        (("--repeat", "0"), "--repeat"),
+        (("--shape", "tinny"), "--shape", "'tiny'"),
+        (("--loss", "kdd"), "kdd", "'kd'"),
+        (("--repeat", "0"), "--repeat", "1"),
     ],
 )
-def test_bad_arguments(words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_arguments(
+    words: tuple[str, ...], subject: str, fact: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main([*COMMAND, *words]) == 2
-    assert message in capsys.readouterr().err
+    require_error(capsys.readouterr().err, subject, fact)

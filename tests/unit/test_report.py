@@ -157,7 +157,7 @@ def test_class_table_has_a_row_a_class_with_its_share(result):
     assert table.rows[1][2] == f"{iou * 100:.2f}"
     assert "boundary IoU %" in table.columns
     assert table.markdown().startswith("**val**\n\n| class |")
-    assert tables.scores(result).rows[0][0] == "mIoU"
+    assert tables.scores(result).rows[0][0] == "mIoU (4 of 4 classes)"
     assert tables.scores(result).rows[-1][0] == "boundary IoU"
 
 
