@@ -213,7 +213,7 @@ class TrainingLoop:
             self.reporter.report(metrics, self._save(done) if saves else None, done == self.spec.train.steps)
 
     def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
-        """Write a checkpoint, which holds the window that is not full; no line of metrics tells of that yet."""
+        """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
         self.progress.step, path = done, None
         if not saved:
             self.run.step.watch_weights(done - 1)
