@@ -1,7 +1,5 @@
 """`python -m cirkd_ray` is the `cirkd` command."""
 
-import sys
+from cirkd_ray.cli import run_and_leave
 
-from cirkd_ray.cli import main
-
-sys.exit(main())
+run_and_leave()

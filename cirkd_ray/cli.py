@@ -6,16 +6,21 @@ heavy inside functions, so that `--help` answers at once.
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import errno
 import importlib
+import multiprocessing
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import click
 
 from cirkd_ray import __version__
 from cirkd_ray.errors import UserError, nearest
+from cirkd_ray.train.stop import Stopped, follows_another
 
 COMMANDS = {
     "train": "train a student from a teacher, a teacher, or a baseline",
@@ -102,6 +107,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"cirkd: {error}\n")
         return 2
+    except Stopped as stopped:
+        if not follows_another():
+            sys.stderr.write(f"cirkd: {stopped.line(words)}\n")
+        return stopped.code
     except KeyboardInterrupt:
         sys.stderr.write("cirkd: interrupted\n")
         return 130
@@ -114,6 +123,36 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         sys.stderr.write(f"cirkd: {error.filename or 'a file'}: {error.strerror}\n")
         return 2
+
+
+def run_and_leave() -> NoReturn:
+    """The console command: ends the process as soon as all is written and Ray is shut down.
+
+    The interpreter is not taken down: native threads that still run then have crashed a finished command.
+    """
+    code = 1
+    try:
+        code = main()
+    except BaseException as error:
+        code = _code_of(error)
+    with contextlib.suppress(Exception):
+        for child in multiprocessing.active_children():  # of a loader; waiting for their end takes seconds
+            child.kill()
+        atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
+
+
+def _code_of(error: BaseException) -> int:
+    """What Python itself would do with an exception that ends it: say it, and 1 or the code it carries."""
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        return error.code or 0
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    sys.excepthook(type(error), error, error.__traceback__)
+    return 1
 
 
 def _tell(error: click.UsageError) -> None:

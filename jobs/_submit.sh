@@ -8,7 +8,7 @@
 #   CIRKD_PYTHON     the python here that has Ray (default: python)
 #
 # Prints the job's log as it grows and ends with the exit code of the job's own process; 75 when the log broke off while
-# the job goes on. Interrupting the script does not stop the job: `ray job stop ID` does.
+# the job goes on, and when the head does not answer. Interrupting the script does not stop the job: `ray job stop ID` does.
 set -euo pipefail
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"

@@ -1,4 +1,7 @@
-"""Ends with the exit code of a job: `python jobs/exit_code.py SUBMISSION_ID`; 75 while it still runs."""
+"""Ends with the exit code of a job: `python jobs/exit_code.py SUBMISSION_ID`.
+
+75 while it still runs, and where the head does not answer, so that nobody knows.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +9,28 @@ import sys
 
 from ray.job_submission import JobStatus, JobSubmissionClient
 
-STILL_RUNNING = 75
+UNKNOWN = 75
 
 
 def main(submission_id: str) -> int:
     """The code to end with."""
     try:
         job = JobSubmissionClient().get_job_info(submission_id)
-    except (ConnectionError, RuntimeError) as error:
-        sys.stderr.write(f"job {submission_id}: {str(error).splitlines()[0]}\n")
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        if isinstance(error, OSError) or "status code 5" in reason:  # also what stands before a dead head
+            sys.stderr.write(
+                f"job {submission_id}: the head does not answer ({reason}); if it took the job, that "
+                "may still run: the same line again continues it\n"
+            )
+            return UNKNOWN
+        sys.stderr.write(f"job {submission_id}: {reason}\n")
         return 1
     if not job.status.is_terminal():
         sys.stderr.write(
             f"job {submission_id}: still running; follow it with `ray job logs --follow {submission_id}`\n"
         )
-        return STILL_RUNNING
+        return UNKNOWN
     if job.status == JobStatus.SUCCEEDED:
         return 0
     reason = (job.message or "no reason given").splitlines()[0]

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 from ray.tune import Callback
 
+from cirkd_ray.cluster.stopping import has_stopped
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.sweep.folder import SPACE, write_expired
 from cirkd_ray.train.outcome import OUTCOME, read_failure, write_outcome
+from cirkd_ray.train.stop import asked
 
 
 class TrialLog(Callback):  # type: ignore[misc]
@@ -36,10 +40,16 @@ class TrialLog(Callback):  # type: ignore[misc]
         self.deadline = time.monotonic() + 3600 * hours if hours else math.inf
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
-        """Look at the time before Tune looks at its own clock, which was started later."""
+        """Look at the time before Tune looks at its own clock, which was started later.
+
+        A search that is asked to stop ends when the runs of its trials have stopped.
+        """
         if time.monotonic() >= self.deadline:
             write_expired(self.folder)
             self.deadline = math.inf
+        running = [trial.trial_id for trial in trials if trial.status == "RUNNING"]
+        if asked() and all(has_stopped(name) for name in running):
+            os.kill(os.getpid(), signal.SIGUSR1)  # Tune saves its state and ends
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It runs, perhaps again: what became of it before does not count."""

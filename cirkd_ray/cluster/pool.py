@@ -16,6 +16,7 @@ from cirkd_ray.errors import UserError
 from cirkd_ray.report.tables import over_classes
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import fingerprint
 
 RETRIES = 2
@@ -37,13 +38,16 @@ def run_jobs(
     """Run all jobs on the Ray that this process has joined; name -> result, or why there is none.
 
     A folder that holds the run of another recipe is left as it is: that job fails.
+
+    Raises:
+        Stopped: this process was asked to stop; all that ran has stopped.
     """
     done: dict[str, dict[str, Any] | str] = {}
     waiting = list(jobs)
     running: dict[Any, Job] = {}
     remote = ray.remote(_run).options(num_cpus=0, resources={HEAD: 1e-3}, max_retries=RETRIES)
-    while waiting or running:
-        while waiting and len(running) < at_a_time:
+    while running or (waiting and not asked()):
+        while waiting and len(running) < at_a_time and not asked():
             job = waiting.pop(0)
             directory = RunDirectory(job.folder)
             result = directory.read_result()
@@ -54,8 +58,14 @@ def run_jobs(
         if running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(ready)
-            done[job.name] = _result(ready)
+            try:
+                done[job.name] = _result(ready)
+            except Stopped as stopped:
+                say(f"{job.name}: {stopped}")
+                continue
             say(f"{job.name}: {_summary(done[job.name])} ({len(done)} of {len(jobs)})")
+    if asked() and len(done) < len(jobs):
+        raise Stopped(f"stopped with {len(done)} of {len(jobs)} runs finished")
     return {job.name: done[job.name] for job in jobs}
 
 
@@ -66,10 +76,17 @@ def _run(tree: dict[str, Any], folder: str, train: TrainFunction) -> dict[str, A
 
 
 def _result(reference: Any) -> dict[str, Any] | str:
+    """What a run returned, or why it failed.
+
+    Raises:
+        Stopped: it was asked to stop.
+    """
     try:
         result: dict[str, Any] = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
+        if isinstance(cause, Stopped):
+            raise cause from None
         return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
     except ray.exceptions.RayError as error:
         return str(error).strip().splitlines()[0]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import socket
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.train.stop import TEMPORARY, forwarded, kept_handlers
 
 # Read when Ray is imported, here and in every process that Ray starts. Each may be set from outside.
 DEFAULTS = {
@@ -16,6 +19,7 @@ DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a finished run ends half a second later, not four
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # one source of hparams: ours
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours, see `cirkd_ray.train.stop`
 }
 
 
@@ -29,8 +33,21 @@ def in_cluster() -> bool:
 
 
 @contextmanager
-def _addressed() -> Iterator[None]:
-    """Give a new local cluster a port that is known beforehand, and all its processes its address.
+def _temporary() -> Iterator[str]:
+    """A folder for the temporary files of a local cluster's processes: Ray kills these, so that they cannot
+    remove them."""
+    folder = tempfile.mkdtemp(prefix="cirkd-")
+    TEMPORARY.add(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        TEMPORARY.discard(folder)
+
+
+@contextmanager
+def _addressed(temporary: str) -> Iterator[None]:
+    """Give a new local cluster a port that is known beforehand, and all its processes its address and TMPDIR.
 
     Ray Train has a stopped run's placement group removed by an actor that asks the state API whether the run
     lives. Without an address that API refuses to choose where several clusters run on one machine, and what
@@ -41,7 +58,11 @@ def _addressed() -> Iterator[None]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    told = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{get_node_ip_address()}:{port}"}
+    told = {
+        "RAY_GCS_SERVER_PORT": str(port),
+        "RAY_ADDRESS": f"{get_node_ip_address()}:{port}",
+        "TMPDIR": temporary,
+    }
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
@@ -56,7 +77,7 @@ def _addressed() -> Iterator[None]:
 @contextmanager
 def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
     """Ray for the length of the block: the one that runs already, the cluster of the environment, or a new
-    local one.
+    local one. A stop that is asked of this process is told to all processes of its job.
 
     Args:
         minimum_cpus: CPUs that a new local cluster offers at least, even where the machine has fewer.
@@ -74,29 +95,38 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
     verbose = bool(os.environ.get(VERBOSE))
     if not verbose:  # a failed trial's traceback; TrialLog says in a line what became of each
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
-    level = logging.WARNING if verbose else logging.ERROR
-    try:
+    with ExitStack() as started:
+        try:
+            _start(minimum_cpus, logging.WARNING if verbose else logging.ERROR, verbose, started)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            address = os.environ.get("RAY_ADDRESS", "local")
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\n"
+                "Is the head running, and are RAY_AUTH_MODE and its token set?"
+            ) from None
+        started.callback(ray.shutdown)
+        from cirkd_ray.cluster.stopping import ask_to_stop
+
+        with forwarded(ask_to_stop):
+            yield
+
+
+def _start(minimum_cpus: float, level: int, verbose: bool, stack: ExitStack) -> None:
+    """Join Ray or start it; what has to be undone after its end goes on the stack."""
+    import ray
+
+    with kept_handlers():
         if in_cluster():
             ray.init(log_to_driver=verbose, logging_level=level)
-        else:
-            cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
-            # The dashboard stays on: without it placement groups of stopped trials leak.
-            with _addressed():
-                ray.init(
-                    address="local",
-                    num_cpus=cpus,
-                    log_to_driver=verbose,
-                    logging_level=level,
-                    include_dashboard=True,
-                )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        address = os.environ.get("RAY_ADDRESS", "local")
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\n"
-            "Is the head running, and are RAY_AUTH_MODE and its token set?"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
+            return
+        cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
+        # The dashboard stays on: without it placement groups of stopped trials leak.
+        with _addressed(stack.enter_context(_temporary())):
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                log_to_driver=verbose,
+                logging_level=level,
+                include_dashboard=True,
+            )

@@ -27,10 +27,11 @@ from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
+from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import fingerprint, teacher_of, teacher_recipe, with_weights
 from cirkd_ray.train.validation import shared_scores
 
-BASE = "base.yaml"
+BASE, TEACHER, TUNE = "base.yaml", "teacher.txt", "tune"
 ANEW = "give the sweep another --name, or start it anew with --fresh"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
@@ -91,7 +92,9 @@ def _open(sweep: Sweep, fresh: bool) -> None:
         aside = sweep.folder.with_name(f"{sweep.folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         sweep.folder.rename(aside)
         sweep.say(f"the sweep before is now {aside}")
-    if path.is_file():
+    if not (sweep.folder / TUNE).exists():  # a start that failed
+        (sweep.folder / TEACHER).unlink(missing_ok=True)
+    elif path.is_file():
         known = read_yaml(path)
         for key, (before, now) in changed(known, sweep.spec.model_dump(mode="json"), is_kept).items():
             raise ConfigError(f"{sweep.folder}: was started with {key}={before!r}, not {now!r}; {ANEW}")
@@ -168,6 +171,8 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     if ended < sweep.spec.trials:
         if hours is not None and time.monotonic() - started >= 3600 * hours:
             write_expired(sweep.folder)
+        if asked():
+            raise Stopped(f"stopped with {ended} of {sweep.spec.trials} trials ended")
         if not is_expired(sweep.folder):
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)
@@ -221,7 +226,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     from cirkd_ray.cluster.trial import make_trainable
 
     trainable = tune.with_resources(make_trainable(plan, train), driver_resources(spec, at_a_time))
-    state = Path(plan.folder) / "tune"
+    state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
     log = TrialLog(plan.folder, spec.primary, spec.trials)

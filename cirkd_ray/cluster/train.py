@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.stopping import stop_is_asked
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
-from cirkd_ray.train.checkpoint import newest_checkpoint
+from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped
 
 
 class StopOnUserError(UserCallback):  # type: ignore[misc]
@@ -88,19 +92,37 @@ def fit(
     Raises:
         UserError: the run does not fit the cluster, or failed for a reason that a user can mend.
         TrainingError: workers kept failing; the message names the last checkpoint.
+        Stopped: asked to; its last checkpoint is written.
     """
     plan = plan_run(spec, ray.cluster_resources())
     check_places(plan, spec)
     (directory.path / FAILURE).unlink(missing_ok=True)
     trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
     try:
-        trainer.fit()
+        if not stop_is_asked():
+            _in_a_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise read_failure(directory.path) or _explain(error, directory) from error
     result = directory.read_result()
     if result is None:
+        if stop_is_asked():
+            raise Stopped(f"stopped at step {last_step(directory.checkpoints)}")
         raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
     return result
+
+
+def _in_a_thread(call: Callable[[], Any]) -> Any:
+    """What `call` returns: in the main thread Ray Train would take Ctrl-C for itself."""
+    done: Future[Any] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(call())
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="fit", daemon=True).start()
+    return done.result()
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

@@ -9,6 +9,7 @@ A trial's process imports no network code: only its workers need that, and it ta
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from ray import tune
 
 from cirkd_ray.cluster.bridge import BackgroundRun, Pointer, TrainFunction, report, restored
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
+from cirkd_ray.cluster.stopping import note_stopped
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
@@ -27,6 +29,7 @@ from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.outcome import read_failure, write_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped
 
 GENERATION = "trial.json"
 
@@ -72,6 +75,10 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
         spec, directory, parent = prepare(plan, folder, sweep.tidy(config), restored())
         known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
         _train(spec, directory, train, parent, trial_id, known)
+    except Stopped:
+        note_stopped(trial_id)
+        while True:  # to Tune an end or an error would be this trial's; it is ended with the whole search
+            time.sleep(1)
     except UserError as error:
         # What its workers or its values met stays; a cluster without room may have some later.
         if directory is None or read_failure(directory.path) is not None:

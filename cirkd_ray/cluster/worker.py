@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import ray.train.torch
 import torch
 
 from cirkd_ray.cluster.staging import staged
+from cirkd_ray.cluster.stopping import StopWatch
 from cirkd_ray.config import from_tree
 from cirkd_ray.errors import ConfigError, TransientError, UserError
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
@@ -25,6 +27,7 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped
 
 
 class RayReporter:
@@ -34,12 +37,11 @@ class RayReporter:
 
     Args:
         directory: the run's.
-        steps: of the run.
         asynchronous: whether training goes on while a checkpoint goes up.
     """
 
-    def __init__(self, directory: RunDirectory, steps: int, asynchronous: bool) -> None:
-        self.steps, self.asynchronous = steps, asynchronous
+    def __init__(self, directory: RunDirectory, asynchronous: bool) -> None:
+        self.asynchronous = asynchronous
         self.local = local_checkpoints(directory)
         # One that is written again was passed over as damaged. It gets a name of its own, because Ray will
         # prune the damaged one by its name.
@@ -55,9 +57,9 @@ class RayReporter:
             name += "-again"
         return self.local / name
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
         """Every rank takes part."""
-        modes, last = ray.train.CheckpointUploadMode, int(metrics["step"]) >= self.steps
+        modes = ray.train.CheckpointUploadMode
         ray.train.report(
             dict(metrics),
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
@@ -65,7 +67,7 @@ class RayReporter:
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
             delete_local_checkpoint_after_upload=True,
         )
-        if last and checkpoint is not None:
+        if last:
             with contextlib.suppress(OSError):
                 self.local.rmdir()
 
@@ -97,11 +99,16 @@ def work(config: dict[str, Any]) -> None:
         if sum(node["Alive"] for node in ray.nodes()) > 1:
             spec = staged(spec)
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        reporter = RayReporter(directory, spec.train.steps, spec.cluster.async_checkpoints)
+        reporter = RayReporter(directory, spec.cluster.async_checkpoints)
         resume_from = config["resume_from"]
-        train(spec, world, directory, reporter, listeners, Path(resume_from) if resume_from else None)
+        parent = Path(resume_from) if resume_from else None
+        train(spec, world, directory, reporter, listeners, parent, StopWatch())
+    except Stopped:
+        return  # an error would be retried
     except TransientError:
         raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
         write_failure(directory.path, error)
         raise
+    finally:  # Ray kills this process, so that it cannot do so at its end
+        shutil.rmtree(get_temp_dir(), ignore_errors=True)

@@ -153,18 +153,31 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
     from cirkd_ray.evaluate.job import Evaluator, worst_images
     from cirkd_ray.report.evaluation import Evaluation
     from cirkd_ray.report.progress import bar
+    from cirkd_ray.train.stop import abandoned
 
     place: AbstractContextManager[Any]
+    seen = total = 0
     if workers:
         from cirkd_ray.cluster.evaluate import ray_evaluator
 
         place = ray_evaluator(job, workers)
     else:
         place = nullcontext(Evaluator(job))
-    with place as evaluator:
+
+    def done() -> str:
+        return f"stopped after {seen} of {total} images; nothing is kept"
+
+    with abandoned(done), place as evaluator:
         subject = evaluator.subject()
+        total = subject.images
         with bar(subject.images, "evaluating") as advance:
-            result = evaluator.evaluate(on_images=advance)
+
+            def count(images: int) -> None:
+                nonlocal seen
+                seen += images
+                advance(images)
+
+            result = evaluator.evaluate(on_images=count)
         chosen = worst_images(result, worst)
         pictures = evaluator.pictures([index for index, _ in chosen])
     interval = None

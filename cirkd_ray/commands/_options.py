@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from cirkd_ray.errors import ConfigError
+
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 Words = tuple[str, ...]
@@ -98,10 +100,24 @@ def size_option(help: str, default: tuple[int, int] | None = None, least: int = 
     )
 
 
-out_option = click.option("--out", default="runs", metavar="DIR", help="Where runs are written.")
 accept_data_option = click.option(
     "--accept-data",
     is_flag=True,
     help="Go on, and reuse a teacher, though the data have changed since.",
 )
+
+
+def _folder(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    if value is not None and "://" in value:
+        raise ConfigError(
+            f"--out {value}: results go to folders, not to URLs; name a folder, perhaps a mount"
+        )
+    return value
+
+
+def out_option(help: str = "Where runs are written.", **settings: Any) -> Decorator:
+    """`--out`: a place on a file system."""
+    return click.option("--out", help=help, callback=_folder, **{"metavar": "DIR", **settings})
+
+
 device_option = choice("--device", "auto", "cpu", "cuda", help="Where it runs.")

@@ -15,7 +15,7 @@ from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_op
 @argument("recipes", nargs=-1, required=True, metavar="RECIPE...", help="Shipped recipes or YAML files.")
 @option("--seeds", type=COUNT, default=3, help="Runs of each method.")
 @set_option()
-@out_option
+@out_option(default="runs")
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
 @accept_data_option
@@ -34,6 +34,9 @@ def command(
 
     All recipes must share student, data, schedule and length. A recipe without distillation among them is the
     baseline; otherwise one is made. The same command again continues, and a higher --seeds adds runs.
+
+    Ctrl-C or SIGTERM has all runs write a checkpoint, prints the line that continues and ends with exit code
+    130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.cluster.compare import run_comparison
     from cirkd_ray.compare.plan import check_differ, methods_of
@@ -42,6 +45,7 @@ def command(
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
     from cirkd_ray.train.stages import named_folder
+    from cirkd_ray.train.stop import stoppable
     from cirkd_ray.train.teacher import slug
 
     console = output()
@@ -53,7 +57,8 @@ def command(
     folder = named_folder(place, usual if name is None else name)
     console.print(f"comparison -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
-    data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data)
+    with stoppable("--name", folder.name):
+        data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data)
     page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)

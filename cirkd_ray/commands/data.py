@@ -8,7 +8,16 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, NOT_NEGATIVE, Decorator, Number, Words, set_option, together
+from cirkd_ray.commands._options import (
+    COUNT,
+    NOT_NEGATIVE,
+    Decorator,
+    Number,
+    Words,
+    out_option,
+    set_option,
+    together,
+)
 from cirkd_ray.commands._progress import steps
 
 _SHOWN = 20
@@ -158,7 +167,7 @@ def get(name: str, root: str, mirror: str | None, delete_archives: bool) -> None
 @option("--count", type=COUNT, default=9, help="How many samples.")
 @option("--start", type=NOT_NEGATIVE, metavar="INDEX", help="The first of them (default: spread evenly).")
 @option("--augmented", is_flag=True, help="Training crops instead of whole images.")
-@option("--out", default="sheet.png", metavar="FILE", help="Picture to write.")
+@out_option(default="sheet.png", metavar="FILE", help="Picture to write.")
 def show(
     name: str,
     root: str | None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command()
 @argument("recipe", required=False, metavar="[RECIPE]", help="A shipped recipe or a YAML file.")
 @set_option()
-@out_option
+@out_option(default="runs")
 @option("--name", help="Name of the run's directory (default: recipe, time and four digits).")
 @option(
     "--resume",
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     "latest unfinished run.",
 )
 @accept_data_option
-@option("--local", is_flag=True, help="Run in this process, without Ray.")
+@option("--local", is_flag=True, help="Run without Ray, in this process or those of torchrun.")
 def command(
     recipe: str | None,
     overrides: Words,
@@ -46,42 +46,55 @@ def command(
 
     Without a recipe this runs `quickstart`: a small student learns drawn street scenes alone, and once more
     from a teacher that comes with the package. Runs on the cluster of RAY_ADDRESS (or of the job that it is
-    part of), else on this machine.
+    part of), else on this machine; `torchrun -m cirkd_ray train --local` runs it on the processes that
+    torchrun starts.
+
+    Ctrl-C or SIGTERM finishes the step, writes a checkpoint, prints the line that resumes the run and ends
+    with exit code 130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.report.console import output
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run
     from cirkd_ray.train.stages import run_recipe
+    from cirkd_ray.train.stop import follows_another, stoppable
 
-    console = output()
+    console = output(quiet=local and follows_another())
     say = partial(console.print, highlight=False)
     place = Path(out).expanduser().absolute()
     spec, directory = choose_run(recipe, overrides, place, name, resume)
     say(f"{spec.name} -> {directory.path}")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
-    with _runner(local) as runner:
+    with stoppable("--name", directory.path.name, "--resume"), _runner(local, spec) as runner:
+        if runner is None:
+            return
         outcome = run_recipe(
             spec, directory, place, runner, resume=resume is not None, accept_data=accept_data, say=say
         )
     print_outcome(outcome, console)
 
 
-def _runner(local: bool) -> AbstractContextManager[Runner]:
+def _runner(local: bool, spec: RunSpec) -> AbstractContextManager[Runner | None]:
     if not local:
         from cirkd_ray.cluster.run import ray_runner
 
         return ray_runner()
+    from cirkd_ray.train.local import led_by_first_rank
+    from cirkd_ray.train.stop import follows_another
+
+    silent = follows_another()
 
     def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
         from cirkd_ray.report.listeners import RunLog, TensorBoardListener
         from cirkd_ray.report.progress import RunProgress
         from cirkd_ray.train.local import run_local
 
+        if silent:
+            return run_local(spec, directory)
         shown = RunProgress(spec.train.steps)
         try:
             return run_local(spec, directory, [shown, RunLog(directory), TensorBoardListener(directory)])
         finally:
             shown.finish()
 
-    return nullcontext(run_here)
+    return led_by_first_rank(spec.cluster.device, run_here)

@@ -15,7 +15,7 @@ from cirkd_ray.commands._options import Words, accept_data_option, out_option, s
 @click.command()
 @argument("space", default="smoke", metavar="[SPACE]", help="A shipped search space or a YAML file.")
 @set_option()
-@out_option
+@out_option(default="runs")
 @option("--name", help="Name of the sweep's directory (default: the space's name).")
 @option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
 @accept_data_option
@@ -38,6 +38,9 @@ def command(
     The same command again continues a sweep that was interrupted; finished trials are not run again. Besides
     the trials, the recipe without distillation and the recipe's own values are run with the same budget and
     seeds. The exit code is 1 if one of these, or a finalist, failed.
+
+    Ctrl-C or SIGTERM has all trials write a checkpoint, prints the line that continues and ends with exit
+    code 130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     if list_only:
         return _list()
@@ -50,6 +53,7 @@ def command(
     from cirkd_ray.report.sweep import ranking, summary
     from cirkd_ray.sweep.space_file import load_space
     from cirkd_ray.train.stages import named_folder
+    from cirkd_ray.train.stop import stoppable
     from cirkd_ray.train.teacher import slug
 
     console, loaded = output(), load_space(space, overrides)
@@ -60,7 +64,8 @@ def command(
         raise ConfigError(f"--export {export}: cannot be written; name a file in a folder that is there")
     console.print(f"{loaded.spec.name} -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
-    data = run_sweep(loaded, folder, place, say, fresh, accept_data)
+    with stoppable("--name", folder.name):
+        data = run_sweep(loaded, folder, place, say, fresh, accept_data)
     console.print(ranking(data, limit=10).rich())
     console.print(summary(data), highlight=False, markup=False)
     best = best_recipe(loaded.spec, data.ranked[0].settings).to_yaml()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, set_option, size_option
+from cirkd_ray.commands._options import Words, out_option, set_option, size_option
 from cirkd_ray.commands._progress import steps
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def inspect(path: str, model: str | None, overrides: Words) -> None:
 @argument("path", metavar="PATH")
 @option("--model", "name", metavar="NAME", help="The network (default: the one that fits).")
 @option("--data", metavar="NAME", help="Data set that names and colours the classes.")
-@option("--out", metavar="DIR", help="Folder to write (default: weights/ and the file's name).")
+@out_option(metavar="DIR", help="Folder to write (default: weights/ and the file's name).")
 @_settings
 def import_weights(path: str, name: str | None, data: str | None, out: str | None, overrides: Words) -> None:
     """Convert weights of the CIRKD release, timm or torchvision to a folder of this package."""
@@ -119,7 +119,7 @@ def verify(path: str, name: str | None, size: tuple[int, int], overrides: Words)
 
 @command.command()
 @argument("name", required=False, metavar="[NAME_OR_URL]")
-@option("--out", default="weights", metavar="DIR", help="Where files go.")
+@out_option(default="weights", metavar="DIR", help="Where files go.")
 @option("--sha256", metavar="HEX", help="The checksum or its beginning.")
 @option("--offline", is_flag=True, help="Use no network: succeed only where the file is there.")
 def get(name: str | None, out: str, sha256: str | None, offline: bool) -> None:

@@ -101,7 +101,9 @@ def open_comparison(methods: dict[str, RunSpec], folder: Path) -> None:
         ConfigError: it began one of them with other settings.
     """
     path = folder / COMPARISON
-    known: dict[str, Any] = read_yaml(path)["methods"] if path.is_file() else {}
+    known: dict[str, Any] = {}
+    if path.is_file() and any(folder.glob("runs/*/metrics.jsonl")):  # else it is a start that failed
+        known = read_yaml(path)["methods"]
     trees = {name: movable_tree(spec, folder) for name, spec in methods.items()}
     for name, spec in methods.items():
         begun = moved_spec(known.get(name, trees[name]), folder)

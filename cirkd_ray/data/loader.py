@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing.util import get_temp_dir
 from typing import Any, NamedTuple, TypeVar
 
 import cv2
@@ -25,6 +27,8 @@ from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
 T = TypeVar("T")
 _POLL = 10.0
 """Seconds between two looks at whether the loader processes live."""
+_LAST_SECONDS = 5
+"""That a loader process goes on after SIGTERM."""
 
 
 class Batch(NamedTuple):
@@ -204,6 +208,10 @@ def _same(batches: Any) -> Any:
 
 
 def _start_worker(environment: dict[str, str], worker_id: int) -> None:
+    # A terminal and schedulers send signals to all processes of a command: the run still
+    # needs a batch to end its step.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_LAST_SECONDS))
     # A forkserver's children have the environment that it was started with, perhaps by an earlier loader.
     os.environ.update(environment)
     # A process a core: OpenCV's own threads would only fight each other.
@@ -227,6 +235,7 @@ class Batches(Iterable[Batch]):
             # Not fork: it may deadlock under the threads of a Ray actor or of CUDA.
             context = multiprocessing.get_context("forkserver")
             context.set_forkserver_preload([__name__])
+            get_temp_dir()  # made now, it is that of the loader's processes too, and goes with this one
             options = {
                 "multiprocessing_context": context,
                 "persistent_workers": True,

@@ -75,6 +75,12 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted((p for p in folder.glob("step_*") if p.is_dir()), key=lambda p: p.name, reverse=True)
 
 
+def last_step(folder: Path) -> int:
+    """The step of the newest whole checkpoint; 0 without one."""
+    newest = newest_checkpoint(folder, lambda text: None)
+    return 0 if newest is None else int(json.loads((newest / MANIFEST).read_text())["step"])
+
+
 def newest_checkpoint(folder: Path, warn: Warn) -> Path | None:
     """The newest whole checkpoint; `warn` hears of every damaged one that is passed over."""
     for path in list_checkpoints(folder):

@@ -43,13 +43,18 @@ def barrier(world: World) -> None:
         dist.barrier()
 
 
-def broadcast_text(text: str, world: World) -> str:
-    """Rank 0's text, on every rank."""
+def broadcast_object(value: Any, world: World) -> Any:
+    """Rank 0's value, on every rank."""
     if world.size == 1:
-        return text
-    box = [text]
+        return value
+    box = [value]
     dist.broadcast_object_list(box, src=0, device=world.device if world.device.type == "cuda" else None)
     return box[0]
+
+
+def broadcast_text(text: str, world: World) -> str:
+    """Rank 0's text, on every rank."""
+    return str(broadcast_object(text, world))
 
 
 def mean_over_ranks(values: Mapping[str, Tensor], world: World) -> dict[str, float]:
@@ -71,13 +76,22 @@ def minimum_over_ranks(values: Tensor, world: World) -> Tensor:
     return values
 
 
-def average_batchnorm_statistics(module: nn.Module, world: World) -> None:
+def over_ranks(value: Tensor, world: World) -> Tensor:
+    """A scalar's values on all ranks, on the CPU."""
+    values = torch.zeros(world.size, dtype=value.dtype, device=value.device)
+    values[world.rank] = value.detach()
+    if world.size > 1:
+        dist.all_reduce(values)
+    return values.cpu()
+
+
+def average_batchnorm_statistics(module: nn.Module | None, world: World) -> None:
     """Replace the running statistics of every BatchNorm by their mean over ranks, in one message.
 
     Where BatchNorm is not synchronised (CPU) the ranks' running statistics drift apart; nothing in training
     reads them, so it is enough to agree before they are used: at validation and at a checkpoint.
     """
-    if world.size == 1:
+    if world.size == 1 or module is None:
         return
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     buffers = [b for m in norms for b in (m.running_mean, m.running_var) if isinstance(b, Tensor)]

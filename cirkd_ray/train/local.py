@@ -1,23 +1,81 @@
-"""A run in this process alone, without Ray: `cirkd train --local`, and tests."""
+"""Runs without Ray: in this process, or in the ranks that torchrun has started."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from cirkd_ray.config import RunSpec
+import torch
+import torch.distributed as dist
+
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import local_device, share_cores
-from cirkd_ray.train.distributed import World
+from cirkd_ray.train.distributed import World, broadcast_object
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import Runner
+from cirkd_ray.train.stop import launched_by_torchrun
 
 
 def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
-    """Train in this process, or in this rank of an existing process group (torchrun)."""
-    world = World.current(local_device(spec.cluster.device))
+    """Train in this process, or in this rank of an existing process group."""
+    world = World.current(rank_device(spec.cluster.device))
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), spec.data.workers)
     return train(
         spec, world, directory, LocalReporter(directory.checkpoints, spec.train.keep_checkpoints), listeners
     )
+
+
+def rank_device(setting: str) -> torch.device:
+    """`local_device`; of several GPUs, each of torchrun's ranks takes its own."""
+    device = local_device(setting)
+    if device.type == "cuda" and launched_by_torchrun():
+        return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+    return device
+
+
+@contextmanager
+def led_by_first_rank(device: str, run: Runner) -> Iterator[Runner | None]:
+    """Lets torchrun's first rank decide what is run, and all ranks run it; without torchrun, just `run`.
+
+    Yields on the first rank what runs a recipe on all ranks. The others take part until the first leaves the
+    block; they get None then.
+
+    Args:
+        device: of `cluster.device`.
+        run: `run_local`, with this rank's listeners.
+    """
+    if not launched_by_torchrun():
+        yield run
+        return
+    place = rank_device(device)
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    world = World.current(place)
+    running = False
+
+    def lead(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
+        nonlocal running
+        broadcast_object((spec.to_dict(), str(directory.path)), world)
+        running = True
+        result = run(spec, directory)
+        running = False
+        return result
+
+    try:
+        if world.is_main:
+            try:
+                yield lead
+            finally:
+                if not running:  # else the others end with the same error
+                    broadcast_object(None, world)
+        else:
+            while (told := broadcast_object(None, world)) is not None:
+                run(from_tree(told[0]), RunDirectory(told[1]))
+            yield None
+    finally:
+        dist.destroy_process_group()

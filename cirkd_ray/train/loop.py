@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.data.loader import DeviceBatch, to_device, train_loader
-from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import TrainingError
 from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.files import plain_json
+from cirkd_ray.train.agreement import StopAgreement
+from cirkd_ray.train.batches import training_batches
 from cirkd_ray.train.build import Run, build_run, seed_of
 from cirkd_ray.train.checkpoint import (
     checkpoint_name,
@@ -44,6 +44,7 @@ from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.state import load_state, state_of
 from cirkd_ray.train.step import NEVER, WEIGHTS
+from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.validation import (
     Scores,
     measured_on,
@@ -63,6 +64,7 @@ def train(
     reporter: Reporter,
     listeners: Sequence[Listener] = (),
     resume_from: Path | None = None,
+    asked_to_stop: Callable[[], bool] = asked,
 ) -> dict[str, Any]:
     """Train, validate, checkpoint; resume from the directory's newest whole checkpoint if there is one.
 
@@ -73,6 +75,7 @@ def train(
         reporter: takes figures and checkpoints.
         listeners: follow the run on the main rank.
         resume_from: a checkpoint to start from where the directory has none, such as another run's.
+        asked_to_stop: asked before every step; one rank is enough.
 
     Returns:
         The result, as it stands in `result.json`; the same on all ranks.
@@ -80,11 +83,12 @@ def train(
     Raises:
         TrainingError: a loss is not finite.
         UserError: bad data, a full disk and the like, with what to do.
+        Stopped: asked to; a checkpoint of the last step is written.
     """
     loop = TrainingLoop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
     loop.resume(resume_from)
     loop.score_teacher()
-    return loop.train()
+    return loop.train(StopAgreement(asked_to_stop, world))
 
 
 class TrainingLoop:
@@ -141,15 +145,23 @@ class TrainingLoop:
         if found := broadcast_text(found, self.world):
             self.progress = replace(self.progress, **json.loads(found), due={})
 
-    def train(self) -> dict[str, Any]:
-        """A validation that is due, all steps that are left, then the result."""
+    def train(self, stops: Callable[[int], bool]) -> dict[str, Any]:
+        """A validation that is due, all steps that are left, then the result.
+
+        Raises:
+            Stopped: where `stops` says so before a step.
+        """
         train = self.spec.train
         if self.progress.due:
             self._message(f"the validation of step {self.progress.step} is due")
             self._tell(self.progress.step, self.progress.due, validates=True)
-        batches = self._batches(self.progress.step)
-        window, waiting_since = ReportWindow(), time.perf_counter()
+        batches = training_batches(self.run, self.progress.step)
+        window, waiting_since = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
+        self.progress.window = {}
+        saved = self.progress.step
         for step in range(self.progress.step, train.steps):
+            if stops(step):
+                self._stop(step, window, saved == step)
             micro_batches = list(islice(batches, train.accumulate))
             waited = time.perf_counter() - waiting_since
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
@@ -162,34 +174,10 @@ class TrainingLoop:
             if validates or saves or done % train.log_every == 0:
                 self._report(done, window, validates, saves)
                 window = ReportWindow()
+                saved = done if saves else saved
             waiting_since = time.perf_counter()
         self._replace_lost_export()
         return self._finish()
-
-    def _batches(self, start: int) -> Iterator[DeviceBatch]:
-        """This rank's micro-batches from step `start` on, on the device."""
-        spec = self.spec
-        assert spec.data.crop is not None
-        transform = TrainTransform(
-            crop=spec.data.crop,
-            scale_range=spec.data.scale_range,
-            scale_step=spec.data.scale_step,
-            flip=spec.data.flip,
-            max_class_share=spec.data.max_class_share,
-        )
-        loader = train_loader(
-            self.run.train_set,
-            transform,
-            seed=spec.seed,
-            global_batch=spec.train.batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-            start_step=start,
-            total_steps=spec.train.steps,
-            accumulate=spec.train.accumulate,
-            workers=spec.data.workers,
-        )
-        return (to_device(batch, self.world.device, self.world.device.type == "cuda") for batch in loader)
 
     def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
         """One line of metrics, with a validation and a checkpoint where they are due."""
@@ -201,15 +189,14 @@ class TrainingLoop:
         self.progress.seconds += metrics["seconds"]
         if validates or saves:
             average_batchnorm_statistics(self.run.step.distiller, self.world)
-            if self.run.step.average is not None:
-                average_batchnorm_statistics(self.run.step.average, self.world)
+            average_batchnorm_statistics(self.run.step.average, self.world)
         # A line is on disk before the checkpoint that stands for it, or in it where a validation is due, so
         # that no resumed run can miss one.
         if not validates:
             self._tell(done, metrics, validates)
         if saves:
             self.progress.due = metrics if validates else {}
-            self.reporter.report(metrics, self._save(done))
+            self.reporter.report(metrics, self._save(done), done == self.spec.train.steps)
         if validates:
             self._tell(done, metrics, validates)
 
@@ -229,7 +216,22 @@ class TrainingLoop:
             if self.world.is_main:
                 self.directory.append_validation(done, self.progress.best, self.progress.last)
             self.progress.due = {}
-            self.reporter.report(metrics, None)
+            self.reporter.report(metrics, None, done == self.spec.train.steps)
+
+    def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
+        """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
+        self.progress.step, path = done, None
+        if not saved:
+            self.run.step.watch_weights(done - 1)
+            self._check_finite()
+            average_batchnorm_statistics(self.run.step.distiller, self.world)
+            average_batchnorm_statistics(self.run.step.average, self.world)
+            self.progress.window = window.packed(self.world)
+            path = self._save(done)
+        self.reporter.report({"step": done}, path, True)
+        self._message(f"stopped at step {done} of {self.spec.train.steps}")
+        barrier(self.world)
+        raise Stopped(f"stopped at step {done}")
 
     def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
         """The window's figures. Here the host waits for the device."""

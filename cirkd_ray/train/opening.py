@@ -14,7 +14,7 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
     Raises:
         ConfigError: it holds a run and `resume` is off, or a run of another recipe.
     """
-    if not (resume and directory.recipe.exists()):
+    if not (resume and directory.recipe.exists() and directory.begun()):
         directory.create(spec)
         return
     for key, (before, now) in changed(directory.spec().to_dict(), spec.to_dict()).items():

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from cirkd_ray.train.distributed import World, over_ranks
+
 
 @dataclass
 class RunProgress:
@@ -21,6 +23,7 @@ class RunProgress:
         seconds: time that they took, validations and checkpoints left out.
         best, last: scores of the best and of the last validation.
         due: the line of metrics of this step, where its validation is still to come.
+        window: of a run that was stopped: its figures since the last line of metrics.
     """
 
     step: int = 0
@@ -28,6 +31,7 @@ class RunProgress:
     best: dict[str, Any] = field(default_factory=dict)
     last: dict[str, Any] = field(default_factory=dict)
     due: dict[str, Any] = field(default_factory=dict)
+    window: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -45,3 +49,20 @@ class ReportWindow:
             self.terms[name] = self.terms[name] + value if name in self.terms else value
         self.steps += 1
         self.wait += wait
+
+    def packed(self, world: World) -> dict[str, Any]:
+        """Plain values for a checkpoint between two lines; the terms of each rank apart."""
+        seconds = time.perf_counter() - self.start
+        terms = {name: over_ranks(value, world) for name, value in self.terms.items()}
+        return {"terms": terms, "steps": self.steps, "wait": self.wait, "seconds": seconds}
+
+    @classmethod
+    def unpacked(cls, found: dict[str, Any], world: World) -> ReportWindow:
+        """The window that a checkpoint holds, or an empty one; other ranks than before share its mean."""
+        if not found:
+            return cls()
+        terms = {
+            name: (values[world.rank] if len(values) == world.size else values.mean()).to(world.device)
+            for name, values in found["terms"].items()
+        }
+        return cls(terms, found["steps"], found["wait"], time.perf_counter() - found["seconds"])

@@ -16,8 +16,11 @@ class Reporter(Protocol):
     def checkpoint_folder(self, name: str) -> Path:
         """Where the main rank writes the checkpoint of that name, before `report` takes it over."""
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
-        """After a validation or a checkpoint: figures of all ranks, and on the main rank the checkpoint."""
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
+        """After a validation or a checkpoint: figures of all ranks, and on the main rank the checkpoint.
+
+        Nothing follows the last one: it returns when all checkpoints are in the run's directory.
+        """
 
 
 class LocalReporter:
@@ -35,7 +38,7 @@ class LocalReporter:
         """Inside the run's directory."""
         return self.folder / name
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None) -> None:
+    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
         """Prune."""
         if checkpoint is not None:
             prune_checkpoints(self.folder, self.keep)

@@ -44,11 +44,11 @@ class RunDirectory:
         Raises:
             ConfigError: the directory exists and holds a run already, or cannot be made.
         """
-        if self.recipe.exists():
+        if self.begun() and self.recipe.exists():
             raise ConfigError(
                 f"{self.path}: holds a run already; choose another --name, or continue it with --resume"
             )
-        if self.result.exists() or any(self.checkpoints.glob("step_*")):
+        if self.begun():
             raise ConfigError(
                 f"{self.path}: holds a run whose run.yaml is gone; put it back, or choose another --name"
             )
@@ -61,6 +61,10 @@ class RunDirectory:
             raise ConfigError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
             ) from None
+
+    def begun(self) -> bool:
+        """Whether anything was trained here; a start that failed leaves a recipe alone."""
+        return self.metrics.exists() or self.result.exists() or any(self.checkpoints.glob("step_*"))
 
     def spec(self) -> RunSpec:
         """The recipe that the run was started with.

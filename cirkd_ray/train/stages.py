@@ -20,6 +20,7 @@ from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
+from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
 
 ANEW = "start a new run under another --name"
@@ -185,7 +186,9 @@ def locked(directory: RunDirectory, wait: Callable[[], None] | None = None) -> I
             if wait is None:
                 raise
             wait()
-            lock.acquire()
+            while not _acquired(lock):
+                if asked():
+                    raise Stopped("stopped before it began") from None
     except Timeout:
         raise ConfigError(
             f"{directory.path}: another process is running there; wait for it or end it first"
@@ -198,6 +201,14 @@ def locked(directory: RunDirectory, wait: Callable[[], None] | None = None) -> I
         yield
     finally:
         lock.release()
+
+
+def _acquired(lock: FileLock) -> bool:
+    try:
+        lock.acquire(timeout=1)
+    except Timeout:
+        return False
+    return True
 
 
 def latest_run(out: Path, recipe: str) -> RunDirectory | None:

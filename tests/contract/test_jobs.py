@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+import runpy
 import shlex
+import socket
 import subprocess
 from copy import deepcopy
 from pathlib import Path
@@ -95,6 +97,38 @@ def test_what_is_missing_is_named(
     done = run_script("train.sh", arguments, tmp_path, **environment)
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_head_that_does_not_answer_is_75_and_said(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    main = runpy.run_path(str(JOBS / "exit_code.py"))["main"]
+    assert main("cirkd-1") == 75
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("job cirkd-1: the head does not answer (")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        ("Request failed with status code 503: no upstream", 75),
+        ("Request failed with status code 404: no such job", 1),
+    ],
+)
+def test_what_stands_before_a_dead_head_counts_as_the_head(
+    error: str, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Client:
+        def get_job_info(self, submission_id: str) -> None:
+            raise RuntimeError(error)
+
+    monkeypatch.setattr("ray.job_submission.JobSubmissionClient", Client)
+    assert runpy.run_path(str(JOBS / "exit_code.py"))["main"]("cirkd-1") == code
 
 
 @pytest.mark.parametrize("kind", sorted(path.stem for path in (JOBS / "env").glob("*.yaml")))

@@ -7,6 +7,7 @@ import os
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import jsonschema
@@ -123,6 +124,39 @@ def test_a_wrong_command_line_is_told_in_two_lines(
     assert first.startswith("cirkd: ")
     assert hint in first
     assert second.endswith("--help` shows what it takes")
+
+
+TO_A_FOLDER = {
+    "train": "quickstart",
+    "tune": "smoke",
+    "compare": "quickstart",
+    "eval": "RUN",
+    "predict": "RUN a.png",
+    "export": "RUN",
+    "weights import": "a.pth",
+    "weights get": "deeplabv3_resnet18",
+    "data show": "shapes",
+}
+
+
+def test_every_command_with_out_is_known_here() -> None:
+    paths = {
+        " ".join(path)
+        for path in command_paths()
+        if any("--out" in param.opts for param in command_at(path).params)
+    }
+    assert paths == set(TO_A_FOLDER)
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/runs", "gs://bucket/runs", "file:///runs"])
+@pytest.mark.parametrize("name", TO_A_FOLDER)
+def test_a_url_is_no_place_for_results(
+    name: str, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main([*name.split(), *TO_A_FOLDER[name].split(), "--out", url]) == 2
+    assert capsys.readouterr().err.startswith(f"cirkd: --out {url}: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_command_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,52 @@ def test_the_samples_of_the_preflight_reach_both_ends() -> None:
 def test_drawn_scenes_take_no_root() -> None:
     with refuses("data.root", DataError, "'shapes'", "'/images'"):
         build_dataset("shapes", split="val", root="/images")
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_a_start_that_failed_does_not_block_its_name(
+    resume: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(tiny_baseline(cluster={"workers": 1}).to_yaml())
+    line = ["train", str(recipe), "--local", "--out", str(tmp_path), "--name", "n", *resume]
+
+    def no_room(*args: object) -> dict[str, Any]:
+        raise ConfigError("cluster.workers: the cluster is too small")
+
+    monkeypatch.setattr("cirkd_ray.train.local.run_local", no_room)
+    assert main([*line, "--set", "optim.lr=0.5"]) == 2
+    monkeypatch.setattr(
+        "cirkd_ray.train.local.run_local", lambda spec, directory, *rest: stub_runner(spec, directory)
+    )
+    monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
+    assert main(line) == 0, capsys.readouterr().err
+    assert RunDirectory(tmp_path / "n").spec().optim.lr == 0.02
+    assert main([*line[:7], "--set", "optim.lr=0.5", *resume]) == 2  # now there is a run
+
+
+def test_all_stages_share_one_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cirkd_ray.cluster import run
+
+    happened: list[str] = []
+    depth = 0
+
+    @contextmanager
+    def session(minimum_cpus: float) -> Iterator[None]:
+        nonlocal depth
+        happened.extend(["start"] * (depth == 0))
+        depth += 1
+        yield
+        depth -= 1
+        happened.extend(["shutdown"] * (depth == 0))
+
+    monkeypatch.setattr(run, "ray_session", session)
+    monkeypatch.setattr(run, "fit", lambda spec, directory: happened.append(spec.name) or {})
+    with run.ray_runner() as runner:
+        assert happened == []  # a run that is finished already needs no Ray
+        for name in ("teacher", "student"):
+            runner(tiny_baseline(name=name), RunDirectory(tmp_path / name))
+    assert happened == ["start", "teacher", "student", "shutdown"]
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", " ", "x" * 201])
