@@ -26,7 +26,7 @@ def whole_batch() -> DeviceBatch:
     generator = torch.Generator().manual_seed(5)
     images = torch.randint(0, 256, (BATCH, 3, 32, 64), dtype=torch.uint8, generator=generator)
     labels = (
-        torch.randint(0, 12, (BATCH, 4, 8), generator=generator)
+        torch.randint(0, 8, (BATCH, 4, 8), generator=generator)
         .repeat_interleave(8, 1)
         .repeat_interleave(8, 2)
     )

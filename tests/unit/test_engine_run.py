@@ -264,7 +264,7 @@ def test_a_teacher_of_other_classes_is_refused_before_training(teacher: Path, tm
 
     model = build_model(card["name"], num_classes=3, **card["settings"])
     save_model(model, tmp_path / "teacher", ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
-    with refuses(f"teacher {tmp_path / 'teacher'}", ConfigError, "3 classes", 12):
+    with refuses(f"teacher {tmp_path / 'teacher'}", ConfigError, "3 classes", 8):
         run_recipe(
             tiny_distillation(tmp_path / "teacher"), RunDirectory(tmp_path / "run"), tmp_path, run_local
         )

@@ -66,7 +66,7 @@ def test_weights_that_come_with_the_package_are_named_by_it():
     assert found is not None
     assert found["recipe"] == "quickstart/teacher"
     assert load_model("package://quickstart/teacher").info == found
-    with pytest.raises(WeightsError, match=r"nothing at .*recipes.quickstart.tacher"):
+    with pytest.raises(WeightsError, match=r"recipes.quickstart.tacher: nothing there"):
         load_model("package://quickstart/tacher")
 
 

@@ -124,7 +124,7 @@ MEMORY = """\
 recipe: quickstart
 parameters:
   distill.losses.cirkd_memory.pixel_memory: {choice: [200, 20000]}
-  distill.losses.cirkd_memory.pixel_keys: {choice: {few: 512, many: 2048}}
+  distill.losses.cirkd_memory.pixel_keys: {choice: {few: 512, many: 1536}}
 """
 BRANCHES = """\
 recipe: quickstart
@@ -138,7 +138,7 @@ parameters:
     ("text", "old", "new", "message"),
     [
         (MEMORY, "[200, 20000]", "[10, 20000]", ":3: .*: 10 cannot be used: .*pixel_memory: 10 is smaller"),
-        (MEMORY, "2048", "4096", r":4: .*: 'many' cannot be used with \S+pixel_memory=200: .*=4096 draws"),
+        (MEMORY, "1536", "4096", r":4: .*: 'many' cannot be used with \S+pixel_memory=200: .*=4096 draws"),
         (MEMORY, "quickstart", "quickstart\nset: {distill.losses.cirkd_memory.region_memory: 3}",
          ":1: recipe: cannot be built: .*region_memory: 3 is smaller"),
         (BRANCHES, "[4, 8]", "[4, 7]", ":4: .*: 7 cannot be used: .*groups=7 does not divide .* 64 channels"),
@@ -280,7 +280,7 @@ def test_what_draws_do_together_is_looked_at_before_they_are_trained(tmp_path: P
 def test_a_value_that_is_not_in_effect_is_found() -> None:
     spec = load_run("quickstart")
     assert (
-        differences(spec, {"optim.lr": spec.optim.lr, "data.crop": [96, 192], "teacher.weights": None}) == []
+        differences(spec, {"optim.lr": spec.optim.lr, "data.crop": [64, 128], "teacher.weights": None}) == []
     )
     assert differences(spec, {"optim.lr": 0.1}) == [f"optim.lr={spec.optim.lr}, not 0.1"]
     assert differences(spec, {"optim.rl": 0.1}) == ["optim.rl=nothing, not 0.1"]

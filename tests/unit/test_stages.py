@@ -67,7 +67,7 @@ def test_a_teacher_whose_model_is_gone_is_named(tmp_path: Path) -> None:
     spec, directory = tiny_baseline(), RunDirectory(tmp_path / "t")
     assert train_teacher(spec, directory, stub_runner, lambda text: None) is False
     (directory.path / "student.safetensors").unlink()
-    assert directory.read_result() == {"steps": 6}
+    assert (directory.read_result() or {})["steps"] == 6
     with refuses(directory.path, CheckpointError, "student.safetensors", "result.json"):
         train_teacher(spec, directory, stub_runner, lambda text: None)
 

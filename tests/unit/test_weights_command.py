@@ -107,7 +107,7 @@ def test_import_checks_the_classes(official, tmp_path, capsys):
     require_error(text, "--data folder", "classes")
     code, text = cirkd(capsys, "import", official[0], "--data", "shapes", "--out", tmp_path / "out")
     assert code == 2
-    require_error(text, "--data shapes", "12 classes", 11)
+    require_error(text, "--data shapes", "8 classes", 11)
     assert not (tmp_path / "out").exists()
 
 
@@ -267,7 +267,7 @@ def test_the_folder_of_an_encoder_means_the_encoder(tmp_path, capsys):
     assert "an encoder of this package" in text
     code, text = cirkd(capsys, "verify", tmp_path)
     assert code == 2
-    require_error(text, tmp_path, "encoder", "--model NAME")
+    require_error(text, tmp_path / "encoder.safetensors", "encoder", "--model NAME")
     code, text = cirkd(capsys, "verify", tmp_path, "--model", "fcn:test_resnet", "--size", 64, 64)
     assert code == 0
     assert "encoder.safetensors holds an encoder only: the heads are random" in text
