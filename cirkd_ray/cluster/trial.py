@@ -16,7 +16,16 @@ from typing import Any
 
 from ray import tune
 
-from cirkd_ray.cluster.bridge import BackgroundRun, Pointer, TrainFunction, report, restored
+from cirkd_ray.cluster.bridge import (
+    GENERATION_NUMBER,
+    TIME,
+    BackgroundRun,
+    Pointer,
+    TrainFunction,
+    report,
+    restored,
+)
+from cirkd_ray.cluster.donors import held_place
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
@@ -69,9 +78,12 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
     sweep = SweepSpec.model_validate(plan.space)
     directory = None
     try:
-        spec, directory, parent = prepare(plan, folder, sweep.tidy(config), restored())
+        pointer = restored()
+        spec, directory, parent = prepare(plan, folder, sweep.tidy(config), pointer)
         known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
-        _train(spec, directory, train, parent, trial_id, known)
+        reports = Reports(spec, directory, known, holds=sweep.scheduler.name == "pbt")
+        reports.tell_missed(pointer.step if pointer else 0)
+        reports.train(train, parent)
     except UserError as error:
         # What its workers or its values met stays; a cluster without room may have some later.
         if directory is None or read_failure(directory.path) is not None:
@@ -126,39 +138,63 @@ def _generation(
     return RunDirectory(folder / f"g{len(known)}"), pointer
 
 
-def _train(
-    spec: RunSpec,
-    directory: RunDirectory,
-    train: TrainFunction,
-    parent: Path | None,
-    trial_id: str,
-    known: dict[str, float],
-) -> None:
-    """Train and report each validation; report the last line of a run that has nothing left to train.
+class Reports:
+    """What a trial reports to Tune: each validation of its run once, in order.
 
     Args:
-        parent: the donor's checkpoint, if any.
+        spec: the run's.
+        directory: the run's.
         known: figures of the student that are known before it is trained.
+        holds: other trials may be given its checkpoints, so these outlive its own need.
     """
-    every, steps = spec.train.validate_every, spec.train.steps
 
-    def tell(row: Mapping[str, Any], path: str | None) -> None:
+    def __init__(
+        self, spec: RunSpec, directory: RunDirectory, known: Mapping[str, float], holds: bool
+    ) -> None:
+        self.directory, self.known, self.holds = directory, dict(known), holds
+        self.spec, self.every, self.steps = spec, spec.train.validate_every, spec.train.steps
+        self.last = 0
+
+    def tell(self, row: Mapping[str, Any], path: str | None) -> None:
+        """Report a validation and where its checkpoint is."""
+        step = int(row["step"])
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-        time = {"steps": steps, "report": -(-int(row["step"]) // every)}
-        pointer = Pointer(trial_id, path, int(row["step"])) if path else None
-        report({**numbers, **known, **time}, pointer)
+        time = {"steps": self.steps, TIME: -(-step // self.every)}
+        time[GENERATION_NUMBER] = int(self.directory.path.name[1:])
+        report(
+            {**numbers, **self.known, **time},
+            Pointer(self.directory.path.parent.name, path, step) if path else None,
+        )
+        self.last = step
 
-    reported = False
-    if directory.read_result() is None:
-        run = BackgroundRun(lambda bridge: train(spec, directory, [bridge], parent))
-        for row, path in run.reports():
-            if row["step"] >= steps:
-                run.join()  # the result is on disk before a scheduler may end the trial
-            if "miou" in row and run.error is None:
-                reported = True
-                tell(row, path)
-    if not reported:  # finished before, or started from the last checkpoint of a donor that has finished
-        tell(_last_line(directory), None)
+    def tell_missed(self, step: int) -> None:
+        """Report what the run wrote after `step`, the last that Tune knows of.
+
+        A run is ahead of its reports: when its trial is paused or its sweep is interrupted, some are lost. A
+        scheduler that never hears of them would judge the trial later than it should.
+        """
+        for row in self.directory.read_metrics():
+            if "miou" in row and row["step"] > step:
+                path = self.directory.checkpoints / f"step_{row['step']:08d}"
+                path = held_place(path) if self.holds else path
+                self.tell(row, str(path) if path.is_dir() else None)
+
+    def train(self, train: TrainFunction, parent: Path | None) -> None:
+        """Train and report; report the last line of a run that has nothing left to train.
+
+        Args:
+            train: trains the run.
+            parent: the donor's checkpoint, if any.
+        """
+        if self.directory.read_result() is None:
+            run = BackgroundRun(lambda bridge: train(self.spec, self.directory, [bridge], parent), self.holds)
+            for row, path in run.reports():
+                if row["step"] >= self.steps:
+                    run.join()  # the result is on disk before a scheduler may end the trial
+                if "miou" in row and run.error is None:
+                    self.tell(row, path)
+        if not self.last:  # finished before, or started from the last checkpoint of a donor that has finished
+            self.tell(_last_line(self.directory), None)
 
 
 def _last_line(directory: RunDirectory) -> dict[str, Any]:

@@ -183,7 +183,7 @@ def test_a_search_that_ends_early_was_interrupted_unless_its_hours_are_spent(
     write_expired(tmp_path)  # the search is over, whatever this call's clock says
     sweep._search(here, here.base, 2)
     assert (tmp_path / "trials" / "a" / "outcome.json").is_file()
-    assert plans[0].base["train"]["keep_checkpoints"] == 100_000  # donors' checkpoints outlive their trials
+    assert plans[0].base["train"]["keep_checkpoints"] == tiny_baseline().train.keep_checkpoints
 
 
 def test_paused_trials_are_bounded_by_places_on_the_head() -> None:
