@@ -1,11 +1,11 @@
 """A scheduler of Ray Tune that decides as if its sweep had never been interrupted.
 
 Tune restores the trials of a sweep and their searcher, but gives them a scheduler that has seen nothing: no
-rung, bracket, population or median. `LastingScheduler` writes down what a scheduler has seen after each report,
-and takes it up when the sweep is resumed. Tune's own state on disk is up to ten seconds older. So trials report
-again what Tune may not have seen. What the scheduler has seen is not counted twice, and a trial that it had
-stopped, paused or given a donor's weights is put back into that state. The same holds for a trial whose process
-is lost, which Tune's schedulers take for a new one.
+rung, bracket, population or median. `LastingScheduler` writes down what a scheduler has seen after each
+report, and takes it up when the sweep is resumed. Tune's own state on disk is up to ten seconds older. So
+trials report again what Tune may not have seen. What the scheduler has seen is not counted twice, and a trial
+that it had stopped, paused or given a donor's weights is put back into that state. The same holds for a trial
+whose process is lost, which Tune's schedulers take for a new one.
 """
 
 from __future__ import annotations
@@ -146,7 +146,6 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
             if record.failed:
                 self._add(tune_controller, trial, record)
             elif record.ended or record.decision == TrialScheduler.STOP:
-                trial.update_last_result(dict(record.result))
                 if trial.status == Trial.PENDING:
                     tune_controller._set_trial_status(trial, Trial.RUNNING)
                 tune_controller.stop_trial(trial)
@@ -219,11 +218,15 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
 
 def _adopt(trial: Trial, record: Record) -> None:
     """Put a trial that Tune restores, perhaps as it was some seconds before, into the state it was in."""
+    if trial.is_finished():
+        return
+    if record.result:
+        trial.update_last_result(dict(record.result))
     if record.exchange is not None:
         values, donor = record.exchange
         trial.set_config(values)
         trial.run_metadata.checkpoint_manager._latest_checkpoint_result = donor
-    if record.paused and not trial.is_finished():
+    if record.paused:
         trial.set_status(Trial.PAUSED)
 
 

@@ -1,8 +1,8 @@
 """Checkpoints that a population still needs, beside the newest few that each run keeps of its own.
 
-A run deletes its old checkpoints. Another trial may be given one of them later: the scheduler remembers the one
-at a trial's last exchange. So each reported checkpoint is held by a second name (a hard link, which takes no
-space while the first is there), until the scheduler has moved on and no living trial points to it.
+A run deletes its old checkpoints. Another trial may be given one of them later: the scheduler remembers the
+one at a trial's last exchange. So each reported checkpoint is held by a second name (a hard link, which takes
+no space while the first is there), until the scheduler has moved on and no living trial points to it.
 """
 
 from __future__ import annotations

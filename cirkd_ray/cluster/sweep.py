@@ -13,6 +13,7 @@ import yaml
 
 from cirkd_ray.cluster.donors import release_all
 from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.cluster.space_on_disk import check_disk
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
@@ -22,7 +23,8 @@ from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_s
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import check_space
 from cirkd_ray.sweep.space_file import SpaceFile
-from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.disk import checkpoint_bytes
+from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import locked, train_teacher
@@ -60,8 +62,12 @@ def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool =
         TrainingError: no trial has finished.
     """
     base = check_space(space)
-    for note in check_run(base):
+    dry = DryRun()
+    dry.check(base)
+    for note in dry.notes:
         say(note)
+    if dry.built is not None:
+        say(check_disk(space.spec, base, checkpoint_bytes(base, *dry.built), folder, fresh))
     sweep = Sweep(space.spec, base, folder, out, say)
     with locked(RunDirectory(folder)):
         _open(sweep, fresh)
