@@ -86,6 +86,8 @@ def cirkd() -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (2 for an error of the user's making)."""
     options = {"debug": False}
+    # Before torch is imported: waiting threads leave their core to others, or busy cores are much slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         words = sys.argv[1:] if argv is None else list(argv)
         with cirkd.make_context("cirkd", words, obj=options) as context:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +23,18 @@ def local_device(setting: str) -> torch.device:
     if setting == "cuda" and not torch.cuda.is_available():
         raise ConfigError("cluster.device: cuda was asked for, but torch sees no GPU here; use auto or cpu")
     return torch.device("cuda" if setting != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def share_cores(processes: int, loaders: int = 0) -> None:
+    """Bound this process's threads to its share of the machine's cores, unless OMP_NUM_THREADS says how many.
+
+    Args:
+        processes: that compute on this machine, this one among them.
+        loaders: processes of each of them that load data, on a core each.
+    """
+    if "OMP_NUM_THREADS" not in os.environ:
+        share = len(os.sched_getaffinity(0)) // processes - loaders
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -51,3 +65,29 @@ def no_autocast(x: Tensor) -> AbstractContextManager[None]:
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     """A gradient scaler, active for fp16 only."""
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """Free bytes of the device (of the container, where there is one), or None where unknown or not needed.
+
+    Args:
+        device: the host's memory for `cpu`.
+        cgroup: the folder of the container's limit, where there is one (cgroup v2).
+    """
+    if device.type == "meta":
+        return None
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return None
+    try:
+        limit, used = (int((cgroup / f).read_text()) for f in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+        # The kernel gives cached files up when memory is asked for. Not `file`: that counts /dev/shm, too.
+        cached = int(stat["inactive_file"]) + int(stat["active_file"])
+    except (OSError, KeyError, ValueError):  # no such limit
+        return free
+    return min(free, limit - used + cached)

@@ -54,3 +54,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return ""
     shown = ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
     return f"; known: {shown}"
+
+
+def first_line(error: BaseException, limit: int = 300) -> str:
+    """The first line of what an error says, or its kind where it says nothing."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next((line[:limit] for line in lines if line), type(error).__name__)

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE_LABEL = 255
 """Value of ignored pixels in stored uint8 label maps (see `cirkd_ray.data`)."""
@@ -61,24 +61,8 @@ class Preprocessing:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
     def __call__(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
-        """Float input of the network.
-
-        Args:
-            images: N x 3 x H x W, RGB, uint8 (or float in 0..255).
-            padding: N x H x W bool, true where the pixel was invented.
-
-        Returns:
-            N x 3 x H x W float32.
-        """
-        x = images.to(torch.float32)
-        if self.channels == "bgr":
-            x = x.flip(1)
-        mean = torch.tensor(self.mean, dtype=torch.float32).to(x.device, non_blocking=True).view(1, 3, 1, 1)
-        std = torch.tensor(self.std, dtype=torch.float32).to(x.device, non_blocking=True).view(1, 3, 1, 1)
-        x = (x * self.scale - mean) / std
-        if padding is not None:
-            x = x.masked_fill(padding.unsqueeze(1), 0.0)
-        return x
+        """`Preprocess` for once: it makes its constants anew in each call."""
+        return Preprocess(self).to(images.device).forward(images, padding)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in `model.json`."""
@@ -105,6 +89,39 @@ class Preprocessing:
         if min(scale, *std) <= 0:
             raise ValueError("preprocessing: scale and std are above zero")
         return cls(channels=channels, scale=scale, mean=mean, std=std)
+
+
+class Preprocess(nn.Module):
+    """A `Preprocessing` at work, with its constants on the device; state dicts hold nothing of it.
+
+    Args:
+        description: what it does.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, description: Preprocessing) -> None:
+        super().__init__()
+        self.bgr, self.scale = description.channels == "bgr", description.scale
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(description, name), dtype=torch.float32)
+            self.register_buffer(name, value.view(1, 3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor, padding: Tensor | None = None) -> Tensor:
+        """Float input of the network.
+
+        Args:
+            images: N x 3 x H x W, RGB, uint8 (or float in 0..255).
+            padding: N x H x W bool, true where the pixel was invented.
+
+        Returns:
+            N x 3 x H x W float32.
+        """
+        x = images.to(torch.float32)
+        x = x.flip(1) if self.bgr else x
+        x = (x * self.scale - self.mean) / self.std
+        return x if padding is None else x.masked_fill(padding.unsqueeze(1), 0.0)
 
 
 IMAGENET = Preprocessing()

@@ -65,7 +65,7 @@ def run(
 
     names = names or list(SETS)
     if (root and len(names) != 1) or not (root or set(names) <= set(SETS)):
-        raise ConfigError(f"--data is one of {', '.join(SETS)}; --root goes with one --data")
+        raise ConfigError(f"--data: is one of {', '.join(SETS)}; --root goes with one --data")
     cv2.setNumThreads(0)
     speeds, waits = [], []
     with tempfile.TemporaryDirectory() as folder, bar(len(names), "measure", "data sets") as advance:

@@ -13,9 +13,9 @@ import ray
 from cirkd_ray.cluster.resources import places_on
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.errors import ConfigError, TrainingError, UserError
-from cirkd_ray.evaluate.preview import Picture
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator, Subject
-from cirkd_ray.evaluate.scoring import EvaluationResult, merge_results
+from cirkd_ray.evaluate.evaluation import EvaluationResult, merge_results
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator, Subject
+from cirkd_ray.evaluate.pictures import Picture
 
 PIECES_PER_WORKER = 4
 """A worker takes its next piece when it has finished one, so that slow ones hold nobody up."""
@@ -183,6 +183,7 @@ def _get(references: Sequence[Any]) -> list[Any]:
     except ray.exceptions.RayActorError as error:
         reason = str(error).strip().splitlines()[0]
         raise TrainingError(
-            f"an evaluation worker died {RETRIES + 1} times ({reason}); is there enough memory on the nodes?"
+            f"--workers: an evaluation worker died {RETRIES + 1} times ({reason}); "
+            "is there enough memory on the nodes?"
         ) from error
     return found

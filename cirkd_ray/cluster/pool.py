@@ -13,6 +13,7 @@ from cirkd_ray.cluster.bridge import TrainFunction
 from cirkd_ray.cluster.capacity import HEAD
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
+from cirkd_ray.report.tables import over_classes
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.teacher import fingerprint
@@ -78,4 +79,5 @@ def _result(reference: Any) -> dict[str, Any] | str:
 def _summary(result: dict[str, Any] | str) -> str:
     if isinstance(result, str):
         return f"failed: {result.splitlines()[0]}"
-    return f"mIoU {100 * result['last']['miou']:.2f} %"
+    classes = over_classes(result["last"])
+    return f"mIoU {100 * result['last']['miou']:.2f} %" + (f" ({classes})" if classes else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,15 @@ def make_trainer(
     resume_from: Path | None = None,
 ) -> TorchTrainer:
     """The trainer of one run; its checkpoints go to the run's `checkpoints`."""
+    threads = max(1, int(plan.cpus) - spec.data.workers)
     return TorchTrainer(
         _worker,
         train_loop_config={
             "spec": spec.to_dict(),
             "directory": str(directory.path),
             "resume_from": str(resume_from) if resume_from else None,
+            # Ray gives a worker a thread a CPU, also for those that its loader processes take.
+            "threads": None if "OMP_NUM_THREADS" in os.environ else threads,
         },
         scaling_config=ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()
@@ -109,6 +113,5 @@ def _explain(error: Exception, directory: RunDirectory) -> TrainingError:
         if kept
         else "no checkpoint was written before"
     )
-    return TrainingError(
-        f"the workers failed ({'; '.join(sorted(reasons)) or type(error).__name__});\n{left}"
-    )
+    told = "; ".join(sorted(reasons)) or type(error).__name__
+    return TrainingError(f"{directory.path}: the workers failed ({told});\n{left}")

@@ -121,7 +121,7 @@ def check_applied(spec: RunSpec, settings: Mapping[str, Any]) -> None:
     """
     wrong = differences(spec, settings)
     if wrong:
-        raise ConfigError(f"sampled values are not in effect: {'; '.join(wrong)}")
+        raise ConfigError(f"parameters: sampled values are not in effect: {'; '.join(wrong)}")
 
 
 def _generation(

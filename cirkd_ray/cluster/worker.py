@@ -14,6 +14,7 @@ from typing import Any
 import ray
 import ray.train
 import ray.train.torch
+import torch
 
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.config import from_tree
@@ -79,9 +80,11 @@ def work(config: dict[str, Any]) -> None:
     """Train as one rank of a run.
 
     Args:
-        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's) and `resume_from` (a
-            checkpoint to start from where the directory has none, or None).
+        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's), `resume_from` (a
+            checkpoint to start from where the directory has none, or None) and `threads` (or None).
     """
+    if config["threads"]:
+        torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:

@@ -27,7 +27,7 @@ from cirkd_ray.commands._options import (
 
 if TYPE_CHECKING:
     from cirkd_ray.evaluate.inference import Views
-    from cirkd_ray.evaluate.saved import EvaluationJob
+    from cirkd_ray.evaluate.job import EvaluationJob
     from cirkd_ray.report.evaluation import Evaluation
 
 
@@ -98,14 +98,14 @@ class Chosen:
     def views(self) -> Views:
         """How the images are seen."""
         from cirkd_ray.errors import ConfigError
-        from cirkd_ray.evaluate.inference import Views, Window
+        from cirkd_ray.evaluate.inference import SlidingWindow, Views
 
         if self.stride and not self.window:
-            raise ConfigError("--stride goes with --window")
+            raise ConfigError("--stride: goes with --window")
         bad = [scale for scale in self.scales if not (math.isfinite(scale) and scale > 0)]
         if bad:
             raise ConfigError(f"--scales: factors must be positive, got {bad[0]:g}")
-        window = Window(self.window, self.stride) if self.window else None
+        window = SlidingWindow(self.window, self.stride) if self.window else None
         return Views(self.scales, self.flip, window, self.average)
 
     def job(self, boundary: bool = False) -> EvaluationJob:
@@ -114,7 +114,7 @@ class Chosen:
         Raises:
             ConfigError: no data set is known, or a setting is wrong.
         """
-        from cirkd_ray.evaluate.saved import EvaluationJob
+        from cirkd_ray.evaluate.job import EvaluationJob
 
         assert self.model is not None
         data = self.data_settings()
@@ -150,7 +150,7 @@ def _place(root: str | None) -> str | None:
 def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, worst: int = 0) -> Evaluation:
     """Do the job here (0 workers) or on Ray workers, and collect what its report needs."""
     from cirkd_ray.evaluate.bootstrap import bootstrap_miou
-    from cirkd_ray.evaluate.saved import Evaluator, worst_images
+    from cirkd_ray.evaluate.job import Evaluator, worst_images
     from cirkd_ray.report.evaluation import Evaluation
     from cirkd_ray.report.progress import bar
 

@@ -37,8 +37,21 @@ def command() -> None:
 @_source()
 @_workers
 @option("--json", "target", metavar="FILE", help="Write the whole report, every finding in it.")
+@option(
+    "--most-ignored",
+    type=click.FloatRange(0, 1),
+    default=0.4,
+    metavar="SHARE",
+    help="Share of ignored pixels above which a split is reported.",
+)
 def check(
-    name: str, root: str, chosen: Words, overrides: Words, workers: int | None, target: str | None
+    name: str,
+    root: str,
+    chosen: Words,
+    overrides: Words,
+    workers: int | None,
+    target: str | None,
+    most_ignored: float,
 ) -> int:
     """Read every file and report all that is wrong (exit code 1)."""
     import json
@@ -59,7 +72,10 @@ def check(
         print_findings(console, f"{name}, {split}", report)
     for split, data in splits.items():
         with bar(len(data), f"check {split}") as advance:
-            reports[split] = check(data, workers or _cores(), advance)
+            training = "train" in split
+            reports[split] = check(
+                data, workers or _cores(), advance, training=training, most_ignored=most_ignored
+            )
         print_report(console, f"{name}, {split}", reports[split])
     if target:
         _write(target, json.dumps({split: r.to_dict() for split, r in reports.items()}, indent=1).encode())
@@ -98,6 +114,7 @@ def prepare(
     The same command again resumes where it stopped. The result takes the original's place: the same data set,
     data.root=OUT.
     """
+    from cirkd_ray.data import DATASETS
     from cirkd_ray.data_tools.prepare import Encoding, prepare
     from cirkd_ray.data_tools.splits import build_splits, split_settings
     from cirkd_ray.report.console import output
@@ -105,7 +122,8 @@ def prepare(
 
     values = split_settings(name, overrides)
     splits = build_splits(name, root, chosen or ("train", "val"), values, holes=skip_bad)
-    values.pop("subset", None)  # which files were there does not change what a label means
+    for key in getattr(DATASETS.get(name), "stored_only", ()):
+        values.pop(key, None)  # how files are stored does not change what a label means
     encoding = Encoding(None if lossless else quality, tile, max_size)
     with bar(sum(len(data) for data in splits.values()), "prepare") as advance:
         manifest = prepare(splits, name, values, out, encoding, workers or _cores(), skip_bad, advance)
@@ -150,24 +168,30 @@ def show(
     start: int | None,
     augmented: bool,
     out: str,
-) -> None:
-    """Write a contact sheet: images, labels over them, classes."""
+) -> int:
+    """Write a contact sheet: images, labels over them, classes (exit code 1 where a sample is bad)."""
     import cv2
 
-    from cirkd_ray.data_tools.show import contact_sheet, pick_samples
+    from cirkd_ray.data_tools.show import Bad, contact_sheet, pick_samples
     from cirkd_ray.data_tools.splits import build_splits, split_settings
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.console import output
 
     if len(chosen) > 1:
-        raise ConfigError("give one --split to show")
+        raise ConfigError("--split: give one to show")
     ((split, data),) = build_splits(name, root, chosen or ("val",), split_settings(name, overrides)).items()
     if not 0 <= (start or 0) < len(data):
-        raise ConfigError(f"--start is below the {len(data)} samples of {split}")
+        raise ConfigError(f"--start: must be below the {len(data)} samples of {split}")
     samples = pick_samples(data, count, start, augmented)
     sheet = contact_sheet(samples, data.classes)
     _write(out, cv2.imencode(".png", cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))[1].tobytes())
-    output().print(f"{len(samples)} of the {len(data)} samples of {split}: {out}", highlight=False)
+    console, bad = output(highlight=False), [sample for sample in samples if isinstance(sample, Bad)]
+    for item in bad:
+        console.print(f"bad: {item.reason}", markup=False)
+    if bad:
+        console.print(f"`{data.check_command}` finds all bad files", markup=False)
+    console.print(f"{len(samples)} of the {len(data)} samples of {split}: {out}")
+    return int(bool(bad))
 
 
 def _cores() -> int:

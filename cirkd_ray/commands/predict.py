@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from cirkd_ray.data.base import SegmentationDataset
-    from cirkd_ray.evaluate.predict import Source
+    from cirkd_ray.evaluate.predict import ImageToPredict, Reading
 
 FORMS = ("colors", "blends", "ids")
 SHOWN = 20
@@ -28,6 +28,15 @@ SHOWN = 20
 @model_options(optional=True)
 @argument("inputs", nargs=-1, metavar="[IMAGE]...", help="Image files, or folders of them.")
 @data_options(evaluated=", with --worst")
+@option("--upright", is_flag=True, help="Turn photos as their orientation tags say.")
+@option(
+    "--range",
+    "span",
+    type=float,
+    nargs=2,
+    metavar="LOW HIGH",
+    help="Values of 16-bit and float images that become black and white (default: the model's, or measured).",
+)
 @option("--out", default="predictions", metavar="DIR", help="Where pictures are written.")
 @several(
     "--write",
@@ -46,6 +55,8 @@ def command(
     submission: str | None,
     check_submission: str | None,
     worst: int | None,
+    upright: bool,
+    span: tuple[float, float] | None,
     **options: Any,
 ) -> int:
     """Predict images: colour masks, blends and class indices of files, folders or a whole split.
@@ -60,21 +71,33 @@ def command(
     code is 1 where something was wrong with images.
     """
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.evaluate.predict import Reading
 
     chosen, folder = Chosen(**options), Path(out).expanduser()
     if check_submission:
         return _check(check_submission, chosen)
     if chosen.model is None:
-        raise ConfigError("which network? give a run's folder or an exported model")
+        raise ConfigError("MODEL: give a run's folder or an exported model")
     if worst is None:
-        return _predict(chosen, inputs, folder, forms, submission)
+        if not inputs and (upright or span):
+            raise ConfigError(
+                "--upright, --range: only for image files; a data set says how its own are read"
+            )
+        if span and not span[0] < span[1]:
+            raise ConfigError("--range: LOW must be below HIGH")
+        return _predict(chosen, inputs, folder, forms, submission, Reading(span, upright))
     if inputs:
-        raise ConfigError("--worst takes no images: it looks for them in a labelled split")
+        raise ConfigError("--worst: takes no images; it looks for them in a labelled split")
     return _worst(chosen, worst, folder)
 
 
 def _predict(
-    chosen: Chosen, inputs: Sequence[str], folder: Path, forms: Sequence[str], target: str | None
+    chosen: Chosen,
+    inputs: Sequence[str],
+    folder: Path,
+    forms: Sequence[str],
+    target: str | None,
+    reading: Reading,
 ) -> int:
     """Predict files, folders or a split; write the pictures and the submission."""
     from cirkd_ray.errors import ConfigError
@@ -86,9 +109,9 @@ def _predict(
 
     if chosen.batch_size is not None or chosen.loaders is not None:
         raise ConfigError(
-            "--batch-size and --loaders go with --worst N only: predictions are made image by image"
+            "--batch-size, --loaders: go with --worst N only; predictions are made image by image"
         )
-    total, sources, dataset = _sources(chosen, inputs, target is not None)
+    total, sources, dataset = _sources(chosen, inputs, target is not None, reading)
     names = server_names(dataset) if target else []
     if target:
         refuse_scaled(dataset)
@@ -101,6 +124,7 @@ def _predict(
         views=chosen.views(),
     )
     warn(predictor.warnings)
+    reading.span = reading.span or predictor.span
     forms = forms or (() if target else FORMS)
     done, failures = 0, list[str]()
     with Submission(target) if target else nullcontext() as archive, bar(total, "predicting") as advance:
@@ -113,6 +137,7 @@ def _predict(
     console = output(highlight=False)
     for failure in failures:
         console.print(f"skipped {failure}", markup=False)
+    warn(reading.told())
     skipped = f", {len(failures)} skipped" if failures else ""
     places = [str(folder / form) for form in forms] + ([target] if target else [])
     console.print(f"{done} images predicted{skipped}: {', '.join(places)}", markup=False)
@@ -121,19 +146,19 @@ def _predict(
 
 
 def _sources(
-    chosen: Chosen, inputs: Sequence[str], for_server: bool
-) -> tuple[int, Iterator[Source], SegmentationDataset | None]:
+    chosen: Chosen, inputs: Sequence[str], for_server: bool, reading: Reading
+) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None]:
     """How many images, the images, and the data set that they are of, if any."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files
 
     if inputs:
         if chosen.data or for_server:
-            raise ConfigError("give either images or a data set (--data, --submission), not both")
+            raise ConfigError("IMAGES: give either these or a data set (--data, --submission), not both")
         files = find_images(inputs)[: chosen.limit]
-        return len(files), read_files(files), None
+        return len(files), read_files(files, reading), None
     if not (chosen.data or chosen.root or chosen.split or for_server or chosen.overrides):
-        raise ConfigError("which images? give files or folders, or --split val for a split of the run's data")
+        raise ConfigError("IMAGES: give files or folders, or --split val for a split of the run's data")
     dataset = _dataset(chosen, for_server)
     total = len(dataset) if chosen.limit is None else min(chosen.limit, len(dataset))
     return total, read_dataset(dataset, chosen.limit), dataset
@@ -168,7 +193,8 @@ def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     save_picture(path, evaluation.worst_picture())
     console = output(highlight=False)
     for index, score in evaluation.worst:
-        console.print(f"{score * 100:6.2f} %  {evaluation.result.names[index]}", markup=False)
+        over, sample = evaluation.result.classes_of_image(index), evaluation.result.names[index]
+        console.print(f"{score * 100:6.2f} % ({over})  {sample}", markup=False)
     console.print(f"picture: {path}", markup=False)
     return 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,9 +37,9 @@ def command(
 ) -> None:
     """Train a student from a teacher, a teacher, or a baseline.
 
-    Without a recipe this runs `quickstart`: a small teacher is trained on drawn street scenes, then distilled
-    into a smaller student. Runs on the cluster of RAY_ADDRESS (or of the job that it is part of), else on
-    this machine.
+    Without a recipe this runs `quickstart`: a small student learns drawn street scenes alone, and once more
+    from a teacher that comes with the package. Runs on the cluster of RAY_ADDRESS (or of the job that it is
+    part of), else on this machine.
     """
     from cirkd_ray.report.console import output
     from cirkd_ray.report.summary import print_outcome
@@ -52,15 +53,16 @@ def command(
     say(f"{spec.name} -> {directory.path}")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
-    outcome = run_recipe(spec, directory, place, _runner(local), resume=resume is not None, say=say)
+    with _runner(local) as runner:
+        outcome = run_recipe(spec, directory, place, runner, resume=resume is not None, say=say)
     print_outcome(outcome, console)
 
 
-def _runner(local: bool) -> Runner:
+def _runner(local: bool) -> AbstractContextManager[Runner]:
     if not local:
-        from cirkd_ray.cluster.run import run_on_ray
+        from cirkd_ray.cluster.run import ray_runner
 
-        return run_on_ray
+        return ray_runner()
 
     def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
         from cirkd_ray.report.listeners import RunLog, TensorBoardListener
@@ -73,4 +75,4 @@ def _runner(local: bool) -> Runner:
         finally:
             shown.finish()
 
-    return run_here
+    return nullcontext(run_here)

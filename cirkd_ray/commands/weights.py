@@ -137,7 +137,7 @@ def get(name: str | None, out: str, sha256: str | None, offline: bool) -> None:
         known = KNOWN_FILES[name]
         url, file, checksum, model = known.url, known.file, sha256 or known.sha256, known.model
     else:
-        raise ConfigError(f"no known weights named {name!r}{nearest(name, KNOWN_FILES)}")
+        raise ConfigError(f"{name}: no known weights of that name{nearest(name, KNOWN_FILES)}")
     target = Path(out) / file
     unknown = target.is_file() and not checksum and read_origin(target) is None
     with steps(sizes=True) as tell:

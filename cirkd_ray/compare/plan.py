@@ -37,7 +37,7 @@ def methods_of(specs: Sequence[tuple[str, RunSpec]], allow: Sequence[str] = ()) 
     plain = [name for name, spec in methods.items() if spec.distill is None]
     if len(plain) > 1:
         raise ConfigError(
-            f"{plain[0]} and {plain[1]}: both train without distillation; one baseline is enough"
+            f"RECIPE: {plain[0]} and {plain[1]} both train without distillation; one baseline is enough"
         )
     first_name, first = next(iter(methods.items()))
     for name, spec in methods.items():

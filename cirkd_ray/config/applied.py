@@ -22,7 +22,7 @@ def applied(tree: Tree, settings: Mapping[str, Any], only: str | None = None) ->
     spec = from_tree(apply_overrides(tree, dict(settings)))
     differing = differences(spec, settings if only is None else {only: settings[only]})
     if differing:
-        raise ConfigError(f"the resolved recipe has {differing[0]}")
+        raise ConfigError(f"recipe: resolved to {differing[0]}")
     return spec
 
 

@@ -146,7 +146,7 @@ def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
     if source in _chain:
         names = [item.run or item.path.name for item in (*_chain, source)]
         raise ConfigError(f"{source.path}: extends itself through {' -> '.join(names)}")
-    tree = dict(source.read())
+    tree = _beside(dict(source.read()), source.path)
     extends = tree.pop("extends", [])
     parents = [extends] if isinstance(extends, str) else extends
     if not isinstance(parents, list) or not all(isinstance(p, str) for p in parents):
@@ -157,6 +157,19 @@ def compose(source: Source, _chain: tuple[Source, ...] = ()) -> Tree:
         result = merge(_without_displaced(result, over), over)
     inherited = {key: value for key, value in result.items() if key not in NOT_INHERITED}
     return dict(merge(_without_displaced(inherited, tree), tree))
+
+
+def _beside(tree: Tree, path: Path) -> Tree:
+    """A file's tree in which a relative `data.root` is relative to the file, not to the working folder."""
+    data = tree.get("data")
+    if not isinstance(data, dict) or not isinstance(data.get("root"), str):
+        return tree
+    return {**tree, "data": {**data, "root": beside(path, data["root"])}}
+
+
+def beside(path: Path, place: str) -> str:
+    """A folder that the file at `path` names; addresses (s3://...) stay as they are."""
+    return place if "://" in place else str(path.parent / Path(place).expanduser())
 
 
 def _without_displaced(base: Tree, change: Tree) -> Tree:

@@ -2,8 +2,8 @@
 
 A class's settings are the keyword-only arguments of its `__init__` that have a default: their annotations
 (with pydantic's `Field` bounds in `Annotated`) are the one description from which recipes are validated,
-the JSON Schema is made and the class is built. A required argument is context that the caller supplies
-(channels, number of classes).
+the JSON Schema is made and the class is built. A constructor that takes `**common` has the settings of its
+base class, too. A required argument is context that the caller supplies (channels, number of classes).
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ class Registry(Generic[T]):
         """
         self.discover()
         if name not in self._entries:
-            about = f"{where}: " if where else ""
-            raise ConfigError(f"{about}no {self.kind} named {name!r}{nearest(name, self._entries)}")
+            raise ConfigError(f"{where or name}: no {self.kind} named {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
 
     def settings(self, name: str) -> type[BaseModel]:
@@ -96,7 +95,7 @@ class Registry(Generic[T]):
 
 
 def settings_model(cls: type) -> type[BaseModel]:
-    """The pydantic model of `cls`'s keyword-only arguments with defaults; unknown keys are errors."""
+    """The pydantic model of `cls`'s settings, inherited ones included; unknown keys are errors."""
     if cls not in _MODELS:
         _MODELS[cls] = _make_settings_model(cls)
     return _MODELS[cls]
@@ -106,12 +105,19 @@ _MODELS: dict[type, type[BaseModel]] = {}
 
 
 def _make_settings_model(cls: type) -> type[BaseModel]:
-    hints = get_type_hints(getattr(cls, "__init__"), include_extras=True)  # noqa: B009 - of the class itself
-    fields: dict[str, Any] = {
-        name: (hints[name], parameter.default)
-        for name, parameter in inspect.signature(cls).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and parameter.default is not parameter.empty
-    }
+    found: dict[str, tuple[Any, Any]] = {}
+    for base in cls.__mro__:
+        constructor = vars(base).get("__init__")
+        if constructor is None:
+            continue
+        parameters = inspect.signature(constructor).parameters
+        hints = get_type_hints(constructor, include_extras=True)
+        for name, parameter in parameters.items():
+            if parameter.kind is parameter.KEYWORD_ONLY and name not in found:  # a subclass's own goes first
+                found[name] = (hints[name], parameter.default)
+        if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+            break
+    fields: dict[str, Any] = {k: v for k, v in found.items() if v[1] is not inspect.Parameter.empty}
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 

@@ -87,7 +87,8 @@ class TeacherSpec(_Spec):
     )
     set: Held[Computes[tuple[str, ...]]] = Field((), description="overrides of that recipe, as PATH=VALUE")
     weights: Place[Computes[str | None]] = Field(
-        None, description="run folder, model.json, safetensors or .pth file"
+        None,
+        description="run folder, model.json, safetensors or .pth file; package://NAME comes with cirkd_ray",
     )
     module: Computes[str | None] = Field(None, description="package.module:factory of a network of your own")
     model: ModelSpec | None = Field(
@@ -185,6 +186,7 @@ class TrainSpec(_Spec):
         1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
     )
     checkpoint_every: Held[Computes[PositiveInt]] = 800
+    export: Cosmetic[Literal["fp32", "fp16"]] = Field("fp32", description="numbers of the exported student")
     keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
     pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
     precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
@@ -239,6 +241,7 @@ class RunSpec(_Spec):
     optim: Equal[OptimSpec] = OptimSpec()
     train: Equal[TrainSpec] = TrainSpec()
     cluster: Cohort[Held[ClusterSpec]] = ClusterSpec()
+    baseline: Cosmetic[bool] = Field(False, description="train without distillation first, to compare with")
     published: Published | None = None
 
     @model_validator(mode="after")

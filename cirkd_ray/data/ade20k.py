@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from cirkd_ray.data.base import DATASETS
-from cirkd_ray.data.files import FileDataset, LabelMap, class_set, metadata
+from cirkd_ray.data.base import DATASETS, Facts
+from cirkd_ray.data.files import FileDataset, class_set, metadata
+from cirkd_ray.data.label_map import LabelMap
 from cirkd_ray.types import IGNORE_LABEL
 
 
@@ -32,6 +33,7 @@ class ADE20K(FileDataset):
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
     classes = class_set("ade20k")
     labels = LabelMap({0: IGNORE_LABEL, **{value: value - 1 for value in range(1, 151)}})
+    facts = Facts(labels="the PNG files of ADEChallengeData2016.zip, in which 0 is ignored")
     hint = "images/training, images/validation, annotations/training, annotations/validation"
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:

@@ -7,13 +7,15 @@ See `ade20k.py` for one of files (a `FileDataset`), and `folder.py`, which reads
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cirkd_ray.config import registry
+from cirkd_ray.errors import DataError, TransientError, UserError
 from cirkd_ray.types import ClassSet
 
 UInt8 = NDArray[np.uint8]
@@ -61,6 +63,25 @@ class Readable(Protocol):
         """The same window of the labels."""
 
 
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a data set beforehand, by which labels of another numbering or another set are told.
+
+    Attributes:
+        never: class indices that no label map of the set holds.
+        size: (height, width) of every image.
+        counts: how many images a split has.
+        least: class index -> the least share of labelled pixels that it has in any few images.
+        labels: which files the labels are, to end "the labels must be ...".
+    """
+
+    never: frozenset[int] = frozenset()
+    size: tuple[int, int] | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    least: Mapping[int, float] = field(default_factory=dict)
+    labels: str = ""
+
+
 class SegmentationDataset(ABC):
     """One split of a data set.
 
@@ -73,12 +94,18 @@ class SegmentationDataset(ABC):
         splits: the names of the splits; empty where the data decide.
         needs_root: false for a set that is drawn rather than read.
         default_crop: (height, width) of the published recipes.
+        facts: what is known of the set's files, see `cirkd_ray.data.facts`.
+        span: the declared range of image values of more than 8 bits, see `decode_image`.
+        check_command: the command that finds all bad files, where the data set was built by its name.
     """
 
     classes: ClassSet
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     needs_root: ClassVar[bool] = True
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
+    facts: Facts = Facts()
+    span: tuple[float, float] | None = None
+    check_command: str = ""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -100,6 +127,14 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """The sample's name, without reading it."""
+
+    def explained(self, error: UserError) -> UserError:
+        """An error of reading a sample, with the command that finds all bad files."""
+        passing = isinstance(error, TransientError) or not isinstance(error, DataError)
+        if passing or not self.check_command or self.check_command in str(error):
+            return error
+        end = " " if "\n" in str(error) else "\n"
+        return type(error)(f"{error}{end}(`{self.check_command}` finds all bad files)")
 
 
 DATASETS: registry.Registry[SegmentationDataset] = registry.DATASETS

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,5 +32,16 @@ def build_dataset(
         manifest = find_manifest(root)
         if manifest is not None:
             values = validate(settings_model(cls), settings, where)
-            return open_prepared(root, manifest, name, split, values.model_dump())
-    return DATASETS.build(name, {"split": split, "root": root}, settings, where)
+            built = open_prepared(root, manifest, name, split, values.model_dump())
+            return _checkable(built, name, root, {})
+    built = DATASETS.build(name, {"split": split, "root": root}, settings, where)
+    return _checkable(built, name, root, settings) if cls.needs_root else built
+
+
+def _checkable(
+    data: SegmentationDataset, name: str, root: str | Path | None, settings: Mapping[str, Any]
+) -> SegmentationDataset:
+    """The data set, which now knows how it is checked."""
+    changed = [f"--set {key}={value}" for key, value in settings.items() if key != "subset" and value]
+    data.check_command = " ".join(["cirkd data check", name, shlex.quote(str(root)), *changed])
+    return data

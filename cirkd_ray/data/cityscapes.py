@@ -8,8 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from cirkd_ray.data.base import DATASETS
-from cirkd_ray.data.files import FileDataset, LabelMap, class_set, metadata, packaged_list
+from cirkd_ray.data.base import DATASETS, Facts
+from cirkd_ray.data.files import FileDataset, class_set, metadata, packaged_list
+from cirkd_ray.data.label_map import LabelMap
 from cirkd_ray.types import IGNORE_LABEL
 
 LABEL_IDS: tuple[int, ...] = tuple(metadata("cityscapes")["label_ids"])
@@ -38,6 +39,7 @@ class Cityscapes(FileDataset):
     labels = LabelMap(
         {**dict.fromkeys(range(34), IGNORE_LABEL), **{label_id: k for k, label_id in enumerate(LABEL_IDS)}}
     )
+    facts = Facts(size=(1024, 2048), least={0: 0.1}, labels="the gtFine files that end in _labelIds.png")
     hint = "leftImg8bit/train/CITY/ and gtFine/train/CITY/ (and val, test), as in the official zip files"
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:

@@ -5,11 +5,13 @@ H. Caesar, J. Uijlings, V. Ferrari: COCO-Stuff: Thing and Stuff Classes in Conte
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from cirkd_ray.data.base import DATASETS
-from cirkd_ray.data.files import FileDataset, LabelMap, class_set, metadata, packaged_list
+from cirkd_ray.data.base import DATASETS, Facts
+from cirkd_ray.data.files import FileDataset, class_set, metadata, packaged_list
+from cirkd_ray.data.label_map import LabelMap
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
 
 _ABSENT = frozenset(metadata("coco_stuff_164k")["absent_ids"])
@@ -36,6 +38,7 @@ class CocoStuff164k(FileDataset):
 
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
     classes = _ALL
+    facts = Facts(_ABSENT, labels="the PNG files of stuffthingmaps_trainval2017.zip")
     hint = "images/train2017, images/val2017, annotations/train2017, annotations/val2017"
 
     def __init__(
@@ -46,6 +49,7 @@ class CocoStuff164k(FileDataset):
         if label_set == 171:
             mapping = {stored: k for k, stored in enumerate(_PRESENT)}
             names, palette = ([part[i] for i in _PRESENT] for part in (_ALL.names, _ALL.palette))
+            self.facts = replace(self.facts, never=frozenset())
             self.classes = ClassSet(tuple(names), tuple(palette))  # type: ignore[arg-type]
         self.labels = LabelMap({**mapping, IGNORE_LABEL: IGNORE_LABEL})
         year = f"{split}2017"

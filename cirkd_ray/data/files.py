@@ -3,86 +3,36 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
 import lzma
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
-from cirkd_ray.data.codec import decode_image, decode_label
+from cirkd_ray.data.codec import ColourLabels, decode_mask, read_image
+from cirkd_ray.data.header import Header, read_header
+from cirkd_ray.data.label_map import ColourMap, LabelMap, some
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
 
-IMPOSSIBLE = -1
-"""Entry of an id map for stored values that must not occur."""
-
 
 class SizeMismatch(DataError):
-    """A label map is not of its image's size."""
-
-
-class ImpossibleLabels(DataError):
-    """A label map holds values that the data set does not have."""
-
-
-class LabelMap:
-    """Stored label value -> class index, by a table of 256 entries.
+    """A label map is not of its image's size.
 
     Args:
-        mapping: stored value -> class index or `IGNORE_LABEL`; every other value is impossible.
+        text: the message.
+        label: (height, width) of the label map.
     """
 
-    def __init__(self, mapping: Mapping[int, int]) -> None:
-        table = np.full(256, IMPOSSIBLE, dtype=np.int16)
-        for value, index in mapping.items():
-            table[value] = index
-        self.table = table.astype(np.uint8)
-        self.identity = bool((self.table[table >= 0] == np.arange(256)[table >= 0]).all())
-        self.possible = table >= 0
-        edges = np.flatnonzero(np.diff(np.concatenate([[False], ~self.possible, [False]]).astype(np.int8)))
-        self._impossible = [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
-
-    def __call__(self, stored: UInt8, where: str) -> UInt8:
-        """H x W class indices.
-
-        Raises:
-            DataError: a value that must not occur; the message says which and how many.
-        """
-        for low, high in self._impossible:
-            if cv2.countNonZero(cv2.inRange(stored, low, high)):
-                raise ImpossibleLabels(f"{where}: {self._complaint(stored)}")
-        return stored if self.identity else cv2.LUT(stored, self.table)
-
-    @property
-    def digest(self) -> str:
-        """A name for the table: equal where the same stored values mean the same."""
-        return hashlib.sha256(self.table.tobytes() + self.possible.tobytes()).hexdigest()[:16]
-
-    def _complaint(self, stored: UInt8) -> str:
-        counts = np.bincount(stored.ravel(), minlength=256)
-        wrong = np.flatnonzero((counts > 0) & ~self.possible)
-        shown = _some([f"{value} ({counts[value]} pixels)" for value in wrong], 4)
-        allowed = _ranges(np.flatnonzero(self.possible).tolist())
-        return f"impossible label values {shown}; this data set has {allowed}"
-
-
-def _ranges(values: Sequence[int]) -> str:
-    """`0-20, 255` for 0, 1, ..., 20, 255."""
-    spans: list[list[int]] = []
-    for value in values:
-        if spans and value == spans[-1][1] + 1:
-            spans[-1][1] = value
-        else:
-            spans.append([value, value])
-    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+    def __init__(self, text: str, label: tuple[int, ...] = ()) -> None:
+        super().__init__(text)
+        self.label = label
 
 
 @functools.cache
@@ -118,13 +68,19 @@ class FileDataset(SegmentationDataset):
         duplicates: what comes twice under one name (only with `subset`, which takes the first).
         paths: of image and label map below the root, with {} for the sample's id.
         labels: the map from stored values to class indices.
+        colours: the map from colours, where masks of colours are understood.
+        colour_hint: what to do where they are not, for the message about such a mask.
         has_labels: false for a test split without public labels; its label maps are all ignored.
         hint: the expected layout in a few words, for the message about a wrong root.
+        stored_only: settings that say how files are stored, and not what labels mean.
     """
 
     hint: ClassVar[str] = ""
+    stored_only: ClassVar[frozenset[str]] = frozenset({"subset"})
     paths: tuple[str, str]
     labels: LabelMap
+    colours: ColourMap | None = None
+    colour_hint: str = "labels must be gray or palette PNGs of class indices"
     has_labels: bool = True
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
@@ -153,7 +109,7 @@ class FileDataset(SegmentationDataset):
     def source_stamp(self, index: int) -> list[int] | None:
         """Bytes and times of change of the sample's files, image first; None where one is gone or unknown."""
         numbers: list[int] = []
-        for path in self._paths(self.ids[index]):
+        for path in self.files(index):
             stamp = self.storage.stamp(path)
             if stamp is None:
                 return None
@@ -162,23 +118,41 @@ class FileDataset(SegmentationDataset):
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""
-        path = self.image_file(self.ids[index])
-        image = decode_image(self.storage.read(path), self.storage.where(path))
-        return Sample(image, self.load_label(index, image.shape[:2]), path)
+        return self._pair(index)[0]
 
-    def load_label(self, index: int, size: tuple[int, ...]) -> UInt8:
-        """Read the label map that belongs to an image of `size` (height, width)."""
-        if not self.has_labels:
+    def examine(self, index: int) -> tuple[Sample, tuple[str, ...], Header]:
+        """A pair, what reading changed in its image, and the header of the image's file."""
+        sample, changes, content = self._pair(index)
+        return sample, changes, read_header(content) or Header(sample.size, "not known to Pillow")
+
+    def _pair(self, index: int) -> tuple[Sample, tuple[str, ...], bytes]:
+        path = self.image_file(self.ids[index])
+        content = self.storage.read(path)
+        image = read_image(content, self.storage.where(path), self.span)
+        try:
+            label = self.load_label(index, image.pixels.shape[:2])
+        except SizeMismatch as error:
+            raise SizeMismatch(f"{error}{_turned(content, error.label)}") from None
+        return Sample(image.pixels, label, path), image.changes, content
+
+    def load_label(self, index: int, size: tuple[int, ...] | None) -> UInt8:
+        """Read the label map that belongs to an image of `size` (height, width), or of any where None."""
+        if not self.has_labels and size is not None:
             return np.full(size, IGNORE_LABEL, np.uint8)
         path = self.label_file(self.ids[index])
         where = self.storage.where(path)
-        stored = decode_label(self.storage.read(path), where)
-        if stored.shape != size:
+        stored = decode_mask(self.storage.read(path), where)
+        if size is not None and stored.shape[:2] != size:
             raise SizeMismatch(
-                f"{where}: the label is {stored.shape[1]}x{stored.shape[0]} pixels, its image "
-                f"{self.image_file(self.ids[index])} {size[1]}x{size[0]}"
+                f"{where}: the label is {_by(stored.shape)} pixels, its image "
+                f"{self.image_file(self.ids[index])} {_by(size)}",
+                stored.shape[:2],
             )
-        return self.labels(stored, where)
+        if stored.ndim == 2:
+            return self.labels(stored, where)
+        if self.colours is None:
+            raise ColourLabels(f"{where}: holds RGB values; {self.colour_hint}")
+        return self.colours(stored, where)
 
     def find_folder(self, *candidates: str) -> str:
         """The first of these folders that holds anything.
@@ -190,7 +164,19 @@ class FileDataset(SegmentationDataset):
             if self.storage.names(folder):
                 return folder
         where = self.storage.where(candidates[0])
-        raise DataError(f"{where}: no such folder, or it is empty; expected below data.root: {self.hint}")
+        raise DataError(
+            f"{where}: no such folder, or it is empty{self._held(candidates[0])}; "
+            f"expected below data.root: {self.hint}"
+        )
+
+    def _held(self, folder: str) -> str:
+        """What lies in the nearest folder above `folder` that holds anything."""
+        above = folder
+        while above:
+            above = above.rpartition("/")[0]
+            if names := self.storage.names(above):
+                return f" ({above or 'the root'} holds {some(names)})"
+        return ""
 
     def settle(self, ids: Iterable[str]) -> None:
         """Take `ids` as the split, after a look into the folders for their files.
@@ -204,7 +190,7 @@ class FileDataset(SegmentationDataset):
         if self.duplicates and not self.subset:
             raise DataError(
                 f"{self._of_split()}: {_counted(len(self.duplicates), 'name comes', 'names come')} twice: "
-                f"{_some(self.duplicates)} (to take the first of each: --set data.subset=true)"
+                f"{some(self.duplicates)} (to take the first of each: --set data.subset=true)"
             )
         for sample_id in wanted:
             parts = [path.rpartition("/") for path in self._paths(sample_id)]
@@ -212,13 +198,49 @@ class FileDataset(SegmentationDataset):
             self.missing += lacking
             if not lacking:
                 self.ids.append(sample_id)
-        if self.missing and not self.subset:
+        if self.missing and not (self.subset and self.ids):
+            instead = self._instead(self.missing, folders)
+            use = "" if instead or self.subset else " (to use what is there: --set data.subset=true)"
+            none = "" if self.ids else "no images with labels: "
             raise DataError(
-                f"{self._of_split()}: {_counted(len(self.missing), 'file is', 'files are')} missing: "
-                f"{_some(self.missing)} (to use what is there: --set data.subset=true)"
+                f"{self._of_split()}: {none}{_counted(len(self.missing), 'file is', 'files are')} missing: "
+                f"{some(self.missing)}{use}{instead}"
             )
         if not self.ids:
             raise DataError(f"{self._of_split()}: no images; expected {self.hint}")
+
+    def _instead(self, missing: Sequence[str], folders: Callable[[str], Iterable[str]]) -> str:
+        """What lies beside missing files and looks as if it were meant, and what to do about it."""
+        for path in missing:
+            folder, _, name = path.rpartition("/")
+            stem = name.rpartition(".")[0].lower()
+            near = [other for other in sorted(folders(folder)) if other.lower().startswith(stem)]
+            if near:
+                return f";\n{path} is missing; {folder} holds {near[0]}{self.how_to_pair(path, near[0])}"
+        for path in missing if not self.ids else ():
+            folder = path.rpartition("/")[0]
+            if held := sorted(folders(folder)):
+                alike = "the names of images and labels must be alike"
+                return f";\n{path} is missing; {folder} holds {some(held)}: {alike}"
+        return ""
+
+    def how_to_pair(self, path: str, near: str) -> str:
+        """What to do where `near` lies in the folder of the missing file `path`, as the end of a sentence."""
+        return ""
+
+    def advice(self, absent: Sequence[int]) -> str:
+        """The line to write where these classes do not occur and pixels are ignored; empty if unknown."""
+        return ""
+
+    @property
+    def ignored_colours(self) -> list[list[int]] | None:
+        """The colours of masks that do not count; None where there are none."""
+        mapping = {} if self.colours is None else self.colours.mapping
+        return [list(c) for c in sorted(mapping) if mapping[c] == IGNORE_LABEL] or None
+
+    def files(self, index: int) -> list[str]:
+        """The sample's files below the root, image first."""
+        return self._paths(self.ids[index])
 
     def _paths(self, sample_id: str) -> list[str]:
         """The sample's files, image first."""
@@ -228,9 +250,20 @@ class FileDataset(SegmentationDataset):
         return f"{self.storage.where('')}, split {self.split!r}"
 
 
+def _by(size: Sequence[int]) -> str:
+    return f"{size[1]}x{size[0]}"
+
+
+def _turned(image: bytes, label: tuple[int, ...]) -> str:
+    """What to add where a label would fit if the image's orientation tag were applied."""
+    header = read_header(image)
+    if header is None or header.orientation == 1 or header.upright_size != label:
+        return ""
+    return (
+        ", and the other way round as its orientation tag says;\nthe tag is never applied: turn the pixels "
+        "and drop the tag (exiftran -ai), or label the pixels as stored"
+    )
+
+
 def _counted(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"
-
-
-def _some(names: Sequence[str], count: int = 3) -> str:
-    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

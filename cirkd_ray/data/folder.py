@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, ClassVar
 
@@ -12,14 +12,17 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cirkd_ray.config.registry import validate
 from cirkd_ray.data.base import DATASETS
-from cirkd_ray.data.files import FileDataset, LabelMap
+from cirkd_ray.data.files import FileDataset
+from cirkd_ray.data.label_map import Colour, ColourMap, LabelMap
 from cirkd_ray.data.storage import Storage
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IGNORE_LABEL, PADDING_LABEL, ClassSet
 
 DESCRIPTION = "dataset.yaml"
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_LABELS = (".png", ".tif", ".tiff")
 _Byte = Annotated[int, Field(ge=0, le=255)]
+_Colour = tuple[_Byte, _Byte, _Byte]
 
 
 class Description(BaseModel):
@@ -27,22 +30,32 @@ class Description(BaseModel):
 
     Attributes:
         classes: names, in the order of the class indices.
-        palette: a colour (RGB) for each class; by default those of `distinct_colour`.
+        palette: a colour (RGB) for each class; by default those of `distinct_colour`. Masks that are pictures
+            of these colours are read as such.
         ids: stored label value -> name or index of the class; by default the value is the index.
-        ignore: the stored value or values that do not count.
+        ignore: the stored value or values, or colours of masks, that do not count.
+        label_suffix: what the names of labels have after the image's, such as `_mask`.
+        range: the image values that become black and white, where they have more than 8 bits.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     classes: tuple[str, ...] = Field(min_length=1, max_length=PADDING_LABEL)
-    palette: tuple[tuple[_Byte, _Byte, _Byte], ...] | None = None
+    palette: tuple[_Colour, ...] | None = None
     ids: Mapping[_Byte, int | str] | None = None
-    ignore: tuple[_Byte, ...] = (IGNORE_LABEL,)
+    ignore: tuple[_Byte | _Colour, ...] = (IGNORE_LABEL,)
+    label_suffix: str = ""
+    range: tuple[float, float] | None = None
 
     @field_validator("ignore", mode="before")
     @classmethod
     def _one_or_several(cls, value: object) -> object:
         return (value,) if isinstance(value, int) else value
+
+    @property
+    def ignored(self) -> tuple[int, ...]:
+        """The stored values among `ignore`."""
+        return tuple(value for value in self.ignore if isinstance(value, int))
 
     @model_validator(mode="after")
     def _consistent(self) -> Description:
@@ -56,7 +69,34 @@ class Description(BaseModel):
                 raise ValueError(f"ids.{value}: no class {target!r}")
             if value in self.ignore:
                 raise ValueError(f"ids.{value}: the value is also in ignore")
+        if self.range is not None and not self.range[0] < self.range[1]:
+            raise ValueError(f"range: {self.range[0]:g} is not below {self.range[1]:g}")
+        if len({*(self.palette or ()), *self._ignored_colours}) < len(self.palette or ()) + len(
+            self._ignored_colours
+        ):
+            raise ValueError("palette: a colour stands for two classes, or is also in ignore")
+        self._all_occur()
         return self
+
+    @property
+    def _ignored_colours(self) -> tuple[Colour, ...]:
+        return tuple(value for value in self.ignore if not isinstance(value, int))
+
+    def _all_occur(self) -> None:
+        """Refuse a class for which no stored value stands."""
+        targets = set(self.label_map().table.tolist())
+        lost = [name for k, name in enumerate(self.classes) if k not in targets]
+        if not lost:
+            return
+        if self.ids is None:
+            why, line = "its value is in ignore", _ids_line(dict(enumerate(self.classes)))
+        else:
+            kept = {v: k if isinstance(k, str) else self.classes[k] for v, k in self.ids.items()}
+            free = next(v for v in (IGNORE_LABEL, *range(256)) if v not in kept)
+            why, line = "no value in ids stands for it", _ids_line({**kept, free: lost[0]})
+        raise ValueError(
+            f"classes: {lost[0]!r} cannot occur: {why}; write e.g. `{line}`, `ignore: []`, or leave it out"
+        )
 
     def class_set(self) -> ClassSet:
         """Names and palette."""
@@ -68,7 +108,15 @@ class Description(BaseModel):
         ids = self.ids if self.ids is not None else {k: k for k in range(len(self.classes))}
         mapping = {value: self.classes.index(k) if isinstance(k, str) else k for value, k in ids.items()}
         # `ignore` is given by the user, so it wins over the default indices.
-        return LabelMap({**mapping, **dict.fromkeys(self.ignore, IGNORE_LABEL)})
+        hint = f"`ids: {{VALUE: CLASS, ...}}` in {DESCRIPTION} says what each value means"
+        return LabelMap({**mapping, **dict.fromkeys(self.ignored, IGNORE_LABEL)}, hint)
+
+    def colour_map(self) -> ColourMap | None:
+        """The map from the palette's colours to class indices; None where no palette is given."""
+        if self.palette is None:
+            return None
+        mapping = {colour: k for k, colour in enumerate(self.palette)}
+        return ColourMap({**mapping, **dict.fromkeys(self._ignored_colours, IGNORE_LABEL)})
 
 
 @DATASETS.register("folder")
@@ -76,11 +124,13 @@ class Folder(FileDataset):
     """`images/SPLIT/**/X.jpg` with `labels/SPLIT/**/X.png`, described by `dataset.yaml`.
 
     Instead of folders a list `SPLIT.txt` may name the samples of a split, one a line, as paths below
-    `images/` without extension. Any split name will do. Labels are gray or palette PNGs of stored values.
+    `images/` without extension. Any split name will do. Labels are gray or palette PNGs (or TIFFs) of stored
+    values, or masks of the colours of `palette`. Upper and lower case of extensions are alike.
 
     Args:
         split: the name of the folders or of the list.
         root: the folder that holds `dataset.yaml`, `images` and `labels`.
+        label_suffix: see `Description`, which it overrides.
         subset: leave out images without labels, and listed samples without files; of images that share a name
             take the first.
 
@@ -90,29 +140,41 @@ class Folder(FileDataset):
     """
 
     splits: ClassVar[tuple[str, ...]] = ()
+    stored_only = frozenset({"subset", "label_suffix"})
+    colour_hint = "write `palette: [[R, G, B], ...]` in dataset.yaml, the colour of each class in the masks"
     hint = f"{DESCRIPTION}, images/SPLIT/ and labels/SPLIT/ (or images/, labels/ and SPLIT.txt)"
 
-    def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:
+    def __init__(
+        self, *, split: str, root: str | Path, label_suffix: str | None = None, subset: bool = False
+    ) -> None:
         super().__init__(split=split, root=root, subset=subset)
-        description = read_description(self.storage)
-        self.classes, self.labels = description.class_set(), description.label_map()
+        self.description = read_description(self.storage)
+        self.classes, self.labels = self.description.class_set(), self.description.label_map()
+        self.colours, self.span = self.description.colour_map(), self.description.range
         listed = f"{split}.txt" in self.storage.names("")
         prefix = "" if listed else f"{split}/"
         for folder in ("images", "labels"):
             self.find_folder(f"{folder}/{prefix}".rstrip("/"))
-        found = _walk(self.storage, "images", prefix.rstrip("/"))
-        images = _by_stem(found)
+        images = _by_stem(_walk(self.storage, "images", prefix.rstrip("/")))
         self._extensions = {stem: paths[0].removeprefix(stem) for stem, paths in images.items()}
+        suffix = self.description.label_suffix if label_suffix is None else label_suffix
+        below = _walk(self.storage, "labels", prefix.rstrip("/"))
+        stored = _by_stem([path for path in below if path.lower().endswith(_LABELS)])
+        self._labels = {
+            stem.removesuffix(suffix): paths[0] for stem, paths in stored.items() if stem.endswith(suffix)
+        }
+        self._suffix = suffix
         ids = sorted(images, key=_natural)
         if listed:
             lines = self.storage.read(f"{split}.txt").decode("utf-8", errors="replace").splitlines()
             ids = [line.strip() for line in lines if line.strip()]
-        several = (images[stem] for stem in dict.fromkeys(ids) if len(images.get(stem, ())) > 1)
+        several = [images[stem] for stem in dict.fromkeys(ids) if len(images.get(stem, ())) > 1]
         self.duplicates = [" and ".join(f"images/{path}" for path in paths) for paths in several]
+        doubled = [stored.get(f"{stem}{suffix}", []) for stem in dict.fromkeys(ids)]
+        self.duplicates += [" and ".join(f"labels/{p}" for p in paths) for paths in doubled if len(paths) > 1]
         self.settle(ids)
         if subset and not listed:
-            labelled = _by_stem(_walk(self.storage, "labels", split))
-            self.missing += [f"images/{stem}.*" for stem in labelled if stem not in images]
+            self.missing += [f"images/{stem}.*" for stem in self._labels if stem not in images]
 
     def image_file(self, sample_id: str) -> str:
         """`images/train/tokyo/0001.jpg`."""
@@ -120,7 +182,37 @@ class Folder(FileDataset):
 
     def label_file(self, sample_id: str) -> str:
         """`labels/train/tokyo/0001.png`."""
-        return f"labels/{sample_id}.png"
+        return f"labels/{self._labels.get(sample_id, f'{sample_id}{self._suffix}.png')}"
+
+    def how_to_pair(self, path: str, near: str) -> str:
+        """The setting by which the label `near` is found, or why it cannot be one."""
+        if not path.startswith("labels/"):
+            return ""
+        stem, _, extension = near.rpartition(".")
+        if f".{extension.lower()}" not in _LABELS:
+            lossy = extension.lower() in ("jpg", "jpeg", "webp")
+            why = "a lossy format changes label values" if lossy else "labels are PNG or TIFF files"
+            return f": {why}; save labels as PNG files"
+        wanted = path.rpartition("/")[2].removesuffix(".png").removesuffix(self._suffix)
+        rest = stem[len(wanted) :]
+        if not stem.startswith(wanted):
+            return ": upper and lower case differ; rename the files"
+        return f": set `label_suffix: {rest or chr(34) * 2}` in dataset.yaml"
+
+    def advice(self, absent: Sequence[int]) -> str:
+        """Give an ignored value to a class that never occurs."""
+        given = self.description
+        if len(absent) != 1 or given.ids is not None or len(given.ignored) != 1:
+            return ""
+        (value,), names = given.ignored, self.classes.names
+        ids = {k: name for k, name in enumerate(names) if k not in absent}
+        line = _ids_line({**ids, value: names[absent[0]]})
+        return f"if {value} stands for {names[absent[0]]!r}, write `{line}`, `ignore: []` in {DESCRIPTION}"
+
+
+def _ids_line(ids: Mapping[int, str]) -> str:
+    """The line of `dataset.yaml`, in YAML's short form."""
+    return yaml.safe_dump({"ids": dict(ids)}, default_flow_style=None, sort_keys=False, width=1000).strip()
 
 
 def read_description(storage: Storage) -> Description:

@@ -172,7 +172,7 @@ class _TrainSamples(Dataset[Any]):
                 for n, i in zip(numbers, indices, strict=True)
             ]
         except UserError as error:
-            return _Failure(error)
+            return _Failure(self.dataset.explained(error))
         return [_stack(pairs, indices, padded=True)]
 
 
@@ -184,7 +184,7 @@ class _WholeImages(Dataset[Any]):
         try:
             samples = [self.dataset.load(i) for i in indices]
         except UserError as error:
-            return _Failure(error)
+            return _Failure(self.dataset.explained(error))
         starts = [i for i in range(len(samples)) if i == 0 or samples[i].size != samples[i - 1].size]
         ends = [*starts[1:], len(samples)]
         return [
@@ -272,8 +272,8 @@ def _loader_trouble(error: RuntimeError, timeout: float) -> str | None:
     """What to tell the user about a loader process that died or hangs; None for other errors."""
     text = str(error)
     if "timed out" in text:
-        return f"loading data: no batch for {timeout:.0f} seconds; is the storage reachable?"
+        return f"data.workers: no batch for {timeout:.0f} seconds; is the storage reachable?"
     if "exited unexpectedly" in text or "is killed by signal" in text:
         guess = "is /dev/shm too small?" if "Bus error" in text else "out of memory?"
-        return f"loading data: a loader process died ({text.splitlines()[0]}): {guess} (data.workers)"
+        return f"data.workers: a loader process died ({text.splitlines()[0]}); {guess}"
     return None

@@ -11,13 +11,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cirkd_ray.data.base import Sample, SegmentationDataset
+from cirkd_ray.data.base import DATASETS, Facts, Sample, SegmentationDataset
 from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
 from cirkd_ray.data.tiles import Content, MappedFile, TiledSample
 from cirkd_ray.errors import DataError
@@ -38,6 +38,7 @@ class Manifest(BaseModel):
         dataset: registered name.
         settings: the data set's own settings that decided the labels.
         classes, palette: names and colours.
+        range: the image values that became black and white, where that was declared.
         splits: number of samples of each split.
         parts: number of parts of each split's index; files of further parts are left over and not read.
         unlabelled: splits whose labels are not public.
@@ -53,6 +54,7 @@ class Manifest(BaseModel):
     settings: dict[str, Any]
     classes: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
+    range: tuple[float, float] | None = None
     splits: dict[str, int] = {}
     parts: dict[str, int] = {}
     unlabelled: tuple[str, ...] = ()
@@ -186,6 +188,7 @@ class PreparedDataset(SegmentationDataset):
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
         self.has_labels = split not in manifest.unlabelled
+        self.facts, self.span = _facts(manifest), manifest.range
         self._rows = _stored_samples(self.storage, split, manifest.parts[split])
         if len(self._rows) != manifest.splits[split]:
             raise DataError(
@@ -217,6 +220,13 @@ class PreparedDataset(SegmentationDataset):
         tiled = self.open(index)
         whole = (0, 0, *tiled.size)
         return Sample(tiled.image_window(*whole), tiled.label_window(*whole), tiled.name)
+
+
+def _facts(manifest: Manifest) -> Facts:
+    """What is known of the original set's classes; sizes and counts may differ."""
+    origin = DATASETS.get(manifest.dataset)
+    same = getattr(getattr(origin, "classes", None), "names", None) == manifest.classes
+    return replace(origin.facts, size=None, counts={}) if same else Facts()
 
 
 def _stored_samples(storage: Storage, split: str, parts: int) -> list[tuple[str, str, str]]:

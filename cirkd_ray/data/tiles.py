@@ -56,7 +56,7 @@ def _encode(part: UInt8, quality: int | None) -> bytes:
         way = (".jpg", [cv2.IMWRITE_JPEG_QUALITY, quality])
     done, data = cv2.imencode(way[0], cv2.cvtColor(part, cv2.COLOR_RGB2BGR), way[1])
     if not done:
-        raise DataError("a tile could not be encoded")
+        raise DataError("tile: it could not be encoded")
     content: bytes = data.tobytes()
     return content
 

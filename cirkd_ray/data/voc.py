@@ -9,8 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from cirkd_ray.data.base import DATASETS
-from cirkd_ray.data.files import FileDataset, LabelMap, class_set, packaged_list
+from cirkd_ray.data.base import DATASETS, Facts
+from cirkd_ray.data.files import FileDataset, class_set, packaged_list
+from cirkd_ray.data.label_map import LabelMap
 from cirkd_ray.types import IGNORE_LABEL
 
 
@@ -33,6 +34,7 @@ class VOC(FileDataset):
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
     classes = class_set("voc")
     labels = LabelMap({**{i: i for i in range(21)}, IGNORE_LABEL: IGNORE_LABEL})
+    facts = Facts(least={0: 0.2}, labels="those of SegmentationClassAug, in which 0 is the background")
     hint = "JPEGImages/ and SegmentationClassAug/, there or in VOCdevkit/VOC2012/"
 
     def __init__(self, *, split: str, root: str | Path, subset: bool = False) -> None:

@@ -3,81 +3,32 @@
 from __future__ import annotations
 
 import functools
-import io
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.codec import decode_image
-from cirkd_ray.data.files import FileDataset, ImpossibleLabels, SizeMismatch
+from cirkd_ray.data.facts import MOST_IGNORED, Finding, Tally, counts_of, judge
+from cirkd_ray.data.files import FileDataset, SizeMismatch
+from cirkd_ray.data.header import Header
+from cirkd_ray.data.label_map import ImpossibleLabels
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
 from cirkd_ray.data_tools.prepare import verify_prepared
 from cirkd_ray.errors import DataError
-from cirkd_ray.types import IGNORE_LABEL
 
-_ORIENTATION = 0x0112
 _AHEAD = 1024
 """Samples whose results wait at most; an image is let go when its sample has been looked at."""
-KINDS = (
-    "missing split",
-    "missing file",
-    "duplicate name",
-    "name not UTF-8",
-    "unreadable",
-    "size mismatch",
-    "impossible label",
-    "program error",
-)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with one file.
-
-    Attributes:
-        kind: one of `KINDS`.
-        message: names the file and the reason; where names are no UTF-8, with escapes.
-    """
-
-    kind: str
-    message: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "message", printable(self.message))
 
 
 @dataclass
-class Report:
-    """What a check found.
+class Report(Tally):
+    """What a check found: the counts of the samples that are right, and all that is wrong, in order."""
 
-    Attributes:
-        classes: names of the classes.
-        images: samples that were read and are right.
-        pixels: labelled pixels of each class, in those samples.
-        seen: samples in which each class occurs.
-        ignored: ignored pixels.
-        sizes: how many samples have each (height, width).
-        formats: how many images are of each kind that is not plain 8-bit RGB (they are converted when read).
-        turned: images with a camera's orientation tag, which is not applied.
-        findings: all that is wrong, in order.
-    """
-
-    classes: tuple[str, ...]
-    images: int = 0
-    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    seen: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    ignored: int = 0
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    turned: int = 0
     findings: list[Finding] = field(default_factory=list)
 
     @property
@@ -87,10 +38,9 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        total = int(self.pixels.sum()) + self.ignored
         return {
             "images": self.images,
-            "ignored_share": self.ignored / total if total else 0.0,
+            "ignored_share": self.ignored_share,
             "classes": [
                 {"name": name, "pixels": int(pixels), "images": int(images)}
                 for name, pixels, images in zip(self.classes, self.pixels, self.seen, strict=True)
@@ -102,18 +52,23 @@ class Report:
         }
 
 
-@dataclass(frozen=True)
-class _Facts:
+class _Good(NamedTuple):
     """What one good sample adds to the report."""
 
+    name: str
     counts: NDArray[np.int64]
     size: tuple[int, int]
-    mode: str = "RGB"
-    turned: bool = False
+    changes: tuple[str, ...] = ()
+    header: Header | None = None
 
 
 def check(
-    data: SegmentationDataset, workers: int = 1, progress: Callable[[int], None] | None = None
+    data: SegmentationDataset,
+    workers: int = 1,
+    progress: Callable[[int], None] | None = None,
+    *,
+    training: bool = True,
+    most_ignored: float = MOST_IGNORED,
 ) -> Report:
     """Read every sample of a split. Holds only a few images at a time, whatever the split's size.
 
@@ -122,6 +77,8 @@ def check(
             reported instead of refused.
         workers: threads (reading and decoding run without Python's lock).
         progress: called with 1 after every sample.
+        training: whether the split is trained on, so that every class must occur.
+        most_ignored: the share of ignored pixels that is allowed.
     """
     count = len(data.classes)
     report = Report(data.classes.names, pixels=np.zeros(count, np.int64), seen=np.zeros(count, np.int64))
@@ -133,9 +90,14 @@ def check(
         for start in range(0, len(data), _AHEAD):
             numbers = range(start, min(start + _AHEAD, len(data)))
             for result in pool.map(functools.partial(_examine, data), numbers):
-                _add(report, result)
+                if isinstance(result, Finding):
+                    report.findings.append(result)
+                else:
+                    report.add_image(result.name, result.size, result.changes, result.header)
+                    report.add_label(result.counts)
                 if progress:
                     progress(1)
+    report.findings += judge(data, report, training=training, most_ignored=most_ignored)
     return report
 
 
@@ -144,7 +106,7 @@ def missing_split(error: DataError) -> Report:
     return Report((), findings=[Finding("missing split", str(error))])
 
 
-def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
+def _examine(data: SegmentationDataset, index: int) -> _Good | Finding:
     """Read one sample; whatever goes wrong with it is a finding."""
     name = data.name(index)
     if printable(name) != name:
@@ -153,11 +115,12 @@ def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
         )
     try:
         if isinstance(data, FileDataset):
-            return _examine_files(data, index)
+            sample, changes, header = data.examine(index)
+            return _Good(name, counts_of(sample.label), sample.size, changes, header)
         if isinstance(data, PreparedDataset):
             verify_prepared(data, index)
         sample = data.load(index)
-        return _Facts(np.bincount(sample.label.ravel(), minlength=256), sample.size)
+        return _Good(name, counts_of(sample.label), sample.size)
     except SizeMismatch as error:
         return Finding("size mismatch", str(error))
     except ImpossibleLabels as error:
@@ -166,35 +129,3 @@ def _examine(data: SegmentationDataset, index: int) -> _Facts | Finding:
         return Finding("unreadable", str(error))
     except Exception as error:  # one odd file must not end the check of 100 000
         return Finding("program error", f"{name}: {type(error).__name__}: {error}")
-
-
-def _examine_files(data: FileDataset, index: int) -> _Facts:
-    path = data.image_file(data.ids[index])
-    where = data.storage.where(path)
-    content = data.storage.read(path)
-    image = decode_image(content, where)
-    size = (image.shape[0], image.shape[1])
-    label = data.load_label(index, size)
-    try:
-        with Image.open(io.BytesIO(content)) as header:
-            mode, turned = header.mode, header.getexif().get(_ORIENTATION, 1) != 1
-    except Image.DecompressionBombError:  # sound: it was decoded above
-        mode, turned = "too large for Pillow to look at", False
-    except (OSError, SyntaxError, ValueError):
-        mode, turned = "not known to Pillow", False
-    return _Facts(np.bincount(label.ravel(), minlength=256), size, mode, turned)
-
-
-def _add(report: Report, result: _Facts | Finding) -> None:
-    if isinstance(result, Finding):
-        report.findings.append(result)
-        return
-    count = len(report.classes)
-    report.images += 1
-    report.pixels += result.counts[:count]
-    report.seen += result.counts[:count] > 0
-    report.ignored += int(result.counts[IGNORE_LABEL])
-    report.sizes[result.size] += 1
-    report.turned += result.turned
-    if result.mode != "RGB":
-        report.formats[result.mode] += 1

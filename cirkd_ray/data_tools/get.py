@@ -114,9 +114,8 @@ def get(
     """
     archives = sources if sources is not None else SOURCES.get(name)
     if archives is None:
-        known = _ELSEWHERE.get(name)
-        unknown = f"no data set {name!r} to get{nearest(name, SOURCES)}"
-        raise ConfigError(f"{name}: {known}" if known else unknown)
+        why = _ELSEWHERE.get(name) or f"no data set of that name to get{nearest(name, SOURCES)}"
+        raise ConfigError(f"{name}: {why}")
     base, tell = Path(root).expanduser(), progress or (lambda *_: None)
     with _user_errors(base):
         (base / ARCHIVES).mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,8 @@ _MEANING = {
     "classes": "of other classes, or of the same in another order",
     "palette": "with other colours of the classes",
     "labels": "in which label values stand for other classes",
+    "colours": "in which other colours are ignored",
+    "range": "of images scaled from another range",
 }
 _PART = 64
 _WHOLE_PIXELS = 1_000_000
@@ -97,11 +99,15 @@ def prepare(
         "format": FORMAT,
         "classes": source.classes.names,
         "palette": source.classes.palette,
-        "labels": source.labels.digest if isinstance(source, FileDataset) else None,
+        "range": source.span,
     }
-    _agree(storage, plan)
+    meaning = {
+        "labels": source.labels.digest if isinstance(source, FileDataset) else None,
+        "colours": source.ignored_colours if isinstance(source, FileDataset) else None,
+    }
+    _agree(storage, plan | meaning)
     begun = find_manifest(target, unfinished=True)
-    ledger = _Ledger(storage, begun or Manifest(**{k: plan[k] for k in plan if k != "labels"}))
+    ledger = _Ledger(storage, begun or Manifest(**plan))
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)

@@ -58,7 +58,7 @@ def read_mat(path: Path) -> UInt8:
     try:
         from scipy.io import loadmat
     except ImportError:
-        raise DataError("SBD's labels are MATLAB files: pip install scipy to read them") from None
+        raise DataError("scipy: is missing, which reads SBD's labels; pip install scipy") from None
     try:
         content = loadmat(path, squeeze_me=True)["GTcls"]["Segmentation"].item()
         label = np.asarray(content)

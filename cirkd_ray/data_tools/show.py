@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -10,15 +12,25 @@ from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
 from cirkd_ray.data.sampler import sample_rng
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.data_tools.pictures import Color, blend, fit, grid, legend, outlined, stack, text_line
+from cirkd_ray.errors import DataError, TransientError
 from cirkd_ray.types import ClassSet
 
 _MARGIN = 8
+_RED = (205, 30, 45)
+
+
+@dataclass(frozen=True)
+class Bad:
+    """A sample that cannot be read: its name and why."""
+
+    name: str
+    reason: str
 
 
 def pick_samples(
     data: SegmentationDataset, count: int, start: int | None = None, augmented: bool = False
-) -> list[Sample]:
-    """Samples to look at.
+) -> list[Sample | Bad]:
+    """Samples to look at, those that cannot be read included.
 
     Args:
         data: the data set.
@@ -28,9 +40,15 @@ def pick_samples(
     """
     count = min(count, len(data))
     spread = np.linspace(0, len(data) - 1, count).astype(int).tolist()
-    samples = []
+    samples: list[Sample | Bad] = []
     for n in spread if start is None else range(start, min(start + count, len(data))):
-        sample = data.load(n)
+        try:
+            sample = data.load(n)
+        except TransientError:
+            raise
+        except DataError as error:
+            samples.append(Bad(data.name(n), str(error)))
+            continue
         if augmented:
             image, label = TrainTransform(crop=data.default_crop)(sample, sample_rng(0, n))
             sample = Sample(image, label, sample.name)
@@ -38,10 +56,13 @@ def pick_samples(
     return samples
 
 
-def contact_sheet(samples: Sequence[Sample], classes: ClassSet, columns: int = 3, width: int = 360) -> UInt8:
+def contact_sheet(
+    samples: Sequence[Sample | Bad], classes: ClassSet, columns: int = 3, width: int = 360
+) -> UInt8:
     """H x W x 3 uint8, RGB: each sample as image beside overlay, its name below, and a legend at the bottom.
 
-    Ignored pixels stay as they are; edges of labels are drawn, so that a shift of a few pixels is seen.
+    A sample that cannot be read is a red tile with the reason. Ignored pixels stay as they are; edges of
+    labels are drawn, so that a shift of a few pixels is seen.
 
     Args:
         samples: what to show.
@@ -49,9 +70,14 @@ def contact_sheet(samples: Sequence[Sample], classes: ClassSet, columns: int = 3
         columns: samples side by side.
         width: pixels that each picture may be wide; it may be 3/4 of that high.
     """
-    cells = [_cell(sample, classes, width) for sample in samples]
+    cells = [
+        _bad_cell(sample, width) if isinstance(sample, Bad) else _cell(sample, classes, width)
+        for sample in samples
+    ]
     sheet = grid([cells[i : i + columns] for i in range(0, len(cells), columns)], gap=_MARGIN)
-    below = legend(_entries(samples, classes), sheet.shape[1] - 2 * _MARGIN)
+    below = legend(
+        _entries([s for s in samples if isinstance(s, Sample)], classes), sheet.shape[1] - 2 * _MARGIN
+    )
     return np.vstack([sheet, np.pad(below, ((0, 0), (_MARGIN, _MARGIN), (0, 0)), constant_values=255)])
 
 
@@ -67,9 +93,18 @@ def _cell(sample: Sample, classes: ClassSet, width: int) -> UInt8:
     return stack([pair, text_line(sample.name[-80:], 2 * width)], gap=0)
 
 
+def _bad_cell(sample: Bad, width: int) -> UInt8:
+    tile = np.full((3 * width // 4, 2 * width, 3), _RED, np.uint8)
+    words = textwrap.wrap(f"bad: {sample.reason}", max(8, width // 4), max_lines=max(1, width // 40))
+    lines = [text_line(text, 2 * width) for text in words]
+    return stack([tile, *lines, text_line(sample.name[-80:], 2 * width)], gap=0)
+
+
 def _entries(samples: Sequence[Sample], classes: ClassSet) -> list[tuple[str, Color]]:
     """Name with share, and colour, of every class that occurs; the last is of ignored pixels."""
-    counts = np.sum([np.bincount(sample.label.ravel(), minlength=256) for sample in samples], axis=0)
+    counts = np.zeros(256, np.int64)
+    for sample in samples:
+        counts += np.bincount(sample.label.ravel(), minlength=256)
     shares = 100 * counts / max(1, counts.sum())
     known = [(n, c, s) for n, c, s in zip(classes.names, classes.palette, shares, strict=False) if s]
     entries = [(f"{name} {share:.1f} %", color) for name, color, share in known]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 _CHUNK = 256
 
 
-class Interval(NamedTuple):
+class ConfidenceInterval(NamedTuple):
     """A confidence interval of a score in 0..1."""
 
     low: float
@@ -33,11 +33,12 @@ def per_image_miou(per_image: NDArray[np.int64]) -> NDArray[np.float64]:
 
 def bootstrap_miou(
     per_image: NDArray[np.int64], *, resamples: int = 1000, confidence: float = 0.95, seed: int = 0
-) -> Interval | None:
+) -> ConfidenceInterval | None:
     """Percentile bootstrap over images of the mean IoU (Efron & Tibshirani, 1993, chapter 13).
 
     Each resample draws as many images as there are, with replacement, sums their counts and takes the mean
-    IoU over the classes that occur in it. The interval says how much the score depends on which images the
+    IoU over the classes that occur in the whole set, as the score itself does: a class that a resample lacks
+    keeps its IoU of the whole set. The interval says how much the score depends on which images the
     set happens to hold; it does not cover the spread over training seeds.
 
     Args:
@@ -58,26 +59,35 @@ def bootstrap_miou(
     rng = np.random.default_rng(seed)
     # Sums of counts stay below 2^53, so float64 holds them exactly and a matrix product does the summing.
     flat = per_image.reshape(images, -1).astype(np.float64)
+    whole = _iou(per_image.sum(0).astype(np.float64))
     scores = []
     for start in range(0, resamples, _CHUNK):
         count = min(_CHUNK, resamples - start)
         weights = rng.multinomial(images, np.full(images, 1 / images), size=count).astype(np.float64)
-        scores.append(_miou((weights @ flat).reshape(count, *per_image.shape[1:])))
+        scores.append(_miou((weights @ flat).reshape(count, *per_image.shape[1:]), whole))
     tail = (1 - confidence) / 2
     drawn = np.concatenate(scores)
     if np.isnan(drawn).all():
         return None
     low, high = np.nanquantile(drawn, [tail, 1 - tail])
-    return Interval(float(low), float(high), confidence, resamples)
+    return ConfidenceInterval(float(low), float(high), confidence, resamples)
 
 
-def _miou(areas: NDArray[np.float64]) -> NDArray[np.float64]:
-    """... x 3 x K counts (correct, labelled, predicted) -> ... mean IoUs over the classes that occur."""
+def _iou(areas: NDArray[np.float64]) -> NDArray[np.float64]:
+    """... x 3 x K counts (correct, labelled, predicted) -> ... x K IoUs, NaN where a class does not occur."""
     correct, union = areas[..., 0, :], areas[..., 1, :] + areas[..., 2, :] - areas[..., 0, :]
-    present = union > 0
-    iou = np.divide(correct, union, out=np.zeros_like(correct), where=present)
-    classes = present.sum(-1)
+    iou: NDArray[np.float64] = np.divide(correct, union, out=np.full_like(correct, np.nan), where=union > 0)
+    return iou
+
+
+def _miou(areas: NDArray[np.float64], absent: NDArray[np.float64] | None = None) -> NDArray[np.float64]:
+    """... x 3 x K counts -> ... mean IoUs over the classes that occur, or that have an IoU in `absent`."""
+    iou = _iou(areas)
+    if absent is not None:
+        iou = np.where(np.isnan(iou), absent, iou)
+    classes = (~np.isnan(iou)).sum(-1)
+    total = np.nansum(iou, axis=-1)
     mean: NDArray[np.float64] = np.divide(
-        iou.sum(-1), classes, out=np.full(classes.shape, np.nan), where=classes > 0
+        total, classes, out=np.full(classes.shape, np.nan), where=classes > 0
     )
     return mean

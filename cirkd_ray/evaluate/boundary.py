@@ -12,7 +12,7 @@ from cirkd_ray.evaluate.metrics import ConfusionMatrix
 from cirkd_ray.types import IGNORE_INDEX
 
 
-class BoundaryMatrix:
+class BoundaryMatrix(ConfusionMatrix):
     """Boundary IoU of each class over any number of images.
 
     A pixel belongs to its class's boundary when another class, an ignored pixel or the image's border lies
@@ -33,49 +33,25 @@ class BoundaryMatrix:
     ) -> None:
         if not 0 < ratio < 1:
             raise ValueError(f"the boundary's width must be a share of the diagonal in 0..1, got {ratio}")
+        super().__init__(num_classes + 1, IGNORE_INDEX, device)  # the last counts pixels inside a segment
         self.ratio = ratio
-        self.num_classes = num_classes
-        self._confusion = ConfusionMatrix(num_classes + 1, IGNORE_INDEX, device)
 
-    def update(self, prediction: Tensor, labels: Tensor) -> None:
+    def update(self, prediction: Tensor, labels: Tensor) -> Tensor:
         """Count a batch: N x H x W integers each, labels with `IGNORE_INDEX` where a pixel does not count."""
         height, width = labels.shape[-2:]
         distance = max(1, round(self.ratio * math.hypot(height, width)))
-        # Pixels inside a segment go to one extra class, so the confusion matrix yields both boundaries'
-        # overlap.
-        inside = torch.full_like(labels, self.num_classes)
+        inside = torch.full_like(labels, self.num_classes - 1)
         ignored = labels == IGNORE_INDEX
         truth = torch.where(boundary(labels, distance) | ignored, labels, inside)
         # A network predicts classes on ignored pixels, too; without the cut the rim of an ignored region
         # would be boundary in the labels alone, and a perfect prediction would miss it.
         cut = torch.where(ignored, labels, prediction)
         predicted = torch.where(boundary(cut, distance), prediction, inside)
-        self._confusion.update(predicted, truth)
-
-    def reduce(self) -> BoundaryMatrix:
-        """Sum over all ranks, in place; returns self."""
-        self._confusion.reduce()
-        return self
-
-    def merge(self, other: BoundaryMatrix) -> BoundaryMatrix:
-        """Add another matrix's counts; returns self."""
-        if other.ratio != self.ratio:
-            raise ValueError(f"boundaries of different widths: {self.ratio} and {other.ratio}")
-        self._confusion.merge(other._confusion)
-        return self
-
-    def cpu(self) -> BoundaryMatrix:
-        """Move the counts to the CPU; returns self."""
-        self._confusion.cpu()
-        return self
+        return super().update(predicted, truth)
 
     def iou(self) -> Tensor:
         """K float64 boundary IoUs, on the CPU; NaN for a class without boundary in labels and predictions."""
-        return self._confusion.iou()[:-1]
-
-    def miou(self) -> float:
-        """Mean boundary IoU of the classes that have one."""
-        return float(self.iou().nanmean())
+        return super().iou()[:-1]
 
 
 def boundary(labels: Tensor, distance: int) -> Tensor:

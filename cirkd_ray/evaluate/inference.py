@@ -1,41 +1,29 @@
-"""Scores of whole images from a trained network: several scales, mirrored, or in sliding windows."""
+"""From images to class scores, and from scores to classes: scales, mirror images, sliding windows."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cirkd_ray.device import DTYPES, autocast
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.types import Preprocessing, SegmentationOutput
+from cirkd_ray.types import SegmentationOutput
 
 Average = Literal["logits", "probabilities"]
 
 
 @dataclass(frozen=True)
-class Views:
-    """From how many sides an image is looked at; see `predict_logits`, whose arguments these are.
-
-    Attributes:
-        scales, flip, window, average: as there.
-    """
-
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    window: Window | None = None
-    average: Average = "logits"
-
-
-@dataclass(frozen=True)
-class Window:
-    """A sliding window in pixels of the (scaled) image.
+class SlidingWindow:
+    """A window in pixels of the (scaled) image, through which the network sees it part by part.
 
     Attributes:
         size: (height, width); an image smaller than that is taken whole in that direction.
@@ -60,53 +48,87 @@ class Window:
         return self.stride or (max(1, self.size[0] * 2 // 3), max(1, self.size[1] * 2 // 3))
 
 
+@dataclass(frozen=True)
+class Views:
+    """How the network sees an image: each view is the image at one scale, as it is or mirrored.
+
+    Attributes:
+        scales: factors of height and width.
+        flip: also take the mirror image at each scale.
+        window: see each view through windows instead of whole.
+        average: "logits" averages raw scores, as the reference does; "probabilities" averages softmax.
+    """
+
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    window: SlidingWindow | None = None
+    average: Average = "logits"
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(math.isfinite(scale) and scale > 0 for scale in self.scales):
+            raise ConfigError(f"scales: at least one positive factor is needed, got {list(self.scales)}")
+        if self.average not in ("logits", "probabilities"):
+            raise ConfigError(f"average: must be 'logits' or 'probabilities', got {self.average!r}")
+
+
+ONE_VIEW = Views()
+"""The whole image once."""
+
+
 def predict_logits(
     model: nn.Module,
-    preprocessing: Preprocessing,
+    preprocessing: Callable[[Tensor], Tensor],
     images: Tensor,
-    *,
-    scales: Sequence[float] = (1.0,),
-    flip: bool = False,
-    window: Window | tuple[int, int] | None = None,
-    average: Average = "logits",
+    views: Views = ONE_VIEW,
     size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Class scores of every pixel, averaged over all views of the images.
 
-    A view is the image at one scale, as it is or mirrored. Its logits are upsampled bilinearly to the image's
-    size, with the network's own `align_corners` (true where it does not say), and then averaged. The caller
-    puts the network into evaluation mode and switches gradients off (see `evaluate`).
+    The logits of each view are upsampled bilinearly to the image's size, with the network's own
+    `align_corners` (true where it does not say), and then averaged. The caller puts the network into
+    evaluation mode and switches gradients off (see `inference`).
 
     Args:
         model: a network that returns a `SegmentationOutput`.
-        preprocessing: how it wants its pixels.
+        preprocessing: how it wants its pixels: a `Preprocess`, or a `Preprocessing` for once.
         images: N x 3 x H x W, RGB, uint8 (or float in 0..255), on the network's device.
-        scales: factors of height and width at which the network sees the images.
-        flip: also take the mirror image at each scale.
-        window: see the image through windows of that size (height, width) instead of whole.
-        average: "logits" averages raw scores, as the reference does; "probabilities" averages softmax.
+        views: scales, flip and windows.
         size: height and width of the result where they are not the image's own.
 
     Returns:
         N x K x H x W float32 (K classes): logits, or probabilities.
     """
-    _check(images, scales, average)
-    if window is not None and not isinstance(window, Window):
-        window = Window(window)
-    height, width = images.shape[-2:] if size is None else size
+    if images.dim() != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be N x 3 x H x W, got {tuple(images.shape)}")
+    size = size or (images.shape[2], images.shape[3])
     align_corners = bool(getattr(model, "align_corners", True))
     pixels = preprocessing(images)
     total: Tensor | None = None
-    for scale in scales:
+    for scale in views.scales:
         view = _resize(pixels, scaled_size(images.shape[-2:], scale), align_corners=True)
-        for mirrored in (False, True) if flip else (False,):
-            logits = _view_logits(model, view.flip(-1) if mirrored else view, window, align_corners)
-            scores = _resize(logits.flip(-1) if mirrored else logits, (height, width), align_corners)
-            scores = scores.softmax(1) if average == "probabilities" else scores
+        for mirrored in (False, True) if views.flip else (False,):
+            logits = _view_logits(model, view.flip(-1) if mirrored else view, views.window, align_corners)
+            scores = _resize(logits.flip(-1) if mirrored else logits, size, align_corners)
+            scores = scores.softmax(1) if views.average == "probabilities" else scores
             total = scores if total is None else total.add_(scores)
     assert total is not None
-    views = len(scales) * (2 if flip else 1)
-    return total if views == 1 else total.div_(views)
+    count = len(views.scales) * (2 if views.flip else 1)
+    return total if count == 1 else total.div_(count)
+
+
+def label_map(
+    model: nn.Module,
+    preprocessing: Callable[[Tensor], Tensor],
+    image: NDArray[np.uint8],
+    device: torch.device,
+    views: Views = ONE_VIEW,
+    size: tuple[int, int] | None = None,
+) -> NDArray[np.uint8]:
+    """Predicted class of every pixel of one image: H x W x 3 uint8 RGB -> H x W uint8, or of `size`."""
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1)[None]
+    scores = predict_logits(model, preprocessing, pixels, views, size)
+    labels: NDArray[np.uint8] = predicted_classes(scores)[0].to(torch.uint8).cpu().numpy()
+    return labels
 
 
 def predicted_classes(scores: Tensor) -> Tensor:
@@ -137,18 +159,18 @@ def inference(
     """Evaluation mode, no gradients and, where asked, autocast; every module's mode is put back at the end.
 
     Args:
-        models: the networks (None is passed over).
+        models: the networks; None is passed over.
         device: where they run.
         precision: None or "fp32" for the weights' own precision; "bf16" or "fp16" for autocast.
     """
     precision = precision or "fp32"
     if precision not in DTYPES:
         raise ConfigError(f"precision: must be one of {', '.join(DTYPES)}; got {precision!r}")
-    modes = [(module, module.training) for model in models if model is not None for module in model.modules()]
+    networks = [model for model in models if model is not None]
+    modes = [(module, module.training) for model in networks for module in model.modules()]
     try:
-        for model in models:
-            if model is not None:
-                model.eval()
+        for model in networks:
+            model.eval()
         with torch.inference_mode(), autocast(precision, device):
             yield
     finally:
@@ -163,7 +185,7 @@ def window_corners(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, length - size, stride), length - size]
 
 
-def _view_logits(model: nn.Module, view: Tensor, window: Window | None, align_corners: bool) -> Tensor:
+def _view_logits(model: nn.Module, view: Tensor, window: SlidingWindow | None, align_corners: bool) -> Tensor:
     """Logits of one view: at feature resolution, or through windows at the view's own resolution."""
     if window is None:
         return _forward(model, view)
@@ -197,12 +219,3 @@ def _resize(maps: Tensor, size: tuple[int, int], align_corners: bool) -> Tensor:
     if tuple(maps.shape[-2:]) == tuple(size):
         return maps
     return F.interpolate(maps, size=size, mode="bilinear", align_corners=align_corners)
-
-
-def _check(images: Tensor, scales: Sequence[float], average: str) -> None:
-    if images.dim() != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be N x 3 x H x W, got {tuple(images.shape)}")
-    if not scales or not all(math.isfinite(scale) and scale > 0 for scale in scales):
-        raise ConfigError(f"scales: at least one positive factor is needed, got {list(scales)}")
-    if average not in ("logits", "probabilities"):
-        raise ConfigError(f"average: must be 'logits' or 'probabilities', got {average!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,21 +13,22 @@ import torch
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.codec import decode_image
+from cirkd_ray.data.codec import read_image
+from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.device import choose_precision, local_device
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.evaluate.inference import Views, inference, predict_logits, predicted_classes
-from cirkd_ray.evaluate.saved import load_network
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, label_map
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model
+from cirkd_ray.weights.open import open_network
 
 UInt8 = NDArray[np.uint8]
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
 
-class Source(NamedTuple):
+class ImageToPredict(NamedTuple):
     """An image to predict: a name for the results, without suffix, and the image or why it cannot be read."""
 
     name: str
@@ -53,14 +55,16 @@ class Predictor:
         precision: "fp32", "bf16" or "fp16".
         views: scales, flip and windows.
         warnings: what the user should know.
+        span: the range of values of more than 8 bits that the network was trained on, if it was declared.
     """
 
     model: SegmentationModel
     classes: ClassSet
     device: torch.device
     precision: str = "fp32"
-    views: Views = field(default_factory=Views)
+    views: Views = ONE_VIEW
     warnings: tuple[str, ...] = ()
+    span: tuple[float, float] | None = None
 
     @classmethod
     def load(
@@ -71,7 +75,7 @@ class Predictor:
         dataset: SegmentationDataset | None = None,
         device: str = "auto",
         precision: str = "fp32",
-        views: Views | None = None,
+        views: Views = ONE_VIEW,
     ) -> Predictor:
         """The predictor of a run's folder, an exported model, or a weights file.
 
@@ -87,25 +91,19 @@ class Predictor:
             ConfigError: the device or the precision is not to be had, or the classes differ.
         """
         chosen = local_device(device)
-        warnings: tuple[str, ...] = ()
         if dataset is not None:
-            model, warnings = load_network(str(path), network, dataset)
-            classes = dataset.classes
+            opened = open_network(path, dataset.classes, name=network, where="--network")
         elif network is not None:
             raise ConfigError(
                 "--network: name the data set as well (--data), whose classes the weights are for"
             )
         else:
-            loaded = load_model(path)
-            model, classes = loaded.model, loaded.classes
-        return cls(
-            model.to(chosen).eval(),
-            classes,
-            chosen,
-            choose_precision(precision, chosen),
-            views or Views(),
-            warnings,
-        )
+            opened = load_model(path)
+        classes = opened.classes if dataset is None else dataset.classes
+        arithmetic = choose_precision(precision, chosen)
+        low_high = opened.info.get("range")
+        span = (float(low_high[0]), float(low_high[1])) if low_high else None
+        return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings, span)
 
     def labels(self, image: UInt8) -> UInt8:
         """Classes of an image's pixels.
@@ -116,13 +114,10 @@ class Predictor:
         Returns:
             H x W uint8 class indices.
         """
-        pixels = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)[None]
         with inference(self.model, device=self.device, precision=self.precision):
-            logits = predict_logits(self.model, self.model.preprocessing, pixels, **vars(self.views))
-            found: UInt8 = predicted_classes(logits)[0].to(torch.uint8).cpu().numpy()
-        return found
+            return label_map(self.model, self.model.preprocessing, image, self.device, self.views)
 
-    def predict(self, sources: Iterable[Source], failures: list[str]) -> Iterator[Prediction]:
+    def predict(self, sources: Iterable[ImageToPredict], failures: list[str]) -> Iterator[Prediction]:
         """Predict one image after the other; what cannot be read is named in `failures`."""
         for source in sources:
             if source.image is None:
@@ -156,33 +151,63 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     if not found:
         places = ", ".join(map(str, inputs))
         raise DataError(f"{places}: no images here (looked for {', '.join(sorted(SUFFIXES))})")
-    used: set[str] = set()
-    unique = []
+    unique: dict[str, Path] = {}
     for file, name in found:
         free, number = name, 2
-        while free in used:
+        while free in unique:
             free, number = f"{name}-{number}", number + 1
-        used.add(free)
-        unique.append((file, free))
-    return unique
+        unique[free] = file
+    return [(file, name) for name, file in unique.items()]
 
 
-def read_files(files: Iterable[tuple[Path, str]]) -> Iterator[Source]:
-    """The images of `find_images`, one at a time, turned upright where the camera noted how it was held."""
+@dataclass
+class Reading:
+    """How image files are read, beside what training does.
+
+    Attributes:
+        span: the range of values of more than 8 bits, see `decode_image`.
+        upright: turn the pixels where the camera noted how it was held; training never does.
+        changes: what reading changed -> in how many images.
+    """
+
+    span: tuple[float, float] | None = None
+    upright: bool = False
+    changes: Counter[str] = field(default_factory=Counter)
+
+    def read(self, content: bytes, where: str) -> UInt8:
+        """The pixels of a file."""
+        image, changes = read_image(content, where, self.span)
+        self.changes.update(changes)
+        header = read_header(content)
+        if header is None or header.orientation == 1:
+            return image
+        if self.upright:
+            return upright(image, header.orientation)
+        self.changes["an orientation tag, which is not applied (--upright turns such images)"] += 1
+        return image
+
+    def told(self) -> list[str]:
+        """The changes, a sentence each."""
+        return [f"{n} image{'s have' if n > 1 else ' has'} {what}" for what, n in self.changes.items()]
+
+
+def read_files(files: Iterable[tuple[Path, str]], reading: Reading | None = None) -> Iterator[ImageToPredict]:
+    """The images of `find_images`, one at a time, read as in training where `reading` says nothing else."""
+    reading = Reading() if reading is None else reading
     for path, name in files:
         try:
-            yield Source(name, decode_image(path.read_bytes(), str(path), upright=True))
+            yield ImageToPredict(name, reading.read(path.read_bytes(), str(path)))
         except OSError as error:
-            yield Source(name, None, f"{path}: cannot be read ({error.strerror})")
+            yield ImageToPredict(name, None, f"{path}: cannot be read ({error.strerror})")
         except DataError as error:
-            yield Source(name, None, str(error))
+            yield ImageToPredict(name, None, str(error))
 
 
-def read_dataset(dataset: SegmentationDataset, limit: int | None = None) -> Iterator[Source]:
+def read_dataset(dataset: SegmentationDataset, limit: int | None = None) -> Iterator[ImageToPredict]:
     """The images of a split, named by their samples."""
     for index in range(len(dataset) if limit is None else min(limit, len(dataset))):
         name = Path(dataset.name(index)).with_suffix("").as_posix()
         try:
-            yield Source(name, dataset.load(index).image)
+            yield ImageToPredict(name, dataset.load(index).image)
         except DataError as error:
-            yield Source(name, None, str(error))
+            yield ImageToPredict(name, None, str(error))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -120,21 +122,20 @@ def check_submission(
     keys = {image_key(name) for name in expected}
     found: dict[str, str] = {}
     problems: list[str] = []
-    with _Files(path) as files:
-        for name in files.names:
+    with _files(Path(path)) as files:
+        for name, read in files:
             match = _KEY.search(name.rsplit("/", 1)[-1])
             if not name.endswith(".png") or match is None:
                 problems.append(f"{name}: not a PNG named CITY_SEQUENCE_FRAME*.png")
-            elif match.group() in found:
-                problems.append(
-                    f"{name}: a second prediction for {match.group()}, beside {found[match.group()]}"
-                )
+                continue
+            key = match.group()
+            if key in found:
+                problems.append(f"{name}: a second prediction for {key}, beside {found[key]}")
+            elif key not in keys:
+                problems.append(f"{name}: no such image in this split")
             else:
-                found[match.group()] = name
-                if match.group() not in keys:
-                    problems.append(f"{name}: no such image in this split")
-                else:
-                    problems += _problems_of(name, files.read(name), size or SIZE)
+                problems += _problems_of(name, read(), size or SIZE)
+            found.setdefault(key, name)
     missing = sorted(keys - set(found))
     if missing:
         problems.insert(0, f"{len(missing)} of {len(keys)} images have no prediction: {_some(missing)}")
@@ -191,37 +192,27 @@ def _some(items: Sequence[object]) -> str:
     return ", ".join(map(str, items[:_SHOWN])) + (", ..." if len(items) > _SHOWN else "")
 
 
-class _Files:
-    """The files in a zip archive or a folder, by name; nothing is unpacked."""
+@contextmanager
+def _files(path: Path) -> Iterator[list[tuple[str, Callable[[], bytes]]]]:
+    """The files in a zip archive or a folder: each one's name, and what reads it."""
+    if path.is_dir():
+        files = [(p.relative_to(path).as_posix(), p.read_bytes) for p in path.rglob("*") if p.is_file()]
+        yield sorted(files, key=lambda file: file[0])
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except zipfile.BadZipFile:
+        raise DataError(f"{path}: neither a folder nor a whole zip file") from None
+    with archive:
+        entries = [info for info in archive.infolist() if not info.is_dir()]
+        yield [(info.filename, partial(_unpacked, archive, info)) for info in entries]
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._zip: zipfile.ZipFile | None = None
-        if self.path.is_dir():
-            self.names = sorted(
-                p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if p.is_file()
-            )
-            return
-        try:
-            self._zip = zipfile.ZipFile(self.path)
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from None
-        except zipfile.BadZipFile:
-            raise DataError(f"{path}: neither a folder nor a whole zip file") from None
-        self.names = [info.filename for info in self._zip.infolist() if not info.is_dir()]
 
-    def __enter__(self) -> _Files:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._zip is not None:
-            self._zip.close()
-
-    def read(self, name: str) -> bytes:
-        """The file's content; empty where it is damaged."""
-        if self._zip is None:
-            return (self.path / name).read_bytes()
-        try:
-            return self._zip.read(name)
-        except (zipfile.BadZipFile, OSError, RuntimeError):
-            return b""
+def _unpacked(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """The content of an archive's file; empty where it is damaged."""
+    try:
+        return archive.read(entry)
+    except (zipfile.BadZipFile, OSError, RuntimeError):
+        return b""

@@ -1,4 +1,4 @@
-"""Adversarial (holistic) distillation: a critic that tells the teacher's score maps from the student's."""
+"""Adversarial distillation: a discriminator tells the teacher's score maps from the student's."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cirkd_ray.device import no_autocast
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.discriminator import Discriminator
-from cirkd_ray.losses.maps import MapLoss, MapPair
-from cirkd_ray.losses.memory import pixel_bits
-from cirkd_ray.losses.reduce import global_scale, rank_and_world
+from cirkd_ray.losses.hashing import bits_of_rank
+from cirkd_ray.losses.maps import LogitLoss, MapPair
+from cirkd_ray.losses.reduce import mean_weights
 
 
 class _WithGradient(torch.autograd.Function):
@@ -33,7 +33,7 @@ class _WithGradient(torch.autograd.Function):
 
 
 @LOSSES.register("adversarial")
-class Adversarial(MapLoss):
+class Adversarial(LogitLoss):
     """Holistic distillation of logits.
 
     Liu et al.: Structured Knowledge Distillation for Semantic Segmentation (CVPR 2019), section 3.3, with the
@@ -43,8 +43,7 @@ class Adversarial(MapLoss):
     random mixtures x. The terms `skd`, `ifvd` and `cwd` are published together with it (weight 0.001).
 
     The discriminator runs twice a step, once on the student's map and once on the teacher's (the reference:
-    three times): `forward` keeps the student's run, and `opponent_loss` of the same step continues from it.
-    Nothing is built or run unless a recipe lists this loss with a weight.
+    three times): `forward` keeps the student's run, and `discriminator_loss` of the same step uses it.
 
     Deviations from the reference: ignored pixels are 0 in both maps, and images without a valid pixel do
     not count (`mask_ignored: false` counts all); maps smaller than the discriminator's 64 x 64 are enlarged
@@ -57,46 +56,40 @@ class Adversarial(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         objective: Literal["hinge", "wgan-gp"] = "hinge",
         penalty: Annotated[float, Field(ge=0)] = 10.0,
         width: Annotated[int, Field(ge=2)] = 64,
-        discriminator_weight: Annotated[float, Field(gt=0)] = 0.1,
-        discriminator_lr: Annotated[float, Field(gt=0)] = 4e-4,
-        student_tap: str = "logits",
-        teacher_tap: str = "logits",
-        mask_ignored: bool = True,
+        discriminator_weight: Positive = 0.1,
+        discriminator_lr: Positive = 4e-4,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         self.objective, self.penalty = objective, penalty
         self.discriminator_weight, self.discriminator_lr = discriminator_weight, discriminator_lr
-        self.opponent: nn.Module = Discriminator(self.teacher_width, width)
+        self.opponent = Discriminator(self.teacher_width, width)
         self._kept: tuple[LossInputs, Tensor, Tensor, Tensor, Tensor] | None = None
 
+    @property
+    def discriminator(self) -> nn.Module:
+        assert self.opponent is not None
+        return self.opponent
+
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
-        weight = _image_weights(pair)
+        valid = None if pair.mask is None else pair.mask.flatten(1).any(1)
+        weight = mean_weights(pair.student, valid)
         student, teacher = (_masked(x, pair.mask) for x in (pair.student, pair.teacher))
         if not torch.is_grad_enabled():
-            return {"adversarial": -_mean(self.opponent(student), weight)}
-        # One run serves both players: its graph stays for `opponent_loss`, so it must record parameters.
+            return {"adversarial": -_mean(self.discriminator(student), weight)}
+        # One run serves both: its graph, with the parameters in it, stays for `discriminator_loss`.
         leaf = student.detach().requires_grad_()
-        with _recorded(self.opponent):
-            scores = self.opponent(leaf)
+        with _recorded(self.discriminator):
+            scores = self.discriminator(leaf)
         value = -_mean(scores, weight)
         gradient = torch.autograd.grad(value, leaf, retain_graph=True)[0]
         self._kept = (inputs, scores, student.detach(), teacher, weight)
         return {"adversarial": _WithGradient.apply(student, value.detach(), gradient)}
 
-    def opponent_loss(self, inputs: LossInputs) -> Tensor:
+    def discriminator_loss(self, inputs: LossInputs) -> Tensor:
         """The discriminator's loss; `inputs` must be those of the last `forward`.
 
         Raises:
@@ -104,30 +97,28 @@ class Adversarial(MapLoss):
         """
         if self._kept is None or self._kept[0] is not inputs:
             raise RuntimeError(
-                "opponent_loss continues from forward: call forward with the same inputs first"
+                "discriminator_loss uses the run of forward: call forward with the same inputs first"
             )
         _, fake, student, teacher, weight = self._kept
         self._kept = None
         with no_autocast(student):
-            real = self.opponent(teacher)
-            loss = discriminator_loss(fake, real, self.objective, weight)
+            real = self.discriminator(teacher)
+            loss = discriminator_objective(fake, real, self.objective, weight)
             if self.objective == "wgan-gp" and self.penalty > 0:
                 loss = loss + self.penalty * self._gradient_penalty(student, teacher, weight, inputs)
         return loss * self.discriminator_weight
 
-    def opponent_optimizer(self) -> dict[str, Any]:
+    def discriminator_optimizer(self) -> dict[str, Any]:
         return {"lr": self.discriminator_lr, "betas": (0.9, 0.99)}
 
     def _gradient_penalty(
         self, student: Tensor, teacher: Tensor, weight: Tensor, inputs: LossInputs
     ) -> Tensor:
         """Gulrajani et al., Improved Training of Wasserstein GANs (2017), eq. 3; it needs a third run."""
-        images = student.shape[0]
-        key = ("mix", inputs.seed, inputs.step, inputs.micro)
-        bits = pixel_bits(images, 1, rank_and_world()[0] * images, student.device, *key)
+        bits = bits_of_rank(len(student), 1, student.device, *inputs.key("mix"))
         mix = (bits / 2**32).to(student.dtype).view(-1, 1, 1, 1)
         x = (mix * teacher + (1 - mix) * student).requires_grad_()
-        gradient = torch.autograd.grad(self.opponent(x).sum(), x, create_graph=True)[0]
+        gradient = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)[0]
         excess: Tensor = gradient.flatten(1).norm(dim=1) - 1.0
         return torch.dot(excess.square(), weight)
 
@@ -145,7 +136,9 @@ def _recorded(module: nn.Module) -> Iterator[None]:
             p.requires_grad_(False)
 
 
-def discriminator_loss(fake: Tensor, real: Tensor, objective: str, weight: Tensor | None = None) -> Tensor:
+def discriminator_objective(
+    fake: Tensor, real: Tensor, objective: str, weight: Tensor | None = None
+) -> Tensor:
     """What the discriminator minimises, given its scores (N x 1 x h x w) of student and teacher."""
     if objective == "hinge":
         return _mean(F.relu(1.0 - real), weight) + _mean(F.relu(1.0 + fake), weight)
@@ -156,14 +149,6 @@ def _mean(scores: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over positions and, with the given weights, over images."""
     per_image = scores.flatten(1).mean(1)
     return per_image.mean() if weight is None else torch.dot(per_image, weight)
-
-
-def _image_weights(pair: MapPair) -> Tensor:
-    """N weights that give the mean over the images of the global batch with a valid pixel."""
-    if pair.mask is None:
-        return pair.student.new_full((pair.student.shape[0],), 1.0 / pair.student.shape[0])
-    valid = pair.mask.flatten(1).any(1)
-    return valid.to(pair.student.dtype) * global_scale(valid.sum()).to(pair.student.dtype)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair
 from cirkd_ray.losses.mgd import MaskedGenerator, imitation_error
 from cirkd_ray.losses.reduce import masked_mean
@@ -43,26 +43,14 @@ class AfDCD(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         temperature: Temperature = 0.07,
         mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75,
-        pool: Annotated[int, Field(ge=1)] = 4,
-        patch: Annotated[int, Field(ge=1)] = 4,
+        pool: AtLeastOne = 4,
+        patch: AtLeastOne = 4,
         groups: Annotated[int, Field(ge=2)] = 16,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         if self.teacher_width % groups:
             raise ConfigError(
                 f"loss 'af_dcd': groups={groups} does not divide the teacher's {self.teacher_width} channels"

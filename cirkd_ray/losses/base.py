@@ -37,15 +37,34 @@ class LossInputs:
     seed: int = 0
     micro: int = 0
 
+    def key(self, name: str) -> tuple[str, int, int, int]:
+        """The key of this step's random choice `name` (see `hashing.py`)."""
+        return name, self.seed, self.step, self.micro
+
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
+AtLeastOne = Annotated[int, Field(ge=1)]
+Temperature = Mutable[Positive]
+"""Divides logits or similarities before a softmax; a population may change it while it trains."""
+Channels = int | Mapping[str, int]
+"""Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""
+
 
 class DistillationLoss(nn.Module):
     """Base of every method.
 
-    A subclass registers itself with `@LOSSES.register(NAME)`, takes `student_channels`, `teacher_channels`
-    and `num_classes` as required keyword arguments followed by its settings (keyword-only, annotated, with
-    defaults), and returns from `forward` the terms that are active. Parameters (adapters, projectors) are
-    trained with the student; buffers (queues) are checkpointed and must be equal on all ranks by
-    construction.
+    A subclass registers itself with `@LOSSES.register(NAME)` and returns from `forward` the terms that are
+    active. Its settings are the keyword-only, annotated arguments of its `__init__` that have a default;
+    what is common to all losses passes through: `def __init__(self, *, temperature: float = 1.0, **common:
+    Any)` begins with `super().__init__(**common)`. A loss without settings of its own needs no `__init__`.
+
+    Parameters (adapters, projectors) are trained with the student. Buffers (queues) are checkpointed and
+    must be equal on all ranks by construction.
+
+    Args:
+        student_channels, teacher_channels: channels of the networks' maps (see `Channels`).
+        num_classes: number of classes of the data set.
 
     Attributes:
         terms: the names of the scalars that it can return; a recipe gives each a weight.
@@ -53,24 +72,32 @@ class DistillationLoss(nn.Module):
         active: the terms whose weight is not 0; set by `build_loss`, the others are never computed.
         student_taps, teacher_taps: encoder stages that the networks must return (see
             `SegmentationOutput.tap`).
-        kind, num_classes: the registered name and the number of classes; set by `build_loss`, for messages.
-        opponent: a network trained against the student by an optimiser of its own (a discriminator), or
-            None. It is part of the checkpoint, but its parameters must not require gradients outside
-            `opponent_loss`.
+        kind: the registered name; set by `build_loss`, for messages.
+        opponent: the discriminator's place in the state dict. Read `discriminator` instead: this name is
+            older and stays, because checkpoints hold it.
     """
 
     terms: ClassVar[tuple[str, ...]] = ()
     default_weights: ClassVar[Mapping[str, float]] = {}
     active: frozenset[str]
     kind: str = ""
-    num_classes: int = 0
     student_taps: frozenset[str] = frozenset()
     teacher_taps: frozenset[str] = frozenset()
     opponent: nn.Module | None
 
-    def __init__(self) -> None:
+    def __init__(self, *, student_channels: Channels, teacher_channels: Channels, num_classes: int) -> None:
         super().__init__()
+        self.student_channels, self.teacher_channels = student_channels, teacher_channels
+        self.num_classes = num_classes
         self.opponent = None  # not a class attribute: that would hide a submodule of this name
+
+    @property
+    def discriminator(self) -> nn.Module | None:
+        """A network that an optimiser of its own trains against the student, or None.
+
+        It is part of the checkpoint. Its parameters require gradients in `discriminator_loss` alone.
+        """
+        return self.opponent
 
     def activate(self, terms: frozenset[str]) -> None:
         """Compute these terms alone from now on; a subclass drops the modules that none of them needs.
@@ -79,29 +106,23 @@ class DistillationLoss(nn.Module):
             ConfigError: a term that this loss does not have.
         """
         for term in terms - set(self.terms):
-            raise ConfigError(f"loss {self.kind!r} has no term {term!r}{nearest(term, self.terms)}")
+            raise ConfigError(f"loss {self.kind!r}: no term {term!r}{nearest(term, self.terms)}")
         self.active = terms
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         """The active terms: unweighted scalars, finite and differentiable even if every pixel is ignored."""
         raise NotImplementedError
 
-    def opponent_loss(self, inputs: LossInputs) -> Tensor:
-        """What the opponent minimises; called after the same step's `forward`, with its gradients on."""
-        raise NotImplementedError(f"{type(self).__name__} has no opponent")
+    def discriminator_loss(self, inputs: LossInputs) -> Tensor:
+        """What the discriminator minimises; called after the same step's `forward`, with its gradients on."""
+        raise NotImplementedError(f"{type(self).__name__} has no discriminator")
 
-    def opponent_optimizer(self) -> dict[str, Any]:
-        """Arguments of `torch.optim.Adam` for the opponent's parameters."""
-        raise NotImplementedError(f"{type(self).__name__} has no opponent")
+    def discriminator_optimizer(self) -> dict[str, Any]:
+        """Arguments of `torch.optim.Adam` for the discriminator's parameters."""
+        raise NotImplementedError(f"{type(self).__name__} has no discriminator")
 
 
 LOSSES: registry.Registry[DistillationLoss] = registry.LOSSES
-
-Temperature = Mutable[Annotated[float, Field(gt=0)]]
-"""Divides logits or similarities before a softmax; a population may change it while it trains."""
-
-Channels = int | Mapping[str, int]
-"""Channels of a network's `feature`, or a mapping from the name of each map it can return to its channels."""
 
 
 def channels_of(channels: Channels, tap: str, num_classes: int) -> int:
@@ -110,7 +131,7 @@ def channels_of(channels: Channels, tap: str, num_classes: int) -> int:
         return num_classes
     known = {"feature": channels} if isinstance(channels, int) else channels
     if tap not in known:
-        raise ConfigError(f"no map named {tap!r} to distil; this network has {', '.join(['logits', *known])}")
+        raise ConfigError(f"{tap}: no such map to distil; this network has {', '.join(['logits', *known])}")
     return known[tap]
 
 
@@ -149,7 +170,7 @@ def build_loss(
     except ConfigError as error:
         # Settings are named with their path already; what a constructor finds wrong is not.
         raise ConfigError(str(error) if str(error).startswith(where) else f"{where}: {error}") from None
-    loss.kind, loss.num_classes = kind, num_classes
+    loss.kind = kind
     loss.activate(frozenset(cls.terms) if active is None else active)
     loss.register_forward_pre_hook(check_inputs)
     return loss

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses import memory
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, Count, LossInputs, Temperature
 from cirkd_ray.losses.cirkd_memory import projector
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
+from cirkd_ray.losses.queues import ClassQueue
 from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
 
@@ -43,29 +43,17 @@ class CirkdChannel(MapLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         temperature: Temperature = 0.1,
         kd_temperature: Temperature = 1.0,
-        pool: Annotated[int, Field(ge=1)] = 4,
-        length: Annotated[int, Field(gt=0)] = 512,
-        channel_memory: Annotated[int, Field(gt=0)] = 10_000,
-        channel_keys: Annotated[int, Field(gt=0)] = 2048,
-        candidates: Annotated[int, Field(gt=0)] = 256,
+        pool: AtLeastOne = 4,
+        length: Count = 512,
+        channel_memory: Count = 10_000,
+        channel_keys: Count = 2048,
+        candidates: Count = 256,
         gather: bool = False,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         if channel_keys > channel_memory:
             raise ConfigError(
                 f"loss 'cirkd_channel': channel_memory={channel_memory} is smaller than the draw of "
@@ -74,9 +62,7 @@ class CirkdChannel(MapLoss):
         self.temperature, self.kd_temperature, self.pool = temperature, kd_temperature, pool
         self.channel_keys, self.candidates, self.gather = channel_keys, candidates, gather
         self.projector = projector(self.student_width, self.teacher_width)
-        self.channel = memory.ClassQueue(
-            "cirkd_channel channel_memory", 1, channel_memory, length, torch.float32
-        )
+        self.channel = ClassQueue("cirkd_channel channel_memory", 1, channel_memory, length, torch.float32)
 
     def activate(self, terms: frozenset[str]) -> None:
         super().activate(terms)
@@ -132,14 +118,9 @@ class CirkdChannel(MapLoss):
                 f"loss {self.kind!r}: the maps have {length} pooled pixels, but the queue was built for "
                 f"length={self.channel.queue.shape[2]}; set length: {length}"
             )
-        rank, world = rank_and_world()
-        key = (inputs.seed, inputs.step, inputs.micro)
-        share = min(channels, -(-self.candidates // (images * world)))
-        bits = memory.pixel_bits(images, channels, rank * images, teacher.device, "channels", *key)
+        share = min(channels, -(-self.candidates // (images * rank_and_world()[1])))
+        bits = bits_of_rank(images, channels, teacher.device, *inputs.key("channels"))
         chosen = bits.argsort(dim=1, stable=True)[:, :share].unsqueeze(-1).expand(-1, -1, length)
         gathered = all_gather(teacher.gather(1, chosen)).flatten(0, 1)[: self.candidates]
         self.channel.push(gathered.unsqueeze(0))
-        slots = self.channel.queue.shape[1]
-        return self.channel.draw(
-            memory.random_slots(slots, self.channel_keys, teacher.device, "memory_channel", *key)
-        )
+        return self.channel.draw(self.channel_keys, *inputs.key("memory_channel"))

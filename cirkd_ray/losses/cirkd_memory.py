@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses import memory
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
-from cirkd_ray.losses.cirkd_minibatch import row_weights
+from cirkd_ray.losses import queues
+from cirkd_ray.losses.base import LOSSES, Count, LossInputs, Temperature
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
-from cirkd_ray.losses.reduce import all_gather, rank_and_world
+from cirkd_ray.losses.reduce import all_gather, mean_weights
 from cirkd_ray.losses.relational import relational_kl
 
 
@@ -53,54 +52,39 @@ class CirkdMemory(MapLoss):
     terms = ("memory_pixel", "memory_region")
     default_weights: ClassVar = {"memory_pixel": 0.1, "memory_region": 0.1}
     adapted: ClassVar = "never"
+    pixel: queues.ClassQueue
+    region: queues.ClassQueue
 
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         temperature: Temperature = 0.1,
         kd_temperature: Temperature = 1.0,
-        pixel_memory: Annotated[int, Field(gt=0)] = 20_000,
-        region_memory: Annotated[int, Field(gt=0)] = 2_000,
-        pixel_keys: Annotated[int, Field(gt=0)] = 4096,
-        region_keys: Annotated[int, Field(gt=0)] = 1024,
-        pixel_candidates: Annotated[int, Field(gt=0)] = 16,
+        pixel_memory: Count = 20_000,
+        region_memory: Count = 2_000,
+        pixel_keys: Count = 4096,
+        region_keys: Count = 1024,
+        pixel_candidates: Count = 16,
         storage: Literal["float32", "bfloat16"] = "float32",
         mode: Literal["class", "reference"] = "class",
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         self.temperature, self.kd_temperature = temperature, kd_temperature
         self.pixel_candidates, self.mode = pixel_candidates, mode
         if mode == "reference" and pixel_candidates > pixel_memory:
             raise ConfigError(
                 f"loss 'cirkd_memory': pixel_memory={pixel_memory} is below {pixel_candidates=}"
             )
+        self.projector = projector(self.student_width, self.teacher_width)
+        sizes = {"pixel": (pixel_memory, pixel_keys), "region": (region_memory, region_keys)}
         self.draws = {
-            "memory_pixel": memory.keys_per_class(
-                pixel_keys, num_classes, pixel_memory, "pixel_memory", "pixel_keys"
-            ),
-            "memory_region": memory.keys_per_class(
-                region_keys, num_classes, region_memory, "region_memory", "region_keys"
-            ),
+            f"memory_{name}": queues.keys_per_class(keys, self.num_classes, slots, name)
+            for name, (slots, keys) in sizes.items()
         }
-        width, dtype = self.teacher_width, getattr(torch, storage)
-        self.projector = projector(self.student_width, width)
-        self.pixel = memory.ClassQueue("cirkd_memory pixel_memory", num_classes, pixel_memory, width, dtype)
-        self.region = memory.ClassQueue(
-            "cirkd_memory region_memory", num_classes, region_memory, width, dtype
-        )
+        for name, (slots, _) in sizes.items():
+            label, shape = f"cirkd_memory {name}_memory", (self.num_classes, slots, self.teacher_width)
+            setattr(self, name, queues.ClassQueue(label, *shape, getattr(torch, storage)))
 
     def activate(self, terms: frozenset[str]) -> None:
         super().activate(terms)
@@ -116,13 +100,11 @@ class CirkdMemory(MapLoss):
         student, teacher = tokens(unit(pair.student)), tokens(unit(pair.teacher))
         labels = pair.labels.flatten(1)
         self._enqueue(teacher, labels, inputs)
-        weights = row_weights(student, None if pair.mask is None else pair.mask.flatten(1))
         rows_s, rows_t, terms = student.flatten(0, 1), teacher.flatten(0, 1), {}
+        weights = mean_weights(rows_s, None if pair.mask is None else pair.mask.flatten())
         for term in sorted(self.active):
-            queue: memory.ClassQueue = getattr(self, QUEUES[term])
-            key = (term, inputs.seed, inputs.step, inputs.micro)
-            slots = memory.random_slots(queue.queue.shape[1], self.draws[term], student.device, *key)
-            keys = queue.draw(slots).to(student.dtype).unsqueeze(0)
+            queue: queues.ClassQueue = getattr(self, QUEUES[term])
+            keys = queue.draw(self.draws[term], *inputs.key(term)).to(student.dtype).unsqueeze(0)
             terms[term] = relational_kl(
                 rows_s,
                 rows_t,
@@ -141,11 +123,10 @@ class CirkdMemory(MapLoss):
         classes, candidates = self.num_classes, []
         queue_type = getattr(self, QUEUES[min(self.active)]).queue.dtype
         if "memory_region" in self.active:
-            candidates.append(memory.region_candidates(teacher, labels, classes))
+            candidates.append(queues.region_candidates(teacher, labels, classes))
         if "memory_pixel" in self.active:
-            key = ("candidates", inputs.seed, inputs.step, inputs.micro)
-            bits = memory.pixel_bits(images, pixels, rank_and_world()[0] * images, labels.device, *key)
-            pick = memory.pixel_candidates if self.mode == "class" else memory.pixel_candidates_reference
+            bits = bits_of_rank(images, pixels, labels.device, *inputs.key("candidates"))
+            pick = queues.pixel_candidates if self.mode == "class" else queues.pixel_candidates_reference
             candidates.append(pick(teacher, labels, bits, classes, self.pixel_candidates))
         gathered = all_gather(torch.cat(candidates, 2).to(queue_type))
         if "memory_region" in self.active:
@@ -156,4 +137,4 @@ class CirkdMemory(MapLoss):
                 self.pixel.push(gathered.transpose(0, 1).flatten(1, 2))
             else:
                 for image in gathered:  # the published pointer rule is sequential over images
-                    self.pixel.push_reference(image)
+                    self.pixel.push(image, reference=True)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
-from cirkd_ray.losses.reduce import all_gather, all_gather_grad, global_scale, rank_and_world
+from cirkd_ray.losses.reduce import all_gather, all_gather_grad, mean_weights, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
 
@@ -37,32 +36,15 @@ class CirkdMinibatch(MapLoss):
     adapted: ClassVar = "never"
 
     def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        temperature: Temperature = 0.1,
-        pool: Annotated[int, Field(ge=1)] = 1,
-        gather: bool = False,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
+        self, *, temperature: Temperature = 0.1, pool: AtLeastOne = 1, gather: bool = False, **common: Any
     ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+        super().__init__(**common)
         self.temperature, self.pool, self.gather = temperature, pool, gather
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher, mask = self._pooled(pair)
         student, teacher = tokens(unit(student)), tokens(unit(teacher))
-        weights = row_weights(student, mask)
+        weights = mean_weights(student.flatten(0, 1), None if mask is None else mask.flatten())
         if not self.gather or rank_and_world()[1] == 1:
             loss = relational_kl_symmetric(
                 student, teacher, weights / student.shape[0], temperature=self.temperature, mask=mask
@@ -88,11 +70,3 @@ class CirkdMinibatch(MapLoss):
             student, teacher = (F.avg_pool2d(x, self.pool, ceil_mode=True) for x in (student, teacher))
             mask = None if mask is None else pool_mask(mask, self.pool)
         return student, teacher, None if mask is None else mask.flatten(1)
-
-
-def row_weights(x: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights (N*L) that turn a sum over the rows of x (N x L x C) into their mean over the global batch."""
-    rows = x.shape[0] * x.shape[1]
-    if mask is None:
-        return x.new_full((rows,), 1.0 / rows)
-    return mask.flatten().to(x.dtype) * global_scale(mask.sum()).to(x.dtype)

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
-from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.losses.base import LOSSES, Channels, DistillationLoss, LossInputs, Temperature, channels_of
+from cirkd_ray.losses.base import (
+    LOSSES,
+    AtLeastOne,
+    Count,
+    DistillationLoss,
+    LossInputs,
+    Temperature,
+    channels_of,
+)
 from cirkd_ray.losses.cirkd_channel import CirkdChannel
 from cirkd_ray.losses.cirkd_memory import CirkdMemory
 from cirkd_ray.losses.cirkd_minibatch import CirkdMinibatch
@@ -43,32 +50,25 @@ class CirkdV2(DistillationLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         context: bool = True,
         temperature: Temperature = 0.1,
         kd_temperature: Temperature = 1.0,
-        pool: Annotated[int, Field(ge=1)] = 1,
+        pool: AtLeastOne = 1,
         gather: bool = False,
-        pixel_memory: Annotated[int, Field(gt=0)] = 20_000,
-        region_memory: Annotated[int, Field(gt=0)] = 2_000,
-        pixel_keys: Annotated[int, Field(gt=0)] = 4096,
-        region_keys: Annotated[int, Field(gt=0)] = 1024,
-        length: Annotated[int, Field(gt=0)] = 512,
-        channel_memory: Annotated[int, Field(gt=0)] = 10_000,
-        channel_keys: Annotated[int, Field(gt=0)] = 2048,
+        pixel_memory: Count = 20_000,
+        region_memory: Count = 2_000,
+        pixel_keys: Count = 4096,
+        region_keys: Count = 1024,
+        length: Count = 512,
+        channel_memory: Count = 10_000,
+        channel_keys: Count = 2048,
         mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__()
-        common: dict[str, Any] = {
-            "student_channels": student_channels,
-            "teacher_channels": teacher_channels,
-            "num_classes": num_classes,
-            "mask_ignored": mask_ignored,
-        }
+        super().__init__(**common)
+        common["mask_ignored"] = mask_ignored
         softened = {**common, "temperature": temperature, "kd_temperature": kd_temperature}
-        self.student_width = channels_of(student_channels, "feature", num_classes)
+        self.student_width = channels_of(self.student_channels, "feature", self.num_classes)
         self.context: nn.Module = ContextModule(self.student_width) if context else nn.Identity()
         self.fitnet = FitNet(**common)
         self.minibatch = CirkdMinibatch(**common, temperature=temperature, pool=pool, gather=gather)
@@ -87,7 +87,7 @@ class CirkdV2(DistillationLoss):
         super().activate(terms)
         for name in ("fitnet", "minibatch", "memory", "channel"):
             part = getattr(self, name)
-            part.kind, part.num_classes = self.kind, self.num_classes
+            part.kind = self.kind
             active = terms & set(part.terms)
             if active:
                 part.activate(active)

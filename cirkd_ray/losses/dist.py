@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
-from cirkd_ray.losses.maps import MapLoss, MapPair, tokens
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
+from cirkd_ray.losses.maps import LogitLoss, MapPair, tokens
 from cirkd_ray.losses.reduce import all_reduce_grad, masked_mean
 
 EPSILON = 1e-16
@@ -14,7 +16,7 @@ EPSILON = 1e-16
 
 
 @LOSSES.register("dist")
-class DIST(MapLoss):
+class DIST(LogitLoss):
     """Inter-class and intra-class relations by Pearson correlation.
 
     Huang et al.: Knowledge Distillation from A Stronger Teacher (NeurIPS 2022), eqs. 6 to 10: with
@@ -30,25 +32,8 @@ class DIST(MapLoss):
 
     terms = ("dist_inter", "dist_intra")
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        temperature: Temperature = 1.0,
-        student_tap: str = "logits",
-        teacher_tap: str = "logits",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, temperature: Temperature = 1.0, **common: Any) -> None:
+        super().__init__(**common)
         self.temperature = temperature
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

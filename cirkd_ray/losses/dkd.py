@@ -9,13 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
-from cirkd_ray.losses.maps import MapLoss, MapPair
+from cirkd_ray.losses.maps import LogitLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
 
 
 @LOSSES.register("dkd")
-class DKD(MapLoss):
+class DKD(LogitLoss):
     """Decoupled knowledge distillation, per pixel.
 
     Zhao et al.: Decoupled Knowledge Distillation (CVPR 2022), eqs. 5 to 7: with the label's class as
@@ -30,7 +30,7 @@ class DKD(MapLoss):
     terms = ("tckd", "nckd")
     default_weights: ClassVar = {"tckd": 1.0, "nckd": 8.0}
 
-    def __init__(
+    def __init__(  # without `**common`: `mask_ignored` is no setting here
         self,
         *,
         student_channels: Channels,
@@ -46,7 +46,6 @@ class DKD(MapLoss):
             num_classes=num_classes,
             student_tap=student_tap,
             teacher_tap=teacher_tap,
-            mask_ignored=True,
         )
         self.temperature = temperature
 

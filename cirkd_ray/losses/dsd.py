@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from itertools import combinations
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.at import attention
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
 from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, unit
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
@@ -38,25 +38,8 @@ class DSD(MapLoss):
     default_weights: ClassVar = {"psd": 1000.0, "csd": 10.0}
     adapted: ClassVar = "never"
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        temperature: Temperature = 4.0,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, temperature: Temperature = 4.0, **common: Any) -> None:
+        super().__init__(**common)
         self.temperature = temperature
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, tokens
 from cirkd_ray.losses.reduce import masked_mean
 
@@ -30,24 +30,8 @@ class IFVD(MapLoss):
     default_weights: ClassVar = {"ifvd": 20.0}
     adapted: ClassVar = "never"
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = False,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, mask_ignored: bool = False, **common: Any) -> None:
+        super().__init__(mask_ignored=mask_ignored, **common)
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         labels = pair.labels.flatten(1)

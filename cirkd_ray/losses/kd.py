@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
-from cirkd_ray.losses.maps import MapLoss, MapPair
+from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
+from cirkd_ray.losses.maps import LogitLoss, MapPair
 from cirkd_ray.losses.reduce import masked_mean
 
 
 @LOSSES.register("kd")
-class KD(MapLoss):
+class KD(LogitLoss):
     """Knowledge distillation of each pixel's class distribution.
 
     Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network (2015), section 2, per pixel:
@@ -28,26 +30,8 @@ class KD(MapLoss):
 
     terms = ("kd",)
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        temperature: Temperature = 1.0,
-        logit_std: bool = False,
-        student_tap: str = "logits",
-        teacher_tap: str = "logits",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, temperature: Temperature = 1.0, logit_std: bool = False, **common: Any) -> None:
+        super().__init__(**common)
         self.temperature, self.logit_std = temperature, logit_std
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

@@ -1,8 +1,8 @@
-"""What losses on maps share: taps, adapters, resizing, masks of ignored pixels, normalisation."""
+"""Losses that compare one map of the student with one of the teacher, and what they do to maps."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.device import no_autocast
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.base import Channels, DistillationLoss, LossInputs, channels_of
+from cirkd_ray.losses.base import DistillationLoss, LossInputs, channels_of
 from cirkd_ray.types import SegmentationOutput
 
 
@@ -76,9 +76,9 @@ class MapLoss(DistillationLoss):
     autocast, in float32.
 
     Args:
-        student_channels, teacher_channels, num_classes: as every loss.
         student_tap, teacher_tap: `feature`, `logits`, `aux` or an encoder stage.
         mask_ignored: leave ignored pixels out.
+        common: what every loss takes.
 
     Attributes:
         adapted: `auto` where channels differ, `always`, or `never` for losses that compare relations.
@@ -89,17 +89,15 @@ class MapLoss(DistillationLoss):
     def __init__(
         self,
         *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
         student_tap: str = "feature",
         teacher_tap: str = "feature",
         mask_ignored: bool = True,
+        **common: Any,
     ) -> None:
-        super().__init__()
+        super().__init__(**common)
         self.student_tap, self.teacher_tap, self.mask_ignored = student_tap, teacher_tap, mask_ignored
-        self.student_width = channels_of(student_channels, student_tap, num_classes)
-        self.teacher_width = channels_of(teacher_channels, teacher_tap, num_classes)
+        self.student_width = channels_of(self.student_channels, student_tap, self.num_classes)
+        self.teacher_width = channels_of(self.teacher_channels, teacher_tap, self.num_classes)
         plain = {"feature", "logits", "aux"}
         self.student_taps = frozenset({student_tap} - plain)
         self.teacher_taps = frozenset({teacher_tap} - plain)
@@ -126,6 +124,13 @@ class MapLoss(DistillationLoss):
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         """The active terms."""
         raise NotImplementedError
+
+
+class LogitLoss(MapLoss):
+    """Base of losses that compare logits, unless a recipe names other taps."""
+
+    def __init__(self, *, student_tap: str = "logits", teacher_tap: str = "logits", **common: Any) -> None:
+        super().__init__(student_tap=student_tap, teacher_tap=teacher_tap, **common)
 
 
 def tap_map(kind: str, who: str, output: SegmentationOutput, tap: str, width: int) -> Tensor:

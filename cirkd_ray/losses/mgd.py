@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor, nn
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, LossInputs
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair
-from cirkd_ray.losses.memory import pixel_bits
-from cirkd_ray.losses.reduce import rank_and_world
 
 
 class MaskedGenerator(nn.Module):
@@ -28,8 +27,7 @@ class MaskedGenerator(nn.Module):
     def forward(self, x: Tensor, inputs: LossInputs) -> Tensor:
         """x: N x C x H x W; the holes are a function of (seed, step, micro, image in the global batch)."""
         images, _, height, width = x.shape
-        key = ("mask", inputs.seed, inputs.step, inputs.micro)
-        bits = pixel_bits(images, height * width, rank_and_world()[0] * images, x.device, *key)
+        bits = bits_of_rank(images, height * width, x.device, *inputs.key("mask"))
         hidden = (bits < int(self.mask_ratio * 2**32)).view(images, 1, height, width)
         generated: Tensor = self.layers(x.masked_fill(hidden, 0.0))
         return generated
@@ -59,25 +57,8 @@ class MGD(MapLoss):
     terms = ("mgd",)
     default_weights: ClassVar = {"mgd": 2e-5}
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, mask_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.75, **common: Any) -> None:
+        super().__init__(**common)
         self.generator = MaskedGenerator(self.teacher_width, mask_ratio)
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

@@ -1,10 +1,12 @@
-"""Means over the global batch, and gathers, with the gradients that one process with the joined batch would
-form.
+"""Means over the global batch, and gathers, with the gradients of one process with the joined batch.
 
 DistributedDataParallel averages gradients over ranks. A mean over valid pixels is therefore formed as
 `local sum * world / global count`: its average over ranks, and so the averaged gradient, is that of the
 joined batch. Without an initialised process group everything here is plain arithmetic. Nothing waits for
 the device.
+
+The differentiable gather is ours. `torch.distributed.nn.functional` warns that it is deprecated
+(torch 2.15), cannot be compiled, and has no reduce-scatter on gloo; its successors are private in torch.
 """
 
 from __future__ import annotations
@@ -35,6 +37,18 @@ def global_scale(count: Tensor) -> Tensor:
         count = count.clone()
         dist.all_reduce(count)
     return world / count.clamp(min=1.0)
+
+
+def mean_weights(rows: Tensor, mask: Tensor | None) -> Tensor:
+    """Weights that turn a sum over rows into their mean over the global batch; 0 where masked out.
+
+    Args:
+        rows: M x anything: gives the number of rows, type and device.
+        mask: M bool, or None for all rows (ranks hold equally many).
+    """
+    if mask is None:
+        return rows.new_full((len(rows),), 1.0 / len(rows))
+    return mask.to(rows.dtype) * global_scale(mask.sum()).to(rows.dtype)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -91,28 +105,10 @@ def all_gather_grad(x: Tensor) -> Tensor:
     return _Gather.apply(x)  # type: ignore[no-any-return]
 
 
-class _AllReduce(torch.autograd.Function):
-    """Sum over ranks whose backward is the sum over ranks too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        out = x.detach().clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        out = grads[0].clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(out)
-        return out
-
-
 def all_reduce_grad(x: Tensor) -> Tensor:
-    """Sum over ranks, differentiable.
+    """Sum of small tensors over ranks, differentiable.
 
     A loss computed from it is the same on every rank; as with `all_gather_grad`, each rank's gradient is
     that of the sum of the ranks' losses, and DDP's average divides by the world.
     """
-    if rank_and_world()[1] == 1:
-        return x
-    return _AllReduce.apply(x)  # type: ignore[no-any-return]
+    return all_gather_grad(x.unsqueeze(0)).sum(0)

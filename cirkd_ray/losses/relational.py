@@ -1,10 +1,9 @@
-"""The one primitive of cross-image distillation: KL between the teacher's and the student's rows of
-similarities.
+"""The primitive of cross-image distillation: KL between the teacher's and the student's relations.
 
-For a query i and a segment s of N keys, with similarities q_i . k_n divided by the temperature,
+Here a temperature becomes a loss. A relation of query i to a segment s of N keys is
 
-    KL_is = sum_n  P_t[n] (log P_t[n] - log P_s[n]),    P = softmax_n(q_i . k_n / (temperature *
-    kd_temperature))
+    P = softmax_n(q_i . k_n / (temperature * kd_temperature)),
+    KL_is = sum_n P_t[n] (log P_t[n] - log P_s[n]),
 
 and the loss is `kd_temperature^2 * sum_i w_i sum_s KL_is` (Yang et al., Cross-Image Relational Knowledge
 Distillation, CVPR 2022, eqs. 4 to 12). Its gradient is `G = P_s - P_t`: dq = G k, dk = G^T q. Rows are

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Any, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.losses.base import LOSSES, Channels, LossInputs
+from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.reduce import global_scale
 
@@ -34,25 +33,8 @@ class PairwiseSKD(MapLoss):
     default_weights: ClassVar = {"skd": 10.0}
     adapted: ClassVar = "never"
 
-    def __init__(
-        self,
-        *,
-        student_channels: Channels,
-        teacher_channels: Channels,
-        num_classes: int,
-        pool: Annotated[int, Field(ge=1)] = 2,
-        student_tap: str = "feature",
-        teacher_tap: str = "feature",
-        mask_ignored: bool = True,
-    ) -> None:
-        super().__init__(
-            student_channels=student_channels,
-            teacher_channels=teacher_channels,
-            num_classes=num_classes,
-            student_tap=student_tap,
-            teacher_tap=teacher_tap,
-            mask_ignored=mask_ignored,
-        )
+    def __init__(self, *, pool: AtLeastOne = 2, **common: Any) -> None:
+        super().__init__(**common)
         self.pool = pool
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:

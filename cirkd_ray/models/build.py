@@ -5,20 +5,18 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, create_model
 
 from cirkd_ray.config.registry import validate
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.models.backbones import Backbone, find_backbone
 from cirkd_ray.models.encoders import Encoder
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Rate
 from cirkd_ray.models.heads.fcn import FCNHead
 from cirkd_ray.models.segmentation import EncoderDecoder
-from cirkd_ray.types import CAFFE, IMAGENET, Preprocessing
-
-Rate = Annotated[float, Field(ge=0, lt=1)]
+from cirkd_ray.types import CAFFE, IMAGENET
 
 
 class NetworkSettings(BaseModel):
@@ -29,8 +27,7 @@ class NetworkSettings(BaseModel):
             likes and the backbone can give (8 for DeepLabV3 and PSPNet, 32 for SegFormer).
         drop_path: stochastic depth rate of the encoder; by default as published (0.1 for SegFormer) or timm's
             own.
-        aux: whether there is an auxiliary head on the last but one map; by default as published (ResNets
-            only).
+        aux: whether there is an auxiliary head on the last but one map; by default as published: of ResNets.
         aux_dropout: dropout of the auxiliary head.
         pretrained: download timm's weights of the backbone.
         preprocessing: what the weights expect; `auto` is what timm says of the backbone's weights.
@@ -87,7 +84,7 @@ def select_names(wanted: Sequence[str]) -> list[str]:
             parse_name(item)
         found = [item] if ":" in item or item in known else [name for name in known if name.startswith(item)]
         if not found:
-            raise ConfigError(f"no network named {item!r}{nearest(item, known)}")
+            raise ConfigError(f"{item}: no network of that name{nearest(item, known)}")
         names += found
     return list(dict.fromkeys(names))
 
@@ -139,55 +136,38 @@ def build_model(name: str, *, num_classes: int, where: str = "model", **settings
     if num_classes < 1:
         raise ConfigError(f"{where}: a network needs at least one class, not {num_classes}")
     architecture = parse_name(name, where)
+    backbone, head_class = architecture.backbone, HEADS.get(architecture.head)
     values = validate(model_settings(name), {**architecture.defaults, **settings}, where).model_dump()
-    values = _published(values, architecture.backbone)
-    head_class = HEADS.get(architecture.head)
-    encoder = _encoder(architecture.backbone, head_class, values, where)
-    head_settings = {key: values[key] for key in HEADS.settings(architecture.head).model_fields}
-    head = HEADS.build(
-        architecture.head, {"encoder": encoder.info, "num_classes": num_classes}, head_settings, where
-    )
-    auxiliary = _auxiliary(encoder.info, num_classes, values, where) if values["aux"] else None
-    preprocessing = _preprocessing(values["preprocessing"], encoder)
-    return EncoderDecoder(
-        encoder,
-        head,
-        auxiliary,
-        name=name,
-        num_classes=num_classes,
-        settings=values,
-        preprocessing=preprocessing,
-    )
-
-
-def _published(values: dict[str, Any], backbone: Backbone) -> dict[str, Any]:
-    """Settings with the published defaults of the backbone where the user left them open."""
-    aux = backbone.aux if values["aux"] is None else values["aux"]
-    drop_path = backbone.drop_path if values["drop_path"] is None else values["drop_path"]
-    return {**values, "aux": aux, "drop_path": drop_path}
-
-
-def _encoder(backbone: Backbone, head: type[Head], values: dict[str, Any], where: str) -> Encoder:
-    """The encoder at the output stride that was asked for, or at the first that the head likes."""
+    for key, published in (("aux", backbone.aux), ("drop_path", backbone.drop_path)):
+        values[key] = published if values[key] is None else values[key]
     asked = values["output_stride"]
-    return Encoder(
+    encoder = Encoder(
         backbone,
-        output_strides=(asked,) if asked else head.output_strides,
+        output_strides=(asked,) if asked else head_class.output_strides,
         required=asked is not None,
         drop_path=values["drop_path"],
         pretrained=values["pretrained"],
         where=where,
     )
+    head_settings = {key: values[key] for key in HEADS.settings(architecture.head).model_fields}
+    context = {"encoder": encoder.info, "num_classes": num_classes}
+    return EncoderDecoder(
+        encoder,
+        HEADS.build(architecture.head, context, head_settings, where),
+        _auxiliary(encoder.info, num_classes, values, where) if values["aux"] else None,
+        name=name,
+        num_classes=num_classes,
+        settings=values,
+        preprocessing=_PREPROCESSING.get(values["preprocessing"], encoder.preprocessing),
+    )
 
 
-def _auxiliary(info: EncoderInfo, num_classes: int, values: dict[str, Any], where: str) -> Head:
+_PREPROCESSING = {"imagenet": IMAGENET, "caffe": CAFFE}
+
+
+def _auxiliary(info: EncoderInfo, num_classes: int, values: dict[str, Any], where: str) -> FCNHead:
     """The FCN head on the last but one map."""
     if len(info.channels) < 2:
         raise ConfigError(f"{where}.aux: an auxiliary head needs an encoder with at least two maps")
     finer = EncoderInfo(info.channels[:-1], info.strides[:-1])
     return FCNHead(encoder=finer, num_classes=num_classes, dropout=values["aux_dropout"])
-
-
-def _preprocessing(choice: str, encoder: Encoder) -> Preprocessing:
-    """The preprocessing of that name."""
-    return {"imagenet": IMAGENET, "caffe": CAFFE}.get(choice, encoder.preprocessing)

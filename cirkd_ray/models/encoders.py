@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.errors import ConfigError, WeightsError, first_line
 from cirkd_ray.models.backbones import Backbone
 from cirkd_ray.models.heads.base import EncoderInfo
 from cirkd_ray.types import IMAGENET, Preprocessing
@@ -20,11 +20,7 @@ MAX_STAGES = 4
 """Heads see at most this many maps, the coarsest ones: stage1 (stride 4 in most encoders) to stage4."""
 
 # What makes timm's transformers take images of any size; each family knows one of these or none.
-_ANY_SIZE: tuple[dict[str, Any], ...] = (
-    {"dynamic_img_size": True},
-    {"strict_img_size": False},
-    {},
-)
+_ANY_SIZE: tuple[dict[str, Any], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
 _REFUSALS = (TypeError, ValueError, AssertionError, NotImplementedError, AttributeError, RuntimeError)
 """What timm raises where a family does not know an option or has no feature maps."""
@@ -109,14 +105,13 @@ class Encoder(nn.Module):
         device = next(self.parameters()).device
         height, width = 2 * self.multiple, 3 * self.multiple
         strides = self.info.strides
-        expected = [
-            (c, cells(height, s), cells(width, s)) for c, s in zip(self.info.channels, strides, strict=True)
-        ]
+        sizes = zip(self.info.channels, strides, strict=True)
+        expected = [(channels, cells(height, s), cells(width, s)) for channels, s in sizes]
         self.eval()
         try:
             found = [tuple(x.shape[1:]) for x in self(torch.zeros(1, 3, height, width, device=device))]
         except _REFUSALS as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             raise ConfigError(
                 f"{where}: timm's {self._name!r} takes images of one size only, "
                 f"which segmentation cannot use ({reason})"
@@ -174,7 +169,7 @@ def _features(name: str, options: Mapping[str, Any], pretrained: bool, where: st
             model: nn.Module = timm.create_model(name, features_only=True, pretrained=pretrained, **settings)
         except _REFUSALS as error:
             logging.getLogger(__name__).debug("timm refuses %s with %s", name, settings, exc_info=True)
-            reason = (str(error) or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             continue
         except OSError as error:
             if not pretrained:

@@ -63,7 +63,7 @@ class SegmentationModel(nn.Module):
         known = [name for name in self.channels if name != "feature"]
         for name in names:
             if name not in known:
-                raise ConfigError(f"{self.name} has no inner map {name!r}{nearest(name, known)}")
+                raise ConfigError(f"{self.name}: no inner map {name!r}{nearest(name, known)}")
         self._taps = frozenset(names)
 
     def forward(self, images: Tensor) -> SegmentationOutput:
@@ -95,7 +95,7 @@ class EncoderDecoder(SegmentationModel):
         encoder: returns a list of maps, fine to coarse: `stage1` (finest) to `stageN`.
         head: turns them into a feature map and class scores.
         auxiliary: the same from all but the coarsest map, or None.
-        name, num_classes, settings, preprocessing: see `SegmentationModel`.
+        described: name, num_classes, settings and preprocessing, as of `SegmentationModel`.
     """
 
     def __init__(
@@ -103,18 +103,11 @@ class EncoderDecoder(SegmentationModel):
         encoder: Encoder,
         head: Head,
         auxiliary: Head | None,
-        *,
-        name: str,
-        num_classes: int,
-        settings: dict[str, Any],
-        preprocessing: Preprocessing,
+        **described: Any,
     ) -> None:
         stages = stage_names(encoder.info)
         super().__init__(
-            name=name,
-            num_classes=num_classes,
-            settings=settings,
-            preprocessing=preprocessing,
+            **described,
             channels={"feature": head.channels, **dict(zip(stages, encoder.info.channels, strict=True))},
             strides={
                 "logits": head.stride,

@@ -8,7 +8,7 @@ import math
 from typing import TYPE_CHECKING
 
 from cirkd_ray.compare.folder import CompareData
-from cirkd_ray.report.tables import UNKNOWN, TextTable, percent, rate
+from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent, rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,6 +50,11 @@ def notes(data: CompareData) -> str:
         "Difference: mean over common seeds of (method - baseline), in points; p: paired t-test, two-sided, "
         "after Holm's correction over all methods. Runs of a seed share data order and first weights.",
     ]
+    spans = {over_classes(result["last"]) for runs in data.results.values() for result in runs.values()} - {
+        ""
+    }
+    if spans:
+        lines.append(f"Each mIoU is a mean over {' or '.join(sorted(spans))}.")
     if teachers:
         lines.append(
             f"Gap closed: (method - baseline) / (teacher - baseline); teacher's best: {', '.join(teachers)}."

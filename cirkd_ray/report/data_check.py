@@ -35,9 +35,11 @@ def print_report(console: Console, title: str, report: Report) -> None:
 
 def print_findings(console: Console, title: str, report: Report) -> None:
     """How many of each kind, and the first ones."""
-    for kind, count in Counter(finding.kind for finding in report.findings).items():
+    counts = Counter(finding.kind for finding in report.findings)
+    for kind, count in counts.items():
         console.print(f"{title}, {kind}: {count}", style="red", highlight=False)
-    for finding in report.findings[:SHOWN]:
+    # What is said once is about the whole split: it must not drown in thousands of missing files.
+    for finding in sorted(report.findings, key=lambda found: counts[found.kind])[:SHOWN]:
         console.print(f"  {finding.message}", highlight=False, markup=False)
     if len(report.findings) > SHOWN:
         console.print(f"  and {len(report.findings) - SHOWN} more (--json FILE lists all)", highlight=False)

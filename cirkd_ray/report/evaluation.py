@@ -11,16 +11,16 @@ from typing import Any
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data_tools.pictures import save_picture
-from cirkd_ray.evaluate.bootstrap import Interval
-from cirkd_ray.evaluate.preview import Picture
-from cirkd_ray.evaluate.saved import EvaluationJob, Subject, is_run
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.bootstrap import ConfidenceInterval
+from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.evaluate.job import EvaluationJob, Subject
+from cirkd_ray.evaluate.pictures import Picture
 from cirkd_ray.files import save_text
 from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
-from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE
+from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Evaluation:
     job: EvaluationJob
     subject: Subject
     result: EvaluationResult
-    interval: Interval | None = None
+    interval: ConfidenceInterval | None = None
     worst: Sequence[tuple[int, float]] = ()
     pictures: Sequence[Picture] = ()
 
@@ -108,8 +108,9 @@ class Evaluation:
             )
         parts += ["## Classes\n", per_class(self.result).markdown(), "![confusion matrix](confusion.png)\n"]
         if self.worst:
-            rows = tuple((self.result.names[i], percent(score)) for i, score in self.worst)
-            parts += ["## Worst images\n", TextTable(("image", "mIoU %"), rows).markdown()]
+            result = self.result
+            rows = tuple((result.names[i], percent(v), result.classes_of_image(i)) for i, v in self.worst)
+            parts += ["## Worst images\n", TextTable(("image", "mIoU %", "over"), rows).markdown()]
         if self.pictures:
             parts.append("![worst images](worst.png)\n")
         return "\n".join(parts)
@@ -141,7 +142,10 @@ class Evaluation:
     def worst_picture(self) -> UInt8:
         """The worst images beside truth, prediction and wrong pixels."""
         pairs = zip(self.pictures, self.worst, strict=True)
-        captions = [f"{picture.name}   mIoU {percent(score)} %" for picture, (_, score) in pairs]
+        captions = [
+            f"{picture.name}   mIoU {percent(score)} % ({self.result.classes_of_image(index)})"
+            for picture, (index, score) in pairs
+        ]
         return side_by_side(
             self.pictures, self.result.classes, captions=captions, errors=True, student=self.subject.network
         )

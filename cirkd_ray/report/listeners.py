@@ -10,14 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from cirkd_ray.config.composition import flatten
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.report.tables import COUNTS, over_classes
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 
 SHOWN_LIVE = "  "
 """Begins the lines of `log.txt` that a follower passes over: it draws the figures from the metrics."""
-_VALIDATION = {"miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "step"}
+_VALIDATION = {"miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "step", *COUNTS}
 
 
 class TensorBoardListener(Listener):
@@ -66,6 +67,7 @@ class RunLog(Listener):
         """The main figures of a line of metrics."""
         names = {"loss/total": "loss", "miou": "mIoU", "images_per_second": "images/s"}
         figures = [f"{text} {metrics[name]:.4g}" for name, text in names.items() if name in metrics]
+        figures += [f"over {classes}"] if (classes := over_classes(metrics)) else []
         self.message(f"{SHOWN_LIVE}step {step}: {', '.join(figures)}")
 
     def finish(self, result: Mapping[str, Any]) -> None:

@@ -9,8 +9,8 @@ import numpy as np
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data_tools import pictures
+from cirkd_ray.evaluate.pictures import Picture
 from cirkd_ray.evaluate.predict import Prediction
-from cirkd_ray.evaluate.preview import Picture
 from cirkd_ray.types import ClassSet
 
 FORMS = {"colors": ".png", "blends": ".jpg", "ids": ".png"}

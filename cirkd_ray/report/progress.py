@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from cirkd_ray.report.tables import over_classes
 from cirkd_ray.train.reporter import Listener
 
 PAUSE = 15.0
@@ -82,7 +83,7 @@ class RunProgress(Listener):
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
-        self._miou: float | None = None
+        self._validated: Mapping[str, float] = {}
         self._written: int | None = None
         self._live = _live_line(self._stream, total_steps) if self._stream.isatty() else None
 
@@ -97,9 +98,9 @@ class RunProgress(Listener):
         if self._marks and step < self._marks[-1][1]:
             self._marks.clear()  # started again from an earlier checkpoint
         self._marks.append((self._clock(), step))
-        validated = "miou" in metrics
-        self._miou = metrics["miou"] if validated else self._miou
-        figures = self._figures(metrics, self._miou if self._live or validated else None)
+        if validated := "miou" in metrics:
+            self._validated = metrics
+        figures = self._figures(metrics, self._validated if self._live or validated else {})
         if self._live is not None:
             self._live.update(self._live.task_ids[0], completed=step, figures=figures)
         elif validated or self._due(step):
@@ -130,10 +131,12 @@ class RunProgress(Listener):
         first, last = self._written is None or step < self._written, step >= self.total_steps
         return first or last or step - (self._written or 0) >= self.every
 
-    def _figures(self, metrics: Mapping[str, float], miou: float | None) -> str:
+    def _figures(self, metrics: Mapping[str, float], validated: Mapping[str, float]) -> str:
         loss = next((metrics[key] for key in ("loss/total", "loss", "total") if key in metrics), None)
         parts = [f"loss {loss:.4f}"] if loss is not None else []
-        parts += [f"mIoU {miou * 100:.2f} %"] if miou is not None and not math.isnan(miou) else []
+        if not math.isnan(miou := validated.get("miou", math.nan)):
+            classes = over_classes(validated)
+            parts.append(f"mIoU {miou * 100:.2f} %" + (f" ({classes})" if classes else ""))
         if "images_per_second" in metrics:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")
         return "  ".join([*parts, f"ETA {duration(self.eta())}"])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from cirkd_ray.report.tables import UNKNOWN, TextTable, percent, rate
+from cirkd_ray.report.comparison import write_comparison
+from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent, rate
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Outcome
+from cirkd_ray.weights import load_model
+from cirkd_ray.weights.card import find_card, shipped
 
 NETWORK_COLUMNS = ("", "model", "mIoU %", "parameters", "images/s")
 
@@ -21,51 +22,106 @@ def network_row(
     miou: float | None = None,
     parameters: int | None = None,
     images_per_second: float | None = None,
+    classes: str = "",
 ) -> tuple[str, ...]:
-    """A network's row of `NETWORK_COLUMNS`: its role is "teacher" or "student"; None is not known."""
+    """A network's row of `NETWORK_COLUMNS`: its role is "teacher" or "student"; None is not known.
+
+    `classes` says over how many the mIoU is.
+    """
     millions = UNKNOWN if parameters is None else f"{parameters / 1e6:.2f} M"
-    return role, model, percent(miou), millions, rate(images_per_second)
+    return role, model, percent(miou) + classes, millions, rate(images_per_second)
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
-    """Teacher and student beside each other, and where the files are."""
-    teacher = _teacher_row(outcome)
-    rows = ([teacher] if teacher else []) + [_run_row("student" if teacher else "network", outcome.result)]
-    title = "Best validation mIoU; images/s of the last validation, all workers together"
-    console.print(TextTable(NETWORK_COLUMNS, tuple(rows), title).rich())
+    """Teacher, student alone and distilled student beside each other, and where the files are."""
+    title = "Best validation mIoU (of so many classes); images/s of the last validation, all workers together"
+    console.print(TextTable(NETWORK_COLUMNS, tuple(outcome_rows(outcome)), title).rich())
+    closed = gap_closed(outcome)
+    if closed is not None:
+        console.print(closed, highlight=False)
     path = outcome.directory.path
     lines = [
         f"run          {path}",
         f"student      {path / 'student.safetensors'} and model.json (cirkd eval, predict, export)",
         f"TensorBoard  tensorboard --logdir {path / 'tensorboard'}",
     ]
-    if outcome.teacher is not None:
-        before = " (trained before)" if outcome.teacher_reused else ""
-        lines.append(f"teacher      {outcome.teacher.path}{before}")
+    for name, directory in (("teacher", outcome.teacher), ("alone", outcome.baseline)):
+        if directory is not None:
+            before = " (trained before)" if directory in outcome.reused else ""
+            lines.append(f"{name:12} {directory.path}{before}")
+    picture = write_comparison(outcome)
+    if picture is not None:
+        lines.append(f"picture      {picture}")
     console.print("\n".join(lines), highlight=False)
 
 
-def _run_row(role: str, result: dict[str, Any]) -> tuple[str, ...]:
-    """A run's best validation, and the speed of its last."""
+def outcome_rows(outcome: Outcome) -> list[tuple[str, ...]]:
+    """A row of `NETWORK_COLUMNS` for each network of the run."""
+    teacher, student = teacher_figures(outcome), run_figures(outcome.result)
+    if teacher is None:
+        return [network_row("network", *student)]
+    rows = [network_row("teacher", *teacher)]
+    if outcome.baseline is None:
+        return [*rows, network_row("student", *student)]
+    alone = run_figures(outcome.baseline.read_result() or {})
+    return [*rows, network_row("student alone", *alone), network_row("student distilled", *student)]
+
+
+def gap_closed(outcome: Outcome) -> str | None:
+    """What distillation brought, in points of mIoU and as a share of the student's distance to its teacher.
+
+    None for a run without a baseline.
+    """
+    if outcome.baseline is None:
+        return None
+    alone, distilled = run_figures(outcome.baseline.read_result() or {})[1], run_figures(outcome.result)[1]
+    if alone is None or distilled is None:
+        return None
+    text = f"distillation {100 * (distilled - alone):+.2f} points of mIoU"
+    teacher = teacher_figures(outcome)
+    if teacher is None or teacher[1] is None or teacher[1] <= alone:
+        return text
+    share = (distilled - alone) / (teacher[1] - alone)
+    return f"{text}: {100 * share:.0f} % of the gap between the student alone and its teacher"
+
+
+Figures = tuple[str, float | None, int | None, float | None, str]
+"""Of a network: its name, mIoU, parameters, images a second, and over how many classes the mIoU is."""
+
+
+def run_figures(result: dict[str, Any]) -> Figures:
+    """Of a run's best validation, and the speed of its last."""
     best, last = result.get("best") or {}, result.get("last") or {}
-    figures = (best.get("miou"), result["parameters"], last.get("images_per_second"))
-    return network_row(role, result["model"], *figures)
+    name, speed = result.get("model", UNKNOWN), last.get("images_per_second")
+    return name, best.get("miou"), result.get("parameters"), speed, _over(best)
 
 
-def _teacher_row(outcome: Outcome) -> tuple[str, ...] | None:
-    """The teacher's row, as far as its files tell; None for a run without a teacher."""
-    if outcome.teacher is not None:
-        return _run_row("teacher", outcome.teacher.read_result() or {})
+def _over(scores: dict[str, Any]) -> str:
+    """` (7 of 8)`: the classes that a mean is over; empty where that is not known."""
+    over = over_classes(scores).removesuffix(" classes")
+    return f" ({over})" if over else ""
+
+
+def teacher_figures(outcome: Outcome) -> Figures | None:
+    """Of the teacher, as far as its files tell; None for a run without a teacher.
+
+    The score on a card counts where it is of this run's data set.
+    """
     spec = outcome.directory.spec()
+    if outcome.teacher is not None:
+        return run_figures(outcome.teacher.read_result() or {})
     if spec.distill is None or spec.teacher is None:
         return None
     weights = spec.teacher.weights
     if weights is None:
-        return network_row("teacher", str(spec.teacher.module))
-    folder = Path(weights)
+        return str(spec.teacher.module), None, None, None, ""
+    folder = shipped(weights)
     result = RunDirectory(folder).read_result() if folder.is_dir() else None
     if result is not None:
-        return _run_row("teacher", result)
-    card = folder / "model.json" if folder.is_dir() else folder
-    known = card.suffix == ".json" and card.is_file()
-    return network_row("teacher", json.loads(card.read_text())["name"] if known else folder.name)
+        return run_figures(result)
+    if find_card(weights) is None:
+        return folder.name, None, None, None, ""
+    loaded = load_model(weights)
+    card, count = loaded.info, sum(p.numel() for p in loaded.model.parameters())
+    scores = card.get("validation") or {} if card.get("data") == spec.data.name else {}
+    return card["name"], scores.get("miou"), count, None, _over(scores)

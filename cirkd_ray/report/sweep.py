@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from cirkd_ray.report.tables import UNKNOWN, TextTable, percent
+from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent
 from cirkd_ray.sweep.folder import SweepData
 
 SHARES = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
@@ -39,9 +39,10 @@ def ranking(data: SweepData, limit: int | None = None) -> TextTable:
         )
         for trial in [*data.ranked, *others][:limit]
     ]
-    return TextTable(
-        columns, tuple(rows), "Trials, those that ran longest first, then by the last validation"
-    )
+    title = "Trials, those that ran longest first, then by the last validation"
+    spans = {over_classes(trial.rows[-1]) for trial in data.trials if trial.rows} - {""}
+    title += f"; mIoU over {' or '.join(sorted(spans))}" if spans else ""
+    return TextTable(columns, tuple(rows), title)
 
 
 def fair_comparison(data: SweepData) -> TextTable:

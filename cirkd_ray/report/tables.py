@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from cirkd_ray.evaluate.bootstrap import Interval
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.bootstrap import ConfidenceInterval
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "-"
+COUNTS = ("miou_classes", "classes")
+"""Scores that are numbers of classes."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,9 @@ def per_class(result: EvaluationResult, title: str = "") -> TextTable:
     return TextTable(tuple(columns), tuple(rows), title)
 
 
-def scores(result: EvaluationResult, title: str = "", interval: Interval | None = None) -> TextTable:
+def scores(
+    result: EvaluationResult, title: str = "", interval: ConfidenceInterval | None = None
+) -> TextTable:
     """The scores over all classes, a row each; below the mean IoU its confidence interval."""
     names = {
         "miou": "mIoU",
@@ -78,12 +83,21 @@ def scores(result: EvaluationResult, title: str = "", interval: Interval | None 
         "frequency_weighted_iou": "frequency-weighted IoU",
         "boundary_iou": "boundary IoU",
     }
-    metrics = result.metrics().items()
-    rows = [(names.get(key, key), percent(value)) for key, value in metrics if not key.startswith("iou/")]
+    metrics = result.metrics()
+    names["miou"] += f" ({over_classes(metrics)})"
+    shown = {key: value for key, value in metrics.items() if not (key.startswith("iou/") or key in COUNTS)}
+    rows = [(names.get(key, key), percent(value)) for key, value in shown.items()]
     if interval is not None:
         bounds = f"{percent(interval.low)} to {percent(interval.high)}"
         rows.insert(1, (f"mIoU, {interval.confidence * 100:g} % interval", bounds))
     return TextTable(("score", "%"), tuple(rows), title)
+
+
+def over_classes(scores: Mapping[str, float]) -> str:
+    """`11 of 12 classes`: over how many of the classes the mean IoU of these scores is; empty if unknown."""
+    if not all(key in scores for key in COUNTS):
+        return ""
+    return f"{scores['miou_classes']:.0f} of {scores['classes']:.0f} classes"
 
 
 def percent(share: float | None) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 
@@ -41,6 +41,8 @@ class TensorBoard:
         mIoU.
         """
         for name, value in result.metrics().items():
+            if name == "classes":
+                continue
             tag = f"{prefix}_{name}" if name.startswith("iou/") else f"{prefix}/{name}"
             self._writer.add_scalar(tag, value, step)
         self._writer.add_scalar(f"{prefix}/images_per_second", result.images_per_second, step)

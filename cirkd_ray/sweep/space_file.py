@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 import cirkd_ray
-from cirkd_ray.config.composition import Tree, apply_overrides, overrides_from, read_yaml
+from cirkd_ray.config.composition import Tree, apply_overrides, beside, overrides_from, read_yaml
 from cirkd_ray.config.registry import _fields_at
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.sweep.parameters import Parameter
@@ -57,7 +57,7 @@ def find_space(name: str) -> Path:
         raise ConfigError(f"{name}: no such file; shipped spaces: {', '.join(space_names())}")
     if not shipped.is_file():
         raise ConfigError(
-            f"no search space {name!r}{nearest(name, space_names())} (or give the path of a YAML file)"
+            f"{name}: no such search space{nearest(name, space_names())} (or give the path of a YAML file)"
         )
     return shipped
 
@@ -80,6 +80,8 @@ def load_space(name: str, overrides: Iterable[str] = ()) -> SpaceFile:
     own = {key: value for key, value in changes.items() if key.split(".")[0] in OF_THE_SPACE}
     tree = apply_overrides(tree, own)
     if isinstance(tree.get("set"), dict | None):
+        if isinstance(root := (tree.get("set") or {}).get("data.root"), str):
+            tree["set"]["data.root"] = beside(path, root)
         tree["set"] = {**(tree.get("set") or {}), **{k: v for k, v in changes.items() if k not in own}}
     tree.setdefault("name", path.stem)
     return SpaceFile(path, _validated(tree, path, lines), lines)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from timm.layers import convert_sync_batchnorm
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
-from cirkd_ray.device import choose_precision, make_scaler
+from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.memory import require_memory
+from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.distiller import Distiller, build_losses
@@ -26,12 +23,9 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.optim import build_optimizer, parameter_groups
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
-from cirkd_ray.weights import load_model
-from cirkd_ray.weights.card import find_card
-from cirkd_ray.weights.classes import compare_classes
-from cirkd_ray.weights.external import load_module
-from cirkd_ray.weights.loading import WeightsReport, aside, load_weights, require_whole
-from cirkd_ray.weights.package import require_description
+from cirkd_ray.weights.loading import WeightsReport, aside, load_weights
+from cirkd_ray.weights.open import open_network
+from cirkd_ray.weights.package import numbered_classes
 
 
 @dataclass(frozen=True)
@@ -89,15 +83,17 @@ def build_network(
     model = build_model(spec.name, num_classes=num_classes, where=where, **spec.settings)
     if spec.weights is not None:
         report = load_weights(model, spec.weights, reinit_classifier=spec.reinit_classifier)
-        _note(notes, where, report)
+        if notes is not None:
+            notes += _told(where, report)
     return model
 
 
-def _note(notes: list[str] | None, where: str, report: WeightsReport) -> None:
-    """Add what a load did to the notes."""
-    if notes is not None:
-        notes.append(f"{where}: {report.loaded} entries from {report.source} ({report.kind})")
-        notes += [f"{where}: {text}" for _, text in aside(report)]
+def _told(where: str, report: WeightsReport | None) -> list[str]:
+    """What a load did, for the notes."""
+    if report is None:
+        return []
+    loaded = f"{where}: {report.loaded} entries from {report.source} ({report.kind})"
+    return [loaded, *(f"{where}: {text}" for _, text in aside(report))]
 
 
 def build_teacher(
@@ -108,43 +104,28 @@ def build_teacher(
     Args:
         spec: where it comes from.
         num_classes: the data set's.
-        classes: their names, which those of a saved network must be, where they are to be compared.
+        classes: the data set's, where their names are to be compared.
         notes: takes what the user should know of it.
 
     Raises:
-        ConfigError: it scores another number of classes than the data set has, or the same in another order,
-            its recipe is not trained yet, or it is not the network that the recipe says.
+        ConfigError: its recipe is not trained yet, or it is not what the recipe says (see `open_network`).
         WeightsError: its weights are those of a backbone, or do not fit.
     """
-    named: ClassSet | None = None
-    if spec.module is not None:
-        teacher = load_module(spec.module, num_classes=num_classes)
-    elif spec.weights is None:
+    if spec.weights is None and spec.module is None:
         raise ConfigError(f"teacher.train: {spec.train!r} has to be trained first; `cirkd train` does so")
-    elif spec.model is not None and find_card(spec.weights) is None:
-        network = spec.model
-        teacher = build_model(
-            network.name, num_classes=num_classes, where="teacher.model", **network.settings
-        )
-        report = load_weights(teacher, spec.weights, reinit_classifier=network.reinit_classifier)
-        require_whole(report, "a teacher")
-        _note(notes, "teacher", report)
-    else:
-        loaded = load_model(spec.weights)
-        if spec.model is not None:
-            said = spec.model
-            require_description(loaded, spec.weights, said.name, said.settings, where="teacher.model")
-        teacher, named = loaded.model, loaded.classes
-    if teacher.num_classes != num_classes:
-        raise ConfigError(
-            f"teacher: {spec.weights or spec.module} scores {teacher.num_classes} classes, the data set has "
-            f"{num_classes}; take a teacher trained on the same classes"
-        )
-    if named is not None and classes is not None:
-        differing = compare_classes(f"teacher {spec.weights}", named, classes)
-        if notes is not None:
-            notes.extend(differing)
-    return teacher.eval().requires_grad_(False)
+    opened = open_network(
+        spec.weights,
+        classes or numbered_classes(num_classes),
+        module=spec.module,
+        name=None if spec.model is None else spec.model.name,
+        settings=None if spec.model is None else spec.model.settings,
+        where="teacher.model",
+        called=f"teacher {spec.weights or spec.module}",
+    )
+    if notes is not None:
+        notes += _told("teacher", opened.report)
+        notes += opened.warnings
+    return opened.model.requires_grad_(False)
 
 
 def seed_of(*numbers: int) -> int:
@@ -169,15 +150,14 @@ def build_run(spec: RunSpec, world: World) -> Run:
     notes: list[str] = []
     student = build_network(spec.model, classes, "model", notes)
     torch.manual_seed(seed_of(spec.seed, 1))
-    teacher = (
-        build_teacher(spec.teacher, classes, train_set.classes, notes)
-        if spec.distill is not None and spec.teacher is not None
-        else None
-    )
+    teacher = None
+    if spec.distill is not None and spec.teacher is not None:
+        teacher = build_teacher(spec.teacher, classes, train_set.classes, notes)
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
     if teacher is not None:
         teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses.values()))
+    teacher = teacher if losses else None
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
     distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
     return Run(
@@ -186,8 +166,8 @@ def build_run(spec: RunSpec, world: World) -> Run:
         train_set=train_set,
         val_set=val_set,
         student=student,
-        teacher=teacher if losses else None,
-        step=_build_step(spec, world, distiller, teacher if losses else None, precision),
+        teacher=teacher,
+        step=_build_step(spec, world, distiller, teacher, precision),
         precision=precision,
         notes=tuple(notes),
     )
@@ -200,7 +180,6 @@ def _build_step(
     on_gpu = world.device.type == "cuda"
     channels_last = on_gpu and spec.train.channels_last
     student = distiller.student
-    assert isinstance(student, SegmentationModel)
     require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
         synchronise_batchnorm(distiller)
@@ -209,13 +188,14 @@ def _build_step(
         _move(teacher, world.device, channels_last)
     average = None
     if spec.train.ema is not None:
+        # Not timm's ModelEmaV3: its first update mixes in the first weights, and its checkpoints differ.
         averaging = get_ema_multi_avg_fn(spec.train.ema)  # type: ignore[no-untyped-call]
         average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
-    opponents: dict[str, torch.optim.Optimizer] = {
-        name: torch.optim.Adam(loss.opponent.parameters(), **loss.opponent_optimizer())
-        for name, loss in distiller.opponents()
-        if loss.opponent is not None
+    discriminators: dict[str, torch.optim.Optimizer] = {
+        name: torch.optim.Adam(loss.discriminator.parameters(), **loss.discriminator_optimizer())
+        for name, loss in distiller.discriminators()
+        if loss.discriminator is not None
     }
     if spec.train.compile:
         student.compile()
@@ -224,53 +204,31 @@ def _build_step(
     return TrainStep(
         distiller,
         teacher,
-        student.preprocessing,
         optimizer,
-        opponents,
-        make_scaler(precision, world.device),
+        discriminators,
         spec.optim,
         spec.train.steps,
         precision,
         world,
-        teacher_preprocessing=None if teacher is None else teacher.preprocessing,
         average=average,
         channels_last=channels_last,
-        wrapped=_wrap(distiller, spec, world),
     )
 
 
 def synchronise_batchnorm(distiller: Distiller) -> None:
     """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
 
-    Those of opponents stay each rank's own: a gradient penalty differentiates twice through them, which
+    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which
     SyncBatchNorm does not support. Their running statistics are averaged before they are used.
     """
-    opponents = {loss: loss.opponent for _, loss in distiller.opponents()}
-    for loss in opponents:
-        loss.opponent = None
-    convert_sync_batchnorm(distiller)  # timm's: torch's drops the activations of BatchNormAct2d
-    for loss, opponent in opponents.items():
-        loss.opponent = opponent
+    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
+    for _, loss in distiller.named_losses():
+        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
+    for owner, name, part in parts:
+        setattr(owner, name, convert_sync_batchnorm(part))  # torch's drops the activations of BatchNormAct2d
 
 
 def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:
     module.to(device)
     if channels_last:
         module.to(memory_format=torch.channels_last)
-
-
-def _wrap(distiller: Distiller, spec: RunSpec, world: World) -> nn.Module:
-    """DDP over the student and the losses' layers; no buffer is broadcast."""
-    if world.size == 1:
-        return distiller
-    known = inspect.signature(DistributedDataParallel).parameters
-    renamed = "forward_sync_buffers"  # in torch 2.15
-    options: dict[str, Any] = {renamed if renamed in known else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        distiller,
-        device_ids=[world.device] if world.device.type == "cuda" else None,
-        **options,
-        gradient_as_bucket_view=True,
-        # Without a weight the auxiliary head gets no gradient, which DDP has to be told.
-        find_unused_parameters=spec.task.aux_weight == 0 or spec.task.weight == 0,
-    )

@@ -93,7 +93,7 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """
     problem = complaint(folder)
     if problem is not None:
-        raise CheckpointError(f"checkpoint {folder} is {problem}")
+        raise CheckpointError(f"{folder}: the checkpoint is {problem}")
     state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
     return state
 

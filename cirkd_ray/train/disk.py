@@ -23,8 +23,8 @@ def checkpoint_bytes(spec: RunSpec, student: nn.Module, losses: Mapping[str, Dis
     found = weights * (2 if spec.train.ema is not None else 1)
     found += sum(_bytes(loss.state_dict().values()) for loss in losses.values())
     trained: list[nn.Module] = [student, *losses.values()]
-    opponents = (loss.opponent for loss in losses.values())
-    apart = sum(_bytes(opponent.parameters()) for opponent in opponents if opponent is not None)
+    discriminators = (loss.discriminator for loss in losses.values())
+    apart = sum(_bytes(module.parameters()) for module in discriminators if module is not None)
     together = sum(_bytes(module.parameters()) for module in trained) - apart
     moments = 2 if spec.optim.name == "adamw" else int(spec.optim.momentum > 0)
     return int(found + moments * together + 2 * apart)

@@ -19,7 +19,7 @@ class Distiller(nn.Module):
     """Student, task loss and distillation losses.
 
     Args:
-        student: returns `SegmentationOutput`.
+        student: the network that is trained.
         losses: name -> loss.
         specs: name -> its weights and schedule.
         task: weights of the cross-entropy terms.
@@ -27,13 +27,13 @@ class Distiller(nn.Module):
         seed: the run's seed, for the losses' random choices.
 
     Attributes:
-        seen: what the losses saw in the last forward, where one of them has an opponent that learns from it.
-            It is no result of `forward`: DDP would take every map in it for one that gets a gradient.
+        seen: what the losses saw in the last forward, where one of them has a discriminator that learns from
+            it. It is no result of `forward`: DDP would take every map in it for one that gets a gradient.
     """
 
     def __init__(
         self,
-        student: nn.Module,
+        student: SegmentationModel,
         losses: Mapping[str, DistillationLoss],
         specs: Mapping[str, LossSpec],
         task: TaskSpec,
@@ -45,13 +45,13 @@ class Distiller(nn.Module):
         self.losses = nn.ModuleDict(losses)
         self.specs = dict(specs)
         self.task = task
-        self.task_loss = TaskLoss(align_corners=getattr(student, "align_corners", True))
+        self.task_loss = TaskLoss(align_corners=student.align_corners)
         self.steps = steps
         self.seed = seed
         self.seen: LossInputs | None = None
-        for _, loss in self.opponents():
-            assert loss.opponent is not None
-            loss.opponent.requires_grad_(False)  # trained by its own optimiser, outside DDP
+        for _, loss in self.discriminators():
+            assert loss.discriminator is not None
+            loss.discriminator.requires_grad_(False)  # trained by its own optimiser, outside DDP
 
     def named_losses(self) -> Iterator[tuple[str, DistillationLoss]]:
         """The distillation losses with their types."""
@@ -59,9 +59,9 @@ class Distiller(nn.Module):
             assert isinstance(loss, DistillationLoss)
             yield name, loss
 
-    def opponents(self) -> list[tuple[str, DistillationLoss]]:
+    def discriminators(self) -> list[tuple[str, DistillationLoss]]:
         """The losses that train a network against the student."""
-        return [(name, loss) for name, loss in self.named_losses() if loss.opponent is not None]
+        return [(name, loss) for name, loss in self.named_losses() if loss.discriminator is not None]
 
     def forward(
         self, images: Tensor, labels: Tensor, teacher: SegmentationOutput | None, step: int, micro: int = 0
@@ -76,7 +76,7 @@ class Distiller(nn.Module):
                 found, weights = self._distil(name, loss, inputs)
                 total = total + sum_terms(found, weights)
                 terms.update(found)
-            self.seen = inputs if self.opponents() else None
+            self.seen = inputs if self.discriminators() else None
         return total, terms
 
     def task_weights(self) -> dict[str, float]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from cirkd_ray.train.distiller import Distiller
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,23 @@ def average_batchnorm_statistics(module: nn.Module, world: World) -> None:
     flat = torch.cat([b.detach().reshape(-1) for b in buffers])
     dist.all_reduce(flat)
     _spread(flat / world.size, buffers)
+
+
+def parallel(distiller: Distiller, world: World) -> Distiller | DistributedDataParallel:
+    """The distiller, or DDP over it where there are several ranks; no buffer is broadcast."""
+    if world.size == 1:
+        return distiller
+    known = inspect.signature(DistributedDataParallel).parameters
+    renamed = "forward_sync_buffers"  # in torch 2.15
+    options: dict[str, Any] = {renamed if renamed in known else "broadcast_buffers": False}
+    return DistributedDataParallel(
+        distiller,
+        device_ids=[world.device] if world.device.type == "cuda" else None,
+        **options,
+        gradient_as_bucket_view=True,
+        # Without a weight the auxiliary head gets no gradient, which DDP has to be told.
+        find_unused_parameters=distiller.task.aux_weight == 0 or distiller.task.weight == 0,
+    )
 
 
 def average_gradients(parameters: list[nn.Parameter], world: World) -> None:

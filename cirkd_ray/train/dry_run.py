@@ -11,9 +11,10 @@ from torch.overrides import TorchFunctionMode
 
 from cirkd_ray.config import DistillSpec, ModelSpec, RunSpec
 from cirkd_ray.data import DATASETS, build_dataset
+from cirkd_ray.data.facts import look
 from cirkd_ray.errors import ConfigError, DataError, UserError
 from cirkd_ray.losses import DistillationLoss
-from cirkd_ray.losses.memory import require_memory
+from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models.segmentation import EncoderDecoder, SegmentationModel
 from cirkd_ray.train.build import build_datasets, build_network, build_teacher
 from cirkd_ray.train.distiller import build_losses
@@ -22,8 +23,6 @@ from cirkd_ray.train.teacher import teacher_recipe
 from cirkd_ray.types import ClassSet
 
 T = TypeVar("T")
-SAMPLES = 4
-"""Images of each split that are read before a run starts; `cirkd data check` reads them all."""
 
 
 def check_run(*specs: RunSpec) -> tuple[str, ...]:
@@ -45,7 +44,7 @@ class DryRun:
             Samples, starting weights, memory and maps are not looked at, and nothing is downloaded.
 
     Attributes:
-        notes: what could not be checked; the keys are sentences.
+        notes: what could not be checked, and what the data have wrong; the keys are sentences.
         built: the student and the losses of the recipe that was checked last.
     """
 
@@ -114,8 +113,10 @@ class DryRun:
         for dataset, split in ((train, data.train_split), (val, data.val_split)):
             if len(dataset) == 0:
                 raise DataError(f"data: the split {split!r} of {data.name!r} is empty")
-            for index in spread(len(dataset)):
-                dataset.load(index)
+            self.notes |= dict.fromkeys(look(dataset, training=dataset is train))
+        if spec.train.batch_size > len(train):
+            many = f"{spec.train.batch_size} is more than the {len(train)} images of {data.train_split!r}"
+            self.notes[f"warning: train.batch_size: {many}: a batch holds some of them several times"] = None
         return train.classes
 
     def _network(self, model: ModelSpec, classes: ClassSet, where: str) -> SegmentationModel:
@@ -195,8 +196,3 @@ class _Undrawn(TorchFunctionMode):
         if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
             return args[0]
         return func(*args, **(kwargs or {}))
-
-
-def spread(length: int, count: int = SAMPLES) -> list[int]:
-    """Up to `count` numbers below `length`, from the first to the last."""
-    return sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})

@@ -1,4 +1,8 @@
-"""The training loop, read top to bottom: every method, network and data set runs through it."""
+"""The training loop, read top to bottom: every method, network and data set runs through it.
+
+`TrainingLoop.resume` loads the last checkpoint, `train` does the steps that are left, and `_report` writes
+metrics, validates and saves a checkpoint where they are due.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.data.loader import Batches, DeviceBatch, eval_loader, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import TrainingError
-from cirkd_ray.evaluate.scoring import EvaluationResult, evaluate
+from cirkd_ray.evaluate.evaluation import EvaluationResult, evaluate
 from cirkd_ray.train.build import Run, build_run, seed_of
 from cirkd_ray.train.checkpoint import checkpoint_name, newest_checkpoint, read_checkpoint, write_checkpoint
 from cirkd_ray.train.distributed import (
@@ -35,8 +39,14 @@ from cirkd_ray.weights import save_model
 
 
 @dataclass
-class Progress:
-    """What a run knows of itself besides weights; part of every checkpoint."""
+class RunProgress:
+    """How far a run is, and its scores; part of every checkpoint.
+
+    Attributes:
+        step: optimiser steps that are done.
+        seconds: time that they took, validations and checkpoints left out.
+        best, last: scores of the best and of the last validation.
+    """
 
     step: int = 0
     seconds: float = 0.0
@@ -45,8 +55,8 @@ class Progress:
 
 
 @dataclass
-class Window:
-    """Sums since the last line of metrics; the terms stay on the device until then."""
+class ReportWindow:
+    """Sums over the steps since the last line of metrics; the terms stay on the device until then."""
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
@@ -69,7 +79,7 @@ def train(
     listeners: Sequence[Listener] = (),
     resume_from: Path | None = None,
 ) -> dict[str, Any]:
-    """Train, validate, checkpoint; continue from the directory's newest whole checkpoint if there is one.
+    """Train, validate, checkpoint; resume from the directory's newest whole checkpoint if there is one.
 
     Args:
         spec: a resolved recipe whose teacher, if any, has weights.
@@ -77,8 +87,7 @@ def train(
         directory: the run's directory, seen by all ranks.
         reporter: takes figures and checkpoints.
         listeners: follow the run on the main rank.
-        resume_from: a checkpoint to start from where the directory has none (a run that continues another's
-        weights).
+        resume_from: a checkpoint to start from where the directory has none, such as another run's.
 
     Returns:
         The result, as it stands in `result.json`; the same on all ranks.
@@ -87,37 +96,37 @@ def train(
         TrainingError: a loss is not finite.
         UserError: bad data, a full disk and the like, with what to do.
     """
-    loop = Loop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
-    loop.restore(resume_from)
-    return loop.run()
+    loop = TrainingLoop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
+    loop.resume(resume_from)
+    return loop.train()
 
 
-class Loop:
-    """One rank's run."""
+class TrainingLoop:
+    """One rank's way through a run."""
 
     def __init__(
         self, run: Run, directory: RunDirectory, reporter: Reporter, listeners: Sequence[Listener]
     ) -> None:
-        self.r, self.spec, self.world = run, run.spec, run.world
+        self.run, self.spec, self.world = run, run.spec, run.world
         self.directory, self.reporter, self.listeners = directory, reporter, listeners
-        self.progress = Progress()
-        self.started_from: str | None = None
+        self.progress = RunProgress()
+        self.started_from: Path | None = None
         self.val_batches = self._validation_loader()
 
-    def restore(self, resume_from: Path | None = None) -> None:
-        """Take up the newest whole checkpoint, chosen by the main rank."""
-        self.started_from = str(resume_from) if resume_from else None
+    def resume(self, started_from: Path | None = None) -> None:
+        """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0."""
+        self.started_from = started_from
         path = self._newest_checkpoint(self._message)
         if path:
-            self.progress = Progress(**load_state(self.r, read_checkpoint(Path(path))))
+            self.progress = RunProgress(**load_state(self.run, read_checkpoint(Path(path))))
         if self.world.is_main:
             self.directory.rewind(self.progress.step)
-            for listener in self.listeners:
-                listener.start(self.spec.to_dict(), self.progress.step)
-            for note in self.r.notes:
-                self._message(note)
-            if path:
-                self._message(f"continuing at step {self.progress.step} from {path}")
+        for listener in self.listeners:
+            listener.start(self.spec.to_dict(), self.progress.step)
+        for note in self.run.notes:
+            self._message(note)
+        if path:
+            self._message(f"continuing at step {self.progress.step} from {path}")
 
     def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
         """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
@@ -126,24 +135,24 @@ class Loop:
             path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
         return broadcast_text(path, self.world)
 
-    def run(self) -> dict[str, Any]:
+    def train(self) -> dict[str, Any]:
         """All steps that are left, then the result."""
         train = self.spec.train
         batches = self._batches(self.progress.step)
-        window, loader_start = Window(), time.perf_counter()
+        window, waiting_since = ReportWindow(), time.perf_counter()
         for step in range(self.progress.step, train.steps):
-            group = list(islice(batches, train.accumulate))
-            wait = time.perf_counter() - loader_start
+            micro_batches = list(islice(batches, train.accumulate))
+            waited = time.perf_counter() - waiting_since
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
-            self.r.step.distiller.train()
-            window.add(self.r.step(step, group), wait)
+            self.run.step.distiller.train()
+            window.add(self.run.step(step, micro_batches), waited)
             done = step + 1
             validates = done % train.validate_every == 0 or done == train.steps
             saves = done % train.checkpoint_every == 0 or done == train.steps
             if validates or saves or done % train.log_every == 0:
                 self._report(done, window, validates, saves)
-                window = Window()
-            loader_start = time.perf_counter()
+                window = ReportWindow()
+            waiting_since = time.perf_counter()
         self._replace_lost_export()
         return self._finish()
 
@@ -159,7 +168,7 @@ class Loop:
             max_class_share=spec.data.max_class_share,
         )
         loader = train_loader(
-            self.r.train_set,
+            self.run.train_set,
             transform,
             seed=spec.seed,
             global_batch=spec.train.batch_size,
@@ -174,9 +183,9 @@ class Loop:
 
     def _validation_loader(self) -> Batches:
         """This rank's validation images; kept, so that its processes start once."""
-        train, total = self.spec.train, len(self.r.val_set)
+        train, total = self.spec.train, len(self.run.val_set)
         return eval_loader(
-            self.r.val_set,
+            self.run.val_set,
             self.world.rank,
             self.world.size,
             self.spec.data.workers,
@@ -184,18 +193,18 @@ class Loop:
             indices=range(min(train.validate_limit or total, total)),
         )
 
-    def _report(self, done: int, window: Window, validates: bool, saves: bool) -> None:
+    def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
         """One line of metrics, with a validation and a checkpoint where they are due."""
         self.progress.step = done
         metrics = self._window_metrics(done, window)
         if saves:
-            self.r.step.watch_weights(done - 1)
+            self.run.step.watch_weights(done - 1)
         self._check_finite()
         self.progress.seconds += metrics["seconds"]
         if validates or saves:
-            average_batchnorm_statistics(self.r.step.distiller, self.world)
-            if self.r.step.average is not None:
-                average_batchnorm_statistics(self.r.step.average, self.world)
+            average_batchnorm_statistics(self.run.step.distiller, self.world)
+            if self.run.step.average is not None:
+                average_batchnorm_statistics(self.run.step.average, self.world)
         result = self._validate(done) if validates else None
         if result is not None:
             metrics.update({k: v for k, v in result.metrics().items() if not k.startswith("iou/")})
@@ -209,17 +218,16 @@ class Loop:
         if validates or saves:
             self.reporter.report(metrics, self._save(done) if saves else None)
 
-    def _window_metrics(self, done: int, window: Window) -> dict[str, float]:
-        """The window's figures; this is where the host waits for the device."""
-        means = mean_over_ranks(
-            {name: value / window.steps for name, value in window.terms.items()}, self.world
-        )
+    def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
+        """The window's figures. Here the host waits for the device."""
+        sums = {name: value / window.steps for name, value in window.terms.items()}
+        means = mean_over_ranks(sums, self.world)
         seconds = time.perf_counter() - window.start
         images = window.steps * self.spec.train.batch_size
-        metrics: dict[str, float] = {"step": done}
-        metrics |= {name if name == "grad_norm" else f"loss/{name}": value for name, value in means.items()}
-        metrics |= {
-            "lr": self.r.step.lr(done - 1),
+        metrics: dict[str, float] = {
+            "step": done,
+            **{name if name == "grad_norm" else f"loss/{name}": value for name, value in means.items()},
+            "lr": self.run.step.lr(done - 1),
             "images_per_second": images / seconds,
             "data_wait": window.wait / seconds,
             "seconds": seconds,
@@ -234,7 +242,7 @@ class Loop:
         Raises:
             TrainingError: with the step, the loss's name and the last good checkpoint.
         """
-        first = self.r.step.nonfinite.first
+        first = self.run.step.nonfinite.first
         if not first:
             return
         steps = minimum_over_ranks(torch.stack(list(first.values())), self.world).tolist()
@@ -246,55 +254,51 @@ class Loop:
         # Looked up, not remembered: the last one may still be on its way to the run's directory.
         found = self._newest_checkpoint(lambda text: None)
         kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
-        what = "the weights are not finite after" if name == WEIGHTS else f"loss {name!r} is not finite at"
+        about, when = ("weights", "after") if name == WEIGHTS else (f"loss {name!r}", "at")
         raise TrainingError(
-            f"{what} step {step}; {kept}.\n"
+            f"{about}: not finite {when} step {step}; {kept}.\n"
             "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
         )
 
     def _validate(self, done: int) -> EvaluationResult:
         """Score the student on the validation split; keep the best one as `student.safetensors`."""
-        spec, world = self.spec, self.world
+        run, spec, world = self.run, self.spec, self.world
+        shown = min(spec.train.pictures, len(run.val_set))
         result = evaluate(
-            self.r.evaluated,
-            self.r.val_set,
+            run.evaluated,
+            run.val_set,
             device=world.device,
-            preprocessing=self.r.student.preprocessing,
-            precision=None if self.r.precision == "fp32" else self.r.precision,
+            preprocessing=run.student.preprocessing,
+            precision=run.precision,
             rank=world.rank,
             world_size=world.size,
             limit=spec.train.validate_limit,
             batch_size=spec.train.validate_batch_size,
             batches=self.val_batches,
-            pictures=self._pictured(),
-            teacher=self.r.teacher,
+            pictures=[index * len(run.val_set) // shown for index in range(shown)],  # spread over the set
+            teacher=run.teacher,
         )
         scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
         self.progress.last = scores
         if not self.progress.best or scores["miou"] > self.progress.best["miou"]:
             self.progress.best = scores
             if world.is_main:
-                self._export(scores)
+                about = {
+                    "recipe": spec.name,
+                    "data": spec.data.name,
+                    "range": run.val_set.span,
+                    "validation": scores,
+                }
+                half = spec.train.export == "fp16"
+                save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
         return result
 
-    def _pictured(self) -> list[int]:
-        """Validation images to show, spread over the set."""
-        count = min(self.spec.train.pictures, len(self.r.val_set))
-        return [index * len(self.r.val_set) // count for index in range(count)]
-
-    def _export(self, scores: dict[str, Any]) -> None:
-        save_model(
-            self.r.evaluated,
-            self.directory.path,
-            classes=self.r.val_set.classes,
-            recipe=self.spec.name,
-            data=self.spec.data.name,
-            validation=scores,
-        )
-
     def _replace_lost_export(self) -> None:
-        """Export the last student where the best one is not in the directory: its files were deleted, or it
-        is of the run that this one took its checkpoint from. `best` then speaks of what is exported."""
+        """Export the last student where the best one is not in the directory.
+
+        Its files were deleted, or it belongs to the run that this one's checkpoint came from. `best` then
+        speaks of what is exported.
+        """
         gone = self.directory.missing_model_file() if self.world.is_main else None
         gone = broadcast_text(gone or "", self.world)
         if gone:
@@ -303,26 +307,23 @@ class Loop:
             self._validate(self.progress.step)
 
     def _save(self, done: int) -> Path | None:
-        """The complete checkpoint, on the main rank."""
-        path = None
-        name = checkpoint_name(done)
-        if self.world.is_main:
-            path = self.reporter.checkpoint_folder(name)
-            write_checkpoint(path, {**state_of(self.r), **vars(self.progress)})
-        return path
+        """Write the complete checkpoint, on the main rank."""
+        if not self.world.is_main:
+            return None
+        state = {**state_of(self.run), **vars(self.progress)}
+        return write_checkpoint(self.reporter.checkpoint_folder(checkpoint_name(done)), state)
 
     def _finish(self) -> dict[str, Any]:
         """Write `result.json`."""
         progress = self.progress
-        count = sum(p.numel() for p in self.r.student.parameters())
-        trained = progress.step * self.spec.train.batch_size
+        images = progress.step * self.spec.train.batch_size
         result = {
             "recipe": self.spec.name,
             "model": self.spec.model.name,
             "steps": progress.step,
-            "parameters": count,
+            "parameters": sum(p.numel() for p in self.run.student.parameters()),
             "seconds": progress.seconds,
-            "images_per_second": trained / progress.seconds if progress.seconds else None,
+            "images_per_second": images / progress.seconds if progress.seconds else None,
             "workers": self.world.size,
             "last": progress.last,
             "best": progress.best,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from cirkd_ray.evaluate.scoring import EvaluationResult
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.train.checkpoint import prune_checkpoints
 
 

@@ -50,10 +50,8 @@ class RunDirectory:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            text = yaml.safe_dump(
-                {**spec.to_dict(), "_environment": environment()}, sort_keys=False, allow_unicode=True
-            )
-            write_text(self.recipe, text)
+            tree = {**spec.to_dict(), "_environment": environment()}
+            write_text(self.recipe, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
@@ -146,20 +144,12 @@ def environment() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    package = Path(__file__).parent
-    for folder in (package, Path.cwd()):
+    describe = ("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+    for folder in (Path(__file__).parent, Path.cwd()):
         try:
-            command = [
-                "git",
-                "-C",
-                str(folder),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-                "--exclude=*",
-            ]
-            found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
+            found = subprocess.run(
+                ["git", "-C", str(folder), *describe], capture_output=True, text=True, timeout=10, check=False
+            )
         except (OSError, subprocess.TimeoutExpired):
             return None
         if found.returncode == 0:

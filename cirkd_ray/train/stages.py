@@ -1,4 +1,4 @@
-"""What stands around a run: its directory and name, its teacher's own run, going on after an interruption."""
+"""What stands around a run: its directory and name, its teacher's and baseline's runs, resuming it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from filelock import FileLock, Timeout
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
@@ -29,17 +30,19 @@ class Runner(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run and its teacher's.
+    """A finished run, its teacher's and its baseline's.
 
     Attributes:
         teacher: the directory of the teacher's run, where the recipe trains its teacher.
-        teacher_reused: whether it had been trained before.
+        baseline: the directory of the run without distillation, where the recipe asks for one.
+        reused: those that had been trained before.
     """
 
     directory: RunDirectory
     result: dict[str, Any]
     teacher: RunDirectory | None = None
-    teacher_reused: bool = False
+    baseline: RunDirectory | None = None
+    reused: tuple[RunDirectory, ...] = ()
 
 
 def run_name(recipe: str) -> str:
@@ -67,12 +70,14 @@ def run_recipe(
     resume: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
-    """Train the teacher if the recipe says so and nobody has yet, then the run itself.
+    """Train what the recipe says and nobody has yet, the teacher and the baseline, then the run itself.
+
+    The result's block `baseline` says where that is and how it scored.
 
     Args:
         spec: a resolved recipe.
         directory: of this run.
-        out: where teachers are kept.
+        out: where teachers and baselines are kept.
         runner: trains one recipe in one directory.
         resume: continue `directory` where it holds a run already.
         say: hears what happens.
@@ -85,22 +90,43 @@ def run_recipe(
         say(note)
     with locked(directory):
         open_directory(directory, spec, resume)
-        teacher, reused = None, False
+        teacher, baseline, reused = None, None, []
         if trains_teacher:
             teacher = teacher_directory(spec, out)
-            reused = train_teacher(teacher_recipe(spec), teacher, runner, say)
+            if train_teacher(teacher_recipe(spec), teacher, runner, say):
+                reused.append(teacher)
             spec = with_weights(spec, teacher.path)
+        if has_baseline(spec):
+            plan = baseline_recipe(spec)
+            baseline = baseline_directory(plan, out)
+            if train_once(f"student alone, {plan.model.name}", plan, baseline, runner, say):
+                reused.append(baseline)
         result = directory.read_finished()
         if result is not None:
             say(f"{directory.path} is finished; this is its result")
         else:
+            if teacher is not None or baseline is not None:
+                say(f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
             result = runner(spec, directory)
-    return Outcome(directory, result, teacher, reused)
+        if baseline is not None:
+            result = {**result, "baseline": baseline_block(baseline)}
+            directory.write_result(result)
+    return Outcome(directory, result, teacher, baseline, tuple(reused))
 
 
 def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
     """Train a teacher unless it is there; returns whether it was."""
-    name = f"teacher {spec.model.name}"
+    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say)
+
+
+def train_once(
+    name: str, spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]
+) -> bool:
+    """Train what several runs share unless it is there; `name` is what messages call it.
+
+    Returns:
+        Whether it was there.
+    """
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
         if directory.read_finished() is not None:
             say(f"{name}: trained before, in {directory.path}")

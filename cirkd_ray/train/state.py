@@ -9,16 +9,17 @@ from cirkd_ray.train.build import Run
 
 
 def state_of(run: Run) -> dict[str, Any]:
-    """Student, the losses' layers, queues and opponents, optimisers, scaler, average and recipe.
+    """Student, the losses' layers, queues and discriminators, optimisers, scaler, average and recipe.
 
     Random generators are not in it: every random choice is a function of (seed, step, rank).
     """
     step = run.step
+    discriminators = {name: found.state_dict() for name, found in step.discriminator_optimizers.items()}
     return {
         "student": run.student.state_dict(),
         "losses": step.distiller.losses.state_dict(),
         "optimizer": step.optimizer.state_dict(),
-        "opponents": {name: optimizer.state_dict() for name, optimizer in step.opponent_optimizers.items()},
+        "opponents": discriminators,  # an older name for them, which stays: checkpoints have it
         "scaler": step.scaler.state_dict(),
         "average": None if step.average is None else step.average.state_dict(),
         "spec": run.spec.to_dict(),
@@ -37,7 +38,7 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         step.distiller.losses.load_state_dict(state.pop("losses"))
         step.optimizer.load_state_dict(state.pop("optimizer"))
         for name, found in state.pop("opponents").items():
-            step.opponent_optimizers[name].load_state_dict(found)
+            step.discriminator_optimizers[name].load_state_dict(found)
         step.scaler.load_state_dict(state.pop("scaler"))
         average = state.pop("average")
         if (average is None) != (step.average is None):
@@ -48,7 +49,7 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         reason = str(error).strip().splitlines()
         detail = reason[1].strip() if len(reason) > 1 else reason[0]
         raise CheckpointError(
-            f"the checkpoint is of another recipe ({detail}); start a new run instead"
+            f"checkpoint: is of another recipe ({detail}); start a new run instead"
         ) from None
     state.pop("spec")
     return state

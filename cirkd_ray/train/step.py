@@ -1,10 +1,13 @@
-"""One optimiser step: pure torch, no files, no Ray, and nothing that waits for the device."""
+"""One optimiser step: pure torch, no files, no Ray, and nothing that waits for the device.
+
+`TrainStep.__call__` is the step, read top to bottom; `_accumulate` is one micro-batch of it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +16,13 @@ from torch.optim.swa_utils import AveragedModel
 
 from cirkd_ray.config import OptimSpec
 from cirkd_ray.data.loader import DeviceBatch
-from cirkd_ray.device import autocast
+from cirkd_ray.device import autocast, make_scaler
 from cirkd_ray.losses import DistillationLoss, LossInputs
+from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.distiller import Distiller
-from cirkd_ray.train.distributed import World, average_gradients
+from cirkd_ray.train.distributed import World, average_gradients, parallel
 from cirkd_ray.train.optim import learning_rate_factor, set_learning_rate
-from cirkd_ray.types import Preprocessing, SegmentationOutput
+from cirkd_ray.types import Preprocess, SegmentationOutput
 
 WEIGHTS = "weights"
 """Stands among the terms for the weights that a step left."""
@@ -44,35 +48,41 @@ class NonFinite:
 class TrainStep:
     """Forward, backward and update of one step over its micro-batches.
 
-    Attributes:
-        distiller: the trainable module; `wrapped` is it, or the DDP module around it.
+    Args:
+        distiller: the student and the losses, on the device.
         teacher: frozen network in eval mode, or None.
+        optimizer: of the distiller.
+        discriminator_optimizers: of the losses' discriminators, by the loss's name.
+        spec: learning rate, schedule and clipping.
+        steps: length of the run.
+        precision: "fp32", "bf16" or "fp16".
+        world: this process among its peers.
         average: exponential moving average of the student, or None.
+        channels_last: whether the networks take images in that memory format.
     """
 
     def __init__(
         self,
         distiller: Distiller,
-        teacher: nn.Module | None,
-        preprocessing: Preprocessing,
+        teacher: SegmentationModel | None,
         optimizer: torch.optim.Optimizer,
-        opponent_optimizers: dict[str, torch.optim.Optimizer],
-        scaler: torch.amp.GradScaler,
+        discriminator_optimizers: dict[str, torch.optim.Optimizer],
         spec: OptimSpec,
         steps: int,
         precision: str,
         world: World,
         *,
-        teacher_preprocessing: Preprocessing | None = None,
         average: AveragedModel | None = None,
         channels_last: bool = False,
-        wrapped: nn.Module | None = None,
     ) -> None:
         self.distiller, self.teacher, self.average = distiller, teacher, average
-        self.wrapped = distiller if wrapped is None else wrapped
-        self.preprocessing = preprocessing
-        self.teacher_preprocessing = teacher_preprocessing or preprocessing
-        self.optimizer, self.opponent_optimizers, self.scaler = optimizer, opponent_optimizers, scaler
+        self.trained = parallel(distiller, world)
+        self.prepare = Preprocess(distiller.student.preprocessing).to(world.device)
+        self.prepare_for_teacher = (
+            self.prepare if teacher is None else Preprocess(teacher.preprocessing).to(world.device)
+        )
+        self.optimizer, self.discriminator_optimizers = optimizer, discriminator_optimizers
+        self.scaler = make_scaler(precision, world.device)
         self.spec, self.steps, self.precision, self.world = spec, steps, precision, world
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -93,7 +103,7 @@ class TrainStep:
             for name, value in terms.items():
                 sums[name] = sums[name] + value if name in sums else value
         norm = self._update()
-        self._update_opponents()
+        self._update_discriminators()
         self.scaler.update()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
@@ -110,34 +120,30 @@ class TrainStep:
         self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool
     ) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; ranks exchange gradients at the last one only."""
-        with self._synchronise(last):
+        exchange_later = isinstance(self.trained, DistributedDataParallel) and not last
+        with self.trained.no_sync() if exchange_later else nullcontext():  # type: ignore[operator]
             with autocast(self.precision, self.world.device):
                 teacher = self._teach(batch)
-                images = self.preprocessing(batch.images, batch.padding).contiguous(
-                    memory_format=self.memory_format
-                )
-                total, terms = self.wrapped(images, batch.labels, teacher, step, micro)
+                images = self._input(self.prepare, batch)
+                total, terms = self.trained(images, batch.labels, teacher, step, micro)
             self.scaler.scale(total * share).backward()
         seen, self.distiller.seen = self.distiller.seen, None
         if seen is not None:
-            for _, loss in self.distiller.opponents():
-                self._oppose(loss, seen, share)
+            for _, loss in self.distiller.discriminators():
+                self._train_discriminator(loss, seen, share)
         return {name: value.detach() for name, value in {**terms, "total": total}.items()}
 
-    def _synchronise(self, last: bool) -> AbstractContextManager[None]:
-        if isinstance(self.wrapped, DistributedDataParallel) and not last:
-            return self.wrapped.no_sync()
-        return nullcontext()
+    def _input(self, prepare: Preprocess, batch: DeviceBatch) -> Tensor:
+        images: Tensor = prepare(batch.images, batch.padding)
+        return images.contiguous(memory_format=self.memory_format)
 
     def _teach(self, batch: DeviceBatch) -> SegmentationOutput | None:
         """The teacher's maps as ordinary tensors without history."""
         if self.teacher is None:
             return None
         with torch.inference_mode():
-            images = self.teacher_preprocessing(batch.images, batch.padding)
-            out = self.teacher(images.contiguous(memory_format=self.memory_format))
-        # Losses save teacher maps for backward, which inference tensors refuse: copies of these few maps
-        # may be saved.
+            out = self.teacher(self._input(self.prepare_for_teacher, batch))
+        # Losses save teacher maps for backward, which inference tensors refuse; copies may be saved.
         return SegmentationOutput(
             out.logits.clone(),
             None if out.aux is None else out.aux.clone(),
@@ -154,19 +160,19 @@ class TrainStep:
         self.scaler.step(self.optimizer)
         return norm
 
-    def _oppose(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
-        """Gradients of a loss's opponent (a discriminator) on the same maps, detached from the student."""
-        assert loss.opponent is not None
-        loss.opponent.requires_grad_(True)
+    def _train_discriminator(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
+        """Gradients of a loss's discriminator on the same maps, detached from the student."""
+        assert loss.discriminator is not None
+        loss.discriminator.requires_grad_(True)
         with autocast(self.precision, self.world.device):
-            value = loss.opponent_loss(inputs)
+            value = loss.discriminator_loss(inputs)
         self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
-        loss.opponent.requires_grad_(False)
+        loss.discriminator.requires_grad_(False)
 
-    def _update_opponents(self) -> None:
-        for name, loss in self.distiller.opponents():
-            assert loss.opponent is not None
-            optimizer = self.opponent_optimizers[name]
-            average_gradients(list(loss.opponent.parameters()), self.world)
+    def _update_discriminators(self) -> None:
+        for name, loss in self.distiller.discriminators():
+            assert loss.discriminator is not None
+            optimizer = self.discriminator_optimizers[name]
+            average_gradients(list(loss.discriminator.parameters()), self.world)
             self.scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)

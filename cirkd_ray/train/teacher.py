@@ -34,22 +34,26 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     return found
 
 
-def fingerprint(spec: RunSpec) -> str:
-    """Ten digits that are equal where two runs compute the same."""
+def fingerprint(spec: RunSpec, data_root: bool = False) -> str:
+    """Ten digits that are equal where two runs compute the same.
+
+    Args:
+        spec: a run.
+        data_root: the digits also tell places of the data apart. A run may be resumed where its data lies
+            elsewhere; one that others reuse must not come from another `data.root`: there, the same data
+            set's name may stand for other images.
+    """
     kept = {k: v for k, v in flatten(spec.to_dict()).items() if computes(k)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+    digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+    return hashlib.sha256(f"{digits} {spec.data.root}".encode()).hexdigest()[:10] if data_root else digits
 
 
 def teacher_directory(spec: RunSpec, out: Path) -> RunDirectory:
-    """Where a recipe's teacher is trained: one place for all runs that want the same one on the same data.
-
-    Unlike a run that is continued, a teacher that is reused must not come from another `data.root`: there,
-    the same data set's name may stand for other images.
-    """
+    """Where a recipe's teacher is trained: one place for all runs that want the same one on the same data."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
     plan = teacher_recipe(spec)
-    digits = hashlib.sha256(f"{fingerprint(plan)} {plan.data.root}".encode()).hexdigest()[:10]
+    digits = fingerprint(plan, data_root=True)
     return RunDirectory(out / "teachers" / f"{slug(spec.teacher.train)}-{digits}")
 
 

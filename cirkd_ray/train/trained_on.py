@@ -10,8 +10,8 @@ from typing import Any
 from cirkd_ray.config import DataSpec
 from cirkd_ray.config.composition import apply_overrides, overrides_from
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.saved import is_run
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.weights.card import is_run
 
 
 def data_settings(
@@ -41,8 +41,8 @@ def data_settings(
     if settings.get("name"):
         return settings
     if model and not Path(model).expanduser().exists():
-        raise ConfigError(f"nothing at {model}; give a run's folder, a model.json or a weights file")
-    raise ConfigError(f"{model} does not say which data it belongs to; give --data NAME and --root DIR")
+        raise ConfigError(f"{model}: nothing there; give a run's folder, a model.json or a weights file")
+    raise ConfigError(f"{model}: does not say which data it belongs to; give --data NAME and --root DIR")
 
 
 def run_data(model: str) -> dict[str, Any]:

@@ -13,9 +13,17 @@ from cirkd_ray.weights.files import read_metadata
 WEIGHTS_FILE = "student.safetensors"
 CARD_FILE = "model.json"
 ENCODER_FILE = "encoder.safetensors"
-_RUN_FILE = "run.yaml"
+RUN_FILE = "run.yaml"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
+SHIPPED = "package:"
+_RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def shipped(path: str | Path) -> Path:
+    """`package://NAME` as the folder of that name among the shipped recipes; other paths as they are."""
+    first, *rest = Path(path).parts or ("",)
+    return _RECIPES.joinpath(*rest) if first == SHIPPED else Path(path)
 
 
 def locate(path: Path) -> tuple[Path, Path]:
@@ -26,6 +34,7 @@ def locate(path: Path) -> tuple[Path, Path]:
     Raises:
         WeightsError: there is nothing at `path`, or no weights.
     """
+    path = shipped(path)
     if path.is_dir():
         weights, card = _locate_in(path)
     elif path.suffix == ".json":
@@ -35,37 +44,44 @@ def locate(path: Path) -> tuple[Path, Path]:
     else:
         weights, card = path, path.with_suffix(".json")
     if not path.exists():
-        raise WeightsError(f"nothing at {path}; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+        raise WeightsError(f"{path}: nothing there; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
     if not weights.is_file():
-        raise WeightsError(f"no {weights.name} in {weights.parent}; it is written when a run first validates")
+        raise WeightsError(f"{weights}: not there; it is written when a run first validates")
     return weights, card
 
 
 def _locate_in(folder: Path) -> tuple[Path, Path]:
     """What a folder means; whether its weights are there is only known of one that is no run's."""
     weights, card, encoder = (folder / name for name in (WEIGHTS_FILE, CARD_FILE, ENCODER_FILE))
-    if weights.is_file() or card.is_file() or (folder / _RUN_FILE).is_file():
+    if weights.is_file() or card.is_file() or (folder / RUN_FILE).is_file():
         return weights, card
     if encoder.is_file():
         return encoder, encoder.with_suffix(".json")
     found = sorted(path.name for path in folder.iterdir() if path.name.endswith(_ENDINGS) and path.is_file())
     if not found:
-        raise WeightsError(f"{folder} is no run's folder and holds no weights")
+        raise WeightsError(f"{folder}: no run's folder, and holds no weights")
     more = ", ..." if len(found) > 3 else ""
-    raise WeightsError(f"{folder} is no run's folder; name the file in it: {', '.join(found[:3])}{more}")
+    raise WeightsError(f"{folder}: no run's folder; name the file in it: {', '.join(found[:3])}{more}")
 
 
 def find_card(path: str | Path) -> dict[str, Any] | None:
     """The card of the weights at `path`, or None where they have none."""
     weights, card = locate(Path(path))
-    found = _is_card(card, weights) or _embedded(weights) is not None
-    return read_card(card, weights) if found else None
+    return read_card(card, weights) if _find(card, weights) is not None else None
 
 
-def _embedded(weights: Path) -> str | None:
-    """The card in a safetensors file's metadata; others write there, too, what they call a model."""
-    text = read_metadata(weights).get("model") if weights.suffix == ".safetensors" else None
-    return text if text is not None and _looks_like_one(text) else None
+def _find(card: Path, weights: Path) -> tuple[Path, str] | None:
+    """The file that holds the card, and its text: the card's own, or the metadata of the weights.
+
+    A JSON file that only its name makes a card must also look like one, and so must the metadata, where
+    others write what they call a model.
+    """
+    if card.is_file():
+        text = card.read_text(encoding="utf-8", errors="replace")
+        if card != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE or _looks_like_one(text):
+            return card, text
+    text = read_metadata(weights).get("model", "") if weights.suffix == ".safetensors" else ""
+    return (weights, text) if _looks_like_one(text) else None
 
 
 def _looks_like_one(text: str) -> bool:
@@ -76,21 +92,10 @@ def _looks_like_one(text: str) -> bool:
     return isinstance(content, dict) and content.keys() >= {"format", "settings"}
 
 
-def _is_card(path: Path, weights: Path) -> bool:
-    """Whether a card is there: a file that only its name makes one must also look like one."""
-    if not path.is_file():
-        return False
-    if path != weights.with_suffix(".json") or weights.name == WEIGHTS_FILE:
-        return True
-    try:
-        return _looks_like_one(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-
-
 def card_source(card: Path, weights: Path) -> Path:
     """The file whose card `read_card` reads: the card itself, or the weights where there is none."""
-    return card if _is_card(card, weights) else weights
+    found = _find(card, weights)
+    return weights if found is None else found[0]
 
 
 def find_preprocessing(path: str | Path) -> Preprocessing | None:
@@ -101,7 +106,6 @@ def find_preprocessing(path: str | Path) -> Preprocessing | None:
     """
     weights, card_path = locate(Path(path))
     card = find_card(path)
-    source = card_source(card_path, weights)
     try:
         if card is not None:
             return Preprocessing.from_dict(card.get("preprocessing", {}))
@@ -111,6 +115,7 @@ def find_preprocessing(path: str | Path) -> Preprocessing | None:
         reason = f"its metadata has a preprocessing that is not of cirkd_ray ({text!r:.60})"
     except ValueError as error:
         reason = str(error)
+    source = card_source(card_path, weights)
     raise WeightsError(f"{source}: {reason};\nmend it, or save the weights again without it")
 
 
@@ -120,23 +125,26 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
     Raises:
         WeightsError: there is neither, or it is not a card that this version reads.
     """
-    if _is_card(path, weights):
-        text = path.read_text(encoding="utf-8")
-    elif (embedded := _embedded(weights)) is not None:
-        path, text = weights, embedded
-    elif weights.name == ENCODER_FILE:
-        raise WeightsError(f"{weights} holds an encoder only; a whole network is needed here")
-    else:
+    found = _find(path, weights)
+    if found is None:
+        if weights.name == ENCODER_FILE:
+            raise WeightsError(f"{weights}: holds an encoder only; a whole network is needed here")
         raise WeightsError(
-            f"no {CARD_FILE} beside {weights}: the file alone does not say which network it is"
+            f"{weights}: no {CARD_FILE} beside it; the file alone does not say which network it is"
         )
+    path, text = found
     try:
         card = json.loads(text)
     except ValueError as error:
-        raise WeightsError(f"{path} is truncated or not JSON ({error})") from None
+        raise WeightsError(f"{path}: truncated or not JSON ({error})") from None
     kinds = (("name", str), ("settings", dict))
     if not isinstance(card, dict) or not all(isinstance(card.get(key), kind) for key, kind in kinds):
-        raise WeightsError(f"{path} is not a model card of cirkd_ray")
+        raise WeightsError(f"{path}: not a model card of cirkd_ray")
     if card.get("format") != FORMAT:
-        raise WeightsError(f"{path} has format {card.get('format')!r}; this version reads {FORMAT}")
+        raise WeightsError(f"{path}: of format {card.get('format')!r}; this version reads {FORMAT}")
     return card
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether that is the folder of a run."""
+    return (Path(path) / RUN_FILE).is_file()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cirkd_ray.errors import UserError
-from cirkd_ray.files import whole_file
+from cirkd_ray.errors import UserError, first_line
+from cirkd_ray.files import require_writable, whole_file
 from cirkd_ray.models.segmentation import EncoderDecoder
+from cirkd_ray.types import Preprocess
 from cirkd_ray.weights.package import LoadedModel
 
 Kind = Literal["onnx", "torchscript", "torch-export"]
@@ -28,9 +28,6 @@ TOLERANCE = 1e-3
 """Largest difference of scores that passes, as a part of the largest score."""
 AGREEMENT = 0.999
 """Share of pixels that must get the same class."""
-
-_Write = Callable[[Path], int | None]
-"""Writes the file and returns its ONNX operator set, None for other kinds."""
 
 
 class ExportError(UserError):
@@ -43,8 +40,8 @@ class ExportOptions:
 
     Attributes:
         preprocessing: it takes RGB images of 0..255 (float32); otherwise what `Preprocessing` makes of them.
-        labels: it returns the class of every pixel (N x H x W, int64); otherwise class scores (N x K x H x
-            W).
+        labels: it returns the class of every pixel (N x H x W, int64), otherwise class scores
+            (N x K x H x W).
         dynamic: batch, height and width are free; otherwise they are those of the example.
         size: height and width of the example.
     """
@@ -83,26 +80,17 @@ class Deployable(nn.Module):
         options: see `ExportOptions`.
     """
 
-    mean: Tensor
-    std: Tensor
-
     def __init__(self, loaded: LoadedModel, options: ExportOptions) -> None:
         super().__init__()
         self.model, self.options = loaded.model, options
         if isinstance(self.model, EncoderDecoder):
             self.model.auxiliary = None
         self.align_corners = loaded.model.align_corners
-        pre = loaded.preprocessing
-        self.reverse, self.scale = pre.channels == "bgr", pre.scale
-        self.register_buffer("mean", torch.tensor(pre.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(pre.std).view(1, 3, 1, 1))
+        self.prepare = Preprocess(loaded.preprocessing)
 
     def forward(self, images: Tensor) -> Tensor:
         """Labels or scores of N x 3 x H x W images."""
-        x = images
-        if self.options.preprocessing:
-            x = x.flip(1) if self.reverse else x
-            x = (x * self.scale - self.mean) / self.std
+        x = self.prepare(images) if self.options.preprocessing else images
         logits = self.model(x).logits
         scores = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=self.align_corners)
         return scores.argmax(1) if self.options.labels else scores
@@ -123,49 +111,35 @@ def export_model(
         opset: ONNX operator set.
 
     Raises:
-        ExportError: the file cannot be written, the network cannot be exported that way or with that operator
+        UserError: the file cannot be written, the network cannot be exported that way or with that operator
             set, or the file computes something else.
     """
-    _require_writable(path)
+    require_writable(path.parent)
+    if path.is_dir():
+        raise ExportError(f"{path}: cannot be written (it is a folder); choose another --out")
     module = Deployable(loaded, options).eval()
     example = _images(1 if not options.dynamic else 2, options)
-    writers: dict[Kind, Callable[[], _Write]] = {
-        "onnx": lambda: _write_onnx(module, example, options, opset),
-        "torchscript": lambda: _write_torchscript(module, example),
-        "torch-export": lambda: _write_torch_export(module, example, options),
-    }
     with whole_file(path) as draft:
-        with torch.no_grad(), _quiet(), _told(f"{loaded.model.name} cannot be exported as {kind}", options):
-            written = writers[kind]()(draft)
+        with _exporting(f"{loaded.model.name}: cannot be exported as {kind}", options):
+            written = None
+            if kind == "onnx":
+                written = _write_onnx(module, example, options, opset, draft)
+            elif kind == "torchscript":
+                _write_torchscript(module, example, draft)
+            else:
+                _write_torch_export(module, example, options, draft)
         if kind == "onnx" and written != opset:
             raise ExportError(
-                f"{loaded.model.name} cannot be written with --opset {opset}: PyTorch makes it {written}; "
+                f"--opset: {loaded.model.name} cannot be written with {opset}, PyTorch makes it {written}; "
                 f"ask for that or a higher one, or leave --opset out ({OPSET})"
             )
         checks = [example]
         if options.dynamic:  # the odd size is a multiple of no stride: what is padded and cut off shows
             checks += [_images(3, options, (96, 64)), _images(1, options, (37, 61))]
-        with (
-            torch.no_grad(),
-            _quiet(),
-            _told(f"the {kind} file of {loaded.model.name} does not run", options),
-        ):
-            run = _reader(kind, draft)
-            mean, largest = _compare(module, run, checks, options)
+        with _exporting(f"{path}: the {kind} file was tried", options):
+            mean, largest = _compare(module, _reader(kind, draft), checks, options)
     shapes = tuple((len(x), x.shape[2], x.shape[3]) for x in checks)
     return ExportReport(path, kind, written, mean, largest, shapes)
-
-
-def _require_writable(path: Path) -> None:
-    """Make the folder of `path`, or refuse before an export that would be in vain."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            reason = "it is a folder" if path.is_dir() else None
-    except OSError as error:
-        reason = error.strerror or str(error)
-    if reason is not None:
-        raise ExportError(f"{path}: cannot be written ({reason}); choose another --out")
 
 
 def _images(batch: int, options: ExportOptions, change: tuple[int, int] = (0, 0)) -> Tensor:
@@ -182,7 +156,8 @@ def _axes(options: ExportOptions, free: tuple[Any, Any, Any]) -> tuple[dict[int,
     return ({0: free[0], 2: free[1], 3: free[2]},) if options.dynamic else None
 
 
-def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int) -> _Write:
+def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int, path: Path) -> int:
+    """Returns the operator set, which is not always what was asked for."""
     program = torch.onnx.export(
         module,
         (example,),
@@ -194,29 +169,20 @@ def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opse
         verbose=False,
     )
     assert program is not None
-
-    def write(path: Path) -> int:
-        program.save(str(path), external_data=False)
-        return int(program.model.opset_imports[""])  # not always what was asked for
-
-    return write
+    program.save(str(path), external_data=False)
+    return int(program.model.opset_imports[""])
 
 
-def _write_torchscript(module: nn.Module, example: Tensor) -> _Write:
+def _write_torchscript(module: nn.Module, example: Tensor, path: Path) -> None:
     traced: Any = torch.jit.trace(module, example, check_trace=False)  # type: ignore[no-untyped-call]
-    return lambda path: traced.save(str(path))
+    traced.save(str(path))
 
 
-def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions) -> _Write:
+def _write_torch_export(module: nn.Module, example: Tensor, options: ExportOptions, path: Path) -> None:
     axes = _axes(options, (torch.export.Dim.DYNAMIC,) * 3)
-    program = torch.export.export(module, (example,), dynamic_shapes=axes)
-
-    def write(path: Path) -> None:
-        buffer = io.BytesIO()  # the writer insists on the suffix .pt2, which the draft lacks
-        torch.export.save(program, buffer)
-        path.write_bytes(buffer.getvalue())
-
-    return write
+    buffer = io.BytesIO()  # the writer insists on the suffix .pt2, which the draft lacks
+    torch.export.save(torch.export.export(module, (example,), dynamic_shapes=axes), buffer)
+    path.write_bytes(buffer.getvalue())
 
 
 def _reader(kind: Kind, path: Path) -> Callable[[Tensor], Tensor]:
@@ -247,14 +213,14 @@ def _compare(
         size = " x ".join(map(str, images.shape))
         if expected.shape != found.shape:
             raise ExportError(
-                f"for images of {size} the file gives {tuple(found.shape)}, not {tuple(expected.shape)}"
+                f"{size}: for such images the file gives {tuple(found.shape)}, not {tuple(expected.shape)}"
             )
         difference = (expected != found).float() if options.labels else (expected - found).abs()
         bound = 1 - AGREEMENT if options.labels else TOLERANCE * expected.abs().max().item()
         measured = difference.mean().item() if options.labels else difference.max().item()
         if not measured <= bound:
             raise ExportError(
-                f"for images of {size} the file differs from PyTorch by {measured:.3g} (> {bound:.3g})"
+                f"{size}: for such images the file differs from PyTorch by {measured:.3g} (> {bound:.3g})"
             )
         mean = max(mean, difference.mean().item())
         largest = max(largest, measured)
@@ -262,30 +228,23 @@ def _compare(
 
 
 @contextlib.contextmanager
-def _told(what: str, options: ExportOptions) -> Iterator[None]:
-    """Errors of the exporters as one line, with the way out."""
+def _exporting(what: str, options: ExportOptions) -> Iterator[None]:
+    """Without gradients and the exporters' warnings of things that the check would find.
+
+    Errors of the exporters are told in one line that starts with `what` and names the way out.
+    """
     hint = "; with --static its sizes may be fixed" if options.dynamic else ""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # they also log their warnings
     try:
-        yield
+        with torch.no_grad(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
     except UserError as error:
         raise ExportError(f"{what}: {error}{hint}") from None
     except ImportError as error:
         raise ExportError(f"{what}: {error.name} is missing; pip install '.[export]'") from None
     except Exception as error:  # exporters raise errors of many kinds, all of which mean the same here
-        reason = next(
-            (line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__
-        )
-        raise ExportError(f"{what}: {reason[:300]}{hint}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporters' warnings of things that the check would find, also those that they log."""
-    before = logging.root.manager.disable
-    logging.disable(logging.ERROR)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
+        raise ExportError(f"{what}: {first_line(error)}{hint}") from error
     finally:
         logging.disable(before)

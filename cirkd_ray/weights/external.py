@@ -13,10 +13,10 @@ import yaml
 from torch import Tensor, nn
 from torchvision.models import get_model, list_models, segmentation
 
-from cirkd_ray.errors import ConfigError, UserError, WeightsError, nearest
+from cirkd_ray.errors import ConfigError, UserError, WeightsError, first_line, nearest
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import IMAGENET, Preprocessing, SegmentationOutput
-from cirkd_ray.weights.files import read_weights
+from cirkd_ray.weights.files import read_state
 
 TRIAL_SIZE = (128, 192)
 """Height and width of the images of the trial run."""
@@ -27,17 +27,15 @@ class ExternalModel(SegmentationModel):
 
     Where an output is, is said by one of
 
-    - `KEY`: the entry of a dictionary (or attribute of an object) that the module returns, e.g. `out`; a
-    whole number
-      is the place in a tuple or list; dots go deeper, e.g. `0.logits`; the empty text is the returned tensor
-      itself;
+    - `KEY`: the entry of a dictionary (or attribute of an object) that the module returns, e.g. `out`. A
+      whole number is the place in a tuple or list. Dots go deeper, e.g. `0.logits`. The empty text is the
+      returned tensor itself.
     - `@MODULE`: the output of the submodule of that name, e.g. `@decode_head.conv_seg`, as it was when it
-      left, also where a later layer works in place;
+      left, also where a later layer works in place.
     - `@MODULE:input`: its first input, likewise.
 
     Logits should be at feature resolution, before they are resized to the image: take `@classifier`, not
-        `out`.
-    Channels, strides and the number of classes are measured by one forward of a random image.
+    `out`. Channels, strides and the number of classes are measured by one forward of a random image.
 
     Args:
         module: the network, with its weights.
@@ -81,9 +79,8 @@ class ExternalModel(SegmentationModel):
         path, _, side = place.partition(":")
         known = dict(self.module.named_modules())
         if path not in known or side not in ("", "input"):
-            hint = (
-                nearest(path, [p for p in known if p]) if path not in known else "; it is NAME or NAME:input"
-            )
+            close = [name for name in known if name]
+            hint = nearest(path, close) if path not in known else "; it is NAME or NAME:input"
             raise ConfigError(f"{self.name}: outputs.{key}: no submodule {place!r}{hint}")
 
         def keep(value: Any) -> None:
@@ -180,8 +177,7 @@ def _failing_as(what: str) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
-        raise ConfigError(f"{what} failed: {type(error).__name__}: {reason[:300]}") from error
+        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
 
 
 def load_module(spec: str, *, num_classes: int, where: str = "teacher.module") -> SegmentationModel:
@@ -249,8 +245,8 @@ def torchvision_model(
 ) -> ExternalModel:
     """A segmentation network of torchvision: DeepLabV3, FCN or LR-ASPP.
 
-    In a recipe: `teacher: {module:
-        "cirkd_ray.weights.external:torchvision_model?name=fcn_resnet50&weights=FILE"}`.
+    In a recipe it is `teacher.module`:
+    `cirkd_ray.weights.external:torchvision_model?name=fcn_resnet50&weights=FILE`.
     torchvision's published weights score the 21 classes of VOC in its order.
 
     Args:
@@ -264,27 +260,21 @@ def torchvision_model(
     """
     known = list_models(module=segmentation)
     if name not in known:
-        raise ConfigError(f"torchvision has no segmentation network {name!r}{nearest(name, known)}")
-    state = read_weights(weights) if weights is not None else {}
-    aux = not name.startswith("lraspp") and (not state or any(key.startswith("aux_") for key in state))
-    options = {} if name.startswith("lraspp") else {"aux_loss": aux}
+        raise ConfigError(f"{name}: torchvision has no such segmentation network{nearest(name, known)}")
+    state = read_state(weights)[0] if weights is not None else {}
+    lraspp = name.startswith("lraspp")
+    aux = not lraspp and (not state or any(key.startswith("aux_") for key in state))
+    options = {} if lraspp else {"aux_loss": aux}
     module = get_model(name, weights=None, weights_backbone=None, num_classes=num_classes, **options)
     if state:
-        _load_strictly(module, state, str(weights), name)
-    if name.startswith("lraspp"):
-        outputs = {"logits": "@classifier", "feature": "@classifier.high_classifier:input"}
-    else:
-        outputs = {"logits": "@classifier", "feature": "@classifier.4:input"}
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise WeightsError(f"{weights}: does not fit {name}:\n{error}") from None
+    feature = "@classifier.high_classifier:input" if lraspp else "@classifier.4:input"
+    outputs = {"logits": "@classifier", "feature": feature}
     if aux:
         outputs["aux"] = "@aux_classifier"
     if "resnet" in name:
         outputs |= {f"stage{i}": f"@backbone.layer{i}" for i in range(1, 5)}
     return ExternalModel(module, outputs=outputs, name=f"torchvision {name}")
-
-
-def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], source: str, name: str) -> None:
-    """`load_state_dict` that tells the user what does not fit."""
-    try:
-        module.load_state_dict(state)
-    except RuntimeError as error:
-        raise WeightsError(f"{source} does not fit {name}:\n{error}") from None

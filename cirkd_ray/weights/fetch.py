@@ -16,6 +16,7 @@ from email.message import Message
 from pathlib import Path
 
 from cirkd_ray.errors import WeightsError
+from cirkd_ray.files import write_text
 
 CHUNK = 1 << 20
 Progress = Callable[[int, int | None], None]
@@ -60,7 +61,7 @@ def download(
             checksum, or what is there was fetched from another address.
     """
     if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise WeightsError(f"{url} is not an http or https address")
+        raise WeightsError(f"{url}: not an http or https address")
     url = urllib.parse.urldefrag(url).url
     if target.is_file() and sha256 and _matches(target, sha256):
         return target
@@ -68,7 +69,7 @@ def download(
     if target.is_file() and not sha256:
         return target
     if offline_requested() if offline is None else offline:
-        raise WeightsError(f"offline, and no whole {target} is there: fetch {url} elsewhere and put it there")
+        raise WeightsError(f"{target}: no whole file, and offline; fetch {url} elsewhere and put it there")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     origin = read_origin(part)
@@ -106,7 +107,7 @@ def _require_origin(path: Path, url: str) -> None:
     origin = read_origin(path) if path.is_file() else None
     if origin is not None and origin["url"] != url:
         raise WeightsError(
-            f"{path} was fetched from {origin['url']}, not from {url};\n"
+            f"{path}: was fetched from {origin['url']}, not from {url};\n"
             "choose another folder, or remove it first"
         )
 
@@ -160,7 +161,7 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
         raise OSError("the kept part does not belong to this file") from None
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise WeightsError(f"{url} answers with a web page, not a file: fetch it in a browser")
+            raise WeightsError(f"{url}: answers with a web page, not a file: fetch it in a browser")
         resumed = response.status == 206
         if resumed and not _goes_on(response.headers, have, version):
             discard(part)
@@ -169,7 +170,7 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
             have = 0
             discard(part)
             note = {"url": url, "version": _version(response.headers)}
-            _origin_file(part).write_text(json.dumps(note) + "\n", encoding="utf-8")
+            write_text(_origin_file(part), json.dumps(note) + "\n")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
         with part.open("ab") as file:
@@ -211,5 +212,5 @@ def file_name(url: str) -> str:
     """
     name = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1] or "weights"
     if name in (".", ".."):
-        raise WeightsError(f"{url} ends in {name!r}, which names no file")
+        raise WeightsError(f"{url}: ends in {name!r}, which names no file")
     return name

@@ -6,7 +6,8 @@ import pickle
 import re
 import struct
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,6 @@ StateDict = dict[str, Tensor]
 
 _NESTED = ("state_dict", "model", "model_state_dict", "model_state", "student", "net", "weights")
 _PREFIXES = ("module.", "_orig_mod.")
-
-
-def read_weights(path: str | Path) -> StateDict:
-    """The tensors of a file; see `read_state`."""
-    return read_state(path)[0]
 
 
 def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[str, ...]]:
@@ -45,28 +41,36 @@ def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[
     """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"no weights file at {path}")
+        raise WeightsError(f"{path}: no such weights file")
     if path.suffix == ".safetensors":
-        return strip_prefixes(_read_safetensors(path, values)), ()
+        with _open_safetensors(path) as file:
+            names = list(file.keys())
+            if values:
+                return strip_prefixes({name: file.get_tensor(name) for name in names}), ()
+            shapes = {name: file.get_slice(name).get_shape() for name in names}
+            return strip_prefixes({name: torch.empty(s, device="meta") for name, s in shapes.items()}), ()
     state, others = tensors_of(_read_torch(path, values), path)
     return strip_prefixes(state), others
 
 
-def _read_safetensors(path: Path, values: bool) -> StateDict:
-    """All tensors of a safetensors file; on `meta` without `values`."""
+@contextmanager
+def _open_safetensors(path: Path) -> Iterator[Any]:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            names = list(file.keys())
-            if values:
-                return {name: file.get_tensor(name) for name in names}
-            shapes = {name: file.get_slice(name).get_shape() for name in names}
-            return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+            yield file
     except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from None
+        raise WeightsError(f"{path}: truncated or not a safetensors file ({error})") from None
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file; empty where it has none."""
+    with _open_safetensors(path) as file:
+        return dict(file.metadata() or {})
 
 
 def _read_torch(path: Path, values: bool) -> Any:
     """The object of a PyTorch file, refusing everything but tensors and plain containers."""
+    reason = ""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is whether it can be read
@@ -75,23 +79,18 @@ def _read_torch(path: Path, values: bool) -> Any:
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+\w)", str(error))
         if wanted or "unrecognized function" in str(error):
-            raise WeightsError(_refusal(path, wanted[1] if wanted else "")) from None
-        raise WeightsError(f"{path} is truncated or not a PyTorch file") from None
+            named = f" ({wanted[1]})" if wanted else ""
+            raise WeightsError(
+                f"{path}: holds Python objects besides tensors{named}; loading them could run any code: "
+                "refused.\nWhere you trust its source, save only the tensors: "
+                "torch.save(model.state_dict(), NEW_PATH)"
+            ) from None
     except (RuntimeError, OSError, ValueError) as error:
         line = next(iter(str(error).splitlines()), "")
         reason = f" ({line[:120]})" if line else ""
-        raise WeightsError(f"{path} is truncated or not a PyTorch file{reason}") from None
     except (EOFError, LookupError, struct.error):  # of the unpickler; what they say is not of the file
-        raise WeightsError(f"{path} is truncated or not a PyTorch file") from None
-
-
-def _refusal(path: Path, wanted: str) -> str:
-    """Why a pickle is refused, naming what it wanted to call where PyTorch says so."""
-    what = f" ({wanted})" if wanted else ""
-    return (
-        f"{path} holds Python objects besides tensors{what}; loading them could run any code: refused.\n"
-        "Where you trust its source, save only the tensors: torch.save(model.state_dict(), NEW_PATH)"
-    )
+        pass
+    raise WeightsError(f"{path}: truncated or not a PyTorch file{reason}")
 
 
 def tensors_of(loaded: Any, source: str | Path) -> tuple[StateDict, tuple[str, ...]]:
@@ -107,7 +106,7 @@ def tensors_of(loaded: Any, source: str | Path) -> tuple[StateDict, tuple[str, .
     """
     found = _innermost(loaded, levels=2)
     if found is None:
-        raise WeightsError(f"{source} holds no mapping from names to tensors")
+        raise WeightsError(f"{source}: holds no mapping from names to tensors")
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     return tensors, tuple(str(name) for name in found if str(name) not in tensors)
 
@@ -129,12 +128,3 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> StateDict:
             if names and all(name.startswith(prefix) for name in names):
                 names = {name.removeprefix(prefix): value for name, value in names.items()}
     return names
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file; empty where it has none."""
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path} is truncated or not a safetensors file ({error})") from None

@@ -74,7 +74,7 @@ def network_for(found: Inspection, name: str | None, overrides: Sequence[str]) -
             raise WeightsError(_foreign(found))
         if found.best is None or found.best.problems:
             what = "holds an encoder and does" if found.kind.endswith("backbone") else "does"
-            raise WeightsError(f"{found.path} {what} not say which network it is; name it with --model NAME")
+            raise WeightsError(f"{found.path}: {what} not say which network it is; name it with --model NAME")
         name = found.best.name
     card = find_card(found.path)
     settings: dict[str, Any] = dict(card["settings"]) if card and card["name"] == name else {}
@@ -87,7 +87,7 @@ def network_for(found: Inspection, name: str | None, overrides: Sequence[str]) -
 def _foreign(found: Inspection) -> str:
     """Why a segmentation network of torchvision is not loaded, and how it is used."""
     use = KINDS[found.kind].replace("PATH", str(found.path))
-    return f"{found.path} cannot be read as a network of this package; it is {use}"
+    return f"{found.path}: cannot be read as a network of this package; it is {use}"
 
 
 def load_into(model: SegmentationModel, path: str, found: Inspection) -> WeightsReport:
@@ -112,7 +112,7 @@ def classes_for(data: str | None, count: int) -> ClassSet:
     """
     if data is None:
         return numbered_classes(count)
-    classes = getattr(DATASETS.get(data), "classes", None)
+    classes = getattr(DATASETS.get(data, "--data"), "classes", None)
     if not isinstance(classes, ClassSet):
         raise ConfigError(f"--data {data}: has no classes of its own; leave --data out to number them")
     if len(classes) != count:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from cirkd_ray.models.backbones import BACKBONES
-from cirkd_ray.models.build import PUBLISHED, build_model
-from cirkd_ray.weights.backbones import ENCODER, match_backbone
+from cirkd_ray.models.build import PUBLISHED
 from cirkd_ray.weights.card import find_card, locate
-from cirkd_ray.weights.files import read_state
-from cirkd_ray.weights.loading import CLASSIFIERS, is_reference, layout, not_finite
+from cirkd_ray.weights.files import StateDict, read_state
+from cirkd_ray.weights.loading import (
+    has_auxiliary,
+    is_own,
+    is_reference,
+    match,
+    not_finite,
+    recognise,
+    skeleton,
+)
 from cirkd_ray.weights.reference_names import reference_names
 
 _HEAD_SIGNS = {
@@ -93,105 +97,50 @@ def inspect(path: str | Path) -> Inspection:
     )
 
 
-def _guess(state: Mapping[str, Tensor], path: str | Path) -> tuple[str, Candidate | None]:
+def _guess(state: StateDict, path: str | Path) -> tuple[str, Candidate | None]:
     """Kind and best network."""
+    parts = {name.partition(".")[0] for name in state}
     if is_reference(state):  # first: its PSPNet has a `head.classifier` as ours have
-        return "reference", _best_reference(state)
-    if any(name.startswith((ENCODER, "head.classifier.")) for name in state):
-        whole = any(name.startswith("head.") for name in state)
-        card = find_card(path)
-        best = Candidate(card["name"]) if card else _best_own(state, "" if whole else ENCODER)
-        return "cirkd_ray" if whole else "cirkd_ray backbone", best
-    if any(name.startswith("classifier.") for name in state) and any(
-        n.startswith("backbone.") for n in state
-    ):
+        signs = [sign for sign in _HEAD_SIGNS if any(name.startswith(sign) for name in state)]
+        head = _HEAD_SIGNS[signs[0]] if signs else None
+        names = [name for name, (its, _, _) in PUBLISHED.items() if its == head]
+        return "reference", _best(state, names)[1]
+    if is_own(state):
+        whole, card = "head" in parts, find_card(path)
+        names = [*PUBLISHED, *([] if whole else _PLAIN)]
+        best = Candidate(card["name"]) if card else _best(state, names)[1]
+        # Where less than half of the entries agree, it is a network of another name.
+        likely = best is not None and best.problems <= len(state) // 2
+        return "cirkd_ray" if whole else "cirkd_ray backbone", best if likely else None
+    if {"classifier", "backbone"} <= parts:
         return "torchvision segmentation", None
-    return _best_backbone(state)
-
-
-def _best_reference(state: Mapping[str, Tensor]) -> Candidate | None:
-    """The published network whose names and shapes agree best."""
-    head = next((head for sign, head in _HEAD_SIGNS.items() if any(n.startswith(sign) for n in state)), None)
-    names = [name for name, (its_head, _, _) in PUBLISHED.items() if its_head == head]
-    candidates = (_compare_reference(state, name) for name in names)
-    return min(candidates, key=lambda candidate: candidate.problems, default=None)
-
-
-def _compare_reference(state: Mapping[str, Tensor], name: str) -> Candidate:
-    """Names and shapes against one published network in the release's names."""
-    aux = any(entry.startswith("auxlayer.") for entry in state)
-    ours = layout(name, aux)
-    theirs = reference_names(name, ours)
-    shapes = {theirs[entry]: shape for entry, shape in ours.items()}
-    classifiers = {theirs[entry] for entry in ours if entry.startswith(CLASSIFIERS)}
-    return _compare(state, name, shapes, classifiers, {"aux": aux})
-
-
-def _best_own(state: Mapping[str, Tensor], part: str) -> Candidate | None:
-    """The published network, or its `part` alone, that our own names and shapes agree with best.
-
-    Encoders may be those of torchvision's ResNets, too.
-
-    None where less than half of the entries agree: then it is a network of another name.
-    """
-    aux = any(entry.startswith("auxiliary.") for entry in state)
-    candidates = []
-    for name in (*PUBLISHED, *(_PLAIN if part else ())):
-        shapes = {entry: shape for entry, shape in layout(name, aux).items() if entry.startswith(part)}
-        classifiers = {entry for entry in shapes if entry.startswith(CLASSIFIERS)}
-        candidates.append(_compare(state, name, shapes, classifiers, {} if part else {"aux": aux}))
-    best = min(candidates, key=lambda candidate: candidate.problems)
-    return best if best.problems <= len(state) // 2 else None
-
-
-def _compare(
-    state: Mapping[str, Tensor],
-    name: str,
-    shapes: Mapping[str, tuple[int, ...]],
-    classifiers: set[str],
-    settings: dict[str, Any],
-) -> Candidate:
-    """Names and shapes against those of one network; the classifiers' number of classes is free."""
-    mismatched = []
-    for entry, value in state.items():
-        expected = shapes.get(entry, tuple(value.shape))
-        found = tuple(value.shape)
-        if entry in classifiers:
-            expected, found = expected[1:], found[1:]
-        if found + (1, 1) * (len(expected) == 4 and len(found) == 2) != expected:
-            mismatched.append(entry)
-    counters = "num_batches_tracked"
-    missing = tuple(e for e in shapes if e not in state and not e.endswith(counters))
-    return Candidate(name, missing, tuple(e for e in state if e not in shapes), tuple(mismatched), settings)
-
-
-def _best_backbone(state: Mapping[str, Tensor]) -> tuple[str, Candidate | None]:
-    """The published encoder, or the ResNet of plain stem, whose names and shapes agree best."""
-    best: tuple[str, Candidate | None] = ("unknown", None)
     transformer = any("patch_embed1." in name for name in state)  # large ones take long to build, even empty
-    names = {its: name for name, (_, its, _) in reversed(PUBLISHED.items())}
-    for name in (*(names[backbone] for backbone in BACKBONES), *_PLAIN):
-        if name.startswith("segformer_") != transformer:
-            continue
-        with torch.device("meta"):
-            model = build_model(name, num_classes=1)
-        match = match_backbone(state, model)
-        if match is None:
-            continue
-        own = {k: v.shape for k, v in model.state_dict().items() if k.startswith(ENCODER)}
-        placed = match.state
-        candidate = Candidate(
-            name,
-            tuple(e for e in own if e not in placed and not e.endswith("num_batches_tracked")),
-            tuple(e for e in placed if e not in own),
-            tuple(e for e, value in placed.items() if e in own and value.shape != own[e]),
-        )
-        if best[1] is None or candidate.problems < best[1].problems:
-            best = (match.kind, candidate)
-    return best
+    first = {its: name for name, (_, its, _) in reversed(PUBLISHED.items())}
+    names = [*(first[backbone] for backbone in BACKBONES), *_PLAIN]
+    return _best(state, [name for name in names if name.startswith("segformer_") == transformer])
 
 
-def _num_classes(state: Mapping[str, Tensor], kind: str) -> int | None:
+def _best(state: StateDict, names: Iterable[str]) -> tuple[str, Candidate | None]:
+    """Kind, and the network of these names whose entries agree best."""
+    kind, best = "unknown", None
+    for name in names:
+        model = skeleton(name, has_auxiliary(state))
+        found = recognise(state, model)
+        if found is None:
+            continue
+        report, _ = match(model, found, reinit_classifier=True)
+        missing, mismatched = report.missing, tuple(entry for entry, _, _ in report.mismatched)
+        if found.kind == "reference":
+            theirs = reference_names(name, (*missing, *mismatched))
+            missing, mismatched = (tuple(theirs[entry] for entry in part) for part in (missing, mismatched))
+        settings = {} if found.kind.endswith("backbone") else {"aux": has_auxiliary(state)}
+        candidate = Candidate(name, missing, report.unexpected, mismatched, settings)
+        if best is None or candidate.problems < best.problems:
+            kind, best = found.kind, candidate
+    return kind, best
+
+
+def _num_classes(state: StateDict, kind: str) -> int | None:
     """Rows of the classifier of a whole network."""
     names = {
         "cirkd_ray": ("head.classifier.weight",),

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models.build import build_model
-from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.models.segmentation import EncoderDecoder, SegmentationModel
 from cirkd_ray.types import CAFFE, Preprocessing
-from cirkd_ray.weights.backbones import ENCODER, match_backbone
+from cirkd_ray.weights.backbones import ENCODER, Recognised, match_backbone
 from cirkd_ray.weights.card import find_preprocessing, locate
 from cirkd_ray.weights.files import StateDict, read_state, strip_prefixes, tensors_of
 from cirkd_ray.weights.reference_names import reference_names
@@ -29,15 +29,14 @@ class WeightsReport:
 
     Attributes:
         source: the file, or "a state dict".
-        kind: whose names the weights had: `cirkd_ray`, `reference`, or one of these, `timm` or `torchvision`
-            followed by ` backbone`.
+        kind: whose names the weights had: see `Recognised`.
         loaded: number of entries that were copied.
         missing: entries of the network that the weights lack.
         unexpected: entries of the weights that the network has no place for.
         mismatched: (name, shape in the network, shape in the weights).
         reinitialised: classifier entries that kept their fresh values because the number of classes differs.
         fresh: entries of the heads that kept their fresh values because the weights are a backbone's.
-        dropped: entries of an auxiliary head that the network was built without, or of a classification head.
+        dropped: entries of a classification head, or of an auxiliary head that the network lacks.
         others: entries among the weights that are no tensors.
         preprocessing: what these weights expect, where their kind says so.
     """
@@ -56,14 +55,10 @@ class WeightsReport:
 
 
 @functools.cache
-def layout(model_name: str, aux: bool) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every entry of the published network, built without memory.
-
-    Shapes of the classifier are those of one class.
-    """
+def skeleton(model_name: str, aux: bool) -> EncoderDecoder:
+    """The published network for one class, built without memory."""
     with torch.device("meta"):
-        model = build_model(model_name, num_classes=1, aux=aux)
-    return {name: tuple(value.shape) for name, value in model.state_dict().items()}
+        return build_model(model_name, num_classes=1, aux=aux)
 
 
 def convert_reference(state_dict: Mapping[str, Tensor], model_name: str) -> StateDict:
@@ -81,14 +76,13 @@ def convert_reference(state_dict: Mapping[str, Tensor], model_name: str) -> Stat
         ConfigError: the network is not one of the release's.
     """
     state = strip_prefixes(state_dict)
-    aux = any(name.startswith("auxlayer.") for name in state)
-    shapes = layout(model_name, aux)
-    ours = {theirs: name for name, theirs in reference_names(model_name, shapes).items()}
+    own = skeleton(model_name, has_auxiliary(state)).state_dict()
+    ours = {theirs: name for name, theirs in reference_names(model_name, own).items()}
     result = {}
     for theirs, value in state.items():
         name = ours.get(theirs, theirs)
-        shape = shapes.get(name, ())
-        result[name] = value.reshape(*value.shape, 1, 1) if len(shape) == 4 and value.ndim == 2 else value
+        linear = value.ndim == 2 and name in own and own[name].ndim == 4
+        result[name] = value.reshape(*value.shape, 1, 1) if linear else value
     return result
 
 
@@ -112,11 +106,10 @@ def load_weights(
 ) -> WeightsReport:
     """Copy weights into `model`, all or nothing; into one on `meta` none, but what does not fit is found.
 
-    Recognised by their names: our own, whole networks of the CIRKD release, and ImageNet weights of the
-        encoder from
-    the release, timm or torchvision (the heads then stay fresh, classification heads are dropped). The
-    model's `preprocessing` becomes what the weights expect, where that is known and the setting
-    `preprocessing` is `auto`. Entries of an auxiliary head are dropped where the model was built without one.
+    See `recognise` for the weights that are known. Of an encoder's weights alone the heads stay fresh and
+    classification heads are dropped. The model's `preprocessing` becomes what the weights expect, where that
+    is known and the setting `preprocessing` is `auto`. Entries of an auxiliary head are dropped where the
+    model was built without one.
 
     Args:
         model: the bare network.
@@ -133,7 +126,7 @@ def load_weights(
     report, chosen = compare(model, source, reinit_classifier=reinit_classifier)
     problems = explain(report)
     if problems:
-        raise WeightsError(f"{report.source} does not fit {model.name}:\n{problems}")
+        raise WeightsError(f"{report.source}: does not fit {model.name}:\n{problems}")
     if not _on_meta(model):
         broken = not_finite(chosen)
         if broken:
@@ -163,36 +156,40 @@ def compare(
     Raises:
         WeightsError: the file cannot be read, or its names are of no known kind.
     """
-    preprocessing = None
-    others: tuple[str, ...] = ()
     if isinstance(source, (str, Path)):
         name, preprocessing = str(source), find_preprocessing(source)
         state, others = read_state(locate(Path(source))[0], values=not _on_meta(model))
     else:
-        name = "a state dict"
+        name, preprocessing = "a state dict", None
         tensors, others = tensors_of(source, name)
         state = strip_prefixes(tensors)
-    kind = "cirkd_ray"
-    dropped: tuple[str, ...] = ()
+    found = recognise(state, model)
+    if found is None:
+        first = ", ".join(list(state)[:3])
+        raise WeightsError(
+            f"{name}: holds names ({first}, ...) that are neither those of {model.name} "
+            "nor of its backbone; `cirkd weights inspect` says what it is"
+        )
+    report, chosen = match(model, found, reinit_classifier)
+    preprocessing = found.preprocessing or preprocessing
+    return replace(report, source=name, others=others, preprocessing=preprocessing), chosen
+
+
+def recognise(state: StateDict, model: SegmentationModel) -> Recognised | None:
+    """Weights of everybody, by their names, in those of our `model`.
+
+    Known are our own, whole networks of the CIRKD release, and ImageNet weights of the model's encoder from
+    the release, timm or torchvision; None where the names are none of these.
+
+    Raises:
+        ConfigError: the weights are a network of the release, which has none called `model.name`.
+    """
     if is_reference(state):
-        kind, preprocessing = "reference", CAFFE
-        state = convert_reference(state, model.name)
-    elif not any(entry.startswith((ENCODER, "head.classifier.")) for entry in state):
-        match = match_backbone(state, model)
-        if match is None:
-            first = ", ".join(list(state)[:3])
-            raise WeightsError(
-                f"{name} holds names ({first}, ...) that are neither those of {model.name} "
-                "nor of its backbone; `cirkd weights inspect` says what it is"
-            )
-        kind, state, dropped, preprocessing = match.kind, match.state, match.dropped, match.preprocessing
-    elif not any(entry.startswith("head.") for entry in state):
-        kind = "cirkd_ray backbone"
-    report, chosen = _match(model, state, kind, reinit_classifier)
-    report = replace(
-        report, source=name, dropped=report.dropped + dropped, others=others, preprocessing=preprocessing
-    )
-    return report, chosen
+        return Recognised("reference", convert_reference(state, model.name), preprocessing=CAFFE)
+    if is_own(state):
+        whole = any(entry.startswith("head.") for entry in state)
+        return Recognised("cirkd_ray" if whole else "cirkd_ray backbone", state)
+    return match_backbone(state, model)
 
 
 def not_finite(state: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -209,61 +206,71 @@ def is_reference(state: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _match(
-    model: SegmentationModel, state: StateDict, kind: str, reinit_classifier: bool
+def is_own(state: Mapping[str, Tensor]) -> bool:
+    """Whether the names are ours, given that they are not the release's, whose PSPNet shares one."""
+    return any(name.startswith((ENCODER, "head.classifier.")) for name in state)
+
+
+def has_auxiliary(state: Mapping[str, Tensor]) -> bool:
+    """Whether an auxiliary head is among the weights, ours or the release's."""
+    return any(name.startswith(("auxiliary.", "auxlayer.")) for name in state)
+
+
+def match(
+    model: SegmentationModel, found: Recognised, reinit_classifier: bool
 ) -> tuple[WeightsReport, StateDict]:
     """Compare names and shapes; the entries to load are the model's own where they stay fresh."""
-    own = model.state_dict()
+    own, state = model.state_dict(), found.state
+    encoder_only = found.kind.endswith("backbone")
+    loaded = 0
     missing, mismatched, reinitialised, fresh = [], [], [], []
-    chosen: StateDict = {}
+    chosen = dict(own)
     for name, value in own.items():
-        if name not in state:
-            chosen[name] = value
-            if kind.endswith("backbone") and not name.startswith(ENCODER):
+        given = state.get(name)
+        if given is None:
+            if encoder_only and not name.startswith(ENCODER):
                 fresh.append(name)
             # PyTorch before 0.4.1 did not count batches; the count only matters for cumulative averages.
             elif not name.endswith(".num_batches_tracked"):
                 missing.append(name)
-        elif state[name].shape == value.shape:
-            chosen[name] = state[name]
-        elif reinit_classifier and name.startswith(CLASSIFIERS) and state[name].shape[1:] == value.shape[1:]:
-            chosen[name] = value
+        elif given.shape == value.shape:
+            chosen[name] = given
+            loaded += 1
+        elif reinit_classifier and name.startswith(CLASSIFIERS) and given.shape[1:] == value.shape[1:]:
             reinitialised.append(name)
         else:
-            mismatched.append((name, tuple(value.shape), tuple(state[name].shape)))
+            mismatched.append((name, tuple(value.shape), tuple(given.shape)))
     surplus = [name for name in state if name not in own]
-    dropped = [
-        name
-        for name in surplus
-        if getattr(model, "auxiliary", None) is None and name.startswith("auxiliary.")
-    ]
+    plain = getattr(model, "auxiliary", None) is None
+    dropped = tuple(name for name in surplus if plain and name.startswith("auxiliary."))
     report = WeightsReport(
         source="",
-        kind=kind,
-        loaded=sum(name in state and name not in reinitialised for name in chosen),
+        kind=found.kind,
+        loaded=loaded,
         missing=tuple(missing),
         unexpected=tuple(name for name in surplus if name not in dropped),
         mismatched=tuple(mismatched),
         reinitialised=tuple(reinitialised),
         fresh=tuple(fresh),
-        dropped=tuple(dropped),
+        dropped=dropped + found.dropped,
     )
     return report, chosen
 
 
 def explain(report: WeightsReport, limit: int = 6) -> str:
     """What does not fit, a line a kind of problem; empty where all fits."""
+    shapes = [f"{name} {list(found)} instead of {list(own)}" for name, own, found in report.mismatched]
     lines = []
-    for what, names in (("missing", report.missing), ("unexpected", report.unexpected)):
+    for what, names in (
+        ("missing", report.missing),
+        ("unexpected", report.unexpected),
+        ("of another shape", shapes),
+    ):
         if names:
-            lines.append(f"  {len(names)} {what}: {_listed(list(names), limit)}")
-    if report.mismatched:
-        shown = [f"{name} {list(found)} instead of {list(own)}" for name, own, found in report.mismatched]
-        lines.append(f"  {len(shown)} of another shape: {_listed(shown, limit)}")
-        if all(name.startswith(CLASSIFIERS) for name, _, _ in report.mismatched):
-            lines.append(
-                "  only the number of classes differs: model.reinit_classifier=true starts it afresh"
-            )
+            more = f", ... and {len(names) - limit} more" if len(names) > limit else ""
+            lines.append(f"  {len(names)} {what}: {', '.join(names[:limit])}{more}")
+    if shapes and all(name.startswith(CLASSIFIERS) for name, _, _ in report.mismatched):
+        lines.append("  only the number of classes differs: model.reinit_classifier=true starts it afresh")
     return "\n".join(lines)
 
 
@@ -278,26 +285,16 @@ def aside(report: WeightsReport) -> list[tuple[str, str]]:
     return [(label, f"{len(names)} entries {why}, e.g. {names[0]}") for label, names, why in notes if names]
 
 
-def require_whole(report: WeightsReport, use: str) -> None:
+def require_whole(report: WeightsReport) -> None:
     """Refuse weights that leave heads or classifiers at random values where a trained network is needed.
-
-    Args:
-        report: of the load.
-        use: what it was loaded as, e.g. "a teacher".
 
     Raises:
         WeightsError: part of the network is not trained.
     """
     if report.fresh:
-        raise WeightsError(f"{report.source} holds an encoder only: {use} needs a whole network")
+        raise WeightsError(f"{report.source}: holds an encoder only; a whole network is needed here")
     if report.reinitialised:
         raise WeightsError(
-            f"{report.source} scores another number of classes, so its classifier would start afresh: "
-            f"{use} needs a trained one"
+            f"{report.source}: scores another number of classes than is needed here; "
+            "take a network that was trained on the same classes"
         )
-
-
-def _listed(names: list[str], limit: int) -> str:
-    """The first few names and how many more there are."""
-    more = f", ... and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 import cirkd_ray
 from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
-from cirkd_ray.files import whole_file
+from cirkd_ray.files import whole_file, write_text
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet, Preprocessing
@@ -28,9 +26,7 @@ from cirkd_ray.weights.card import (
     locate,
     read_card,
 )
-from cirkd_ray.weights.loading import load_weights, require_whole
-
-_RESERVED = ("format", "cirkd_ray", "name", "num_classes", "settings", "classes", "palette", "preprocessing")
+from cirkd_ray.weights.loading import WeightsReport, load_weights, require_whole
 
 
 @dataclass(frozen=True)
@@ -42,15 +38,21 @@ class LoadedModel:
         preprocessing: what its weights expect.
         classes: names and palette.
         info: all of `model.json`, with whatever the run added (validation figures, step, ...).
+        report: what loading its weights did, where no `model.json` described them.
+        warnings: what the user should know of it (see `open_network`).
     """
 
     model: SegmentationModel
     preprocessing: Preprocessing
     classes: ClassSet
     info: dict[str, Any]
+    report: WeightsReport | None = None
+    warnings: tuple[str, ...] = ()
 
 
-def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, **extra: Any) -> None:
+def save_model(
+    model: SegmentationModel, folder: str | Path, classes: ClassSet, *, half: bool = False, **extra: Any
+) -> None:
     """Write `student.safetensors` and `model.json` into `folder`, each replaced in one step.
 
     The card is also in the safetensors file's metadata, so that this file alone can be loaded.
@@ -59,6 +61,7 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
         model: the bare network (not wrapped by DDP or `torch.compile`).
         folder: created where missing.
         classes: one name and colour a class.
+        half: in half precision, which every reader takes back to float32.
         extra: further plain values of the card, for example validation figures.
 
     Raises:
@@ -67,9 +70,6 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
     """
     if len(classes) != model.num_classes:
         raise ValueError(f"{len(classes)} classes but the network has {model.num_classes}")
-    taken = [key for key in extra if key in _RESERVED]
-    if taken:
-        raise ValueError(f"model.json writes {', '.join(taken)} itself")
     card = {
         "format": FORMAT,
         "cirkd_ray": cirkd_ray.__version__,
@@ -79,18 +79,21 @@ def save_model(model: SegmentationModel, folder: str | Path, classes: ClassSet, 
         "classes": list(classes.names),
         "palette": [list(colour) for colour in classes.palette],
         "preprocessing": model.preprocessing.to_dict(),
-        **extra,
     }
-    text = json.dumps(card, indent=2)
+    taken = [key for key in extra if key in card]
+    if taken:
+        raise ValueError(f"model.json writes {', '.join(taken)} itself")
+    card |= extra
     folder = Path(folder)
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
+    if half:
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
     with whole_file(folder / WEIGHTS_FILE) as path:
         try:
             save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
         except SafetensorError as error:
             raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be written ({error})") from None
-    with whole_file(folder / CARD_FILE) as path:
-        path.write_text(text + "\n", encoding="utf-8")
+    write_text(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
 
 
 def save_encoder(model: SegmentationModel, folder: str | Path) -> Path:
@@ -122,7 +125,7 @@ def numbered_classes(count: int) -> ClassSet:
 
 
 def load_model(path: str | Path) -> LoadedModel:
-    """Read a network written by `save_model`.
+    """Read a network written by `save_model`. For one that has to fit a data set, see `open_network`.
 
     Args:
         path: a run's folder, its `student.safetensors` or its `model.json`.
@@ -138,50 +141,10 @@ def load_model(path: str | Path) -> LoadedModel:
         classes = ClassSet(tuple(card["classes"]), tuple(tuple(colour) for colour in card["palette"]))
         model.preprocessing = Preprocessing.from_dict(card["preprocessing"])
     except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{card_path} lacks or spoils an entry: {error}") from None
+        raise WeightsError(f"{card_path}: lacks or spoils an entry: {error}") from None
     except ConfigError as error:
-        raise WeightsError(f"{card_path} names a network that this version cannot build: {error}") from None
+        raise WeightsError(f"{card_path}: names a network that this version cannot build: {error}") from None
     if len(classes) != model.num_classes:
         raise WeightsError(f"{card_path}: {len(classes)} class names but num_classes {model.num_classes}")
-    require_whole(load_weights(model, weights), "a model")
+    require_whole(load_weights(model, weights))
     return LoadedModel(model.eval(), model.preprocessing, classes, card)
-
-
-def require_description(
-    loaded: LoadedModel, source: str, name: str, settings: Mapping[str, Any] | None = None, *, where: str
-) -> None:
-    """Refuse a description of a saved network that its own card contradicts.
-
-    Args:
-        loaded: the network, as its card says.
-        source: what messages call its weights.
-        name: which network it is said to be.
-        settings: what its settings are said to be; None says nothing of them.
-        where: the setting that says so.
-
-    Raises:
-        ConfigError: it is another network, or has another setting that changes its scores.
-    """
-    own = loaded.model
-    remedy = f"leave {where} out, {CARD_FILE} says which network it is"
-    if name != own.name:
-        raise ConfigError(f"{where}: {source} is {own.name}, not {name}; {remedy}")
-    if settings is None:
-        return
-    with torch.device("meta"):  # shapes and settings are enough, without memory or a download
-        said = build_model(
-            name, num_classes=own.num_classes, where=where, **{**settings, "pretrained": False}
-        )
-    # Left open and given, these may mean the same.
-    same = {
-        "output_stride": all(s == own.strides[key] for key, s in said.strides.items() if key != "aux"),
-        "head_channels": said.channels["feature"] == own.channels["feature"],
-        "preprocessing": said.settings["preprocessing"] == "auto" or said.preprocessing == own.preprocessing,
-    }
-    for key, value in said.settings.items():
-        training = key in ("aux", "pretrained") or "drop" in key  # changes no score of a trained network
-        if not training and not same.get(key, value == own.settings[key]):
-            shown = "its default" if value is None else repr(value)
-            raise ConfigError(
-                f"{where}.{key}: {source} was trained with {own.settings[key]!r}, not {shown}; {remedy}"
-            )

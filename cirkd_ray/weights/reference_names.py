@@ -161,9 +161,7 @@ def reference_names(model_name: str, names: Iterable[str]) -> dict[str, str]:
     architecture = parse_name(model_name)
     head = _HEADS.get(architecture.head)
     if architecture.backbone_name not in _ENCODERS or head is None or ":" in model_name:
-        raise ConfigError(
-            f"{model_name!r} is not a network of the CIRKD release: it has no official checkpoint"
-        )
+        raise ConfigError(f"{model_name}: not a network of the CIRKD release, it has no official checkpoint")
     prefix, encoder = _ENCODERS[architecture.backbone_name]
     parts = {"encoder.body.": (prefix, encoder), "head.": ("", head), "auxiliary.": ("", _AUXILIARY)}
     return {name: _translate(name, parts) for name in names}

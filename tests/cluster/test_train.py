@@ -23,6 +23,7 @@ from cirkd_ray.train.checkpoint import STATE, complaint
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from tests.errors import refuses
 from tests.paths import REPO
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
 
@@ -153,7 +154,7 @@ def test_a_users_error_in_a_worker_is_not_retried_and_arrives_as_itself(
 ) -> None:
     spec = tiny_baseline(optim={"lr": 1e30, "warmup_steps": 0})
     started = time.monotonic()
-    with pytest.raises(TrainingError, match="is not finite at step"):
+    with refuses("loss 'task'", TrainingError, "step"):
         on_ray(spec, tmp_path / "run")
     log = tmp_path / "run" / "log.txt"
     assert not log.exists() or "continuing" not in log.read_text()
@@ -176,30 +177,29 @@ def test_bad_data_found_by_one_rank_names_the_file(ray_cluster: None, tmp_path: 
     (root / "train" / "4.png").write_bytes(b"no image")
     tree = tiny_tree()
     tree["data"] = {"name": "camvid", "root": str(root), "crop": [32, 64]}
-    with pytest.raises(DataError, match=r"4\.png"):
+    with refuses(root / "train" / "4.png", DataError):
         on_ray(from_tree(tree), tmp_path / "run")
 
 
 @pytest.mark.parametrize(
-    ("cluster", "available", "message"),
+    ("cluster", "available", "subject", "facts"),
     [
-        ({"workers": 3}, {"CPU": 8}, "train.batch_size: 4 does not divide over cluster.workers=3"),
-        ({"workers": 4}, {"CPU": 2}, "needs 4 x 1 CPU, the cluster has 2 CPU"),
-        ({"device": "cuda"}, {"CPU": 8}, "the cluster has no GPU"),
+        ({"workers": 3}, {"CPU": 8}, "train.batch_size", (4, "cluster.workers=3")),
+        ({"workers": 4}, {"CPU": 2}, "cluster.workers", ("4 x 1 CPU", "2 CPU")),
+        ({"device": "cuda"}, {"CPU": 8}, "cluster.device", ("cluster", "GPU")),
     ],
 )
 def test_runs_that_do_not_fit_are_refused(
-    cluster: dict[str, object], available: dict[str, float], message: str
+    cluster: dict[str, object], available: dict[str, float], subject: str, facts: tuple[object, ...]
 ) -> None:
-    with pytest.raises(ConfigError) as error:
+    with refuses(subject, ConfigError, *facts):
         plan_run(tiny_baseline(cluster=cluster), available)
-    assert message in str(error.value)
 
 
 def test_a_worker_that_fits_no_node_is_refused() -> None:
     plan = plan_run(tiny_baseline(data={"workers": 5}), {"CPU": 16})
     check_nodes(plan, [{"CPU": 6}, {"CPU": 10}])
-    with pytest.raises(ConfigError, match="the 4 nodes have room for 0"):
+    with refuses("cluster.workers", ConfigError, "4 nodes", "room for 0"):
         check_nodes(plan, [{"CPU": 4}] * 4)
 
 

@@ -1,9 +1,9 @@
 """Small inputs for the contract tests of losses, and what each loss's own test module says about it.
 
-The module `tests.unit.test_losses_KIND` belongs to the loss KIND. It defines `naive(loss, inputs)`, which
-recomputes the terms from the equations without the code under test, and may define `SETTINGS`, the settings
+The module `tests.unit.test_losses_KIND` belongs to the loss KIND. It may define `SETTINGS`, the settings
 that make the loss small, and `JOINED`, further settings under which ranks compute what one process with the
-joined batch does.
+joined batch does. It defines `naive(loss, inputs)`, which recomputes the terms from the equations without the
+code under test, unless `cirkd bench losses` has such a function already.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cirkd_ray.bench._losses_naive import NAIVE
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
 from cirkd_ray.types import SegmentationOutput
 
@@ -28,7 +29,8 @@ def own_module(kind: str) -> Any:
 
 
 def naive_of(kind: str) -> Callable[[DistillationLoss, LossInputs], dict[str, Tensor]]:
-    function: Callable[[DistillationLoss, LossInputs], dict[str, Tensor]] = own_module(kind).naive
+    function: Callable[[DistillationLoss, LossInputs], dict[str, Tensor]]
+    function = NAIVE[kind] if kind in NAIVE else own_module(kind).naive
     return function
 
 

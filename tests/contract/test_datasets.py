@@ -11,6 +11,7 @@ from cirkd_ray.config import load_run
 from cirkd_ray.data import DATASETS, SegmentationDataset
 from cirkd_ray.data.build import build_dataset
 from cirkd_ray.errors import ConfigError, DataError
+from tests.errors import refuses
 
 NAMES = DATASETS.names()
 
@@ -37,13 +38,13 @@ def test_a_data_set_describes_itself(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_wrong_arguments_are_errors_of_the_user(name: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     cls, empty = DATASETS.get(name), tmp_path_factory.mktemp("empty")
-    with pytest.raises(ConfigError, match="no such setting"):
+    with refuses("data.no_such_thing", ConfigError):
         build_dataset(name, split="train", root=empty, no_such_thing=1)
     if cls.splits:
-        with pytest.raises(ConfigError, match="no split 'nix'"):
+        with refuses("data", ConfigError, "'nix'"):
             build_dataset(name, split="nix", root=empty)
     if cls.needs_root:
-        with pytest.raises(DataError, match="needs the folder"):
+        with refuses("data.root", DataError, f"{name!r}", "--set data.root=PATH"):
             build_dataset(name, split="train")
         with pytest.raises(DataError):
             build_dataset(name, split="train", root=empty)

@@ -7,8 +7,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from cirkd_ray.evaluate.evaluation import evaluate
 from cirkd_ray.evaluate.metrics import ConfusionMatrix
-from cirkd_ray.evaluate.scoring import evaluate
 from tests.tiny import RandomSet, TinyNet
 
 SIZES = ((16, 20), (20, 16), (16, 20))

@@ -11,9 +11,10 @@ import torch
 
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator
 from cirkd_ray.models import build_model
 from cirkd_ray.weights import save_model
+from tests.errors import refuses
 
 SIZE = {"height": 32, "width": 48, "val_images": 29}
 
@@ -34,7 +35,7 @@ def test_workers_give_exactly_the_counts_of_one_process(job, ray_cluster):
 
     expected, done = Evaluator(job).evaluate(), []
     with ray_session(minimum_cpus=4):
-        with pytest.raises(ConfigError, match="--workers 500: needs 500 CPUs"), ray_evaluator(job, 500):
+        with refuses("--workers 500", ConfigError, "500 CPUs"), ray_evaluator(job, 500):
             pass
         with ray_evaluator(job, workers=2) as evaluator:
             assert evaluator.subject().images == 29
@@ -63,7 +64,7 @@ def test_a_killed_worker_changes_nothing_and_errors_arrive_as_they_were(job, ray
 
             same(evaluator.evaluate(on_images=kill_one), Evaluator(job).evaluate())
         wrong = replace(job, split="tset")
-        with pytest.raises(ConfigError, match="no split 'tset'"), ray_evaluator(wrong, workers=1):
+        with refuses("data", ConfigError, "'tset'"), ray_evaluator(wrong, workers=1):
             pass
     assert sum(done) == 29
 

@@ -58,9 +58,9 @@ def run(kind: str, rank: int, world: int, **settings: Any) -> dict[str, Any]:
         loss: Any = TaskLoss()
     else:
         loss = small_loss(kind, **(settings or getattr(own_module(kind), "JOINED", {})))
-    opponent = getattr(loss, "opponent", None)
-    if opponent is not None:
-        opponent.requires_grad_(False)
+    discriminator = getattr(loss, "discriminator", None)
+    if discriminator is not None:
+        discriminator.requires_grad_(False)
     maps: list[Tensor] = []
     values = []
     for step in range(STEPS):
@@ -70,10 +70,10 @@ def run(kind: str, rank: int, world: int, **settings: Any) -> dict[str, Any]:
         maps += [torch.zeros_like(t) if t.grad is None else t.grad for t in student_maps(inputs)]
         values.append(torch.stack([terms[name].detach() for name in sorted(terms)]))
     trained = [p for p in loss.parameters() if p.requires_grad]
-    if opponent is not None:
-        opponent.requires_grad_(True)
-        (loss.opponent_loss(inputs) / 1.0).backward()
-        trained += list(opponent.parameters())
+    if discriminator is not None:
+        discriminator.requires_grad_(True)
+        (loss.discriminator_loss(inputs) / 1.0).backward()
+        trained += list(discriminator.parameters())
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in trained]
     for t in [*grads, *values]:
         if world > 1:

@@ -107,14 +107,14 @@ def interrupted_run(spec: RunSpec, path: str, stop_at: int | None) -> None:
 
     directory = RunDirectory(path)
     if stop_at is not None and World.current().rank == 1:
-        real = loop.Loop._report
+        real = loop.TrainingLoop._report
 
         def leave(self: Any, done: int, *args: Any) -> None:
             if done == stop_at:
                 raise SystemExit(9)
             real(self, done, *args)
 
-        loop.Loop._report = leave  # type: ignore[method-assign]
+        loop.TrainingLoop._report = leave  # type: ignore[method-assign]
     run_local(spec, directory)
 
 

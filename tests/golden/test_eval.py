@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cirkd_ray.evaluate.inference import predict_logits, predicted_classes
+from cirkd_ray.evaluate.inference import Views, predict_logits, predicted_classes
 from cirkd_ray.evaluate.metrics import ConfusionMatrix
 from cirkd_ray.models import build_model
 from cirkd_ray.types import Preprocessing
@@ -18,7 +18,7 @@ from tests.paths import golden
 NAME, CLASSES = "deeplabv3_mobilenetv2", 11
 AS_IS = Preprocessing("rgb", 1.0, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 """The stored images are what the reference's network saw."""
-VIEWS = {"single": {}, "multiscale_flip": {"scales": (0.75, 1.0, 1.25), "flip": True}}
+VIEWS = {"single": Views(), "multiscale_flip": Views((0.75, 1.0, 1.25), flip=True)}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def test_evaluation_equals_the_reference(network, case):
         stored = {key.removeprefix(f"{case}/"): file[key] for key in file.files}
     images, labels = torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"].astype(np.int64))
     with torch.inference_mode():
-        logits = predict_logits(network, AS_IS, images, **VIEWS[case])
+        logits = predict_logits(network, AS_IS, images, VIEWS[case])
     expected = stored["mean_logits_sample"]
     np.testing.assert_allclose(
         logits[:, :, ::7, ::5].numpy(), expected, rtol=0, atol=1e-4 * np.abs(expected).max()

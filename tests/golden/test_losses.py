@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.losses import LossInputs, build_loss
-from cirkd_ray.losses.adversarial import discriminator_loss
+from cirkd_ray.losses.adversarial import discriminator_objective
 from cirkd_ray.losses.context import ContextModule
 from cirkd_ray.losses.task import segmentation_cross_entropy
 from cirkd_ray.types import SegmentationOutput
@@ -143,7 +143,7 @@ def test_adversarial_objectives(objective: str) -> None:
     generator.backward()
     case.close(fake.grad, "grad_generator")
     fake.grad = None
-    discriminator = discriminator_loss(fake, real, objective)
+    discriminator = discriminator_objective(fake, real, objective)
     case.close(discriminator, "discriminator")
     discriminator.backward()
     case.close(fake.grad, "grad_discriminator")

@@ -8,7 +8,6 @@ import torch
 
 from cirkd_ray.config import LossSpec, OptimSpec, TaskSpec
 from cirkd_ray.data.loader import DeviceBatch
-from cirkd_ray.device import make_scaler
 from cirkd_ray.losses import build_loss
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -75,13 +74,12 @@ def make_step(mode: str) -> TrainStep:
     optim = OptimSpec(name="sgd", lr=0.02, momentum=0.9, weight_decay=1e-4)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, optim), optim)
     cpu = World()
+    student.preprocessing = teacher.preprocessing = UNCHANGED
     return TrainStep(
         distiller,
         teacher,
-        UNCHANGED,
         optimizer,
         {},
-        make_scaler("fp32", cpu.device),
         optim,
         STEPS,
         "fp32",

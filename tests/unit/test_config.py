@@ -11,6 +11,7 @@ import yaml
 from cirkd_ray.config import WeightSchedule, from_tree, load_run, load_tree, parse
 from cirkd_ray.config.composition import apply_overrides, flatten, merge, parse_override, recipe_names
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.sweep.space_file import find_space, load_space
 from tests.errors import refuses
 from tests.paths import REPO
 
@@ -208,7 +209,7 @@ def test_another_data_set_takes_none_of_the_inherited_ones_settings(tmp_path: Pa
     ):
         assert (spec.data.name, spec.data.root, spec.data.flip) == ("camvid", "/data", 0.25)
         assert (spec.data.crop, spec.data.workers) == (before.crop, before.workers)
-        assert set(spec.data.settings) == {"subset"}
+        assert set(spec.data.settings) == {"form", "subset"}
     same = load_run("quickstart", ["data.name=shapes"]).data
     assert same.settings == before.settings
 
@@ -231,3 +232,29 @@ def test_the_readmes_own_space_is_valid(tmp_path: Path) -> None:
     assert block is not None
     (tmp_path / "space.yaml").write_text(block[1])
     assert check_space(load_space(str(tmp_path / "space.yaml"))).train.steps == 4000
+
+
+def test_a_root_in_a_file_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    monkeypatch.chdir(tmp_path)
+    base = "model: {name: deeplabv3:resnet10t}\ndata: {name: folder, root: %s}\n"
+    (tmp_path / "deep/mine.yaml").write_text(base % "set")
+    (tmp_path / "child.yaml").write_text("extends: deep/mine.yaml\n")
+    for recipe in ("deep/mine.yaml", "child.yaml"):
+        assert load_run(recipe).data.root == str(tmp_path / "deep" / "set")
+    assert load_run("deep/mine.yaml", ["data.root=set"]).data.root == str(tmp_path / "set")
+    for place in ("s3://bucket/set", "/data/set"):
+        (tmp_path / "deep/mine.yaml").write_text(base % place)
+        assert load_run("deep/mine.yaml").data.root == place
+
+
+def test_a_root_in_a_search_space_is_relative_to_the_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = (Path(find_space("cirkd_core"))).read_text(encoding="utf-8")
+    (tmp_path / "deep").mkdir()
+    tree = {**yaml.safe_load(text), "set": {"data.root": "set"}}
+    (tmp_path / "deep/space.yaml").write_text(yaml.safe_dump(tree))
+    assert load_space("deep/space.yaml").spec.set["data.root"] == str(tmp_path / "deep" / "set")
+    assert load_space("deep/space.yaml", ["data.root=set"]).spec.set["data.root"] == "set"

@@ -19,13 +19,13 @@ import pytest
 from PIL import Image
 
 from cirkd_ray.cli import main
-from cirkd_ray.data import build_dataset
+from cirkd_ray.data import build_dataset, codec
 from cirkd_ray.data.ade20k import ADE20K
 from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
 from cirkd_ray.data.files import packaged_list
 from cirkd_ray.data.storage import LocalStorage
-from cirkd_ray.data_tools import check as check_module
 from cirkd_ray.data_tools.check import check
+from tests.errors import require_error
 from tests.paths import REPO, data_root
 from tests.unit.test_data_sets import make_folder, open_set, write_pair
 
@@ -67,7 +67,11 @@ def bad(tmp_path: Path) -> Path:
 def test_every_fault_is_found_and_the_rest_counted(bad: Path, workers: int) -> None:
     done: list[int] = []
     report = check(build_dataset("folder", split="train", root=bad, subset=True), workers, done.append)
-    assert [(f.kind, f.message.split(": ")[0].rsplit("/", 1)[1]) for f in report.findings] == [
+    *of_files, turned, one = report.findings
+    assert (turned.kind, one.kind) == ("orientation", "one class")
+    assert "images/train/d turned.jpg" in turned.message
+    assert "of one class only, 'y'" in one.message
+    assert [(f.kind, f.message.split(": ")[0].rsplit("/", 1)[1]) for f in of_files] == [
         ("missing file", "j gone.png"),
         ("unreadable", "e cut.png"),
         ("unreadable", "f empty.png"),
@@ -108,7 +112,7 @@ def test_an_odd_error_does_not_end_the_check(bad: Path, monkeypatch: pytest.Monk
     assert ("program error", "images/train/b good.png: RuntimeError: never seen before") in [
         (f.kind, f.message) for f in findings
     ]
-    assert len(findings) == 7
+    assert len(findings) == 9
 
 
 def test_the_command_prints_a_table_and_says_so_in_its_exit_code(
@@ -120,14 +124,14 @@ def test_the_command_prints_a_table_and_says_so_in_its_exit_code(
     assert "size mismatch: 1" in shown
     assert "i colour.png: holds RGB values" in shown
     written = json.loads(report.read_text())["train"]
-    assert len(written["findings"]) == 6
+    assert len(written["findings"]) == 8
     assert written["classes"][1] == {"name": "y", "pixels": 140, "images": 4}
     make_folder(tmp_path / "good", {"classes": ["x"]}, {"train/a": 0})
     assert main(["data", "check", "folder", str(tmp_path / "good"), "--split", "train"]) == 0
     assert main(["data", "check", "folder", str(tmp_path / "nowhere")]) == 2
-    assert "does not exist" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "data.root", tmp_path / "nowhere", "exist")
     assert main(["data", "check", "foldr", str(bad)]) == 2
-    assert "did you mean 'folder'" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "foldr", "'foldr'", "'folder'")
 
 
 def test_names_that_come_twice_do_not_end_the_check(tmp_path: Path) -> None:
@@ -140,7 +144,7 @@ def test_names_that_come_twice_do_not_end_the_check(tmp_path: Path) -> None:
     assert report.images == 2
     (root / "list.txt").write_text("train/a\ntrain/a\ntrain/c\n")
     report = check(open_set("folder", "list", root, subset=True))
-    assert [f.kind for f in report.findings] == ["duplicate name", "unreadable"]
+    assert [f.kind for f in report.findings] == ["duplicate name", "unreadable", "one class"]
     assert "train/a (listed 2 times)" in report.findings[0].message
 
 
@@ -159,7 +163,7 @@ def test_images_that_only_opencv_opens_are_sound(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     report = check(open_set("folder", "train", root))
     assert (report.findings, report.images) == ([], 1)
-    assert dict(report.formats) == {"too large for Pillow to look at": 1}
+    assert dict(report.formats) == {"not known to Pillow": 1}
 
 
 def test_names_that_are_not_utf8_are_found(tmp_path: Path) -> None:
@@ -264,8 +268,7 @@ def test_a_set_as_large_as_coco_takes_little_more_memory(
     pretend(tmp_path, count, monkeypatch)
     data = CocoStuff164k(split="train", root=tmp_path, subset=True)
     held = Held()
-    monkeypatch.setattr(check_module, "decode_image", held.watching(check_module.decode_image))
-    monkeypatch.setattr(data, "load_label", held.watching(data.load_label))
+    monkeypatch.setattr(codec, "opencv_decode", held.watching(codec.opencv_decode))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = check(data, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -318,5 +321,6 @@ def test_missing_files_of_a_large_list_are_all_reported(tmp_path: Path) -> None:
         np.eye(3),
     )
     report = check(ADE20K(split="val", root=tmp_path, subset=True))
-    assert len(report.findings) == 3998
+    kinds = [finding.kind for finding in report.findings]
+    assert kinds == ["missing file"] * 3998 + ["class never occurs", "one class", "ignored pixels"]
     assert report.images == 1

@@ -21,6 +21,7 @@ from cirkd_ray.data.storage import LocalStorage, RemoteStorage, open_storage
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.data_tools.prepare import Encoding, prepare, verify_prepared
 from cirkd_ray.errors import ConfigError, DataError, TransientError
+from tests.errors import refuses
 from tests.unit.test_data_sets import make_folder
 
 fsspec = pytest.importorskip("fsspec")
@@ -67,9 +68,9 @@ def test_a_data_set_behind_s3_equals_the_local_one(bucket: str, tmp_path: Path) 
     for i in range(len(local)):
         np.testing.assert_array_equal(remote.load(i).image, local.load(i).image)
         np.testing.assert_array_equal(remote.load(i).label, local.load(i).label)
-    with pytest.raises(DataError, match=r"s3://streets/some root/images/nix: no such folder"):
+    with refuses("s3://streets/some root/images/nix", DataError, "folder"):
         build_dataset("folder", split="nix", root=bucket)
-    with pytest.raises(DataError, match=r"s3://streets/nowhere/dataset\.yaml: no such file"):
+    with refuses("s3://streets/nowhere/dataset.yaml", DataError, "file"):
         build_dataset("folder", split="train", root="s3://streets/nowhere")
 
 
@@ -111,7 +112,7 @@ def test_a_server_that_is_gone_is_an_error(bucket: str, monkeypatch: pytest.Monk
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
     fsspec.filesystem("s3").clear_instance_cache()
     storage = RemoteStorage("s3://streets/elsewhere", tries=2, pause=0.01)
-    with pytest.raises(DataError, match=r"s3://streets/elsewhere/a\.png: .*127\.0\.0\.1:9.*\(2 tries\)"):
+    with refuses("s3://streets/elsewhere/a.png", DataError, "127.0.0.1:9", "2 tries"):
         storage.read("a.png")
     fsspec.filesystem("s3").clear_instance_cache()
 
@@ -148,11 +149,11 @@ def test_errors_that_pass_are_tried_again(flaky: RemoteStorage) -> None:
 
 def test_errors_that_stay_name_the_file(flaky: RemoteStorage) -> None:
     Flaky.failures = 99
-    with pytest.raises(TransientError, match=r"flaky://host/root/a\.png: Connection reset .* \(4 tries\)"):
+    with refuses("flaky://host/root/a.png", TransientError, "Connection reset", "4 tries"):
         flaky.read("a.png")
     assert Flaky.failures == 95
     for name, reason in (("absent", "absent"), ("secret", "Access denied")):
-        with pytest.raises(DataError, match=rf"root/{name}\.png: .*{reason}") as caught:
+        with refuses(f"flaky://host/root/{name}.png", DataError, reason) as caught:
             flaky.read(f"{name}.png")
         assert not isinstance(caught.value, TransientError), "no other try would mend it"
     assert Flaky.failures == 95
@@ -168,7 +169,7 @@ def test_a_file_server_that_is_away_is_no_error_of_the_user(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "read_bytes", fail)
-    with pytest.raises(DataError, match=r"a\.png: cannot be read") as caught:
+    with refuses(tmp_path / "a.png", DataError, os.strerror(number)) as caught:
         LocalStorage(tmp_path).read("a.png")
     assert isinstance(caught.value, TransientError) == passes
 
@@ -230,7 +231,7 @@ def test_a_set_prepared_again_is_not_read_from_what_another_machine_has_kept(
     prepared_by("desk")
     assert seen_by("desk") == seen_by("node") == {"k0": 1, "k1": 0, "k2": 0}
     monkeypatch.setattr(open_at_the_node.storage, "cache", DiskCache(tmp_path / "emptied", 10**6))
-    with pytest.raises(DataError, match=r"train/000000\.safetensors: differs from its checksum .*replaced"):
+    with refuses(f"{memory.url}/train/000000.safetensors", DataError, "checksum"):
         open_at_the_node.load(0)
 
 
@@ -257,7 +258,7 @@ def test_what_is_damaged_behind_a_url_is_made_again(
 
 
 def test_an_unknown_protocol_says_so() -> None:
-    with pytest.raises(DataError, match=r"nix://host: .*nix"):
+    with refuses("nix://host", DataError, "nix"):
         open_storage("nix://host").names("")
 
 
@@ -363,5 +364,5 @@ def test_the_environment_sets_the_cache(tmp_path: Path, monkeypatch: pytest.Monk
         assert DiskCache.from_environment().folder == tmp_path / folder
     for wrong in ("20GB", "nan", "inf"):
         monkeypatch.setenv("CIRKD_CACHE_GB", wrong)
-        with pytest.raises(ConfigError, match=f"CIRKD_CACHE_GB: '{wrong}' is no number of gigabytes"):
+        with refuses("CIRKD_CACHE_GB", ConfigError, f"'{wrong}'"):
             open_storage("memory://shelf")

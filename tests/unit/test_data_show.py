@@ -12,6 +12,7 @@ from cirkd_ray.cli import main
 from cirkd_ray.data.base import Sample
 from cirkd_ray.data_tools.show import contact_sheet, overlay
 from cirkd_ray.types import ClassSet
+from tests.errors import require_error
 
 CLASSES = ClassSet(("left", "right"), ((200, 0, 0), (0, 0, 200)))
 
@@ -58,6 +59,7 @@ def test_the_command_writes_whole_and_augmented_sheets(
         assert picture is not None
         assert picture.std() > 20
     assert main([*common, "--start", "900"]) == 2
+    require_error(capsys.readouterr().err, "--start", 200, "val")
     assert main([*common, "--out", str(tmp_path / "file" / "x.png"), "--count", "0"]) == 2
     assert main(["data", "show", "camvid"]) == 2
-    assert "needs the folder" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "--set.root", "'camvid'", "--set data.root=PATH")

@@ -14,6 +14,7 @@ from cirkd_ray.data.base import Sample, UInt8
 from cirkd_ray.data.transforms import Crop, TrainTransform, largest_share, scaled_labels, scaled_window
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.types import PADDING_LABEL
+from tests.errors import refuses
 
 SCALES = [Fraction(5 + k, 10) for k in range(16)]
 
@@ -142,7 +143,7 @@ def test_only_the_needed_part_is_asked_for() -> None:
 def test_the_scales_are_the_published_ones() -> None:
     assert TrainTransform(crop=(64, 64)).scales == SCALES
     assert TrainTransform(crop=(64, 64), scale_range=(1.0, 1.0)).scales == [Fraction(1)]
-    with pytest.raises(ConfigError, match=r"scale_range"):
+    with refuses("data.scale_range", ConfigError, 2.0, 0.5):
         TrainTransform(crop=(64, 64), scale_range=(2.0, 0.5))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import run_recipe
 from cirkd_ray.weights import load_model
+from tests.errors import refuses
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
 from tests.unit.test_data_sets import make_folder
 
@@ -191,7 +193,7 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(
 
     monkeypatch.setattr(torch, "save", full_after_two)
     path = tmp_path / "run"
-    with pytest.raises(CheckpointError, match=r"No space left on device.*\n?.*untouched"):
+    with refuses(path / "checkpoints/step_00000004", CheckpointError, "No space left on device", "--resume"):
         new_run(spec, path)
     assert [p.name for p in (path / "checkpoints").iterdir()] == ["step_00000002"]
     monkeypatch.undo()
@@ -205,10 +207,10 @@ def test_a_non_finite_loss_stops_with_step_name_and_last_checkpoint(teacher: Pat
     with pytest.raises(TrainingError) as error:
         new_run(spec, tmp_path / "run")
     message = str(error.value)
-    assert "is not finite at step " in message
+    assert re.match(r"loss '\w+': .* step \d+; ", message), message
     kept = newest_checkpoint(tmp_path / "run" / "checkpoints", lambda text: None)
     if kept is not None:
-        assert f"the last good checkpoint is {kept}" in message
+        assert str(kept) in message
 
 
 def test_a_poisoned_term_is_named(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,18 +225,16 @@ def test_a_poisoned_term_is_named(teacher: Path, tmp_path: Path, monkeypatch: py
         return {name: value * float("nan") if calls["n"] == 4 else value for name, value in found.items()}
 
     monkeypatch.setattr(KD, "forward", poisoned)
-    with pytest.raises(
-        TrainingError, match=r"loss 'kd' is not finite at step 3; the last good checkpoint is .*step_00000002"
-    ):
+    with refuses("loss 'kd'", TrainingError, "step 3", "step_00000002"):
         new_run(tiny_distillation(teacher, train={"log_every": 10, "validate_every": 6}), tmp_path / "run")
 
 
 def test_a_continued_run_must_be_the_same_recipe(undisturbed: RunDirectory) -> None:
     spec = undisturbed.spec()
     changed = spec.model_copy(update={"optim": spec.optim.model_copy(update={"lr": 0.5})})
-    with pytest.raises(ConfigError, match=r"was started with optim\.lr=0\.02, not 0\.5"):
+    with refuses(undisturbed.path, ConfigError, "optim.lr=0.02", 0.5):
         open_directory(undisturbed, changed, resume=True)
-    with pytest.raises(ConfigError, match="holds a run already"):
+    with refuses(undisturbed.path, ConfigError, "--resume", "--name"):
         open_directory(undisturbed, spec, resume=False)
     more = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"workers": 4})})
     open_directory(undisturbed, more, resume=True)
@@ -247,9 +247,9 @@ def test_teacher_stage_is_trained_once_and_reused(tmp_path: Path) -> None:
     spec = tiny_baseline(teacher={"train": str(teacher)}, distill={"losses": losses}, train={"steps": 2})
     first = run_recipe(spec, RunDirectory(tmp_path / "out" / "a"), tmp_path / "out", run_local)
     assert first.teacher is not None
-    assert not first.teacher_reused
+    assert first.reused == ()
     second = run_recipe(spec, RunDirectory(tmp_path / "out" / "b"), tmp_path / "out", run_local)
-    assert second.teacher_reused
+    assert second.reused == (second.teacher,)
     assert figures(first.directory) == figures(second.directory)
 
 
@@ -262,7 +262,7 @@ def test_a_teacher_of_other_classes_is_refused_before_training(teacher: Path, tm
 
     model = build_model(card["name"], num_classes=3, **card["settings"])
     save_model(model, tmp_path / "teacher", ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
-    with pytest.raises(ConfigError, match="scores 3 classes, the data set has 12"):
+    with refuses(f"teacher {tmp_path / 'teacher'}", ConfigError, "3 classes", 12):
         run_recipe(
             tiny_distillation(tmp_path / "teacher"), RunDirectory(tmp_path / "run"), tmp_path, run_local
         )
@@ -274,12 +274,12 @@ def test_what_would_fail_later_is_refused_before_the_teacher_is_trained(tmp_path
     teacher = tmp_path / "teacher.yaml"
     teacher.write_text(json.dumps(tiny_baseline().to_dict()))
     spec = tiny_baseline(teacher={"train": str(teacher)}, distill={"losses": losses})
-    with pytest.raises(ConfigError, match="pixel_memory=10 is smaller than the draw"):
+    with refuses("distill.losses.m", ConfigError, "pixel_memory: 10"):
         run_recipe(spec, RunDirectory(tmp_path / "run"), tmp_path, run_local)
 
 
 def test_a_batch_that_does_not_divide_names_both_numbers(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"5.*accumulate|accumulate.*5|5.*2"):
+    with refuses("train.batch_size", ConfigError, 5, 2):
         new_run(tiny_baseline(train={"batch_size": 5, "accumulate": 2}), tmp_path / "run")
 
 

@@ -49,6 +49,18 @@ def test_interval_equals_resampling_written_out():
     assert (found.confidence, found.resamples) == (0.9, resamples)
 
 
+def test_interval_is_over_the_classes_of_its_point():
+    areas = table(6)
+    areas[:5, :, 2:] = 0  # two classes occur in one image only
+    whole, rng, scores = areas.sum(0), np.random.default_rng(3), []
+    for counts in rng.multinomial(6, np.full(6, 1 / 6), size=200):
+        drawn = areas[np.repeat(np.arange(6), counts)].sum(0)
+        drawn[:, drawn.sum(0) == 0] = whole[:, drawn.sum(0) == 0]
+        scores.append(naive_miou(drawn))
+    found = bootstrap_miou(areas, resamples=200, seed=3)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(scores, [0.025, 0.975])))
+
+
 def test_interval_covers_the_true_score_about_as_often_as_it_says():
     world = table(4000, seed=1)
     truth = naive_miou(world.sum(0))

@@ -11,14 +11,15 @@ import torch
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.evaluate.inference import Views, Window
-from cirkd_ray.evaluate.saved import EvaluationJob, Evaluator, worst_images
-from cirkd_ray.evaluate.scoring import evaluate, merge_results
+from cirkd_ray.evaluate.evaluation import evaluate, merge_results
+from cirkd_ray.evaluate.inference import SlidingWindow, Views
+from cirkd_ray.evaluate.job import EvaluationJob, Evaluator, worst_images
 from cirkd_ray.models import build_model
 from cirkd_ray.report.evaluation import usual_folder
 from cirkd_ray.train.trained_on import run_data
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model, save_model
+from tests.errors import refuses, require_error
 from tests.unit.test_data_sets import make_folder
 
 SIZE = {"height": 32, "width": 48, "val_images": 5}
@@ -61,7 +62,8 @@ def test_report_holds_what_the_evaluator_counted(model, tmp_path, capsys):
     ]
     assert (report["data"]["images"], report["model"]["name"]) == (5, "deeplabv3_mobilenetv2")
     assert f"{scores['miou'] * 100:.2f}" in printed
-    assert f"| mIoU | {scores['miou'] * 100:.2f} |" in (out / "evaluation.md").read_text()
+    classes = f"{scores['miou_classes']} of {scores['classes']} classes"
+    assert f"| mIoU ({classes}) | {scores['miou'] * 100:.2f} |" in (out / "evaluation.md").read_text()
     for name in ("confusion.png", "worst.png"):
         assert cv2.imread(str(out / name)).std() > 5
 
@@ -82,7 +84,7 @@ def test_an_evaluation_without_any_labelled_pixel_is_written_all_the_same(model,
     assert (out / "confusion.png").exists()
     capsys.readouterr()
     assert main(["predict", str(model), *data, "--worst", "2", "--out", str(out)]) == 2
-    assert "no image of the split 'val' of folder has a labelled pixel" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "--worst", "'val' of folder", "pixel")
 
 
 def test_json_on_standard_output_and_no_interval(model, tmp_path, capsys):
@@ -118,7 +120,7 @@ def test_a_runs_own_data_is_the_default(model, tmp_path, monkeypatch):
 
 
 def test_reports_of_other_models_and_views_lie_in_other_folders(model):
-    views = [Views(window=Window((24, 32))), Views(window=Window((24, 32), (8, 8)))]
+    views = [Views(window=SlidingWindow((24, 32))), Views(window=SlidingWindow((24, 32), (8, 8)))]
     jobs = [job(model), job(model, precision="bf16"), *(job(model, views=view) for view in views)]
     models = ["a/student.safetensors", "b/student.safetensors", "c/model.json", "v1.0/model.json", "best.pth"]
     folders = [str(usual_folder(name, job(model))) for name in models]
@@ -133,44 +135,44 @@ def test_reports_of_other_models_and_views_lie_in_other_folders(model):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "subject", "fact"),
     [
-        (["--set", "train.steps=3"], "train.steps: only settings of the data set"),
-        (["--set", "data.heigth=3"], "heigth"),
-        (["--stride", "8"], "--stride goes with --window"),
-        (["--window", "8", "--stride", "9"], "gaps"),
-        (["--scales", "0"], "--scales: factors must be positive"),
-        (["--split", "tset"], "no split 'tset'"),
-        (["--data", "camvid"], "the data set 'camvid' needs the folder"),
-        (["--limit", "0"], "--limit: must be at least 1"),
-        (["--workers", "-1"], "--workers: must be at least 0"),
+        (["--set", "train.steps=3"], "--set train.steps", "data.NAME"),
+        (["--set", "data.heigth=3"], "data.heigth", "'height'"),
+        (["--stride", "8"], "--stride", "--window"),
+        (["--window", "8", "--stride", "9"], "window", "9"),
+        (["--scales", "0"], "--scales", "0"),
+        (["--split", "tset"], "data", "'tset'"),
+        (["--data", "camvid"], "data.root", "'camvid'"),
+        (["--limit", "0"], "--limit", "1"),
+        (["--workers", "-1"], "--workers", "0"),
     ],
 )
-def test_mistakes_are_named_in_one_line(model, arguments, message, capsys, tmp_path):
+def test_mistakes_are_named_in_one_line(model, arguments, subject, fact, capsys, tmp_path):
     assert main(["eval", str(model), "--out", str(tmp_path), *arguments]) == 2
     error = capsys.readouterr().err
-    assert message in error
+    require_error(error, subject, fact)
     assert len(error.splitlines()) <= 2
 
 
 def test_a_folder_without_a_model_and_unknown_data(tmp_path, capsys):
     assert main(["eval", str(tmp_path), "--data", "shapes"]) == 2
-    assert "no run's folder and holds no weights" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, tmp_path, "run's folder", "no weights")
     assert main(["eval", str(tmp_path)]) == 2
-    assert "--data NAME" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, tmp_path, "--data NAME")
 
 
 def test_out_that_cannot_be_written(model, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     out = str(tmp_path / "file" / "below")
     assert main(["eval", str(model), *SET, "--limit", "1", "--worst", "0", "--out", out]) == 2
-    assert "cannot be written" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, out, tmp_path / "file", "is a file")
 
 
 def test_another_number_of_classes_and_other_names(model, tmp_path):
     few = ClassSet(("a", "b"), ((0, 0, 0), (1, 1, 1)))
     save_model(build_model("deeplabv3_mobilenetv2", num_classes=2), tmp_path / "few", classes=few)
-    with pytest.raises(ConfigError, match="scores 2 classes, but the data set has"):
+    with refuses(tmp_path / "few", ConfigError, "2 classes"):
         Evaluator(job(tmp_path / "few"))
     known = build_dataset("shapes", split="val", **SIZE).classes
     renamed = ClassSet(("other", *known.names[1:]), known.palette)
@@ -179,7 +181,7 @@ def test_another_number_of_classes_and_other_names(model, tmp_path):
     assert Evaluator(job(model)).subject().warnings == ()
     turned = ClassSet(known.names[::-1], known.palette)
     save_model(load_model(model).model, tmp_path / "turned", classes=turned)
-    with pytest.raises(ConfigError, match="turned: has the data set's classes in another order"):
+    with refuses(tmp_path / "turned", ConfigError, "order", "class 0"):
         Evaluator(job(tmp_path / "turned"))
 
 

@@ -1,23 +1,15 @@
-"""at against its equation."""
+"""What at does not see."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
-from cirkd_ray.losses import DistillationLoss, LossInputs
-from tests.contract.loss_cases import small_labels
+from cirkd_ray.losses import LossInputs
+from tests.contract.loss_cases import make_inputs, small_loss
 
 
-def naive(loss: DistillationLoss, inputs: LossInputs) -> dict[str, Tensor]:
-    squares = []
-    for s, t, labels in zip(
-        inputs.student.feature, inputs.teacher.feature, small_labels(inputs), strict=True
-    ):
-        spots = (labels != -1).nonzero().tolist()
-        maps = []
-        for x in (s, t):
-            energy = torch.stack([(x[:, i, j] ** 2).mean() for i, j in spots])
-            maps.append(energy / energy.square().sum().sqrt())
-        squares += [(maps[0] - maps[1]).square()]
-    return {"at": torch.cat(squares).mean()}
+def test_the_scale_of_features_does_not_matter() -> None:
+    loss, inputs = small_loss("at"), make_inputs()
+    teacher = inputs.teacher._replace(feature=inputs.teacher.feature * 3.0)
+    scaled = loss(LossInputs(inputs.student, teacher, inputs.labels))["at"]
+    torch.testing.assert_close(scaled, loss(inputs)["at"])

@@ -1,15 +1,18 @@
-"""cirkd_memory against its equations, with queues kept by loops."""
+"""The queues of cirkd_memory."""
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
-from torch import Tensor
 
+from cirkd_ray.bench._losses_naive import enqueue
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses import DistillationLoss, LossInputs, build_loss
-from cirkd_ray.losses.memory import pixel_bits, random_slots, require_memory
-from tests.contract.loss_cases import CLASSES, make_inputs, small_labels, small_loss
+from cirkd_ray.losses import LossInputs, build_loss
+from cirkd_ray.losses.size import require_memory
+from tests.contract.loss_cases import CLASSES, make_inputs, small_loss
+from tests.errors import refuses
 
 SETTINGS = {
     "pixel_memory": 20,
@@ -21,60 +24,16 @@ SETTINGS = {
 }
 
 
-class LoopQueue:
-    """A ring buffer a class, written one vector at a time."""
-
-    def __init__(self, queue: Tensor, ptr: Tensor) -> None:
-        self.vectors, self.ptr = queue.clone(), ptr.tolist()
-
-    def push(self, k: int, vector: Tensor) -> None:
-        self.vectors[k, self.ptr[k]] = vector
-        self.ptr[k] = (self.ptr[k] + 1) % self.vectors.shape[1]
-
-
-def enqueue_by_loops(loss: DistillationLoss, inputs: LossInputs) -> tuple[LoopQueue, LoopQueue]:
-    pixel, region = (LoopQueue(q.queue, q.ptr) for q in (loss.pixel, loss.region))
-    labels = small_labels(inputs).flatten(1)
-    vectors = torch.nn.functional.normalize(inputs.teacher.feature, dim=1).flatten(2).transpose(1, 2)
-    key = ("candidates", inputs.seed, inputs.step, inputs.micro)
-    bits = pixel_bits(*labels.shape, 0, labels.device, *key)
-    for n in range(len(labels)):
-        for k in range(CLASSES):
-            members = [i for i in range(labels.shape[1]) if int(labels[n, i]) == k]
-            if members:
-                mean = vectors[n, members].mean(0)
-                region.push(k, mean / mean.norm())
-            for i in sorted(members, key=lambda i: int(bits[n, i]))[: loss.pixel_candidates]:
-                pixel.push(k, vectors[n, i])
-    return pixel, region
-
-
-def naive(loss: DistillationLoss, inputs: LossInputs) -> dict[str, Tensor]:
-    pixel, region = enqueue_by_loops(loss, inputs)
-    valid = small_labels(inputs).flatten() != -1
-    rows = []
-    for x in (loss.projector(inputs.student.feature), inputs.teacher.feature):
-        flat = x.flatten(2).transpose(1, 2).flatten(0, 1)[valid]
-        rows.append(flat / flat.norm(dim=1, keepdim=True))
-    terms = {}
-    for term, queue, draw in (("memory_pixel", pixel, 9), ("memory_region", region, 5)):
-        key = (term, inputs.seed, inputs.step, inputs.micro)
-        slots = random_slots(queue.vectors.shape[1], draw, valid.device, *key)
-        keys = torch.cat([queue.vectors[k, slots] for k in range(CLASSES)])
-        q, p = (torch.softmax(x @ keys.T / 0.1 / 2.0, 1) for x in rows)
-        terms[term] = 4.0 * (p * (p / q).log()).sum(1).mean()
-    return terms
-
-
 def test_queues_are_those_of_the_loops_beyond_a_full_turn() -> None:
     loss = small_loss("cirkd_memory")
+    plain = copy.deepcopy(loss)
     for step in range(6):
         inputs = make_inputs(step=step)
-        pixel, region = enqueue_by_loops(loss, inputs)
+        enqueue(plain, inputs)
         loss(inputs)
-        for mine, theirs in ((loss.pixel, pixel), (loss.region, region)):
-            assert mine.ptr.tolist() == theirs.ptr
-            torch.testing.assert_close(mine.queue, theirs.vectors, rtol=1e-6, atol=1e-9)
+        for mine, theirs in ((loss.pixel, plain.pixel), (loss.region, plain.region)):
+            assert torch.equal(mine.ptr, theirs.ptr)
+            torch.testing.assert_close(mine.queue, theirs.queue, rtol=1e-6, atol=1e-9)
 
 
 def test_bfloat16_storage_halves_the_memory() -> None:
@@ -100,22 +59,20 @@ def test_queues_start_as_unit_vectors_that_do_not_depend_on_the_seed() -> None:
     ("memory", "keys"), [("pixel_memory", "pixel_keys"), ("region_memory", "region_keys")]
 )
 def test_memory_smaller_than_the_draw(memory: str, keys: str) -> None:
-    with pytest.raises(
-        ConfigError, match=rf"loss 'cirkd_memory': {memory}=4 is smaller than the draw: {keys}"
-    ):
+    with refuses("loss 'cirkd_memory'", ConfigError, f"{memory}: 4", f"{keys}"):
         small_loss("cirkd_memory", **{memory: 4})
 
 
 def test_memory_that_cannot_fit_is_refused_before_it_is_taken() -> None:
-    with pytest.raises(ConfigError, match=r"GiB.*free.*pixel_memory.*storage: bfloat16"):
+    with refuses("loss 'cirkd_memory'", ConfigError, "GiB free", "pixel_memory", "storage: bfloat16"):
         small_loss("cirkd_memory", pixel_memory=10**12)
 
 
 def test_device_memory_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     loss = small_loss("cirkd_memory")
     require_memory([loss], torch.device("cpu"))
-    monkeypatch.setattr("cirkd_ray.losses.memory.available_bytes", lambda device: 1000)
-    with pytest.raises(ConfigError, match=r"meta has .* free"):
+    monkeypatch.setattr("cirkd_ray.losses.size.available_bytes", lambda device: 1000)
+    with refuses("distill.losses", ConfigError, "meta", "GiB free"):
         require_memory([loss], torch.device("meta"))
 
 
@@ -138,7 +95,7 @@ def test_published_wrap() -> None:
     vectors = torch.zeros(CLASSES, 5, 8, dtype=torch.float64)
     vectors[0, :3], vectors[1, :4] = 1.0, 2.0
     before = loss.pixel.queue.clone()
-    loss.pixel.push_reference(vectors)
+    loss.pixel.push(vectors, reference=True)
     assert loss.pixel.ptr.tolist() == [0, 6, 9, 9]
     assert bool((loss.pixel.queue[0, 9:] == 1.0).all())
     assert bool((loss.pixel.queue[1, 2:6] == 2.0).all())

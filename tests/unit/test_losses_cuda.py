@@ -34,8 +34,8 @@ def test_same_as_on_the_cpu(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_step_waits_for_the_device(kind: str) -> None:
     loss = small_loss(kind).float().cuda()
-    if loss.opponent is not None:
-        loss.opponent.requires_grad_(False)
+    if loss.discriminator is not None:
+        loss.discriminator.requires_grad_(False)
     for step in range(2):
         inputs = make_inputs(dtype=torch.float32, step=step)
         student = SegmentationOutput(*(t.detach().cuda().requires_grad_() for t in student_maps(inputs)))

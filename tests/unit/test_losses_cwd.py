@@ -1,22 +1,22 @@
-"""cwd against its equation."""
+"""What cwd does not see, and its adapter."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import nn
 
-from cirkd_ray.losses import DistillationLoss, LossInputs
-from tests.contract.loss_cases import STUDENT, small_labels
+from cirkd_ray.losses import LossInputs
+from tests.contract.loss_cases import TEACHER, make_inputs, small_loss
 
 
-def naive(loss: DistillationLoss, inputs: LossInputs) -> dict[str, Tensor]:
-    tau = 4.0
-    student = torch.einsum("oc,nchw->nohw", loss.adapter.weight[:, :, 0, 0], inputs.student.feature)
-    total = student.new_zeros(())
-    for n, labels in enumerate(small_labels(inputs)):
-        valid = labels != -1
-        for c in range(student.shape[1]):
-            p = torch.softmax(inputs.teacher.feature[n, c][valid] / tau, 0)
-            q = torch.softmax(student[n, c][valid] / tau, 0)
-            total = total + (p * (p / q).log()).sum()
-    return {"cwd": tau**2 * total / (len(student) * STUDENT)}
+def test_the_level_of_a_channel_does_not_matter() -> None:
+    loss, inputs = small_loss("cwd"), make_inputs()
+    level = torch.arange(TEACHER, dtype=torch.float64).view(1, -1, 1, 1)
+    teacher = inputs.teacher._replace(feature=inputs.teacher.feature + level)
+    moved = loss(LossInputs(inputs.student, teacher, inputs.labels))["cwd"]
+    torch.testing.assert_close(moved, loss(inputs)["cwd"])
+
+
+def test_an_adapter_is_there_only_where_channels_differ() -> None:
+    assert isinstance(small_loss("cwd").adapter, nn.Conv2d)
+    assert isinstance(small_loss("cwd", student_tap="logits", teacher_tap="logits").adapter, nn.Identity)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from cirkd_ray.bench._losses_measure import peak_bytes
@@ -60,6 +62,34 @@ def test_value_and_gradients(chunk_rows: int | None, masked: bool) -> None:
         found.append((value, q.grad, k.grad))
     for mine, expected in zip(*found, strict=True):
         torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    rows=st.integers(1, 9),
+    segments=st.integers(1, 3),
+    keys=st.integers(1, 6),
+    chunk_rows=st.integers(1, 10),
+    seed=st.integers(0, 2**20),
+    hidden=st.sampled_from([None, 0.3, 1.0]),
+)
+def test_chunks_of_any_size_change_nothing(
+    rows: int, segments: int, keys: int, chunk_rows: int, seed: int, hidden: float | None
+) -> None:
+    q_s, q_t, k_s, k_t = tensors(seed, rows, segments, keys)
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.rand(rows, generator=generator, dtype=torch.float64)
+    mask = None if hidden is None else torch.rand(segments, keys, generator=generator) >= hidden
+    found = []
+    for chunk in (chunk_rows, rows):
+        q, k = q_s.clone().requires_grad_(), k_s.clone().requires_grad_()
+        value = relational_kl(
+            q, q_t, k, k_t, weights, temperature=0.5, kd_temperature=2.0, key_mask=mask, chunk_rows=chunk
+        )
+        value.backward()
+        found.append((value, q.grad, k.grad))
+    for mine, whole_matrix in zip(*found, strict=True):
+        torch.testing.assert_close(mine, whole_matrix, rtol=1e-9, atol=1e-12)
 
 
 def test_rows_without_a_valid_key_cost_nothing() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -84,3 +86,40 @@ def test_every_pair_of_tokens_is_in_one_tile() -> None:
         assert tile.rows.start // 11 == (tile.rows.stop - 1) // 11 == tile.i
         assert tile.columns.start // 11 == (tile.columns.stop - 1) // 11 == tile.j
     assert (seen == 1).all()
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(
+    images=st.integers(1, 3),
+    length=st.integers(1, 9),
+    tile=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    seed=st.integers(0, 2**20),
+    hidden=st.sampled_from([0.0, 0.3, 1.0]),
+)
+def test_tiles_of_any_size_change_nothing(
+    images: int, length: int, tile: tuple[int, int], seed: int, hidden: float
+) -> None:
+    torch.manual_seed(seed)
+    student, teacher = unit(images, length, 4).requires_grad_(), unit(images, length, 6)
+    mask = torch.rand(images, length) >= hidden
+    weights = torch.rand(images * length, dtype=torch.float64) * mask.flatten()
+    given_mask = mask if hidden else None
+
+    def in_tiles(size: tuple[int, int]) -> Tensor:
+        return relational_kl_symmetric(student, teacher, weights, temperature=0.1, mask=given_mask, tile=size)
+
+    value, whole = in_tiles(tile), in_tiles((length, length))
+    general = relational_kl(
+        student.flatten(0, 1),
+        teacher.flatten(0, 1),
+        student,
+        teacher,
+        weights,
+        temperature=0.1,
+        key_mask=given_mask,
+        chunk_rows=images * length,
+    )
+    (found,) = torch.autograd.grad(value, student)
+    for other in (whole, general):
+        torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(found, *torch.autograd.grad(other, student), rtol=1e-8, atol=1e-11)

@@ -15,6 +15,7 @@ from cirkd_ray.models import build_model
 from cirkd_ray.models.blocks import ConvNormAct
 from cirkd_ray.models.build import model_names, model_settings, parse_name
 from cirkd_ray.models.heads import HEADS, EncoderInfo
+from tests.errors import refuses
 
 SMALL = "deeplabv3:test_resnet"
 
@@ -25,21 +26,21 @@ def small(**settings):
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
+    ("name", "settings", "key", "facts"),
     [
-        ("deeplabv3_resnet19", {}, "did you mean 'deeplabv3_resnet18'"),
-        ("deeplab:resnet18", {}, "no segmentation head named 'deeplab'; did you mean 'deeplabv3'"),
-        ("deeplabv3:resnet18x", {}, "timm has no backbone named 'resnet18x'"),
-        (SMALL, {"drop": 0.1}, "student.drop: no such setting; did you mean 'dropout'"),
-        (SMALL, {"dropout": 1.5}, "student.dropout: .*less than 1"),
-        (SMALL, {"output_stride": 4}, "student.output_stride"),
-        (SMALL, {"head_channels": 0}, "student.head_channels"),
-        ("deeplabv3:swin_tiny_patch4_window7_224", {"output_stride": 8}, "cannot give 8; its own is 32"),
-        ("deeplabv3_resnet18", {"pretrained": True}, "timm has no weights for this variant of 'resnet18'"),
+        ("deeplabv3_resnet19", {}, "", ["'deeplabv3_resnet18'"]),
+        ("deeplab:resnet18", {}, "", ["'deeplab'", "'deeplabv3'"]),
+        ("deeplabv3:resnet18x", {}, "", ["timm", "'resnet18x'"]),
+        (SMALL, {"drop": 0.1}, ".drop", ["'dropout'"]),
+        (SMALL, {"dropout": 1.5}, ".dropout", [1, 1.5]),
+        (SMALL, {"output_stride": 4}, ".output_stride", [4]),
+        (SMALL, {"head_channels": 0}, ".head_channels", [0]),
+        ("deeplabv3:swin_tiny_patch4_window7_224", {"output_stride": 8}, ".output_stride", [8, 32]),
+        ("deeplabv3_resnet18", {"pretrained": True}, ".pretrained", ["timm", "'resnet18'"]),
     ],
 )
-def test_bad_names_and_settings_say_where_and_what(name, settings, message):
-    with pytest.raises(ConfigError, match=message):
+def test_bad_names_and_settings_say_where_and_what(name, settings, key, facts):
+    with refuses(f"student{key}", ConfigError, *facts):
         build_model(name, num_classes=5, where="student", **settings)
 
 
@@ -52,14 +53,12 @@ def test_a_failed_download_is_told_plainly(monkeypatch):
         return real(name, **options)
 
     monkeypatch.setattr(timm, "create_model", unplugged)
-    with pytest.raises(
-        WeightsError, match=r"model.pretrained: timm's weights of 'test_resnet' .*ConnectionError.*"
-    ):
+    with refuses("model.pretrained", WeightsError, "'test_resnet'", "ConnectionError"):
         build_model(SMALL, num_classes=2, pretrained=True)
 
 
 def test_a_network_needs_classes():
-    with pytest.raises(ConfigError, match="at least one class"):
+    with refuses("model", ConfigError, 0):
         build_model(SMALL, num_classes=0)
 
 
@@ -95,7 +94,7 @@ def test_taps_are_only_returned_when_asked_for_and_checked():
         assert model(torch.zeros(1, 3, 32, 32)).stages is None
         model.taps = frozenset({"stage2"})
         assert set(model(torch.zeros(1, 3, 32, 32)).stages) == {"stage2"}
-    with pytest.raises(ConfigError, match="no inner map 'stage9'"):
+    with refuses(SMALL, ConfigError, "'stage9'"):
         model.taps = frozenset({"stage9"})
 
 

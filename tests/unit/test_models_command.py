@@ -11,6 +11,7 @@ from torch import nn
 from cirkd_ray.cli import main
 from cirkd_ray.models import build_model
 from cirkd_ray.models.cost import cost, crop_of, images_per_second
+from tests.errors import require_error
 
 
 def naive_multiply_adds(model: nn.Module, size: tuple[int, int]) -> int:
@@ -85,23 +86,23 @@ def test_command_measures(capsys):
 
 def test_unknown_names_are_users_errors(capsys):
     assert main(["models", "deeplabv4"]) == 2
-    assert "no network named 'deeplabv4'" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "deeplabv4", "deeplabv3_resnet18")
     assert main(["models", "fcn:resnet18x"]) == 2
-    assert "timm has no backbone" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "model", "timm", "'resnet18x'")
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("words", "subject", "facts"),
     [
-        (("--size", "0", "0"), "--size: must be at least 1, not "),
-        (("--size", "-5", "8"), "--size: must be at least 1, not "),
-        (("--bench", "--batch", "0"), "--batch: must be at least 1, not 0"),
-        (("--classes", "0"), "at least one class"),
+        (("--size", "0", "0"), "--size", [1, 0]),
+        (("--size", "-5", "8"), "--size", [1, -5]),
+        (("--bench", "--batch", "0"), "--batch", [1, 0]),
+        (("--classes", "0"), "model", ["class", 0]),
     ],
 )
-def test_numbers_that_mean_nothing_are_users_errors(words, message, capsys):
+def test_numbers_that_mean_nothing_are_users_errors(words, subject, facts, capsys):
     assert main(["models", "fcn:lcnet_035", *words]) == 2
-    assert message in capsys.readouterr().err
+    require_error(capsys.readouterr().err, subject, *facts)
 
 
 def test_speed_counts_images_not_batches(monkeypatch):

@@ -16,6 +16,7 @@ from cirkd_ray.errors import DataError
 from cirkd_ray.evaluate.predict import Predictor, find_images
 from cirkd_ray.models import build_model
 from cirkd_ray.weights import load_model, save_model
+from tests.errors import refuses, require_error
 from tests.unit.test_data_codec import impossible_size
 
 SIZE = {"height": 32, "width": 48, "val_images": 3}
@@ -93,16 +94,53 @@ def test_the_first_of_several_images(model, tmp_path):
     assert [p.name for p in (out / "ids").iterdir()] == ["a.png"]
 
 
-def test_photos_are_turned_upright(model, tmp_path):
+def test_one_file_has_one_orientation_unless_upright_is_asked_for(model, tmp_path, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn clockwise to see it so
-    Image.fromarray(image()).save(tmp_path / "photo.jpg", quality=95, exif=exif)
-    out = tmp_path / "out"
-    assert main(["predict", str(model), str(tmp_path / "photo.jpg"), "--out", str(out)]) == 0
-    stored = decode_image((tmp_path / "photo.jpg").read_bytes(), "photo")
-    ids = cv2.imread(str(out / "ids" / "photo.png"), cv2.IMREAD_UNCHANGED)
-    assert (ids == expected_labels(model, np.rot90(stored, -1).copy())).all()
-    assert cv2.imread(str(out / "blends" / "photo.jpg")).shape[:2] == (56, 40)
+    root = tmp_path / "set"
+    for folder in ("images/val", "labels/val"):
+        (root / folder).mkdir(parents=True)
+    Image.fromarray(image()).save(root / "images/val/photo.jpg", quality=95, exif=exif)
+    cv2.imwrite(str(root / "labels/val/photo.png"), np.zeros(image().shape[:2], np.uint8))
+    names = ", ".join(load_model(model).classes.names)
+    (root / "dataset.yaml").write_text(f"classes: [{names}]\n")
+    stored = decode_image((root / "images/val/photo.jpg").read_bytes(), "photo")
+
+    def predicted(out, *arguments):
+        assert main(["predict", str(model), *arguments, "--out", str(out)]) == 0
+        return cv2.imread(str(next((out / "ids").rglob("photo.png"))), cv2.IMREAD_UNCHANGED)
+
+    photo = str(root / "images/val/photo.jpg")
+    as_file = predicted(tmp_path / "a", photo)
+    assert "orientation tag, which is not applied" in capsys.readouterr().err
+    as_sample = predicted(tmp_path / "b", "--data", "folder", "--root", str(root))
+    assert (as_file == as_sample).all()
+    assert (as_file == expected_labels(model, stored)).all()
+    turned = predicted(tmp_path / "c", photo, "--upright")
+    assert (turned == expected_labels(model, np.rot90(stored, -1).copy())).all()
+    assert cv2.imread(str(tmp_path / "c" / "blends" / "photo.jpg")).shape[:2] == (56, 40)
+
+
+def test_a_range_of_values_is_declared_for_files(model, tmp_path, capsys):
+    wide = image().astype(np.uint16) * 8
+    cv2.imwrite(str(tmp_path / "wide.png"), wide[..., ::-1])
+    common = [
+        "predict",
+        str(model),
+        str(tmp_path / "wide.png"),
+        "--write",
+        "ids",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main([*common, "--range", "0", "2040"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    ids = cv2.imread(str(tmp_path / "o/ids/wide.png"), cv2.IMREAD_UNCHANGED)
+    assert (ids == expected_labels(model, image())).all()
+    assert main(common) == 0
+    assert "scaled by the" in capsys.readouterr().err
+    assert main([*common, "--range", "5", "5"]) == 2
+    assert main(["predict", str(model), "--split", "val", "--upright"]) == 2
 
 
 def test_damaged_images_are_named_and_the_rest_is_predicted(model, tmp_path, capsys):
@@ -141,29 +179,29 @@ def test_worst_images_of_a_split(model, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "subject", "fact"),
     [
-        ([], "which images? give files or folders, or --split val"),
-        (["nowhere"], "nowhere: no such file or folder"),
-        (["--worst", "0"], "--worst: must be at least 1"),
-        (["--batch-size", "4", *SET], "--batch-size and --loaders go with --worst N only"),
-        (["--loaders", "0", *SET], "--batch-size and --loaders go with --worst N only"),
-        (["--limit", "0", *SET], "--limit: must be at least 1"),
-        (["--submission", "x.zip", *SET], "needs the folder"),
+        ([], "IMAGES", "--split val"),
+        (["nowhere"], "nowhere", "file or folder"),
+        (["--worst", "0"], "--worst", "1"),
+        (["--batch-size", "4", *SET], "--batch-size, --loaders", "--worst N"),
+        (["--loaders", "0", *SET], "--batch-size, --loaders", "--worst N"),
+        (["--limit", "0", *SET], "--limit", "1"),
+        (["--submission", "x.zip", *SET], "data.root", "'cityscapes'"),
     ],
 )
-def test_mistakes_are_named(model, arguments, message, tmp_path, capsys):
+def test_mistakes_are_named(model, arguments, subject, fact, tmp_path, capsys):
     assert main(["predict", str(model), "--out", str(tmp_path), *arguments]) == 2
-    assert message in capsys.readouterr().err
+    require_error(capsys.readouterr().err, subject, fact)
 
 
 def test_no_model_and_no_images(model, tmp_path, capsys):
     assert main(["predict"]) == 2
-    assert "which network" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "MODEL", "folder")
     assert main(["predict", str(model), str(tmp_path)]) == 2
-    assert "no images here" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, tmp_path, ".png")
     assert main(["predict", str(model), str(tmp_path), "--data", "shapes"]) == 2
-    assert "not both" in capsys.readouterr().err
+    require_error(capsys.readouterr().err, "IMAGES", "--data, --submission")
 
 
 def test_results_never_overwrite_each_other(tmp_path):
@@ -175,7 +213,7 @@ def test_results_never_overwrite_each_other(tmp_path):
     assert len(found) == 5
     assert len({name for _, name in found}) == 5
     (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no images here"):
+    with refuses(tmp_path / "empty", DataError, ".png"):
         find_images([tmp_path / "empty"])
 
 

@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cirkd_ray.data_tools import pictures
-from cirkd_ray.evaluate.scoring import evaluate
+from cirkd_ray.evaluate.evaluation import evaluate
 from cirkd_ray.report import figures, tables
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.progress import RunProgress, bar, duration
@@ -157,7 +157,7 @@ def test_class_table_has_a_row_a_class_with_its_share(result):
     assert table.rows[1][2] == f"{iou * 100:.2f}"
     assert "boundary IoU %" in table.columns
     assert table.markdown().startswith("**val**\n\n| class |")
-    assert tables.scores(result).rows[0][0] == "mIoU"
+    assert tables.scores(result).rows[0][0] == "mIoU (4 of 4 classes)"
     assert tables.scores(result).rows[-1][0] == "boundary IoU"
 
 

@@ -22,6 +22,7 @@ from cirkd_ray.report.tables import TextTable
 from cirkd_ray.sweep.folder import SweepData, is_expired, read_sweep
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.outcome import write_outcome
+from tests.errors import refuses
 
 PARAMETERS = {
     "optim.lr": {"loguniform": [1e-3, 1e-1]},
@@ -273,7 +274,7 @@ def test_a_sweep_without_a_result_can_be_looked_at(tmp_path: Path, metric: dict[
 def test_a_damaged_file_of_a_trial_is_named(sweep: SweepData, file: str) -> None:
     path = next((sweep.folder / "trials").iterdir()) / file
     path.write_text("")
-    with pytest.raises(ConfigError, match=rf"{re.escape(str(path))}: is damaged"):
+    with refuses(path, ConfigError, "damaged"):
         read_sweep(sweep.folder)
 
 

@@ -81,14 +81,14 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     assert free == {
         *(f"cluster.{name}" for name in cluster),
         *("data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
-        *("name", "description"),
+        *("name", "description", "train.export", "baseline"),
         *(f"published.{name}" for name in ("miou", "split", "source", "note")),
     }
 
 
 FREE = (
     *("cluster.", "data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
-    *("name", "description", "published"),
+    *("name", "description", "published", "train.export", "baseline"),
 )
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
 FIXED = (
@@ -148,7 +148,9 @@ def test_sections_are_held_where_they_hold_what_is_held() -> None:
 
 def test_what_concerns_recipes_tells_or_is_common() -> None:
     assert NOT_INHERITED == ("name", "description", "published")
-    assert paths_with(Role.COSMETIC) == ("train.log_every", "train.keep_checkpoints", "train.pictures")
+    assert paths_with(Role.COSMETIC) == (
+        *("train.log_every", "train.export", "train.keep_checkpoints", "train.pictures", "baseline"),
+    )
     common = ("crop", "scale_range", "scale_step", "flip", "max_class_share", "workers")
     assert paths_with(Role.COMMON) == tuple(f"data.{name}" for name in common)
 

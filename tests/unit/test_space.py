@@ -137,10 +137,10 @@ parameters:
 @pytest.mark.parametrize(
     ("text", "old", "new", "message"),
     [
-        (MEMORY, "[200, 20000]", "[10, 20000]", ":3: .*: 10 cannot be used: .*pixel_memory=10 is smaller"),
+        (MEMORY, "[200, 20000]", "[10, 20000]", ":3: .*: 10 cannot be used: .*pixel_memory: 10 is smaller"),
         (MEMORY, "2048", "4096", r":4: .*: 'many' cannot be used with \S+pixel_memory=200: .*=4096 draws"),
         (MEMORY, "quickstart", "quickstart\nset: {distill.losses.cirkd_memory.region_memory: 3}",
-         ":1: recipe: cannot be built: .*region_memory=3 is smaller"),
+         ":1: recipe: cannot be built: .*region_memory: 3 is smaller"),
         (BRANCHES, "[4, 8]", "[4, 7]", ":4: .*: 7 cannot be used: .*groups=7 does not divide .* 64 channels"),
     ],
 )  # fmt: skip
@@ -274,7 +274,7 @@ def test_what_draws_do_together_is_looked_at_before_they_are_trained(tmp_path: P
     options = "{choice: {plain: {kd: {kind: kd, weight: 2.0}}, soft: {kd: {kind: kd}}}}"
     text = f"recipe: quickstart\nparameters:\n  distill.losses: {options}\n"
     text += "  distill.losses.kd.weight: {uniform: [0.1, 1.0]}\n"
-    assert "cannot be used: the resolved recipe has distill.losses.kd.weight" in refused(tmp_path, text)
+    assert "cannot be used: recipe: resolved to distill.losses.kd.weight" in refused(tmp_path, text)
 
 
 def test_a_value_that_is_not_in_effect_is_found() -> None:

@@ -16,6 +16,7 @@ from cirkd_ray.models import build_model
 from cirkd_ray.types import CAFFE, IMAGENET, ClassSet, Preprocessing
 from cirkd_ray.weights import load_model, save_model
 from cirkd_ray.weights.loading import convert_reference, load_weights, to_reference
+from tests.errors import refuses, require_error
 from tests.golden import networks
 
 BGR_TO_ONE = Preprocessing("bgr", 1 / 255, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
@@ -83,7 +84,7 @@ def test_other_json_beside_a_checkpoint_is_no_card(tmp_path, content):
     target = small()
     load_weights(target, tmp_path / "best.pth")
     assert equal(target.state_dict(), state)
-    with pytest.raises(WeightsError, match=r"no model.json beside .*best.pth"):
+    with refuses(tmp_path / "best.pth", WeightsError, "model.json"):
         load_model(tmp_path / "best.pth")
 
 
@@ -100,7 +101,7 @@ def test_a_saved_network_that_is_only_an_encoder_is_refused(tmp_path):
     save_model(source, tmp_path, ClassSet(("a", "b", "c"), ((0, 0, 0),) * 3))
     state = {key: value for key, value in source.state_dict().items() if key.startswith("encoder.")}
     save_file(state, tmp_path / "student.safetensors")
-    with pytest.raises(WeightsError, match=r"student.safetensors holds an encoder only"):
+    with refuses(tmp_path / "student.safetensors", WeightsError, "encoder only"):
         load_model(tmp_path)
 
 
@@ -119,7 +120,7 @@ def test_problems_are_listed_and_nothing_is_loaded():
     with pytest.raises(WeightsError) as caught:
         load_weights(model, state)
     message = str(caught.value)
-    assert "a state dict does not fit pspnet:test_resnet" in message
+    require_error(message, "a state dict", "pspnet:test_resnet")
     assert "1 missing: head.fuse.conv.weight" in message
     assert "1 unexpected: head.extra" in message
     assert "1 of another shape: head.fuse.norm.weight [5] instead of [16]" in message
@@ -131,19 +132,19 @@ def test_weights_of_a_training_that_failed_are_refused(value):
     model = small()
     state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     state["head.fuse.conv.weight"][0, 0, 0, 0] = value
-    with pytest.raises(WeightsError, match=r"1 entries hold NaN or infinity, .* head\.fuse\.conv"):
+    with refuses("a state dict", WeightsError, "1 entries", "NaN", "head.fuse.conv"):
         load_weights(model, state)
 
 
 def test_long_lists_are_cut():
-    with pytest.raises(WeightsError, match=r"missing: .*, \.\.\. and \d+ more"):
+    with refuses("a state dict", WeightsError, "missing", "...", lines=5):
         load_weights(small(), {key: v for key, v in small().state_dict().items() if "head" in key})
 
 
 def test_other_number_of_classes_is_refused_unless_asked_for():
     source, target = small(classes=5, seed=1), small(classes=3)
     fresh = target.head.classifier.weight.clone()
-    with pytest.raises(WeightsError, match=r"only the number of classes differs: .*reinit_classifier=true"):
+    with refuses("a state dict", WeightsError, "number of classes", "reinit_classifier=true", lines=5):
         load_weights(target, source.state_dict())
     report = load_weights(target, source.state_dict(), reinit_classifier=True)
     assert set(report.reinitialised) == {
@@ -155,8 +156,8 @@ def test_other_number_of_classes_is_refused_unless_asked_for():
 
 def test_reinitialising_does_not_excuse_other_shapes():
     narrow = build_model("pspnet:test_resnet", num_classes=3, head_channels=8, aux=True).state_dict()
-    with pytest.raises(
-        WeightsError, match=r"head.classifier.weight \[3, 8, 1, 1\] instead of \[3, 16, 1, 1\]"
+    with refuses(
+        "a state dict", WeightsError, "head.classifier.weight [3, 8, 1, 1]", "[3, 16, 1, 1]", lines=5
     ):
         load_weights(small(), narrow, reinit_classifier=True)
 
@@ -167,7 +168,7 @@ def test_auxiliary_entries_are_dropped_only_where_there_is_no_such_head():
     report = load_weights(without, state)
     assert report.dropped
     assert all(name.startswith("auxiliary.") for name in report.dropped)
-    with pytest.raises(WeightsError, match=r"missing: auxiliary.fuse"):
+    with refuses("a state dict", WeightsError, "missing: auxiliary.fuse", lines=5):
         load_weights(
             build_model("deeplabv3_resnet18", num_classes=19),
             {key: value for key, value in state.items() if not key.startswith("auxlayer.")},
@@ -176,12 +177,12 @@ def test_auxiliary_entries_are_dropped_only_where_there_is_no_such_head():
 
 def test_a_wrong_network_is_named():
     model = build_model("pspnet_resnet18", num_classes=19)
-    with pytest.raises(WeightsError, match=r"does not fit pspnet_resnet18:\n.*missing: head.pools"):
+    with refuses("a state dict", WeightsError, "pspnet_resnet18", "missing: head.pools", lines=5):
         load_weights(model, published("deeplabv3_resnet18"))
 
 
 def test_strangers_are_told_from_weights():
-    with pytest.raises(WeightsError, match="neither those of pspnet:test_resnet nor of its backbone"):
+    with refuses("a state dict", WeightsError, "pspnet:test_resnet", "a.weight, b.bias"):
         load_weights(small(), {"a.weight": torch.zeros(3), "b.bias": torch.zeros(3)})
 
 
@@ -191,9 +192,9 @@ def test_counts_of_batches_may_be_absent():
 
 
 def test_conversion_needs_a_published_network():
-    with pytest.raises(ConfigError, match="'fcn:test_resnet' is not a network of the CIRKD release"):
+    with refuses("fcn:test_resnet", ConfigError, "CIRKD"):
         convert_reference({}, "fcn:test_resnet")
-    with pytest.raises(ConfigError, match="is not a network of the CIRKD release"):
+    with refuses("deeplabv3:resnet18", ConfigError, "CIRKD"):
         to_reference({}, "deeplabv3:resnet18")
 
 
@@ -209,29 +210,29 @@ def test_a_pickle_with_code_is_refused_unrun(tmp_path, monkeypatch, legacy):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "evil.pth"
     torch.save({"state_dict": Harm()}, path, _use_new_zipfile_serialization=not legacy)
-    with pytest.raises(WeightsError, match=r"evil.pth holds Python objects besides tensors .*mkdir.*refused"):
+    with refuses(path, WeightsError, "mkdir", "refused"):
         load_weights(small(), path)
     assert not (tmp_path / "harm-was-done").exists()
 
 
 def test_a_whole_pickled_module_is_refused_with_the_way_out(tmp_path):
     torch.save(torch.nn.Linear(2, 2), tmp_path / "module.pth")
-    with pytest.raises(WeightsError, match=r"torch.save\(model.state_dict\(\), NEW_PATH\)"):
+    with refuses(tmp_path / "module.pth", WeightsError, "torch.save(model.state_dict(), NEW_PATH)"):
         load_weights(small(), tmp_path / "module.pth")
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "message"),
+    ("name", "content", "fact"),
     [
-        ("empty.pth", b"", "truncated or not a PyTorch file"),
-        ("text.pth", b"<html>404 not found</html>", "truncated or not a PyTorch file"),
-        ("plain.pth", pickle.dumps([1, 2]), "holds no mapping|truncated or not|not a PyTorch"),
-        ("junk.safetensors", b"\x08" * 64, "truncated or not a safetensors file"),
+        ("empty.pth", b"", "PyTorch file"),
+        ("text.pth", b"<html>404 not found</html>", "PyTorch file"),
+        ("plain.pth", pickle.dumps([1, 2]), "PyTorch file"),
+        ("junk.safetensors", b"\x08" * 64, "safetensors file"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, name, content, message):
+def test_damaged_files_are_named(tmp_path, name, content, fact):
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(WeightsError, match=f"{name}.*({message})"):
+    with refuses(tmp_path / name, WeightsError, fact):
         load_weights(small(), tmp_path / name)
 
 
@@ -239,15 +240,15 @@ def test_a_truncated_file_is_named(tmp_path):
     torch.save(small().state_dict(), tmp_path / "cut.pth")
     data = (tmp_path / "cut.pth").read_bytes()
     (tmp_path / "cut.pth").write_bytes(data[: len(data) // 2])
-    with pytest.raises(WeightsError, match=r"cut.pth is truncated or not a PyTorch file"):
+    with refuses(tmp_path / "cut.pth", WeightsError, "truncated", "PyTorch"):
         load_weights(small(), tmp_path / "cut.pth")
 
 
 def test_a_file_without_tensors_and_an_absent_one(tmp_path):
     torch.save({"epoch": 3, "state_dict": {"lr": 0.1}}, tmp_path / "log.pth")
-    with pytest.raises(WeightsError, match=r"log.pth holds no mapping from names to tensors"):
+    with refuses(tmp_path / "log.pth", WeightsError, "tensors"):
         load_weights(small(), tmp_path / "log.pth")
-    with pytest.raises(WeightsError, match=r"nothing at .*absent.pth"):
+    with refuses(tmp_path / "absent.pth", WeightsError, "model.json"):
         load_weights(small(), tmp_path / "absent.pth")
 
 
@@ -340,13 +341,13 @@ def test_torchvision_resnet_fits_timms_and_not_the_deep_stem():
     network = build_model("fcn:resnet18", num_classes=2, output_stride=32)
     assert load_weights(network, state).kind == "timm backbone"
     assert torch.equal(network.encoder.body.conv1.weight, state["conv1.weight"])
-    with pytest.raises(WeightsError, match=r"conv1.0.weight \[64, 3, 7, 7\] instead of \[64, 3, 3, 3\]"):
+    with refuses("a state dict", WeightsError, "conv1.0.weight [64, 3, 7, 7]", "[64, 3, 3, 3]", lines=5):
         load_weights(build_model("deeplabv3_resnet18", num_classes=2), state)
 
 
 def test_a_deeper_backbone_is_not_cut_to_fit():
     state = timm.create_model("resnet34").state_dict()
-    with pytest.raises(WeightsError, match=r"unexpected: layer1.2.conv1.weight"):
+    with refuses("a state dict", WeightsError, "unexpected: layer1.2.conv1.weight", lines=5):
         load_weights(build_model("fcn:resnet18", num_classes=2), state)
 
 

@@ -14,6 +14,7 @@ from cirkd_ray.types import CAFFE, ClassSet
 from cirkd_ray.weights import load_model, save_model
 from cirkd_ray.weights.loading import load_weights, to_reference
 from cirkd_ray.weights.package import numbered_classes, save_encoder
+from tests.errors import refuses, require_error
 
 NAME = "deeplabv3_mobilenetv2"
 
@@ -103,10 +104,10 @@ def test_import_makes_a_folder_that_loads(official, tmp_path, capsys):
 def test_import_checks_the_classes(official, tmp_path, capsys):
     code, text = cirkd(capsys, "import", official[0], "--data", "folder", "--out", tmp_path / "out")
     assert code == 2
-    assert "--data folder: has no classes of its own" in text
+    require_error(text, "--data folder", "classes")
     code, text = cirkd(capsys, "import", official[0], "--data", "shapes", "--out", tmp_path / "out")
     assert code == 2
-    assert "classes, but these weights score 11" in text
+    require_error(text, "--data shapes", "12 classes", 11)
     assert not (tmp_path / "out").exists()
 
 
@@ -129,14 +130,13 @@ def test_import_needs_to_know_the_network(tmp_path, capsys):
     torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "timm.pth")
     code, text = cirkd(capsys, "import", tmp_path / "timm.pth")
     assert code == 2
-    assert "does not say which network it is; name it with --model NAME" in text
+    require_error(text, tmp_path / "timm.pth", "--model NAME")
 
 
 def test_import_of_the_wrong_network_lists_what_differs(official, tmp_path, capsys):
     code, text = cirkd(capsys, "import", official[0], "--model", "pspnet_resnet18", "--out", tmp_path / "out")
     assert code == 2
-    assert "does not fit pspnet_resnet18" in text
-    assert "missing: encoder.body.conv1.0.weight" in text
+    require_error(text, official[0], "pspnet_resnet18", "missing: encoder.body.conv1.0.weight")
 
 
 def test_verify_runs_a_forward(official, tmp_path, capsys):
@@ -153,7 +153,7 @@ def test_verify_finds_scores_that_are_not_finite(official, tmp_path, capsys):
     torch.save(state, tmp_path / "huge.pth")
     code, text = cirkd(capsys, "verify", tmp_path / "huge.pth", "--size", 32, 32)
     assert code == 2
-    assert "gives scores that are not finite" in text
+    require_error(text, tmp_path / "huge.pth", "finite")
 
 
 def test_get_lists_and_refuses(capsys, tmp_path):
@@ -162,10 +162,10 @@ def test_get_lists_and_refuses(capsys, tmp_path):
     assert "cirkd_cityscapes_deeplabv3_resnet101" in text
     code, text = cirkd(capsys, "get", "cirkd_cityscapes_deeplabv3_resnet11")
     assert code == 2
-    assert "did you mean 'cirkd_cityscapes_deeplabv3_resnet101'" in text
+    require_error(text, "cirkd_cityscapes_deeplabv3_resnet11", "'cirkd_cityscapes_deeplabv3_resnet101'")
     code, text = cirkd(capsys, "get", "torchvision_resnet18", "--offline", "--out", tmp_path)
     assert code == 2
-    assert "offline, and no whole" in text
+    require_error(text, tmp_path / "resnet18-f37072fd.pth", "offline")
 
 
 def test_get_names_files_after_addresses(capsys, tmp_path):
@@ -176,22 +176,22 @@ def test_get_names_files_after_addresses(capsys, tmp_path):
     assert "was there already, from where is not known" in text
     code, text = cirkd(capsys, "get", "http://host.invalid/a/..", *words)
     assert code == 2
-    assert "ends in '..', which names no file" in text
+    require_error(text, "http://host.invalid/a/..", "'..'")
 
 
 def test_missing_files_and_bad_settings_are_users_errors(official, capsys, tmp_path):
     code, text = cirkd(capsys, "inspect", tmp_path / "absent.pth")
     assert code == 2
-    assert "nothing at" in text
+    require_error(text, tmp_path / "absent.pth", "model.json")
     code, text = cirkd(capsys, "verify", official[0], "--set", "dropout")
     assert code == 2
-    assert "--set 'dropout': expected PATH=VALUE" in text
+    require_error(text, "--set 'dropout'", "PATH=VALUE")
     code, text = cirkd(capsys, "verify", official[0], "--set", "dropout=[")
     assert code == 2
-    assert "--set 'dropout=[': the value is not valid YAML" in text
+    require_error(text, "--set 'dropout=['", "YAML")
     code, text = cirkd(capsys, "verify", official[0], "--set", "droput=0")
     assert code == 2
-    assert "did you mean 'dropout'" in text
+    require_error(text, f"{NAME}.droput", "'dropout'")
 
 
 def test_numbered_classes_have_vocs_colours():
@@ -223,7 +223,7 @@ def test_a_file_of_our_own_fits_the_network_with_its_own_settings(tmp_path, caps
 def test_sizes_that_no_image_has_are_refused(size, official, capsys):
     code, text = cirkd(capsys, "verify", official[0], "--size", *size)
     assert code == 2
-    assert "--size: must be at least 1, not " in text
+    require_error(text, "--size", 1)
 
 
 def test_inspect_heeds_settings_without_a_name(official, capsys):
@@ -243,7 +243,7 @@ def test_a_file_that_fits_another_network_says_which(action, resnet18, tmp_path,
     torch.save(resnet18, tmp_path / "x.pth")
     code, text = cirkd(capsys, action, tmp_path / "x.pth", "--model", "deeplabv3_resnet18")
     assert code == 2
-    assert "15 missing" in text
+    require_error(text, tmp_path / "x.pth", "15 missing")
     assert f"deeplabv3:resnet18; see `cirkd weights inspect {tmp_path / 'x.pth'}`" in text
 
 
@@ -267,11 +267,11 @@ def test_the_folder_of_an_encoder_means_the_encoder(tmp_path, capsys):
     assert "an encoder of this package" in text
     code, text = cirkd(capsys, "verify", tmp_path)
     assert code == 2
-    assert "holds an encoder and does not say which network it is; name it with --model NAME" in text
+    require_error(text, tmp_path, "encoder", "--model NAME")
     code, text = cirkd(capsys, "verify", tmp_path, "--model", "fcn:test_resnet", "--size", 64, 64)
     assert code == 0
     assert "encoder.safetensors holds an encoder only: the heads are random" in text
-    with pytest.raises(WeightsError, match=r"encoder\.safetensors holds an encoder only"):
+    with refuses(tmp_path / "encoder.safetensors", WeightsError, "encoder only"):
         load_model(tmp_path)
 
 
@@ -286,11 +286,11 @@ def test_a_folder_that_is_no_runs_is_told(tmp_path, capsys):
     (tmp_path / "photo.jpg").touch()
     code, text = cirkd(capsys, "inspect", tmp_path)
     assert code == 2
-    assert "is no run's folder and holds no weights" in text
+    require_error(text, tmp_path, "run's folder", "no weights")
     (tmp_path / "x.pth").touch()
-    assert "is no run's folder; name the file in it: x.pth" in cirkd(capsys, "verify", tmp_path)[1]
+    require_error(cirkd(capsys, "verify", tmp_path)[1], tmp_path, "run's folder", "x.pth")
     (tmp_path / "run.yaml").touch()
-    assert "it is written when a run first validates" in cirkd(capsys, "verify", tmp_path)[1]
+    require_error(cirkd(capsys, "verify", tmp_path)[1], tmp_path / "student.safetensors", "validates")
 
 
 @pytest.mark.parametrize("words", [["verify"], ["import"], ["import", "--model", "deeplabv3_mobilenetv2"]])
@@ -299,5 +299,5 @@ def test_a_segmentation_network_of_torchvision_is_known_when_refused(words, tmp_
     torch.save(state, tmp_path / "x.pth")
     code, text = cirkd(capsys, words[0], tmp_path / "x.pth", *words[1:])
     assert code == 2
-    assert "it is a segmentation network of torchvision" in text
+    require_error(text, tmp_path / "x.pth", "segmentation network of torchvision")
     assert f"torchvision_model?name=NAME&weights={tmp_path / 'x.pth'}" in text

@@ -31,7 +31,7 @@ def _draw_strips(stage: Stage) -> None:
     road = draw.vary((98.0, 97.0, 99.0), 38)
     for side in (-1, 1):
         garden = draw.vary(draw.either((96.0, 118.0, 60.0), 0.7, (138.0, 122.0, 92.0)), 26)
-        canvas.fill(_strip(stage, side * 0.5, side * 300.0), garden, Label.GRASS)
+        canvas.fill(_strip(stage, side * 0.5, side * 300.0), garden, Label.PLANT)
     for side in (-1, 1):
         # Pavements of asphalt look like the road: only their place tells them apart.
         paved = draw.vary(road, 16) if draw.chance(0.35) else draw.vary((150.0, 141.0, 134.0), 40)

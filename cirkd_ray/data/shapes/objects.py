@@ -1,4 +1,4 @@
-"""Cars, people, bicycles, trees and street furniture: each drawn at one place."""
+"""Cars, people, trees, signs and lamps: each drawn at one place."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from cirkd_ray.data.shapes.canvas import Colour, Points
-from cirkd_ray.data.shapes.stage import Label, Stage, darker
+from cirkd_ray.data.shapes.stage import Label, Stage
 from cirkd_ray.data.shapes.textures import CROWNS, SHADE_SCALE, crown
 
 _PAINTS: tuple[Colour, ...] = (
@@ -128,17 +128,15 @@ def _lights(stage: Stage, body: Points, z: float) -> None:
             stage.canvas.convex(part, stage.tint(colour or lamp, z))
 
 
-def draw_person(
-    stage: Stage, x: float, z: float, tall: float, lift: float = 0.0, riding: bool = False
-) -> None:
-    """A person `tall` metres high whose feet are `lift` metres above the ground at (x, z)."""
+def draw_person(stage: Stage, x: float, z: float, tall: float) -> None:
+    """A person `tall` metres high who stands or walks at (x, z)."""
     draw, canvas, label = stage.draw, stage.canvas, Label.PERSON
-    base, k = stage.camera.point(x, lift, z), stage.camera.scale(z) * tall
-    if not stage.shows(k, base[0], k / 2):
+    base, k = stage.camera.point(x, 0.0, z), stage.camera.scale(z) * tall
+    if not stage.shows(k, base[0], k / 2, 0.05):
         return
     turn = -1.0 if draw.chance(0.5) else 1.0
-    stride = 0.16 if riding else draw.uniform(-0.15, 0.15)
-    slim, hem, swing = draw.uniform(0.8, 1.25), draw.uniform(0.36, 0.5), stride * 0.7
+    stride = draw.uniform(-0.15, 0.15)
+    slim, hem, swing = draw.uniform(1.0, 1.5), draw.uniform(0.36, 0.5), stride * 0.7
     outline = (
         (-0.105, 0.5), (0.005, 0.5), (-0.01 - stride, 0.0), (-0.09 - stride, 0.0),
         (-0.005, 0.5), (0.105, 0.5), (0.09 + stride, 0.0), (0.01 + stride, 0.0),
@@ -159,74 +157,45 @@ def draw_person(
     canvas.ellipse(at[16], (0.06 * k * slim, 0.085 * k), skin, label)
     if near:
         canvas.ellipse(at[17], (0.055 * k * slim, 0.05 * k), hair, label)
-        if not riding and draw.chance(0.2):
+        if draw.chance(0.2):
             canvas.convex(at[18:22], stage.tint(draw.pick(_CLOTHES), z), label)
 
 
-# Corners of a bicycle as shares of its length: two triangles, the fork with its bar, the saddle.
-_FRAME = (
-    (-0.52, 0.34), (-0.15, 0.8), (0.38, 0.78), (0.0, 0.3), (-0.52, 0.34),
-    (-0.2, 0.95), (-0.15, 0.8), (0.0, 0.3),
-    (0.52, 0.34), (0.36, 0.85), (0.38, 1.0), (0.25, 1.02),
-    (-0.32, 0.96), (-0.08, 0.96),
-)  # fmt: skip
-
-
-def draw_bicycle(stage: Stage, x: float, z: float, rider: bool) -> None:
-    """A bicycle, seen from the side to nearly from behind, with or without a rider (who is a person)."""
-    k, base, canvas = stage.camera.scale(z), stage.camera.point(x, 0.0, z), stage.canvas
-    if not stage.shows(k, base[0], k):
-        return
-    squeeze = stage.draw.uniform(0.2, 1.0) * (-1.0 if stage.draw.chance(0.5) else 1.0)
-    at, label = base + np.array(_FRAME) * (k * squeeze, -k), Label.BICYCLE
-    tyre, frame = stage.tint((38, 38, 40), z), stage.tint(stage.draw.pick(_PAINTS, 20), z)
-    for hub in (0, 8):
-        ring = at[hub] + _WHEEL * (max(0.34 * k * abs(squeeze), 0.6), 0.34 * k)
-        canvas.line(ring, tyre, 0.05 * k, label)
-        canvas.fill(ring, None, label)
-    thick = 0.045 * k
-    for tube in (at[0:5], at[5:8], at[8:12]):
-        canvas.line(tube, frame, thick, label)
-    canvas.line(at[12:14], tyre, 2 * thick, label)
-    if rider:
-        draw_person(stage, x, z, stage.draw.uniform(1.5, 1.75), lift=0.22, riding=True)
-
-
 def draw_pole(stage: Stage, x: float, z: float) -> None:
-    """A lamp post, a traffic light or a signpost."""
+    """A lamp, a traffic light or a sign; the post has the label of what it stands before."""
     k, foot = stage.camera.scale(z), stage.camera.point(x, 0.0, z)
-    if not stage.shows(k, foot[0], 3 * k, 0.016):
+    if not stage.shows(k, foot[0], 3 * k, 0.025):
         return
     draw, canvas = stage.draw, stage.canvas
     kind = draw.random()
     tall = draw.uniform(2.4, 3.6) if kind > 0.5 else draw.uniform(4.0, 8.0)
     grey = draw.vary((122.0, 122.0, 120.0), 55) if draw.chance(0.8) else draw.vary((92.0, 74.0, 56.0), 20)
     colour, top = stage.tint(grey, z), foot - np.array((0.0, tall * k))
-    canvas.line(np.array([foot, top]), colour, draw.uniform(0.07, 0.2) * k, Label.POLE)
+    canvas.line(np.array([foot, top]), colour, draw.uniform(0.07, 0.2) * k)
     if kind <= 0.5 and draw.chance(0.7):
         reach = -np.sign(x) * draw.uniform(0.8, 2.2) * k
         arm = top + np.array([(0, 0), (reach, -0.25 * k), (reach, -0.22 * k), (reach * 1.25, -0.18 * k)])
-        canvas.line(arm[:2], colour, 0.08 * k, Label.POLE)
-        canvas.line(arm[2:], colour, 0.15 * k, Label.POLE)
-    if kind > 0.8:
+        canvas.line(arm[:2], colour, 0.08 * k)
+        canvas.line(arm[2:], colour, 0.15 * k)
+    if kind > 0.7:
         _traffic_light(stage, top, k, z)
-    elif kind > 0.3:
-        below = 0.35 if kind > 0.5 else draw.uniform(1.5, 2.5)
+    elif kind > 0.2:
+        below = 0.5 if kind > 0.5 else draw.uniform(1.5, 2.5)
         _sign(stage, top + np.array((0.0, below * k)), k, z)
 
 
 def _traffic_light(stage: Stage, top: Points, k: float, z: float) -> None:
-    box = top + np.array([(-1, 0), (1, 0), (1, 1), (-1, 1)]) * (0.17 * k, 0.85 * k)
+    box = top + np.array([(-1, 0), (1, 0), (1, 1), (-1, 1)]) * (0.36 * k, 1.5 * k)
     stage.canvas.convex(box, stage.tint((34, 36, 36), z), Label.SIGN)
     lamp = stage.draw.below(3)
     colour: Colour = ((235, 50, 40), (240, 170, 40), (50, 210, 120))[lamp]
-    stage.canvas.ellipse(top + np.array((0, (0.18 + 0.25 * lamp) * k)), (0.1 * k, 0.1 * k), colour, None)
+    stage.canvas.ellipse(top + np.array((0, (0.3 + 0.45 * lamp) * k)), (0.2 * k, 0.2 * k), colour, None)
 
 
 def _sign(stage: Stage, centre: Points, k: float, z: float) -> None:
     """A round, three-cornered or square plate with a rim."""
-    size, shape = stage.draw.uniform(0.28, 0.5) * k, stage.draw.below(3)
-    rim, face = (stage.tint(stage.draw.pick(colours, 12), z) for colours in (_RIMS, _FACES))
+    size, shape = stage.draw.uniform(0.55, 0.9) * k, stage.draw.below(3)
+    rim, face = (stage.tint(stage.draw.pick(colours, 50), z) for colours in (_RIMS, _FACES))
     corners, start = ((14, 0.0), (3, -np.pi / 2), (4, np.pi / 4))[shape]
     turn = np.linspace(0, 2 * np.pi, corners, endpoint=False) + start
     plate = np.stack([np.cos(turn), np.sin(turn)], axis=1) * (size * stage.draw.uniform(0.6, 1.0), size)
@@ -241,7 +210,7 @@ def draw_tree(stage: Stage, x: float, z: float, tall: float) -> None:
         return
     fork = foot - (0.0, 0.5 * tall * k)
     bark = stage.tint(draw.vary((84.0, 72.0, 58.0), 30), z)
-    stage.canvas.line(np.array([foot, fork]), bark, draw.uniform(0.14, 0.4) * k, Label.TREE)
+    stage.canvas.line(np.array([foot, fork]), bark, draw.uniform(0.14, 0.4) * k, Label.PLANT)
     wide, high = tall * draw.uniform(0.55, 0.9), tall * draw.uniform(0.6, 0.78)
     _crown(stage, foot[0] - wide * k / 2, foot[1] - tall * k, (wide * k, high * k), z)
 
@@ -264,20 +233,7 @@ def _crown(stage: Stage, left: float, top: float, size: tuple[float, float], z: 
     base = np.array(stage.tint(stage.draw.vary(stage.look.season, 26), z))
     contrast = np.exp(-stage.look.density * z)
     palette = np.minimum((1 + (_SHADES - 1) * contrast) * base, 255).astype(np.uint8)
-    stage.canvas.stamp(cutout, palette, (left, top, max(size[0], 1), max(size[1], 1)), Label.TREE)
+    stage.canvas.stamp(cutout, palette, (left, top, max(size[0], 1), max(size[1], 1)), Label.PLANT)
 
 
 _SHADES = (np.arange(256) * SHADE_SCALE)[:, None]
-
-
-def draw_bin(stage: Stage, x: float, z: float) -> None:
-    """A bin, box or hydrant: none of the classes, so ignored."""
-    k, draw = stage.camera.scale(z), stage.draw
-    if k < 0.02 * stage.canvas.width:
-        return
-    base, size = stage.camera.point(x, 0.0, z), (draw.uniform(0.2, 0.45) * k, draw.uniform(0.6, 1.3) * k)
-    colour = stage.tint(draw.pick(_PAINTS), z)
-    box = base + np.array([(-1, 0), (-1, -1), (1, -1), (1, 0)]) * size
-    lid = base + np.array([(-1.1, -1), (-1, -1.1), (1, -1.1), (1.1, -1)]) * size
-    stage.canvas.convex(box, colour, Label.VOID)
-    stage.canvas.convex(lid, darker(colour, 0.7), Label.VOID)

@@ -1,4 +1,4 @@
-"""What lines the street: houses, walls, fences, hedges, parks; and the skyline behind."""
+"""What lines the street: houses, hedges, parks; and the skyline behind."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from cirkd_ray.data.shapes.canvas import Colour
 from cirkd_ray.data.shapes.objects import draw_bush, draw_tree
-from cirkd_ray.data.shapes.stage import Label, Stage, darker
+from cirkd_ray.data.shapes.stage import Label, Stage
 from cirkd_ray.data.shapes.textures import facade
 
 Item = tuple[float, Callable[[], None]]
@@ -17,7 +17,7 @@ Item = tuple[float, Callable[[], None]]
 
 _WALLS: tuple[Colour, ...] = (
     (168, 156, 138), (142, 92, 74), (196, 186, 168), (112, 110, 108), (150, 158, 164), (182, 148, 110),
-    (96, 88, 84), (204, 202, 198), (126, 138, 150),
+    (96, 88, 84), (204, 202, 198), (126, 138, 150), (104, 116, 76), (146, 118, 62), (86, 98, 66),
 )  # fmt: skip
 _REACH = 90.0
 
@@ -35,8 +35,6 @@ def line_side(stage: Stage, side: int, built: float) -> list[Item]:
         else:
             long = draw.uniform(5.0, 18.0)
             items += _open_ground(stage, side, z, z + long, roll < built + 0.5 * (1 - built))
-        if draw.chance(0.5 if stage.street.garden[side > 0] > 0.6 else 0.2):
-            items.append(_fence(stage, side, z, z + long))
         z += long + (draw.uniform(1.0, 5.0) if draw.chance(0.3) else 0.0)
     return items
 
@@ -47,7 +45,7 @@ def _house(stage: Stage, side: int, near: float, far: float) -> Item:
     tall, deep = 3.2 * floors + draw.uniform(0.4, 1.2), draw.uniform(8, 16)
     wall = draw.pick(_WALLS, 26)
     # Glass fronts mirror the sky: as bright and blue as it is.
-    glass = stage.look.sky[1] if draw.chance(0.2) else draw.vary((64.0, 72.0, 82.0), 28)
+    glass = stage.look.sky[1] if draw.chance(0.4) else draw.vary((64.0, 72.0, 82.0), 28)
     roof = draw.vary(draw.either((112.0, 66.0, 52.0), 0.5, (80.0, 80.0, 86.0)), 22)
     pitched = draw.uniform(1.5, 3.5) if draw.chance(0.5) and floors < 5 else 0.0
     x = stage.street.front(side) + side * set_back
@@ -118,31 +116,6 @@ def _open_ground(stage: Stage, side: int, near: float, far: float, trees: bool) 
     return items
 
 
-def _fence(stage: Stage, side: int, near: float, far: float) -> Item:
-    """Boards as solid as a wall, or bars that show what lies behind; all of it is fence."""
-    draw, canvas, camera = stage.draw, stage.canvas, stage.camera
-    x, tall, boards = stage.street.edge(side) + side * 0.15, draw.uniform(0.8, 2.0), draw.chance(0.5)
-    colour = draw.vary(draw.either((120.0, 98.0, 76.0), 0.5, (92.0, 94.0, 96.0)), 40)
-    z0 = max(near, 1.5)
-
-    def draw_fence() -> None:
-        if far <= z0:
-            return
-        tinted = stage.tint(colour, (z0 * far) ** 0.5, -side)
-        outline = camera.project(x, np.array([0.0, tall, tall, 0.0]), np.array([z0, z0, far, far]))
-        posts = np.arange(z0, min(far, z0 + 22.0), (0.5 if boards else 0.25) * (1 + z0 / 12))
-        if boards:
-            canvas.convex(outline, tinted, Label.FENCE)
-            tinted = darker(tinted, 0.72)
-        else:
-            canvas.fill(outline, None, Label.FENCE)
-            canvas.line(outline[[1, 2]], tinted, 0.07 * camera.scale(z0))
-        for post in np.stack([camera.project(x, y, posts) for y in (0.0, tall)], axis=1):
-            canvas.line(post, tinted, 1)
-
-    return far - 0.01, draw_fence
-
-
 _WOOD = np.array([(-0.2, 0), (0.1, -0.7), (0.5, -1), (0.9, -0.7), (1.2, 0)])
 _BLOCK = np.array([(0, 0), (0, -1), (1, -1), (1, 0)])
 
@@ -156,7 +129,7 @@ def draw_skyline(stage: Stage) -> None:
         base = np.array([x, camera.horizon + camera.roll * (x - camera.centre) + 2])
         if draw.chance(0.55):
             colour = stage.tint(stage.look.season, draw.uniform(70, 130))
-            canvas.convex(base + _WOOD * (wide, tall * 0.7), colour, Label.TREE)
+            canvas.convex(base + _WOOD * (wide, tall * 0.7), colour, Label.PLANT)
         else:
             colour = stage.tint(_WALLS[draw.below(len(_WALLS))], draw.uniform(70, 130))
             canvas.convex(base + _BLOCK * (wide, tall), colour, Label.BUILDING)

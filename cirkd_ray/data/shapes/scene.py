@@ -11,17 +11,17 @@ import numpy as np
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour, Points
 from cirkd_ray.data.shapes.ground import cast, draw_ground, light_ground
-from cirkd_ray.data.shapes.objects import draw_bicycle, draw_bin, draw_car, draw_person, draw_pole, draw_tree
+from cirkd_ray.data.shapes.objects import draw_car, draw_person, draw_pole, draw_tree
 from cirkd_ray.data.shapes.roadside import Item, draw_skyline, line_side
 from cirkd_ray.data.shapes.stage import Chance, Label, Look, Stage, Street
 from cirkd_ray.data.shapes.textures import noise_window
 from cirkd_ray.types import ClassSet
 
 CLASSES = ClassSet(
-    tuple(label.name.lower() for label in Label if label is not Label.VOID),
+    tuple(label.name.lower() for label in Label),
     (
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (190, 153, 153), (153, 153, 153), (220, 220, 0),
-        (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (0, 0, 142), (119, 11, 32),
+        (128, 64, 128), (244, 35, 232), (70, 70, 70), (107, 142, 35), (70, 130, 180), (220, 220, 0),
+        (220, 20, 60), (0, 0, 142),
     ),
 )  # fmt: skip
 
@@ -116,7 +116,7 @@ def _furnish(stage: Stage) -> tuple[list[Item], list[Points]]:
 def _furnish_pavement(stage: Stage, side: int, items: list[Item], shadows: list[Points]) -> None:
     street, draw, uniform = stage.street, stage.draw, stage.draw.uniform
     kerb, edge = street.kerb(side) + side * 0.35, street.edge(side)
-    z, step = uniform(3, 14), uniform(7, 22)
+    z, step = uniform(4, 9), uniform(6, 14)
     while z < 70:
         items.append((z, partial(draw_pole, stage, kerb, z)))
         shadows.append(cast(stage, kerb, z, 0.15, 5.0))
@@ -127,17 +127,11 @@ def _furnish_pavement(stage: Stage, side: int, items: list[Item], shadows: list[
             items.append((z, partial(draw_tree, stage, kerb + side * 0.3, z, uniform(4, 9))))
             shadows.append(cast(stage, kerb, z, 3.0, 5.0))
             z += step
-    for _ in range(draw.count(2.6)):
-        z, x = 2.6 + 34 * draw.random() ** 1.5, uniform(kerb, edge)
+    for _ in range(draw.count(2.2)):
+        z, x = 2.6 + 9 * draw.random(), uniform(kerb, edge)
         tall = uniform(1.5, 1.92) if draw.chance(0.85) else uniform(0.95, 1.4)
         items.append((z, partial(draw_person, stage, x, z, tall)))
         shadows.append(cast(stage, x, z, 0.5, tall))
-    for _ in range(draw.count(0.9)):
-        z, x = uniform(3, 22), uniform(kerb, edge)
-        items.append((z, partial(draw_bicycle, stage, x, z, draw.chance(0.25))))
-    for _ in range(draw.count(0.7)):
-        z = uniform(3.5, 25)
-        items.append((z, partial(draw_bin, stage, uniform(kerb, edge), z)))
 
 
 def _traffic(stage: Stage, items: list[Item], shadows: list[Points]) -> None:
@@ -156,11 +150,8 @@ def _traffic(stage: Stage, items: list[Item], shadows: list[Points]) -> None:
         z = uniform(9, 22)
         items.append((z, partial(draw_car, stage, uniform(-half, half), z, True)))
     for _ in range(draw.count(0.7)):
-        z = uniform(4, 30)
+        z = uniform(4, 14)
         items.append((z, partial(draw_person, stage, uniform(-half, half), z, uniform(1.5, 1.9))))
-    for _ in range(draw.count(0.5)):
-        z = uniform(4, 26)
-        items.append((z, partial(draw_bicycle, stage, uniform(-half, half), z, True)))
 
 
 def _car(stage: Stage, x: float, z: float, items: list[Item], shadows: list[Points]) -> None:
@@ -171,9 +162,9 @@ def _car(stage: Stage, x: float, z: float, items: list[Item], shadows: list[Poin
 
 # Deviation of brightness by class, per mille: grain of surfaces, foliage.
 _GRAIN = np.zeros(256, np.float32)
-_GRAIN[:12] = [0, 20, 45, 60, 40, 20, 30, 60, 0, 50, 25, 30]
+_GRAIN[: len(Label)] = [0, 20, 60, 45, 30, 40, 50, 25]
 _LEAVES = np.zeros(256, np.float32)
-_LEAVES[[Label.TREE, Label.GRASS]] = [90, 120]
+_LEAVES[Label.PLANT] = 100
 
 
 def _expose(stage: Stage) -> UInt8:
@@ -184,9 +175,9 @@ def _expose(stage: Stage) -> UInt8:
     texture = cv2.LUT(label, _GRAIN / 1000) * noise_window("grain", draw, height, width, grain)
     texture += cv2.LUT(label, _LEAVES / 1000) * noise_window("leaves", draw, height, width, grain)
     texture += 1
-    gain = draw.uniform(0.75, 1.25)
-    balance = [np.float32(gain * draw.uniform(0.93, 1.07)) for _ in range(3)]
-    noise = np.float32(draw.uniform(0.5, 7.0))
+    gain = draw.uniform(0.65, 1.35)
+    balance = [np.float32(gain * draw.uniform(0.9, 1.1)) for _ in range(3)]
+    noise = np.float32(draw.uniform(2.0, 10.0))
     sensor = cv2.merge([noise_window("sensor", draw, height, width) * noise for _ in range(3)])
     image = cv2.multiply(stage.canvas.image, cv2.merge([texture * c for c in balance]), dtype=cv2.CV_32F)
     if draw.chance(0.4):

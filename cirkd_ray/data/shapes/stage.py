@@ -13,10 +13,9 @@ from cirkd_ray.data.shapes.canvas import Camera, Canvas, Colour
 
 
 class Label(IntEnum):
-    """Class indices; `VOID` is ignored."""
+    """Class indices. Trees, hedges and lawns are plants, traffic lights are signs."""
 
-    ROAD, PAVEMENT, BUILDING, FENCE, POLE, SIGN, TREE, GRASS, SKY, PERSON, CAR, BICYCLE = range(12)
-    VOID = 255
+    ROAD, PAVEMENT, BUILDING, PLANT, SKY, SIGN, PERSON, CAR = range(8)
 
 
 @dataclass(frozen=True)
@@ -113,11 +112,6 @@ class Chance:
     def pick(self, colours: Sequence[Colour], spread: float = 14.0) -> Colour:
         """One of the colours, varied."""
         return self.vary(colours[self.below(len(colours))], spread)
-
-
-def darker(colour: Colour, share: float) -> Colour:
-    """A share of the colour's brightness."""
-    return colour[0] * share, colour[1] * share, colour[2] * share
 
 
 @dataclass(frozen=True)

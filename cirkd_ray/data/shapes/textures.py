@@ -105,16 +105,19 @@ def facade(draw: Chance, floors: int, bays: int, wall: Colour, glass: Colour, ce
     return front
 
 
+_BOARDS: tuple[Colour, ...] = ((200, 30, 36), (30, 80, 170), (235, 190, 40), (230, 230, 230), (40, 120, 70))
+
+
 def _shop(draw: Chance, part: UInt8, tint: Tint) -> None:
     """A door, a shop window with its board, or a poster of what looks like a car, a person or a sign."""
     kind, cell = draw.random(), part.shape[0]
     quarter, half = cell // 4, cell // 2
     if kind < 0.25:
         part[quarter:, quarter : quarter + half] = _any_colour(draw, tint, 20, 130)
-    elif kind < 0.5:
+    elif kind < 0.65:
         part[quarter + 1 : -1] = _any_colour(draw, tint, 30, 150)
-        part[1 : quarter + 1] = _any_colour(draw, tint, 30, 230)
-    elif kind < 0.6:
+        part[1 : quarter + 1] = tint(draw.pick(_BOARDS, 20))
+    elif kind < 0.8:
         part[quarter:-quarter, quarter:-quarter] = _any_colour(draw, tint, 0, 255)
         part[quarter + 1 : half + 1, half - 1 : half + 1] = _any_colour(draw, tint, 0, 255)
 

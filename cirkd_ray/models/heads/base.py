@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.config import registry
+
+Rate = Annotated[float, Field(ge=0, lt=1)]
+"""Of a dropout."""
+Width = Annotated[int, Field(gt=0)]
+"""Number of channels."""
 
 
 @dataclass(frozen=True)

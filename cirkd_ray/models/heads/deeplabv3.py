@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.models.blocks import ConvNormAct, init_convolutions
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head, Rate, Width
 
 
 @HEADS.register("deeplabv3")
@@ -35,10 +34,10 @@ class DeepLabV3Head(Head):
         *,
         encoder: EncoderInfo,
         num_classes: int,
-        head_channels: Annotated[int | None, Field(gt=0)] = None,
+        head_channels: Width | None = None,
         rates: tuple[int, int, int] = (12, 24, 36),
-        aspp_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.5,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        aspp_dropout: Rate = 0.5,
+        dropout: Rate = 0.1,
     ) -> None:
         super().__init__()
         inner = encoder.channels[-1]

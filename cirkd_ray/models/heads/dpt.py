@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.models.blocks import ConvNormAct, init_convolutions, resize
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head, Rate, Width
 
 
 class _Residual(nn.Module):
@@ -32,8 +29,7 @@ class _Fusion(nn.Module):
 
     def __init__(self, channels: int, first: bool) -> None:
         super().__init__()
-        # The coarsest level has nothing to be added to: an own residual there would be a parameter without
-        # use.
+        # The coarsest level has nothing to be added to: a residual there would be a parameter without use.
         self.side = nn.Identity() if first else _Residual(channels)
         self.refine = _Residual(channels)
         self.project = nn.Conv2d(channels, channels, 1)
@@ -66,8 +62,8 @@ class DPTHead(Head):
         *,
         encoder: EncoderInfo,
         num_classes: int,
-        head_channels: Annotated[int, Field(gt=0)] = 256,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        head_channels: Width = 256,
+        dropout: Rate = 0.1,
     ) -> None:
         super().__init__()
         count = len(encoder.channels)
@@ -116,6 +112,3 @@ def _resample(in_channels: int, out_channels: int, factor: float) -> nn.Module:
         layers.append(nn.Conv2d(out_channels, out_channels, 3, stride=int(1 / factor), padding=1))
     layers.append(nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False))
     return nn.Sequential(*layers)
-
-
-__all__ = ["DPTHead"]

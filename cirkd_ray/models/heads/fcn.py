@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.models.blocks import ConvNormAct, init_convolutions
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head, Rate, Width
 
 
 @HEADS.register("fcn")
@@ -29,8 +28,8 @@ class FCNHead(Head):
         *,
         encoder: EncoderInfo,
         num_classes: int,
-        head_channels: Annotated[int | None, Field(gt=0)] = None,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        head_channels: Width | None = None,
+        dropout: Rate = 0.1,
     ) -> None:
         super().__init__()
         inner = encoder.channels[-1]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.models.blocks import ConvNormAct, adaptive_average_pool, init_convolutions, resize
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head, Rate, Width
 
 
 @HEADS.register("pspnet")
@@ -34,9 +33,9 @@ class PSPNetHead(Head):
         *,
         encoder: EncoderInfo,
         num_classes: int,
-        head_channels: Annotated[int | None, Field(gt=0)] = None,
+        head_channels: Width | None = None,
         bins: tuple[int, ...] = (1, 2, 3, 6),
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1,
+        dropout: Rate = 0.1,
     ) -> None:
         super().__init__()
         inner = encoder.channels[-1]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.models.blocks import ConvNormAct, init_transformer, resize
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head, Rate, Width
 
 
 @HEADS.register("segformer")
@@ -29,8 +26,8 @@ class SegFormerHead(Head):
         *,
         encoder: EncoderInfo,
         num_classes: int,
-        head_channels: Annotated[int, Field(gt=0)] = 256,
-        dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+        head_channels: Width = 256,
+        dropout: Rate = 0.0,
     ) -> None:
         super().__init__()
         self.channels, self.stride = head_channels, encoder.strides[0]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.models.blocks import ConvNormAct, adaptive_average_pool, init_convolutions, resize
-from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head
+from cirkd_ray.models.heads.base import HEADS, EncoderInfo, Head, Width
 
 
 @HEADS.register("upernet")
@@ -17,8 +16,7 @@ class UPerNetHead(Head):
     """Pyramid pooling on the coarsest map, a feature pyramid over all, fused at the finest map's size.
 
     The defaults are the light head of CIRKDv2: 128 wide, with a last convolution of stride 2, so that an
-        encoder
-    of stride 4 gives a feature of stride 8.
+    encoder of stride 4 gives a feature of stride 8.
 
     Args:
         encoder: channels and strides of the encoder's maps.
@@ -35,8 +33,8 @@ class UPerNetHead(Head):
         *,
         encoder: EncoderInfo,
         num_classes: int,
-        head_channels: Annotated[int, Field(gt=0)] = 128,
-        pool_channels: Annotated[int, Field(gt=0)] = 512,
+        head_channels: Width = 128,
+        pool_channels: Width = 512,
         bins: tuple[int, ...] = (1, 2, 3, 6),
         fuse_stride: Literal[1, 2] | None = None,
     ) -> None:

@@ -16,10 +16,10 @@ from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.boundary import BoundaryMatrix
-from cirkd_ray.evaluate.inference import Views, inference, predict_logits, predicted_classes
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, predict_logits, predicted_classes
 from cirkd_ray.evaluate.metrics import ConfusionMatrix, areas
-from cirkd_ray.evaluate.preview import Picture, Preview, preprocessing_of
-from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocessing
+from cirkd_ray.evaluate.pictures import Picture, preprocessing_of, take_pictures
+from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocess, Preprocessing
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,10 @@ class EvaluationResult:
         classes: names and palette.
         images: how many images were counted.
         seconds: wall-clock time of the slowest rank, reading the images included.
-        images_per_second: of all ranks together.
         pictures: the asked images; empty on ranks other than 0.
         names: the counted images' names, where `per_image` was asked for.
         per_image: images x 3 x K int64, each image's correct, labelled and predicted pixels of each class:
-            what all IoUs need of its confusion matrix (see `engine.bootstrap`); None unless asked for.
+            what all IoUs need of its confusion matrix (see `bootstrap`); None unless asked for.
         boundary: boundary IoU; None unless asked for.
     """
 
@@ -43,17 +42,26 @@ class EvaluationResult:
     classes: ClassSet
     images: int
     seconds: float
-    images_per_second: float
     pictures: tuple[Picture, ...] = ()
     names: tuple[str, ...] = ()
     per_image: NDArray[np.int64] | None = None
     boundary: BoundaryMatrix | None = None
 
+    @property
+    def images_per_second(self) -> float:
+        """Of all ranks together."""
+        return self.images / max(self.seconds, 1e-9)
+
     def metrics(self) -> dict[str, float]:
-        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out."""
+        """All scores as plain numbers in 0..1, per class under `iou/NAME`; absent classes are left out.
+
+        `miou` is the mean over `miou_classes` of the `classes`.
+        """
         confusion = self.confusion
         scores = {
             "miou": confusion.miou(),
+            "miou_classes": int((~confusion.iou().isnan()).sum()),
+            "classes": confusion.num_classes,
             "pixel_accuracy": confusion.pixel_accuracy(),
             "mean_class_accuracy": confusion.mean_class_accuracy(),
             "frequency_weighted_iou": confusion.frequency_weighted_iou(),
@@ -62,6 +70,12 @@ class EvaluationResult:
             scores["boundary_iou"] = self.boundary.miou()
         per_class = zip(self.classes.names, confusion.iou().tolist(), strict=True)
         return scores | {f"iou/{name}": value for name, value in per_class if value == value}
+
+    def classes_of_image(self, index: int) -> str:
+        """`3 of 12 classes`: over how many an image's mean IoU is; only with `per_image`."""
+        assert self.per_image is not None
+        occurs = self.per_image[index, 1:].sum(0) > 0
+        return f"{int(occurs.sum())} of {len(occurs)} classes"
 
     def cpu(self) -> EvaluationResult:
         """Its counts on the CPU, so that it can be sent to another process; returns self."""
@@ -86,7 +100,7 @@ def evaluate(
     batches: Iterable[Batch] | None = None,
     pictures: Sequence[int] = (),
     teacher: nn.Module | None = None,
-    views: Views | None = None,
+    views: Views = ONE_VIEW,
     boundary: bool = False,
     per_image: bool = False,
     on_images: Callable[[int], None] | None = None,
@@ -115,51 +129,38 @@ def evaluate(
         ConfigError: the network scores another number of classes than the data set has, or a bad setting.
         DataError: an unreadable sample, or labels that are no class (found at the end).
     """
-    device, total = torch.device(device), _total(len(dataset), rank, world_size, limit)
-    if batches is None:
-        batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
-    preprocessing = preprocessing or preprocessing_of(model)
-    counts = _Counts(dataset.classes, total, device, boundary, per_image)
-    with inference(model, device=device, precision=precision):
-        seconds = _count(
-            model, preprocessing, batches, device, views or Views(), batch_size, counts, on_images
-        )
-    if world_size > 1:
-        seconds = counts.reduce(seconds)
-    shown = Preview(model, preprocessing, device, precision, views or Views(), teacher)
-    made = shown.pictures(dataset, pictures if rank == 0 else ())
-    return counts.result(dataset, total, seconds, made)
-
-
-def _total(images: int, rank: int, world_size: int, limit: int | None) -> int:
-    """How many images all ranks count together."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
-    return images if limit is None else min(limit, images)
-
-
-def _count(
-    model: nn.Module,
-    preprocessing: Preprocessing,
-    batches: Iterable[Batch],
-    device: torch.device,
-    views: Views,
-    batch_size: int,
-    counts: _Counts,
-    on_images: Callable[[int], None] | None,
-) -> float:
-    """Predict and count this rank's images; returns the seconds that it took."""
+    device, total = torch.device(device), min(limit or len(dataset), len(dataset))
+    if batches is None:
+        batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
+    prepare = Preprocess(preprocessing or preprocessing_of(model)).to(device)
+    counts = _Counts(dataset.classes, total, device, boundary, per_image)
     start = time.perf_counter()
-    for batch in joined((to_device(batch, device) for batch in batches), batch_size):
-        size = (batch.labels.shape[1], batch.labels.shape[2])
-        counts.add(batch, predict_logits(model, preprocessing, batch.images, size=size, **vars(views)))
-        if on_images is not None:
-            on_images(len(batch.indices))
+    with inference(model, device=device, precision=precision):
+        for batch in joined((to_device(batch, device) for batch in batches), batch_size):
+            size = (batch.labels.shape[1], batch.labels.shape[2])
+            counts.add(batch, predict_logits(model, prepare, batch.images, views, size))
+            if on_images is not None:
+                on_images(len(batch.indices))
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-    return time.perf_counter() - start
+    seconds = time.perf_counter() - start
+    if world_size > 1:
+        seconds = counts.reduce(seconds)
+    taken = take_pictures(
+        dataset,
+        pictures if rank == 0 else (),
+        model,
+        prepare,
+        device=device,
+        precision=precision,
+        views=views,
+        teacher=teacher,
+    )
+    return counts.result(dataset, total, seconds, taken)
 
 
 def joined(batches: Iterable[DeviceBatch], size: int) -> Iterator[DeviceBatch]:
@@ -205,10 +206,11 @@ class _Counts:
         self.table = torch.zeros(shape, dtype=torch.int64, device=device) if per_image else None
 
     def add(self, batch: DeviceBatch, logits: Tensor) -> None:
+        """Count a batch of images by their N x K x H x W class scores."""
         if logits.shape[1] != len(self.classes):
             raise ConfigError(
-                f"the network scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
-                "evaluate it on the data set that it was trained for"
+                f"network: scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
+                "take a network that was trained on the data set's classes"
             )
         prediction = predicted_classes(logits)
         matrices = self.confusion.update(prediction, batch.labels)
@@ -236,7 +238,7 @@ class _Counts:
     ) -> EvaluationResult:
         if invalid := self.confusion.invalid:
             raise DataError(
-                f"{invalid} pixels of the labels are none of the data set's {len(self.classes)} classes; "
+                f"labels: {invalid} pixels are none of the data set's {len(self.classes)} classes; "
                 "check the labels with `cirkd data check`"
             )
         return EvaluationResult(
@@ -244,7 +246,6 @@ class _Counts:
             classes=self.classes,
             images=total,
             seconds=seconds,
-            images_per_second=total / max(seconds, 1e-9),
             pictures=pictures,
             names=tuple(dataset.name(i) for i in range(total)) if self.table is not None else (),
             per_image=None if self.table is None else self.table.cpu().numpy(),
@@ -269,5 +270,4 @@ def merge_results(shares: Iterable[EvaluationResult], seconds: float) -> Evaluat
             boundary.merge(share.boundary)
         if table is not None and share.per_image is not None:
             table += share.per_image
-    rate = first.images / max(seconds, 1e-9)
-    return replace(first, seconds=seconds, images_per_second=rate, per_image=table)
+    return replace(first, seconds=seconds, per_image=table)

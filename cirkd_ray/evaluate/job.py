@@ -4,26 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.build import build_dataset
 from cirkd_ray.device import choose_precision, local_device
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.bootstrap import per_image_miou
-from cirkd_ray.evaluate.inference import Views
-from cirkd_ray.evaluate.preview import Picture, Preview
-from cirkd_ray.evaluate.scoring import EvaluationResult, evaluate
-from cirkd_ray.models import build_model
-from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.weights import load_model
-from cirkd_ray.weights.card import find_card
-from cirkd_ray.weights.classes import compare_classes
-from cirkd_ray.weights.loading import load_weights, require_whole
-from cirkd_ray.weights.package import require_description
+from cirkd_ray.evaluate.evaluation import EvaluationResult, evaluate
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views
+from cirkd_ray.evaluate.pictures import Picture, take_pictures
+from cirkd_ray.weights.open import open_network
 
 
 @dataclass(frozen=True)
@@ -51,7 +43,7 @@ class EvaluationJob:
     workers: int = 0
     limit: int | None = None
     boundary: bool = False
-    views: Views = field(default_factory=Views)
+    views: Views = ONE_VIEW
 
 
 @dataclass(frozen=True)
@@ -90,8 +82,8 @@ class Evaluator:
                 f"data: the split {job.split!r} of {job.data} has no public labels; "
                 "`cirkd predict` writes predictions"
             )
-        model, self._warnings = load_network(job.model, job.network, self.dataset)
-        self.model = model.to(self.device)
+        opened = open_network(job.model, self.dataset.classes, name=job.network, where="--network")
+        self.model, self._warnings = opened.model.to(self.device), opened.warnings
 
     @property
     def images(self) -> int:
@@ -127,42 +119,15 @@ class Evaluator:
 
     def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
         """Those images with their predictions, seen as the job says."""
-        model, views = self.model, self.job.views
-        return Preview(model, model.preprocessing, self.device, self.precision, views).pictures(
-            self.dataset, indices
+        return take_pictures(
+            self.dataset,
+            indices,
+            self.model,
+            self.model.preprocessing,
+            device=self.device,
+            precision=self.precision,
+            views=self.job.views,
         )
-
-
-def load_network(
-    path: str, network: str | None, dataset: SegmentationDataset
-) -> tuple[SegmentationModel, tuple[str, ...]]:
-    """A trained network for that data set, and what to warn of.
-
-    Args:
-        path: see `EvaluationJob.model`.
-        network: the name of the network that a bare weights file belongs to; of one with a `model.json`,
-            what it must say.
-        dataset: its classes must be the network's.
-
-    Raises:
-        ConfigError: the network has another number of classes, or the same in another order, or it is not
-            the one that is named.
-        WeightsError: the weights cannot be read, do not fit, or are those of a backbone.
-    """
-    classes = dataset.classes
-    if network is not None and find_card(path) is None:
-        model = build_model(network, num_classes=len(classes))
-        require_whole(load_weights(model, path), "--network")
-        return model, ()
-    loaded = load_model(path)
-    if network is not None:
-        require_description(loaded, path, network, where="--network")
-    if len(loaded.classes) != len(classes):
-        raise ConfigError(
-            f"{path}: scores {len(loaded.classes)} classes, but the data set has {len(classes)}; "
-            "evaluate it on the data set that it was trained for (--data)"
-        )
-    return loaded.model, compare_classes(path, loaded.classes, classes)
 
 
 def worst_images(result: EvaluationResult, count: int) -> list[tuple[int, float]]:
@@ -173,8 +138,3 @@ def worst_images(result: EvaluationResult, count: int) -> list[tuple[int, float]
     scores[result.per_image[:, 1].sum(-1) == 0] = np.nan
     order = [int(i) for i in np.argsort(scores, kind="stable") if not np.isnan(scores[i])]
     return [(i, float(scores[i])) for i in order[:count]]
-
-
-def is_run(path: str | Path) -> bool:
-    """Whether that is the folder of a run."""
-    return (Path(path) / "run.yaml").is_file()

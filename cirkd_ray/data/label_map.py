@@ -1,0 +1,118 @@
+"""What the values and colours of stored label maps mean."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+
+from cirkd_ray.data.base import UInt8
+from cirkd_ray.errors import DataError
+
+IMPOSSIBLE = -1
+"""Entry of an id map for stored values that must not occur."""
+
+
+class ImpossibleLabels(DataError):
+    """A label map holds values that the data set does not have."""
+
+
+class LabelMap:
+    """Stored label value -> class index, by a table of 256 entries.
+
+    Args:
+        mapping: stored value -> class index or `IGNORE_LABEL`; every other value is impossible.
+        hint: what to do about an impossible value.
+    """
+
+    def __init__(self, mapping: Mapping[int, int], hint: str = "") -> None:
+        self.hint = f"; {hint}" if hint else ""
+        table = np.full(256, IMPOSSIBLE, dtype=np.int16)
+        for value, index in mapping.items():
+            table[value] = index
+        self.table = table.astype(np.uint8)
+        self.identity = bool((self.table[table >= 0] == np.arange(256)[table >= 0]).all())
+        self.possible = table >= 0
+        edges = np.flatnonzero(np.diff(np.concatenate([[False], ~self.possible, [False]]).astype(np.int8)))
+        self._impossible = [(int(a), int(b) - 1) for a, b in edges.reshape(-1, 2)]
+
+    def __call__(self, stored: UInt8, where: str) -> UInt8:
+        """H x W class indices.
+
+        Raises:
+            DataError: a value that must not occur; the message says which and how many.
+        """
+        for low, high in self._impossible:
+            if cv2.countNonZero(cv2.inRange(stored, low, high)):
+                raise ImpossibleLabels(f"{where}: {self._complaint(stored)}")
+        return stored if self.identity else cv2.LUT(stored, self.table)
+
+    @property
+    def digest(self) -> str:
+        """A name for the table: equal where the same stored values mean the same."""
+        return hashlib.sha256(self.table.tobytes() + self.possible.tobytes()).hexdigest()[:16]
+
+    def _complaint(self, stored: UInt8) -> str:
+        counts = np.bincount(stored.ravel(), minlength=256)
+        wrong = np.flatnonzero((counts > 0) & ~self.possible)
+        shown = some([f"{value} ({counts[value]} pixels)" for value in wrong], 4)
+        allowed = _ranges(np.flatnonzero(self.possible).tolist())
+        return f"impossible label values {shown}; this data set has {allowed}{self.hint}"
+
+
+Colour = tuple[int, int, int]
+
+
+class ColourMap:
+    """RGB colour -> class index, for masks that are pictures of the classes' colours.
+
+    Args:
+        mapping: colour -> class index or `IGNORE_LABEL`; every other colour is impossible.
+    """
+
+    def __init__(self, mapping: Mapping[Colour, int]) -> None:
+        self.mapping = dict(mapping)
+        codes = {(r << 16) + (g << 8) + b: index for (r, g, b), index in mapping.items()}
+        self._codes = np.array(sorted(codes), np.uint32)
+        self._indices = np.array([codes[code] for code in sorted(codes)], np.uint8)
+
+    def __call__(self, colours: UInt8, where: str) -> UInt8:
+        """H x W class indices of H x W x 3 colours.
+
+        Raises:
+            DataError: a colour of no class; the message says which and how many pixels.
+        """
+        wide = colours.astype(np.uint32)
+        codes = (wide[..., 0] << 16) + (wide[..., 1] << 8) + wide[..., 2]
+        places = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        if (wrong := self._codes[places] != codes).any():
+            values, counts = np.unique(codes[wrong], return_counts=True)
+            most = np.argsort(-counts, kind="stable")
+            shown = [f"{_colour_of(int(values[k]))} ({counts[k]} pixels)" for k in most[:4]]
+            raise ImpossibleLabels(
+                f"{where}: colours of no class {some(shown)}; a class's colour must be exact"
+            )
+        found: UInt8 = self._indices[places]
+        return found
+
+
+def _colour_of(code: int) -> list[int]:
+    return [code >> 16, code >> 8 & 255, code & 255]
+
+
+def _ranges(values: Sequence[int]) -> str:
+    """`0-20, 255` for 0, 1, ..., 20, 255."""
+    spans: list[list[int]] = []
+    for value in values:
+        if spans and value == spans[-1][1] + 1:
+            spans[-1][1] = value
+        else:
+            spans.append([value, value])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
+
+
+def some(names: Sequence[str], count: int = 3) -> str:
+    """The first names, and dots where there are more."""
+    return ", ".join(names[:count]) + (", ..." if len(names) > count else "")

@@ -1,0 +1,53 @@
+"""Random numbers that are a hash of their key: the same on every device, rank and number of ranks.
+
+A key is a name, the seed, the step and the micro-batch; an index is a slot, or an image of the global batch
+with one of its pixels. Nothing is drawn in sequence, so there is no generator whose state a checkpoint would
+hold. Nothing waits for the device.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from cirkd_ray.losses.reduce import rank_and_world
+
+_GAMMA, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+
+
+def _signed(x: int) -> int:
+    """The int64 with the bits of x modulo 2^64."""
+    x &= 2**64 - 1
+    return x - 2**64 if x >= 2**63 else x
+
+
+def random_bits(index: Tensor, *key: int | str) -> Tensor:
+    """32 random bits for each index (int64), a pure function of (key, index): the finaliser of SplitMix64."""
+    stream = 0
+    for part in key:
+        value = zlib.crc32(part.encode()) if isinstance(part, str) else part
+        stream = (stream + value + 1) * _MIX1 & (2**64 - 1)
+        stream ^= stream >> 29
+    x = index * _signed(_GAMMA) + _signed(stream)
+    # int64 shifts carry the sign, so the high bits are cut off to shift as unsigned.
+    x = (x ^ ((x >> 30) & (2**34 - 1))) * _signed(_MIX1)
+    x = (x ^ ((x >> 27) & (2**37 - 1))) * _signed(_MIX2)
+    return (x >> 32) & (2**32 - 1)
+
+
+def random_slots(slots: int, draw: int, device: torch.device, *key: int | str) -> Tensor:
+    """`draw` different slots out of `slots`, a function of the key."""
+    return random_bits(torch.arange(slots, device=device), *key).argsort(stable=True)[:draw]
+
+
+def pixel_bits(images: int, pixels: int, first_image: int, device: torch.device, *key: int | str) -> Tensor:
+    """Random bits (images x pixels) of images `first_image`, `first_image + 1`, ... of the global batch."""
+    image = torch.arange(first_image, first_image + images, device=device).unsqueeze(1)
+    return random_bits((image << 32) + torch.arange(pixels, device=device), *key)
+
+
+def bits_of_rank(images: int, pixels: int, device: torch.device, *key: int | str) -> Tensor:
+    """`pixel_bits` of this rank's images."""
+    return pixel_bits(images, pixels, rank_and_world()[0] * images, device, *key)

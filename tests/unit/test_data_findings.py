@@ -1,0 +1,446 @@
+"""What a data set has wrong as a whole is told, by `cirkd data check` and at the start of a run."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from cirkd_ray.cli import main
+from cirkd_ray.config import from_tree
+from cirkd_ray.data import build_dataset, facts
+from cirkd_ray.data.base import SegmentationDataset
+from cirkd_ray.data.facts import look
+from cirkd_ray.data.files import metadata, packaged_list
+from cirkd_ray.data.loader import eval_loader
+from cirkd_ray.data_tools.check import check
+from cirkd_ray.data_tools.prepare import Encoding, prepare
+from cirkd_ray.errors import DataError
+from cirkd_ray.train.dry_run import check_run
+from tests.tinyrun import tiny_tree
+
+RGB = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+
+
+def write(path: Path, array: np.ndarray, **options: object) -> None:
+    """A picture of RGB, RGBA or gray pixels, in the format of the suffix."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if array.dtype == np.uint16 and array.ndim == 3:
+        path.write_bytes(cv2.imencode(path.suffix, array[..., ::-1])[1].tobytes())
+    else:
+        Image.fromarray(array).save(path, **options)
+
+
+def halves(left: int, right: int, shape: tuple[int, int] = (12, 16)) -> np.ndarray:
+    label = np.full(shape, left, np.uint8)
+    label[:, shape[1] // 2 :] = right
+    return label
+
+
+def make(
+    root: Path,
+    description: Mapping[str, object] | str,
+    labels: Mapping[str, np.ndarray],
+    image: np.ndarray = RGB,
+    image_suffix: str = ".png",
+    **options: object,
+) -> Path:
+    """A `folder` data set: name of the label's file below labels/ -> label; an image for each."""
+    for name, label in labels.items():
+        stem = name.rpartition(".")[0].removesuffix("_mask")
+        write(root / "images" / f"{stem}{image_suffix}", image, **options)
+        write(root / "labels" / name, label)
+    text = description if isinstance(description, str) else json.dumps(description)
+    (root / "dataset.yaml").write_text(text, encoding="utf-8")
+    return root
+
+
+def both(label: np.ndarray, count: int = 2, suffix: str = ".png") -> dict[str, np.ndarray]:
+    return {f"{split}/{n}{suffix}": label for split in ("train", "val") for n in range(count)}
+
+
+def found(data: SegmentationDataset, **options: object) -> dict[str, str]:
+    """Kind -> message of all findings."""
+    return {finding.kind: finding.message for finding in check(data, **options).findings}
+
+
+def run_on(root: Path, name: str = "folder", **data: object) -> tuple[str, ...]:
+    """What the start of a tiny run on the set says."""
+    settings = {"name": name, "root": str(root), "crop": [32, 32], **data}
+    tree = tiny_tree(train={"batch_size": 2})
+    return check_run(from_tree({**tree, "data": settings}))
+
+
+# A class that cannot occur
+
+
+def test_masks_of_0_and_255_are_no_perfect_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(tmp_path, "classes: [bg, fg]\n", both(halves(0, 255)))
+    assert main(["data", "check", "folder", str(root)]) == 1
+    shown = capsys.readouterr().out
+    assert "no label in all 2 images is of class 'fg'" in shown
+    assert "`ids: {0: bg, 255: fg}`, `ignore: []`" in shown
+    assert "50 % of the pixels" in shown
+    with pytest.raises(DataError, match=r"^data: no label .* class 'fg'.*`ids: \{0: bg, 255: fg\}`"):
+        run_on(root)
+    (root / "dataset.yaml").write_text("classes: [bg, fg]\nids: {0: bg, 255: fg}\nignore: []\n")
+    assert main(["data", "check", "folder", str(root)]) == 0
+    assert run_on(root) == ()
+
+
+def test_many_masks_of_0_and_255_are_refused_without_reading_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(facts, "LABELS", 5)
+    root = make(tmp_path, "classes: [bg, fg]\n", both(halves(0, 255), count=12))
+    with pytest.raises(DataError, match=r"^data: .*one class only, 'bg'"):
+        run_on(root)
+
+
+@pytest.mark.parametrize(
+    ("description", "line"),
+    [
+        ("classes: [bg, fg]\nignore: [1]\n", "`ids: {0: bg, 1: fg}`"),
+        ("classes: [bg, fg]\nids: {0: bg}\n", "`ids: {0: bg, 255: fg}`"),
+        ("classes: [bg, a, fg]\nids: {0: bg, 1: fg}\n", "'a' cannot occur"),
+    ],
+)
+def test_a_class_without_a_label_value_is_refused(description: str, line: str, tmp_path: Path) -> None:
+    make(tmp_path, description, both(halves(0, 1)))
+    with pytest.raises(DataError, match=r"dataset\.yaml: classes: .* cannot occur") as error:
+        build_dataset("folder", split="train", root=tmp_path)
+    assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_class_in_no_training_image_is_a_finding_and_a_warning(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b, c]\n", both(halves(0, 2)))
+    train, val = (build_dataset("folder", split=split, root=root) for split in ("train", "val"))
+    assert list(found(train)) == ["class never occurs"]
+    assert "'b'" in found(train)["class never occurs"]
+    assert found(val, training=False) == {}
+    (note,) = run_on(root)
+    assert note.startswith("warning: data, train: no label")
+    assert "'b'" in note
+
+
+def test_the_look_goes_on_until_it_meets_a_rare_class(tmp_path: Path) -> None:
+    labels = {
+        f"{split}/{n:02}.png": halves(0, 1 if n == 13 else 0) for split in ("train", "val") for n in range(20)
+    }
+    assert run_on(make(tmp_path, "classes: [a, b]\n", labels)) == ()
+
+
+def test_the_allowed_share_of_ignored_pixels_is_a_setting(tmp_path: Path) -> None:
+    label = np.full((12, 16), 255, np.uint8)
+    label[:6, :8], label[:6, 8:] = 0, 1
+    root = make(tmp_path, "classes: [a, b]\n", both(label))
+    assert main(["data", "check", "folder", str(root)]) == 1
+    assert main(["data", "check", "folder", str(root), "--most-ignored", "0.6"]) == 0
+    assert all("50 % of the pixels" in note for note in run_on(root))
+    assert len(run_on(root)) == 2
+
+
+# Pixels changed while decoding
+
+
+def test_images_of_12_bits_are_the_same_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wide = RGB.astype(np.uint16) * 16
+    wide[0, 0, 0] = 4095
+    root = make(tmp_path / "raw", "classes: [a, b]\n", both(halves(0, 1)), image=wide)
+    expected = np.rint(wide * (255 / 4095)).astype(np.uint8)
+    data = build_dataset("folder", split="train", root=root)
+    np.testing.assert_array_equal(data.load(0).image, expected)
+    assert main(["data", "check", "folder", str(root)]) == 1
+    assert "`range: [0, 4095]` in dataset.yaml" in capsys.readouterr().out
+    notes = run_on(root)
+    assert [note.split(": ")[1] for note in notes] == ["data, train", "data, val"]
+    (root / "dataset.yaml").write_text("classes: [a, b]\nrange: [0, 4095]\n")
+    data = build_dataset("folder", split="train", root=root)
+    np.testing.assert_array_equal(data.load(0).image, expected)
+    assert main(["data", "check", "folder", str(root)]) == 0
+    assert run_on(root) == ()
+    batch = next(iter(eval_loader(data)))
+    np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), expected)
+    out = str(tmp_path / "out")
+    assert main(["data", "prepare", "folder", str(root), out, "--lossless"]) == 0
+    stored = build_dataset("folder", split="train", root=out)
+    np.testing.assert_array_equal(stored.load(0).image, expected)
+    (root / "dataset.yaml").write_text("classes: [a, b]\nrange: [0, 2000]\n")
+    changed = build_dataset("folder", split="train", root=root)
+    with pytest.raises(DataError, match="another range"):
+        prepare({"train": changed}, "folder", {}, out, Encoding(None))
+
+
+def test_a_wrong_range_is_refused(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\nrange: [5, 5]\n", both(halves(0, 1)))
+    with pytest.raises(DataError, match=r"dataset\.yaml: range: 5 is not below 5"):
+        build_dataset("folder", split="train", root=root)
+
+
+def test_a_fourth_band_is_dropped_and_said(tmp_path: Path) -> None:
+    bands = np.dstack([RGB, RGB[..., :1] // 2])
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)), image=bands, image_suffix=".tif")
+    data = build_dataset("folder", split="train", root=root)
+    np.testing.assert_array_equal(data.load(0).image, RGB)
+    assert "a fourth band" in found(data)["pixels changed"]
+    assert "dataset.yaml" not in found(data)["pixels changed"]
+
+
+# One file, two orientations
+
+
+def exif(orientation: int) -> Image.Exif:
+    tags = Image.Exif()
+    tags[0x0112] = orientation
+    return tags
+
+
+def test_orientation_tags_are_a_finding_and_a_warning(tmp_path: Path) -> None:
+    options = {"image_suffix": ".jpg", "exif": exif(6)}
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)), **options)
+    data = build_dataset("folder", split="train", root=root)
+    assert data.load(0).size == (12, 16)
+    assert list(found(data)) == ["orientation"]
+    assert "2 images have an orientation tag" in run_on(root)[0]
+
+
+def test_a_label_that_fits_the_turned_image_only_is_refused(tmp_path: Path) -> None:
+    options = {"image_suffix": ".jpg", "exif": exif(6)}
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1, (16, 12))), **options)
+    with pytest.raises(DataError, match=r"the label is 12x16 pixels, .*\n.*tag is never applied") as error:
+        run_on(root)
+    assert "cirkd data check folder" in str(error.value)
+    assert len(str(error.value).splitlines()) == 2
+
+
+# Official labels in another numbering
+
+
+def test_labels_of_coco_stuff_that_are_shifted_by_one_are_told(tmp_path: Path) -> None:
+    root, never = tmp_path / "coco", metadata("coco_stuff_164k")["absent_ids"]
+    for split in ("train", "val"):
+        stems = packaged_list("coco_stuff_164k", split)[:2]
+        for stem in stems:
+            write(root / f"images/{split}2017/{stem}.jpg", RGB)
+            write(root / f"annotations/{split}2017/{stem}.png", halves(10 + 1, 24 + 1))
+    data = build_dataset("coco_stuff_164k", split="val", root=root, subset=True)
+    assert "11 street sign, 25 hat" in found(data)["impossible class"]
+    assert "shifted by one" in found(data)["impossible class"]
+    notes = run_on(root, "coco_stuff_164k", subset=True)
+    assert sum("11 street sign" in note for note in notes) == 2
+    out = str(tmp_path / "out")
+    prepare({"val": data}, "coco_stuff_164k", {"label_set": 182}, out)
+    assert "impossible class" in found(build_dataset("coco_stuff_164k", split="val", root=out))
+    rest = [k for k in range(182) if k not in never]
+    for n, stem in enumerate(packaged_list("coco_stuff_164k", "val")[:2]):
+        write(
+            root / f"annotations/val2017/{stem}.png",
+            np.array(rest, np.uint8)[n::2][None].repeat(12, 0)[:, :16],
+        )
+    assert "impossible class" not in found(data)
+
+
+def test_sizes_and_counts_of_an_official_set_are_checked(tmp_path: Path) -> None:
+    for n in range(2):
+        write(tmp_path / f"train/{n}.png", RGB)
+        write(tmp_path / f"trainannot/{n}.png", halves(0, 1))
+    kinds = found(build_dataset("camvid", split="train", root=tmp_path))
+    assert "480x360" in kinds["size"]
+    assert "367" in kinds["count"]
+
+
+def test_labels_in_another_order_are_told_by_a_class_that_should_be_common(tmp_path: Path) -> None:
+    for n in range(4):
+        write(tmp_path / f"train/{n}.png", RGB)
+        write(tmp_path / f"trainannot/{n}.png", halves(4, 1))
+    data = build_dataset("camvid", split="train", root=tmp_path)
+    assert "'Road'" in found(data)["rare class"]
+    for n in range(4):
+        write(tmp_path / f"trainannot/{n}.png", halves(3, 1))
+    assert "rare class" not in found(data)
+
+
+# Pairing
+
+
+def test_what_lies_there_instead_is_said(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
+    (root / "labels").rename(root / "masks")
+    with pytest.raises(DataError, match=r"labels/train: no such folder.*the root holds .*images, masks"):
+        build_dataset("folder", split="train", root=root)
+    (root / "masks").rename(root / "labels")
+    with pytest.raises(DataError, match=r"images/training: no such folder.*\(images holds train, val\)"):
+        build_dataset("folder", split="training", root=root)
+    for path in list((root / "images/train").iterdir()):
+        path.rename(path.with_name(f"photo-{path.name}"))
+    expected = r"\nlabels/train/photo-0\.png is missing; labels/train holds 0\.png, 1\.png: the names"
+    with pytest.raises(DataError, match=expected):
+        build_dataset("folder", split="train", root=root)
+
+
+def test_an_impossible_value_is_told_with_the_key_that_gives_it_a_class(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [bg, fg]\nignore: []\n", both(halves(0, 255)))
+    with pytest.raises(DataError, match=r"impossible label values 255 .*`ids: \{VALUE: CLASS, \.\.\.\}`"):
+        build_dataset("folder", split="train", root=root).load(0)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".PNG", ".tif"])
+def test_labels_with_a_suffix_are_told_and_found(suffix: str, tmp_path: Path) -> None:
+    labels = {f"train/{n}_mask.png": halves(0, 1) for n in range(2)}
+    root = make(tmp_path, "classes: [a, b]\n", labels)
+    for path in (root / "labels/train").iterdir():
+        write(path.with_suffix(suffix), halves(0, 1))
+        path.unlink() if suffix != ".png" else None
+    expected = (
+        rf"labels/train/0\.png is missing; labels/train holds 0_mask\{suffix}: set `label_suffix: _mask`"
+    )
+    for subset in (False, True):
+        with pytest.raises(DataError, match=expected) as error:
+            build_dataset("folder", split="train", root=root, subset=subset)
+        assert len(str(error.value).splitlines()) == 2
+    (root / "dataset.yaml").write_text("classes: [a, b]\nlabel_suffix: _mask\n")
+    data = build_dataset("folder", split="train", root=root)
+    np.testing.assert_array_equal(data.load(1).label, halves(0, 1))
+    assert found(data) == {}
+
+
+def test_lossy_labels_are_refused_with_the_reason(tmp_path: Path) -> None:
+    labels = {f"train/{n}_mask.jpg": halves(0, 1) for n in range(2)}
+    root = make(tmp_path, "classes: [a, b]\n", labels)
+    with pytest.raises(DataError, match=r"holds 0_mask\.jpg: a lossy format changes label values"):
+        build_dataset("folder", split="train", root=root)
+
+
+def test_two_labels_of_one_image_are_refused(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
+    write(root / "labels/train/0.tif", halves(1, 0))
+    with pytest.raises(DataError, match=r"1 name comes twice: labels/train/0\.png and labels/train/0\.tif"):
+        build_dataset("folder", split="train", root=root)
+
+
+# Masks of colours
+
+PALETTE = {"classes": ["a", "b"], "palette": [[10, 20, 30], [200, 0, 5]], "ignore": [255, [0, 0, 0]]}
+
+
+def test_masks_of_the_palettes_colours_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mask = np.zeros((12, 16, 3), np.uint8)
+    mask[:, 4:10], mask[:, 10:] = PALETTE["palette"]
+    expected = np.full((12, 16), 255, np.uint8)
+    expected[:, 4:10], expected[:, 10:] = 0, 1
+    root = make(tmp_path / "raw", PALETTE, both(mask))
+    data = build_dataset("folder", split="train", root=root)
+    np.testing.assert_array_equal(data.load(0).label, expected)
+    assert main(["data", "check", "folder", str(root)]) == 0
+    assert main(["data", "prepare", "folder", str(root), str(tmp_path / "out")]) == 0
+    stored = build_dataset("folder", split="train", root=tmp_path / "out")
+    np.testing.assert_array_equal(stored.load(0).label, expected)
+    mask[3, 3] = (10, 20, 31)
+    write(root / "labels/train/1.png", mask)
+    capsys.readouterr()
+    assert main(["data", "check", "folder", str(root), "--split", "train"]) == 1
+    assert "colours of no class [10, 20, 31] (1 pixels)" in capsys.readouterr().out.replace("\n", "")
+    (root / "dataset.yaml").write_text("classes: [a, b]\n")
+    with pytest.raises(DataError, match=r"0\.png: holds RGB values; write `palette: "):
+        build_dataset("folder", split="train", root=root).load(0)
+
+
+def test_a_colour_stands_for_one_class(tmp_path: Path) -> None:
+    root = make(tmp_path, {**PALETTE, "ignore": [[10, 20, 30]]}, both(halves(0, 1)))
+    with pytest.raises(DataError, match=r"dataset\.yaml: palette: a colour stands for two classes"):
+        build_dataset("folder", split="train", root=root)
+
+
+def camvid_of_colours(root: Path, suffix: str) -> np.ndarray:
+    """Two images a split with masks of the 32 colours, a column each; returns the classes of the columns."""
+    rows, names = metadata("camvid")["original"], [row[0] for row in metadata("camvid")["classes"]]
+    mask = np.array([row[1:4] for row in rows], np.uint8)[None].repeat(8, 0)
+    for split in ("train", "val"):
+        for n in range(2):
+            write(root / f"{split}/0001TP_{n}.png", RGB[:8].repeat(2, 1))
+            write(root / f"{split}annot/0001TP_{n}{suffix}.png", mask)
+    return np.array([names.index(row[4]) if row[4] else 255 for row in rows], np.uint8)
+
+
+def test_camvids_32_colours_are_told_and_become_11_classes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    columns = camvid_of_colours(tmp_path / "raw", "_L")
+    assert len(columns) == 32
+    assert sorted(set(columns.tolist())) == [*range(11), 255]
+    assert main(["data", "check", "camvid", str(tmp_path / "raw"), "--split", "train"]) == 2
+    told = capsys.readouterr().err
+    assert len(told.strip().splitlines()) == 2
+    for part in (
+        "trainannot holds 0001TP_0_L.png",
+        "32 colours",
+        "form=original",
+        "cirkd data prepare camvid",
+    ):
+        assert part in told
+    out = str(tmp_path / "out")
+    assert main(["data", "prepare", "camvid", str(tmp_path / "raw"), out, "--set", "form=original"]) == 0
+    for data in (
+        build_dataset("camvid", split="val", root=out),
+        build_dataset("camvid", split="val", root=tmp_path / "raw", form="original"),
+    ):
+        assert len(data) == 2
+        np.testing.assert_array_equal(data.load(1).label, columns[None].repeat(8, 0))
+
+
+def test_camvids_colours_without_the_suffix_are_told_and_read(tmp_path: Path) -> None:
+    columns = camvid_of_colours(tmp_path, "")
+    with pytest.raises(DataError, match=r"0001TP_0\.png: holds RGB values; .*form=original"):
+        build_dataset("camvid", split="train", root=tmp_path).load(0)
+    data = build_dataset("camvid", split="train", root=tmp_path, form="original")
+    np.testing.assert_array_equal(data.load(0).label, columns[None].repeat(8, 0))
+
+
+# The start of a run
+
+
+def test_a_bad_sample_is_told_with_the_command_that_finds_all(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
+    (root / "images/train/1.png").write_bytes(b"")
+    data = build_dataset("folder", split="train", root=root)
+    with pytest.raises(DataError, match=r"1\.png: the file is empty\n\(`cirkd data check folder "):
+        look(data, training=True)
+    with pytest.raises(DataError, match=r"1\.png: the file is empty\n\(`cirkd data check folder "):
+        list(eval_loader(data))
+
+
+def test_all_pairs_of_sizes_are_compared_before_a_run(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1), count=40))
+    for n in (17, 18):
+        write(root / f"labels/train/{n}.png", halves(0, 1, (12, 17)))
+    with pytest.raises(DataError, match=r"labels/train/17\.png: the label is 17x12 .*\(2 pairs like this\)"):
+        run_on(root)
+
+
+def test_a_batch_larger_than_the_set_is_said(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", {**both(halves(0, 1), count=1)})
+    (note,) = run_on(root)
+    assert note.startswith("warning: train.batch_size: 2 is more than the 1 images of 'train'")
+
+
+def test_a_contact_sheet_shows_a_bad_sample_as_bad(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
+    write(root / "labels/val/1.png", halves(0, 77))
+    out = tmp_path / "sheet.png"
+    assert main(["data", "show", "folder", str(root), "--out", str(out)]) == 1
+    shown = capsys.readouterr().out
+    assert "bad: " in shown
+    assert "impossible label values 77" in shown.replace("\n", " ")
+    picture = np.asarray(Image.open(io.BytesIO(out.read_bytes())))
+    assert ((picture == (205, 30, 45)).all(-1)).mean() > 0.1
