@@ -23,7 +23,7 @@ from cirkd_ray.cluster.scheduler_state import read_records
 from cirkd_ray.cluster.sweep import Sweep, make_tuner
 from cirkd_ray.config import from_tree
 from cirkd_ray.sweep.folder import read_sweep
-from tests.cluster.sweep_stubs import slow_run, stub_plan
+from tests.cluster.sweep_stubs import slow_run, stub_plan, stub_run
 from tests.paths import REPO
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(1200)]
@@ -145,7 +145,7 @@ def test_an_interrupted_sweep_stops_the_same_trials(
             with monkeypatch.context() as patch, nullcontext() if call is None else pytest.raises(TuneError):
                 if call is not None:
                     patch.setattr(LastingScheduler, call, killed)
-                make_tuner(plan, sweep, 4, 1, 1, slow_run).fit()
+                make_tuner(plan, sweep, 4, 1, 1, stub_run).fit()
         records, _ = read_records(folder)
         ends = sorted(records.values(), key=lambda record: record.number)
         return [(record.decision, record.seen, record.ended, record.result["miou"]) for record in ends]
