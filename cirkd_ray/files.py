@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,15 @@ def save_text(path: Path, text: str) -> None:
         write_text(path, text)
 
 
+def plain_json(value: Any) -> Any:
+    """The same value with None (`null`) for each number that is not finite: JSON has no word for those."""
+    if isinstance(value, Mapping):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_json(path: Path) -> dict[str, Any] | None:
     """The mapping in a JSON file, or None where there is no such file.
 
@@ -110,6 +120,17 @@ def read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: is damaged; delete it, or the folder of its run, and go on")
     return found
+
+
+def remove_old(*paths: Path) -> None:
+    """Delete the results of an earlier call before they are made again: a failure then leaves none of them.
+
+    Raises:
+        ConfigError: one of them cannot be deleted.
+    """
+    for path in paths:
+        with told(path):
+            path.unlink(missing_ok=True)
 
 
 def require_writable(folder: Path) -> None:

@@ -21,7 +21,8 @@ class SegmentationOutput(NamedTuple):
     """What every segmentation network returns.
 
     Attributes:
-        logits: N x K x h x w class scores at feature resolution (1/8 of the input; 1/4 for SegFormer).
+        logits: N x K x h x w class scores at feature resolution (1/8 of the input; 1/4 for SegFormer). K is 0
+            where a teacher has features alone.
         aux: N x K x h' x w' scores of the auxiliary head, or None where the network has none.
         feature: N x C x h x w map of the head just before the classifier.
         stages: encoder maps by stage name (`stage1` ...), only those that were asked for.
@@ -38,11 +39,11 @@ class SegmentationOutput(NamedTuple):
         Raises:
             KeyError: the network did not return such a map.
         """
-        value = {"logits": self.logits, "aux": self.aux, "feature": self.feature, **(self.stages or {})}.get(
-            name
-        )
+        logits = self.logits if self.logits.shape[1] else None
+        maps = {"logits": logits, "feature": self.feature, "aux": self.aux, **(self.stages or {})}
+        value = maps.get(name)
         if value is None:
-            have = ["logits", "feature", *(["aux"] if self.aux is not None else []), *(self.stages or {})]
+            have = [key for key, found in maps.items() if found is not None]
             raise KeyError(f"no map named {name!r} in this network's output; it has {', '.join(have)}")
         return value
 

@@ -63,8 +63,8 @@ def parts(
     from torch.nn import functional as F
 
     from cirkd_ray.evaluate.boundary import BoundaryMatrix
-    from cirkd_ray.evaluate.inference import predicted_classes
     from cirkd_ray.evaluate.metrics import ConfusionMatrix
+    from cirkd_ray.evaluate.scores import predicted_classes
 
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, device=device)
     pixels = model.preprocessing(image)

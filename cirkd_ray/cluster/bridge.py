@@ -40,7 +40,7 @@ class Pointer:
 
     Attributes:
         trial: the trial whose run wrote it.
-        path: the checkpoint's folder.
+        path: the checkpoint's folder, below the sweep's `trials`.
         step: the number of steps trained before it.
     """
 

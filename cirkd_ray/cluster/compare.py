@@ -7,23 +7,31 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cirkd_ray.cluster.session import ray_session
-from cirkd_ray.compare.folder import CompareData, read_comparison
+from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import write_text
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.outcome import write_outcome
-from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.rundir import RunDirectory, relative
+from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
-from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
+from cirkd_ray.train.validation import shared_scores
 
 TEACHERS = "teachers.json"
+ANEW = "give the comparison another --name"
 Say = Callable[[str], None]
 
 
 def run_comparison(
-    methods: dict[str, RunSpec], seeds: int, folder: Path, out: Path, say: Say, at_a_time: int | None = None
+    methods: dict[str, RunSpec],
+    seeds: int,
+    folder: Path,
+    out: Path,
+    say: Say,
+    at_a_time: int | None = None,
+    accept_data: bool = False,
 ) -> CompareData:
     """Run or continue a comparison; returns what its folder holds at the end.
 
@@ -34,23 +42,37 @@ def run_comparison(
         out: where teachers are kept.
         say: hears what happens.
         at_a_time: runs at a time at most; default: what fits.
+        accept_data: take data that changed since the comparison or a teacher was begun for the same.
 
     Raises:
-        ConfigError: a run does not fit the cluster, or the folder holds another comparison.
+        ConfigError: a run does not fit the cluster, or the folder holds another comparison or one of other
+            data.
     """
     for note in check_run(*methods.values()):
         say(note)
+    data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     with locked(RunDirectory(folder)):
+        begun = (folder / COMPARISON).is_file()
         open_comparison(methods, folder)
+        for name, spec in methods.items():  # of others only where --differ names the data
+            place = folder if spec.data == data.spec.data else folder / "data" / name
+            data.on(spec).hold(place, begun and place.is_dir(), ANEW)
+        shared_scores(folder)
         from cirkd_ray.cluster.capacity import wanted_cpus
 
         with ray_session(minimum_cpus=wanted_cpus(list(methods.values()))):
-            _run(methods, seeds, folder, out, say, at_a_time)
+            _run(methods, seeds, folder, out, say, data, at_a_time)
     return read_comparison(folder)
 
 
 def _run(
-    methods: dict[str, RunSpec], seeds: int, folder: Path, out: Path, say: Say, at_a_time: int | None
+    methods: dict[str, RunSpec],
+    seeds: int,
+    folder: Path,
+    out: Path,
+    say: Say,
+    data: DataGuard,
+    at_a_time: int | None,
 ) -> None:
     import ray
 
@@ -66,7 +88,7 @@ def _run(
     fits = cluster_capacity(plan, at_a_time)
     say(f"{len(methods)} methods x {seeds} seeds, {fits.count} runs at a time ({fits.reason})")
     jobs = []
-    trained = _with_teachers(methods, folder, out, say)
+    trained = _with_teachers(methods, folder, out, say, data)
     for seed in range(seeds):  # seed by seed: an interrupted comparison has as many whole rows as it can
         for name, spec in trained.items():
             run = from_tree({**spec.to_dict(), "seed": seed, "name": f"{name}-s{seed}"})
@@ -75,7 +97,9 @@ def _run(
     write_outcome(folder, failures=failed)
 
 
-def _with_teachers(methods: dict[str, RunSpec], folder: Path, out: Path, say: Say) -> dict[str, RunSpec]:
+def _with_teachers(
+    methods: dict[str, RunSpec], folder: Path, out: Path, say: Say, data: DataGuard
+) -> dict[str, RunSpec]:
     """The methods with their teachers' weights; a teacher is trained once, for all methods and seeds.
 
     Raises:
@@ -86,22 +110,18 @@ def _with_teachers(methods: dict[str, RunSpec], folder: Path, out: Path, say: Sa
     path = folder / TEACHERS
     known: dict[str, str] = json.loads(path.read_text()) if path.is_file() else {}
     trains = {
-        name: teacher_directory(spec, out)
+        name: used_teacher(spec, out, known[name], folder, ANEW)
+        if name in known
+        else teacher_directory(spec, out, data)
         for name, spec in methods.items()
         if spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
     }
-    for name, directory in trains.items():
-        if known.get(name, str(directory.path)) != str(directory.path):
-            raise ConfigError(
-                f"{folder}: began {name} with the teacher in {known[name]}, whose recipe has changed since; "
-                "give the comparison another --name"
-            )
     for name, directory in {d.path: (name, d) for name, d in trains.items()}.values():
-        train_teacher(teacher_recipe(methods[name]), directory, fit, say)
+        train_teacher(teacher_recipe(methods[name]), directory, fit, say, data)
     found = {
         name: with_weights(spec, trains[name].path) if name in trains else spec
         for name, spec in methods.items()
     }
     weights = {n: s.teacher.weights for n, s in found.items() if s.teacher is not None and s.teacher.weights}
-    write_text(path, json.dumps({**known, **weights}))
+    write_text(path, json.dumps({**known, **{name: relative(w, folder) for name, w in weights.items()}}))
     return found

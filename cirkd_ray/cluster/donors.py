@@ -20,9 +20,11 @@ Place = tuple[int, int]
 
 
 def held_place(checkpoint: Path) -> Path:
-    """Where a checkpoint `TRIAL/gN/checkpoints/step_S` of a trial is held."""
-    generation = checkpoint.parent.parent
-    return generation.parent / HELD / f"{generation.name}-{checkpoint.name}"
+    """Where a checkpoint `TRIAL/gN/checkpoints/step_S` of a trial is held: in the same run's folder.
+
+    There lie the scores of the validation after it, which a run that starts from it takes.
+    """
+    return checkpoint.parent.parent / HELD / checkpoint.name
 
 
 def hold(checkpoint: Path) -> Path:
@@ -41,10 +43,10 @@ def release(trials: Path, at: Mapping[str, Place], pointed: Iterable[Path]) -> N
         at: the last report of each trial that has reported.
         pointed: held checkpoints that living trials point to.
     """
-    needed = {path.parts[-3:] for path in pointed}
+    needed = {path.parts[-4:] for path in pointed}
     for trial, (generation, step) in at.items():
-        for path in (trials / trial / HELD).glob("g*-step_*"):
-            if _place(path) <= (generation, step) and path.parts[-3:] not in needed:
+        for path in (trials / trial).glob(f"g*/{HELD}/step_*"):
+            if _place(path) <= (generation, step) and path.parts[-4:] not in needed:
                 shutil.rmtree(path, ignore_errors=True)
         for earlier in range(generation):
             shutil.rmtree(trials / trial / f"g{earlier}" / "checkpoints", ignore_errors=True)
@@ -52,13 +54,13 @@ def release(trials: Path, at: Mapping[str, Place], pointed: Iterable[Path]) -> N
 
 def release_all(trials: Path) -> None:
     """Delete what is held: the search has ended."""
-    for path in trials.glob(f"*/{HELD}"):
+    for path in trials.glob(f"*/g*/{HELD}"):
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _place(path: Path) -> Place:
-    generation, _, step = path.name.partition("-step_")
-    return int(generation[1:]), int(step.partition("-")[0])
+    step = path.name.removeprefix("step_").partition("-")[0]
+    return int(path.parent.parent.name[1:]), int(step)
 
 
 def _link(source: str, target: str) -> None:

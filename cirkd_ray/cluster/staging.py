@@ -11,10 +11,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.errors import WeightsError
 from cirkd_ray.files import whole_folder
-
-FILES = ("model.json", "student.safetensors")
-"""The files of a run's folder that load its network."""
+from cirkd_ray.weights.card import locate
 
 
 def staged(spec: RunSpec, cache: Path | None = None) -> RunSpec:
@@ -27,9 +26,11 @@ def staged(spec: RunSpec, cache: Path | None = None) -> RunSpec:
     if spec.teacher is None or spec.teacher.weights is None:
         return spec
     source = Path(spec.teacher.weights)
-    files = [source / name for name in FILES] if source.is_dir() else [source]
-    if not all(file.is_file() for file in files):
+    try:
+        weights, card = locate(source)
+    except WeightsError:
         return spec  # an address, or a mistake that loading it will name
+    files = [weights, *([card] if card.is_file() else [])]
     folder = (cache or Path(tempfile.gettempdir()) / f"cirkd-weights-{os.getuid()}") / _version(files)
     copied = folder if source.is_dir() else folder / source.name
     if not folder.is_dir():

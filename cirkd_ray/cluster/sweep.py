@@ -26,11 +26,14 @@ from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.disk import checkpoint_bytes
 from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
-from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
+from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
-from cirkd_ray.train.teacher import fingerprint, teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import fingerprint, teacher_of, teacher_recipe, with_weights
+from cirkd_ray.train.validation import shared_scores
 
-BASE, TEACHER = "base.yaml", "teacher.txt"
+BASE = "base.yaml"
+ANEW = "give the sweep another --name, or start it anew with --fresh"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""
 Say = Callable[[str], None]
@@ -45,6 +48,7 @@ class Sweep:
         base: the resolved recipe of a trial before its own values.
         folder: where everything goes.
         out: where teachers are kept.
+        data: of the recipe.
     """
 
     spec: SweepSpec
@@ -52,13 +56,17 @@ class Sweep:
     folder: Path
     out: Path
     say: Say
+    data: DataGuard
 
 
-def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool = False) -> SweepData:
+def run_sweep(
+    space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool = False, accept_data: bool = False
+) -> SweepData:
     """Run or resume a sweep; returns what its folder holds at the end.
 
     Raises:
-        ConfigError: the space is wrong, does not fit the cluster or the folder holds another sweep.
+        ConfigError: the space is wrong, does not fit the cluster, the folder holds another sweep, or one of
+            other data unless `accept_data`.
         TrainingError: no trial has finished.
     """
     base = check_space(space)
@@ -68,7 +76,7 @@ def run_sweep(space: SpaceFile, folder: Path, out: Path, say: Say, fresh: bool =
         say(note)
     if dry.built is not None:
         say(check_disk(space.spec, base, checkpoint_bytes(base, *dry.built), folder, fresh))
-    sweep = Sweep(space.spec, base, folder, out, say)
+    sweep = Sweep(space.spec, base, folder, out, say, DataGuard.of(base, accept_data, say))
     with locked(RunDirectory(folder)):
         _open(sweep, fresh)
         from cirkd_ray.cluster.capacity import wanted_cpus
@@ -92,14 +100,11 @@ def _open(sweep: Sweep, fresh: bool) -> None:
     if path.is_file():
         known = read_yaml(path)
         for key, (before, now) in changed(known, sweep.spec.model_dump(mode="json"), is_kept).items():
-            raise ConfigError(
-                f"{sweep.folder}: was started with {key}={before!r}, not {now!r}; "
-                "give the sweep another --name, or start it anew with --fresh"
-            )
-        if fingerprint(from_tree(read_yaml(sweep.folder / BASE))) != fingerprint(sweep.base):
+            raise ConfigError(f"{sweep.folder}: was started with {key}={before!r}, not {now!r}; {ANEW}")
+        if fingerprint(moved_spec(read_yaml(sweep.folder / BASE), sweep.folder)) != fingerprint(sweep.base):
             raise ConfigError(
                 f"{sweep.folder}: the recipe {sweep.spec.recipe!r} is not what it was when the sweep began; "
-                "give the sweep another --name, or start it anew with --fresh"
+                f"{ANEW}"
             )
         hours = known["budget"]["hours"]
         if hours != sweep.spec.budget.hours and is_expired(sweep.folder):
@@ -107,8 +112,12 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 f"{sweep.folder}: {EXPIRED}, which ended its search; leave budget.hours at "
                 f"{hours}, or start it anew with --fresh"
             )
+    begun = path.is_file()
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    for name, tree in ((SPACE, sweep.spec.model_dump(mode="json")), (BASE, sweep.base.to_dict())):
+    sweep.data.hold(sweep.folder, begun, ANEW)
+    shared_scores(sweep.folder)
+    trees = {SPACE: sweep.spec.model_dump(mode="json"), BASE: movable_tree(sweep.base, sweep.folder)}
+    for name, tree in trees.items():
         write_text(sweep.folder / name, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
 
 
@@ -144,15 +153,8 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
         return base
     from cirkd_ray.cluster.train import fit
 
-    directory = teacher_directory(base, sweep.out)
-    used = sweep.folder / TEACHER
-    if used.is_file() and used.read_text() != str(directory.path):
-        raise ConfigError(
-            f"{sweep.folder}: began with the teacher in {used.read_text()}, whose recipe has changed since; "
-            "give the sweep another --name, or start it anew with --fresh"
-        )
-    write_text(used, str(directory.path))
-    train_teacher(teacher_recipe(base), directory, fit, sweep.say)
+    directory = teacher_of(base, sweep.folder, sweep.out, sweep.data, ANEW)
+    train_teacher(teacher_recipe(base), directory, fit, sweep.say, sweep.data)
     return with_weights(base, directory.path)
 
 
@@ -224,6 +226,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     state = Path(plan.folder) / "tune"
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
+    log = TrialLog(plan.folder, spec.primary, spec.trials)
     resumed = tune.Tuner.can_restore(str(state))
     scheduler = make_scheduler(spec, steps, report_every)
     if spec.scheduler.name != "none":
@@ -233,6 +236,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
         # These may differ when a sweep is resumed; Ray has no public way to say so.
         held = tuner._local_tuner._tune_config
         held.max_concurrent_trials, held.time_budget_s, held.scheduler = limit, seconds, scheduler
+        tuner._local_tuner._run_config.callbacks = [log]  # of the folder's place now
         return tuner
     single = None if spec.multi_objective else spec.primary
     return tune.Tuner(
@@ -252,7 +256,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
             name=state.name,
             storage_path=str(state.parent),
             failure_config=tune.FailureConfig(max_failures=RETRIES),
-            callbacks=[TrialLog(plan.folder, spec.primary, spec.trials)],
+            callbacks=[log],
             verbose=0,
         ),
     )

@@ -25,7 +25,7 @@ from cirkd_ray.cluster.bridge import (
     report,
     restored,
 )
-from cirkd_ray.cluster.donors import held_place
+from cirkd_ray.cluster.donors import held_place, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
@@ -110,7 +110,15 @@ def prepare(
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
     write_text(directory.path / GENERATION, json.dumps(about, indent=2))
-    return spec, directory, Path(parent.path) if parent else None
+    return spec, directory, folder.parent / _in_trials(parent.path) if parent else None
+
+
+def _in_trials(path: str) -> str:
+    """A checkpoint's path below the sweep's `trials`, so that it holds where the sweep was moved or copied.
+
+    Earlier versions wrote it in full.
+    """
+    return path.rpartition("/trials/")[2]
 
 
 def check_applied(spec: RunSpec, settings: Mapping[str, Any]) -> None:
@@ -161,10 +169,9 @@ class Reports:
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
         time = {"steps": self.steps, TIME: -(-step // self.every)}
         time[GENERATION_NUMBER] = int(self.directory.path.name[1:])
-        report(
-            {**numbers, **self.known, **time},
-            Pointer(self.directory.path.parent.name, path, step) if path else None,
-        )
+        trial = self.directory.path.parent.name
+        pointer = Pointer(trial, _in_trials(path), step) if path else None
+        report({**numbers, **self.known, **time}, pointer)
         self.last = step
 
     def tell_missed(self, step: int) -> None:
@@ -175,9 +182,17 @@ class Reports:
         """
         for row in self.directory.read_metrics():
             if "miou" in row and row["step"] > step:
-                path = self.directory.checkpoints / f"step_{row['step']:08d}"
-                path = held_place(path) if self.holds else path
-                self.tell(row, str(path) if path.is_dir() else None)
+                self.tell(row, self._checkpoint(row["step"]))
+
+    def _checkpoint(self, step: int) -> str | None:
+        """The checkpoint of a step that a process before this one wrote, if it is there."""
+        path = self.directory.checkpoints / f"step_{step:08d}"
+        if self.holds:
+            held = held_place(path)
+            if not held.is_dir() and path.is_dir():
+                hold(path)
+            path = held
+        return str(path) if path.is_dir() else None
 
     def train(self, train: TrainFunction, parent: Path | None) -> None:
         """Train and report; report the last line of a run that has nothing left to train.
@@ -188,11 +203,14 @@ class Reports:
         """
         if self.directory.read_result() is None:
             run = BackgroundRun(lambda bridge: train(self.spec, self.directory, [bridge], parent), self.holds)
+            saved = (0, "")
             for row, path in run.reports():
                 if row["step"] >= self.steps:
                     run.join()  # the result is on disk before a scheduler may end the trial
+                saved = (row["step"], path) if path else saved  # it comes before the same step's validation
                 if "miou" in row and run.error is None:
-                    self.tell(row, path)
+                    step = row["step"]
+                    self.tell(row, saved[1] if saved[0] == step else self._checkpoint(step))
         if not self.last:  # finished before, or started from the last checkpoint of a donor that has finished
             self.tell(_last_line(self.directory), None)
 

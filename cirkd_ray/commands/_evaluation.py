@@ -46,7 +46,7 @@ def model_options(optional: bool = False) -> Decorator:
         argument("model", metavar="[MODEL]" if optional else "MODEL", required=not optional, help=what),
         option("--network", metavar="NAME", help="The network of a weights file that does not say."),
         device_option,
-        choice("--precision", "auto", "fp32", "bf16", "fp16", default="fp32", help="Of the arithmetic."),
+        choice("--precision", "run", "auto", "fp32", "bf16", "fp16", help="Run: as in the run's validation."),
     )
 
 

@@ -99,4 +99,9 @@ def size_option(help: str, default: tuple[int, int] | None = None, least: int = 
 
 
 out_option = click.option("--out", default="runs", metavar="DIR", help="Where runs are written.")
+accept_data_option = click.option(
+    "--accept-data",
+    is_flag=True,
+    help="Go on, and reuse a teacher, though the data have changed since.",
+)
 device_option = choice("--device", "auto", "cpu", "cuda", help="Where it runs.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, Words, out_option, repeatable, set_option
+from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_option, repeatable, set_option
 
 
 @click.command()
@@ -18,6 +18,7 @@ from cirkd_ray.commands._options import COUNT, Words, out_option, repeatable, se
 @out_option
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
+@accept_data_option
 @option("--concurrent", type=COUNT, help="Runs at a time at most (default: what fits).")
 def command(
     recipes: Words,
@@ -26,6 +27,7 @@ def command(
     out: str,
     name: str | None,
     differ: Words,
+    accept_data: bool,
     concurrent: int | None,
 ) -> int:
     """Compare methods over several seeds: intervals, paired tests against a retrained baseline, cost.
@@ -51,7 +53,7 @@ def command(
     folder = named_folder(place, usual if name is None else name)
     console.print(f"comparison -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
-    data = run_comparison(methods, seeds, folder, place, say, concurrent)
+    data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data)
     page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)

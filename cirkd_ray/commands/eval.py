@@ -35,14 +35,15 @@ def command(
     """
     import json
 
-    from cirkd_ray.files import require_writable
+    from cirkd_ray.files import remove_old, require_writable
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.evaluation import usual_folder
+    from cirkd_ray.report.evaluation import REPORT_FILES, usual_folder
     from cirkd_ray.report.tables import per_class
 
     job = Chosen(**chosen).job(boundary)
     folder = Path(out).expanduser() if out else usual_folder(chosen["model"], job)
     require_writable(folder)
+    remove_old(*(folder / name for name in REPORT_FILES))
     evaluation = evaluate_job(job, workers, bootstrap=bootstrap, worst=worst)
     warn(evaluation.subject.warnings)
     if as_json:

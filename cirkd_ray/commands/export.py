@@ -35,12 +35,20 @@ def command(
     The graph takes RGB images of 0..255 (N x 3 x H x W, float32) and returns the class of every pixel;
     --no-preprocessing and --scores leave out what stands before and after the network.
     """
+    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.files import remove_old
     from cirkd_ray.weights.export import SUFFIXES, ExportOptions, export_model
     from cirkd_ray.weights.package import load_model
 
-    loaded = load_model(path)
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     target = Path(out) if out else folder / f"student{SUFFIXES[to]}"
+    if target.suffix in (".safetensors", ".json"):
+        raise ConfigError(
+            f"--out: {target} would replace a network's own files; let it end in {SUFFIXES[to]}"
+        )
+    if not target.is_dir():
+        remove_old(target)
+    loaded = load_model(path)
     options = ExportOptions(
         preprocessing=not no_preprocessing, labels=not scores, dynamic=not static, size=size
     )

@@ -104,7 +104,7 @@ def _predict(
     from cirkd_ray.evaluate.predict import Predictor
     from cirkd_ray.evaluate.submission import Submission, check_submission, refuse_scaled, server_names
     from cirkd_ray.report.console import output
-    from cirkd_ray.report.predictions import write_prediction
+    from cirkd_ray.report.predictions import without_old, write_prediction
     from cirkd_ray.report.progress import bar
 
     if chosen.batch_size is not None or chosen.loaders is not None:
@@ -128,7 +128,7 @@ def _predict(
     forms = forms or (() if target else FORMS)
     done, failures = 0, list[str]()
     with Submission(target) if target else nullcontext() as archive, bar(total, "predicting") as advance:
-        for prediction in predictor.predict(sources, failures):
+        for prediction in predictor.predict(without_old(sources, folder, forms), failures):
             write_prediction(folder, prediction, predictor.classes, forms)
             if archive is not None:
                 archive.add(prediction.name, prediction.labels)
@@ -180,16 +180,17 @@ def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     """Evaluate, and show the images with the lowest mean IoU."""
     from cirkd_ray.data_tools.pictures import save_picture
     from cirkd_ray.errors import DataError
-    from cirkd_ray.files import require_writable
+    from cirkd_ray.files import remove_old, require_writable
     from cirkd_ray.report.console import output
 
     require_writable(folder)
+    path = folder / "worst.png"
+    remove_old(path)
     evaluation = evaluate_job(chosen.job(), worst=count)
     warn(evaluation.subject.warnings)
     if not evaluation.worst:
         job = evaluation.job
         raise DataError(f"--worst: no image of the split {job.split!r} of {job.data} has a labelled pixel")
-    path = folder / "worst.png"
     save_picture(path, evaluation.worst_picture())
     console = output(highlight=False)
     for index, score in evaluation.worst:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, out_option, set_option
+from cirkd_ray.commands._options import Words, accept_data_option, out_option, set_option
 
 if TYPE_CHECKING:
     from cirkd_ray.config import RunSpec
@@ -31,9 +31,16 @@ if TYPE_CHECKING:
     help="Resume RUN; without RUN: the run of --name (started if it does not exist yet), or this recipe's "
     "latest unfinished run.",
 )
+@accept_data_option
 @option("--local", is_flag=True, help="Run in this process, without Ray.")
 def command(
-    recipe: str | None, overrides: Words, out: str, name: str | None, resume: str | None, local: bool
+    recipe: str | None,
+    overrides: Words,
+    out: str,
+    name: str | None,
+    resume: str | None,
+    accept_data: bool,
+    local: bool,
 ) -> None:
     """Train a student from a teacher, a teacher, or a baseline.
 
@@ -54,7 +61,9 @@ def command(
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
     with _runner(local) as runner:
-        outcome = run_recipe(spec, directory, place, runner, resume=resume is not None, say=say)
+        outcome = run_recipe(
+            spec, directory, place, runner, resume=resume is not None, accept_data=accept_data, say=say
+        )
     print_outcome(outcome, console)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, out_option, set_option
+from cirkd_ray.commands._options import Words, accept_data_option, out_option, set_option
 
 
 @click.command()
@@ -18,6 +18,7 @@ from cirkd_ray.commands._options import Words, out_option, set_option
 @out_option
 @option("--name", help="Name of the sweep's directory (default: the space's name).")
 @option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
+@accept_data_option
 @option("--export", metavar="FILE", help="Write the best configuration as a recipe of full length.")
 @option("--list", "list_only", is_flag=True, help="List the shipped search spaces.")
 @option("--check", is_flag=True, help="Check the space and its recipe, without data, and stop.")
@@ -27,6 +28,7 @@ def command(
     out: str,
     name: str | None,
     fresh: bool,
+    accept_data: bool,
     export: str | None,
     list_only: bool,
     check: bool,
@@ -58,7 +60,7 @@ def command(
         raise ConfigError(f"--export {export}: cannot be written; name a file in a folder that is there")
     console.print(f"{loaded.spec.name} -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
-    data = run_sweep(loaded, folder, place, say, fresh)
+    data = run_sweep(loaded, folder, place, say, fresh, accept_data)
     console.print(ranking(data, limit=10).rich())
     console.print(summary(data), highlight=False, markup=False)
     best = best_recipe(loaded.spec, data.ranked[0].settings).to_yaml()

@@ -28,7 +28,7 @@ class CompareData:
         results: method -> seed -> result of the finished run.
         curves: method -> seed -> its validations.
         memory: method -> seed -> most GPU memory in GiB, where there was a GPU.
-        teachers: method -> mIoU of its teacher, where that is known.
+        teachers: method -> mIoU of its teacher on the validation split, where that is known.
         failures: run -> why it failed.
     """
 
@@ -81,7 +81,8 @@ def read_comparison(folder: Path) -> CompareData:
     """
     if not (folder / COMPARISON).is_file():
         raise ConfigError(f"{folder}: no comparison here ({COMPARISON} is missing)")
-    recipes = read_yaml(folder / COMPARISON)["methods"]
+    methods = read_yaml(folder / COMPARISON)["methods"]
+    recipes = {name: {k: v for k, v in tree.items() if k != "_environment"} for name, tree in methods.items()}
     results: dict[str, dict[int, dict[str, Any]]] = {name: {} for name in recipes}
     curves: dict[str, dict[int, list[dict[str, Any]]]] = {name: {} for name in recipes}
     memory: dict[str, dict[int, float]] = {name: {} for name in recipes}
@@ -98,16 +99,21 @@ def read_comparison(folder: Path) -> CompareData:
         if result is not None:
             results[name][int(seed)] = result
     teachers = read_json(folder / "teachers.json") or {}
-    scores = {name: _score(Path(weights)) for name, weights in teachers.items()}
+    scores = {name: _score(results.get(name, {}), folder / weights) for name, weights in teachers.items()}
     known = {name: score for name, score in scores.items() if score is not None}
     return CompareData(folder, recipes, results, curves, memory, known, read_outcome(folder)["failures"])
 
 
-def _score(weights: Path) -> float | None:
-    """A teacher's best validation, as its own run or card tells."""
+def _score(results: dict[int, dict[str, Any]], weights: Path) -> float | None:
+    """A teacher's mIoU on the runs' own validation split, as they measured it.
+
+    Runs of earlier versions did not: then its best validation, as its own run or card tells.
+    """
+    for result in results.values():
+        if "teacher" in result:
+            return float(result["teacher"]["miou"])
     folder = weights if weights.is_dir() else weights.parent
     result = read_json(folder / "result.json") or {}
-    if result:
-        return float(result["best"]["miou"])
-    validation = (read_json(folder / "model.json") or {}).get("validation") or {}
-    return float(validation["miou"]) if "miou" in validation else None
+    validation = result.get("best") or (read_json(folder / "model.json") or {}).get("validation") or {}
+    miou = validation.get("miou")
+    return None if miou is None else float(miou)

@@ -17,6 +17,7 @@ from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.files import write_text
+from cirkd_ray.train.rundir import movable_tree, moved_spec
 from cirkd_ray.train.teacher import slug
 
 
@@ -101,10 +102,10 @@ def open_comparison(methods: dict[str, RunSpec], folder: Path) -> None:
     """
     path = folder / COMPARISON
     known: dict[str, Any] = read_yaml(path)["methods"] if path.is_file() else {}
-    trees = {name: spec.to_dict() for name, spec in methods.items()}
-    for name, tree in trees.items():
-        begun = from_tree(known.get(name, tree)).to_dict()
-        for key, (before, now) in changed(begun, tree).items():
+    trees = {name: movable_tree(spec, folder) for name, spec in methods.items()}
+    for name, spec in methods.items():
+        begun = moved_spec(known.get(name, trees[name]), folder)
+        for key, (before, now) in changed(begun.to_dict(), spec.to_dict()).items():
             raise ConfigError(
                 f"{folder}: has {name} with {key}={before!r}, not {now!r}; choose another --name"
             )

@@ -185,6 +185,12 @@ class TrainSpec(_Spec):
     validate_batch_size: Cohort[Computes[PositiveInt]] = Field(
         1, description="images of one size at a time; with 1, counts do not depend on the number of workers"
     )
+    validate_window: Cohort[Computes[tuple[PositiveInt, PositiveInt] | None]] = Field(
+        None, description="height, width: see validation images through a window that slides over them"
+    )
+    validate_stride: Cohort[Computes[tuple[PositiveInt, PositiveInt] | None]] = Field(
+        None, description="of that window; None: two thirds of it"
+    )
     checkpoint_every: Held[Computes[PositiveInt]] = 800
     export: Cosmetic[Literal["fp32", "fp16"]] = Field("fp32", description="numbers of the exported student")
     keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
@@ -201,6 +207,13 @@ class TrainSpec(_Spec):
     deterministic: Cohort[Computes[bool]] = Field(
         False, description="deterministic CUDA kernels, for bit-for-bit resume on GPUs"
     )
+
+    @model_validator(mode="after")
+    def _stride_of_a_window(self) -> TrainSpec:
+        stride, window = self.validate_stride, self.validate_window
+        if stride is not None and (window is None or stride[0] > window[0] or stride[1] > window[1]):
+            raise ValueError("validate_stride: needs a validate_window that is at least as large")
+        return self
 
 
 class ClusterSpec(_Spec):

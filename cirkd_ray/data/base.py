@@ -7,7 +7,7 @@ See `ade20k.py` for one of files (a `FileDataset`), and `folder.py`, which reads
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -19,6 +19,8 @@ from cirkd_ray.errors import DataError, TransientError, UserError
 from cirkd_ray.types import ClassSet
 
 UInt8 = NDArray[np.uint8]
+Stamp = Sequence[int | str | None]
+"""What tells a changed file from an unchanged one: its bytes and its time of change (ns), or a checksum."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ class SegmentationDataset(ABC):
 
     Attributes:
         classes: names and palette.
+        place: the root in full; None where there is none.
         splits: the names of the splits; empty where the data decide.
         needs_root: false for a set that is drawn rather than read.
         default_crop: (height, width) of the published recipes.
@@ -100,6 +103,7 @@ class SegmentationDataset(ABC):
     """
 
     classes: ClassSet
+    place: str | None = None
     splits: ClassVar[tuple[str, ...]] = ("train", "val")
     needs_root: ClassVar[bool] = True
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
@@ -127,6 +131,14 @@ class SegmentationDataset(ABC):
     @abstractmethod
     def name(self, index: int) -> str:
         """The sample's name, without reading it."""
+
+    def label_values(self) -> Mapping[str, str]:
+        """Stored label value or colour -> name of its class, or "ignored"; empty where none are stored."""
+        return {}
+
+    def stamps(self) -> Mapping[str, Stamp]:
+        """What the samples are made of, without reading any: file -> its stamp. By default names alone."""
+        return {self.name(index): () for index in range(len(self))}
 
     def explained(self, error: UserError) -> UserError:
         """An error of reading a sample, with the command that finds all bad files."""

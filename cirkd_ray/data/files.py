@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from cirkd_ray.data.base import Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp, UInt8
 from cirkd_ray.data.codec import ColourLabels, decode_mask, read_image
 from cirkd_ray.data.header import Header, read_header
 from cirkd_ray.data.label_map import ColourMap, LabelMap, some
@@ -87,6 +87,7 @@ class FileDataset(SegmentationDataset):
         self.split = split
         self.subset = subset
         self.storage: Storage = open_storage(root)
+        self.place = self.storage.place
         self.ids: list[str] = []
         self.missing: list[str] = []
         self.duplicates: list[str] = []
@@ -115,6 +116,17 @@ class FileDataset(SegmentationDataset):
                 return None
             numbers += stamp
         return numbers
+
+    def stamps(self) -> dict[str, Stamp]:
+        """Bytes of every file of the split and, on this machine, its time of change; a listing a folder."""
+        folders = functools.cache(self.storage.stamps)
+        parts = (path.rpartition("/") for sample_id in self.ids for path in self._paths(sample_id))
+        return {"".join(part): folders(part[0]).get(part[2], ()) for part in parts}
+
+    def label_values(self) -> dict[str, str]:
+        """By the maps of stored values and of colours."""
+        names = self.classes.names
+        return self.labels.named(names) | ({} if self.colours is None else self.colours.named(names))
 
     def load(self, index: int) -> Sample:
         """Read and check one pair."""

@@ -54,6 +54,11 @@ class LabelMap:
         """A name for the table: equal where the same stored values mean the same."""
         return hashlib.sha256(self.table.tobytes() + self.possible.tobytes()).hexdigest()[:16]
 
+    def named(self, classes: Sequence[str]) -> dict[str, str]:
+        """Stored value -> name of its class, or "ignored"."""
+        known = ((value, int(self.table[value])) for value in np.flatnonzero(self.possible).tolist())
+        return {str(value): _name(index, classes) for value, index in known}
+
     def _complaint(self, stored: UInt8) -> str:
         counts = np.bincount(stored.ravel(), minlength=256)
         wrong = np.flatnonzero((counts > 0) & ~self.possible)
@@ -96,6 +101,15 @@ class ColourMap:
             )
         found: UInt8 = self._indices[places]
         return found
+
+    def named(self, classes: Sequence[str]) -> dict[str, str]:
+        """`colour R,G,B` -> name of its class, or "ignored"."""
+        known = self.mapping.items()
+        return {f"colour {r},{g},{b}": _name(index, classes) for (r, g, b), index in known}
+
+
+def _name(index: int, classes: Sequence[str]) -> str:
+    return classes[index] if index < len(classes) else "ignored"
 
 
 def _colour_of(code: int) -> list[int]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cirkd_ray.data.base import DATASETS, Facts, Sample, SegmentationDataset
+from cirkd_ray.data.base import DATASETS, Facts, Sample, SegmentationDataset, Stamp
 from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
 from cirkd_ray.data.tiles import Content, MappedFile, TiledSample
 from cirkd_ray.errors import DataError
@@ -45,6 +45,8 @@ class Manifest(BaseModel):
         skipped: for each split, what was left out, with the reason: samples that could not be read, files
             that were missing, names that came twice.
         options: how images were encoded.
+        source: the root that it was made of; None where an earlier version made it.
+        values: stored label value there -> name of its class, or "ignored".
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,6 +62,8 @@ class Manifest(BaseModel):
     unlabelled: tuple[str, ...] = ()
     skipped: dict[str, dict[str, str]] = {}
     options: dict[str, Any]
+    source: str | None = None
+    values: dict[str, str] = {}
 
     def without(self, split: str) -> Manifest:
         """The manifest as it would be had the split never been prepared."""
@@ -184,6 +188,7 @@ class PreparedDataset(SegmentationDataset):
 
     def __init__(self, root: str | Path, manifest: Manifest, split: str) -> None:
         self.storage: Storage = open_storage(root)
+        self.place = self.storage.place
         self.manifest = manifest
         self.split = split
         self.classes = ClassSet(manifest.classes, manifest.palette)
@@ -201,15 +206,28 @@ class PreparedDataset(SegmentationDataset):
 
     def name(self, index: int) -> str:
         """The name that the sample has in the original data set."""
-        return self._rows[index][0]
+        return self._rows[index].name
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The checksum of each sample's file, as the index has it."""
+        return {row.name: (row.sha256,) for row in self._rows}
+
+    def sources(self) -> dict[str, Stamp]:
+        """Name -> stamps of the files that the sample was made of, where these are known."""
+        return {row.name: row.source for row in self._rows if row.source is not None}
+
+    def label_values(self) -> dict[str, str]:
+        """Those of the set that it was made of."""
+        return self.manifest.values
 
     def file(self, index: int) -> tuple[str, str]:
         """Path below the root and SHA-256 of the sample's file."""
-        return self._rows[index][1:]
+        row = self._rows[index]
+        return str(row.file), str(row.sha256)
 
     def open(self, index: int) -> TiledSample:
         """The sample, of which nothing but the header is decoded yet."""
-        name, path, digest = self._rows[index]
+        name, (path, digest) = self.name(index), self.file(index)
         where = self.storage.where(path)
         if isinstance(self.storage, LocalStorage):
             return TiledSample(name, MappedFile(where), where)
@@ -229,12 +247,11 @@ def _facts(manifest: Manifest) -> Facts:
     return replace(origin.facts, size=None, counts={}) if same else Facts()
 
 
-def _stored_samples(storage: Storage, split: str, parts: int) -> list[tuple[str, str, str]]:
-    """(name, file, sha256) of every stored sample of a split, in order."""
+def _stored_samples(storage: Storage, split: str, parts: int) -> list[Row]:
+    """Every stored sample of a split, in order."""
 
-    def stored(number: int) -> list[tuple[str, str, str]]:
-        rows = [row for row in read_part(storage, split, number) if row.error is None]
-        return [(row.name, row.file, row.sha256) for row in rows if row.file and row.sha256]
+    def stored(number: int) -> list[Row]:
+        return [row for row in read_part(storage, split, number) if row.file and row.sha256]
 
     with ThreadPoolExecutor(max(1, min(_READERS, parts))) as pool:  # a request for each behind a URL
         return [sample for found in pool.map(stored, range(parts)) for sample in found]

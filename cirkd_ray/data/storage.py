@@ -23,7 +23,13 @@ _CHANGING = (".json", ".jsonl", ".yaml", ".txt")
 
 
 class Storage(ABC):
-    """The files below one root, by paths relative to it with `/` between parts."""
+    """The files below one root, by paths relative to it with `/` between parts.
+
+    Attributes:
+        place: the root in full.
+    """
+
+    place: str
 
     @abstractmethod
     def read(self, path: str, sha256: str = "") -> bytes:
@@ -51,11 +57,16 @@ class Storage(ABC):
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
 
     @abstractmethod
-    def sizes(self, folder: str) -> dict[str, int | None]:
-        """Bytes of each of the `names`, by one listing; None where that does not say, as of folders.
+    def stamps(self, folder: str) -> dict[str, tuple[int | None, int | None]]:
+        """Bytes and time of change (ns) of each of the `names`, by one listing.
 
-        On this machine, links that lead nowhere are left out.
+        Bytes are None where that does not say, as of folders; times are None behind a URL. On this machine,
+        links that lead nowhere are left out.
         """
+
+    def sizes(self, folder: str) -> dict[str, int | None]:
+        """Bytes of each of the `names`, as `stamps` tell them."""
+        return {name: stamp[0] for name, stamp in self.stamps(folder).items()}
 
     def stamp(self, path: str) -> tuple[int, int] | None:
         """Bytes of a file and when it was changed (ns); None where it is gone.
@@ -74,6 +85,7 @@ class LocalStorage(Storage):
 
     def __init__(self, root: str | Path) -> None:
         self.root = Path(root).expanduser()
+        self.place = str(self.root.absolute())
 
     def read(self, path: str, sha256: str = "") -> bytes:
         try:
@@ -96,13 +108,13 @@ class LocalStorage(Storage):
         except OSError as error:
             raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
 
-    def sizes(self, folder: str) -> dict[str, int | None]:
-        stamps = ((name, self.stamp(f"{folder}/{name}")) for name in self.names(folder))
-        return {name: stamp[0] for name, stamp in stamps if stamp is not None}
+    def stamps(self, folder: str) -> dict[str, tuple[int | None, int | None]]:
+        stamps = ((name, self.stamp(f"{folder}/{name}" if folder else name)) for name in self.names(folder))
+        return {name: stamp for name, stamp in stamps if stamp is not None}
 
     def stamp(self, path: str) -> tuple[int, int] | None:
         try:
-            found = os.stat(self.root / path)  # noqa: PTH116 - many files
+            found = os.stat(f"{self.root}/{path}")  # noqa: PTH116 - many files
             return found.st_size, found.st_mtime_ns
         except OSError:
             return None
@@ -128,7 +140,7 @@ class RemoteStorage(Storage):
     """
 
     def __init__(self, url: str, cache: DiskCache | None = None, tries: int = 5, pause: float = 1.0) -> None:
-        self.url = url.rstrip("/")
+        self.url = self.place = url.rstrip("/")
         self.cache = DiskCache.from_environment() if cache is None else cache
         self.tries, self.pause = tries, pause
         self._connection: tuple[Any, str] | None = None
@@ -160,19 +172,19 @@ class RemoteStorage(Storage):
         self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:
-        return list(self.sizes(folder))
+        return list(self.stamps(folder))
 
-    def sizes(self, folder: str) -> dict[str, int | None]:
+    def stamps(self, folder: str) -> dict[str, tuple[int | None, int | None]]:
         filesystem, root = self._open()
         target = f"{root}/{folder}".rstrip("/")
 
-        def listing() -> dict[str, int | None]:
+        def listing() -> dict[str, tuple[int | None, int | None]]:
             filesystem.invalidate_cache(target)
             try:
                 found = filesystem.ls(target, detail=True)
             except (FileNotFoundError, NotADirectoryError):
                 return {}
-            paths = {str(entry["name"]): _size(entry) for entry in found}
+            paths = {str(entry["name"]): (_size(entry), None) for entry in found}
             return {p.rstrip("/").rpartition("/")[2]: paths[p] for p in sorted(paths) if p != target}
 
         return self._try(listing, self.where(folder))

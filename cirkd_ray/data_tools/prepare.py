@@ -106,8 +106,9 @@ def prepare(
         "colours": source.ignored_colours if isinstance(source, FileDataset) else None,
     }
     _agree(storage, plan | meaning)
-    begun = find_manifest(target, unfinished=True)
-    ledger = _Ledger(storage, begun or Manifest(**plan))
+    begun = find_manifest(target, unfinished=True) or Manifest(**plan)
+    made_of = {"source": source.place, "values": source.label_values()}
+    ledger = _Ledger(storage, begun.model_copy(update=made_of))
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)

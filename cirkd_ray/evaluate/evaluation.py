@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 from torch import distributed as dist
+from torch import nn
 
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.loader import Batch, DeviceBatch, eval_loader, to_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.boundary import BoundaryMatrix
-from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, predict_logits, predicted_classes
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference
 from cirkd_ray.evaluate.metrics import ConfusionMatrix, areas
 from cirkd_ray.evaluate.pictures import Picture, preprocessing_of, take_pictures
+from cirkd_ray.evaluate.scores import PixelScores
 from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocess, Preprocessing
 
 
@@ -142,7 +143,8 @@ def evaluate(
     with inference(model, device=device, precision=precision):
         for batch in joined((to_device(batch, device) for batch in batches), batch_size):
             size = (batch.labels.shape[1], batch.labels.shape[2])
-            counts.add(batch, predict_logits(model, prepare, batch.images, views, size))
+            name = dataset.name(int(batch.indices[0]))
+            counts.add(batch, PixelScores(model, prepare, batch.images, views, size, name))
             if on_images is not None:
                 on_images(len(batch.indices))
     if device.type == "cuda":
@@ -205,14 +207,14 @@ class _Counts:
         shape = (total, 3, len(classes))
         self.table = torch.zeros(shape, dtype=torch.int64, device=device) if per_image else None
 
-    def add(self, batch: DeviceBatch, logits: Tensor) -> None:
-        """Count a batch of images by their N x K x H x W class scores."""
-        if logits.shape[1] != len(self.classes):
+    def add(self, batch: DeviceBatch, scores: PixelScores) -> None:
+        """Count a batch of images by their class scores."""
+        if scores.classes != len(self.classes):
             raise ConfigError(
-                f"network: scores {logits.shape[1]} classes, but the data set has {len(self.classes)}; "
+                f"network: scores {scores.classes} classes, but the data set has {len(self.classes)}; "
                 "take a network that was trained on the data set's classes"
             )
-        prediction = predicted_classes(logits)
+        prediction = scores.labels()
         matrices = self.confusion.update(prediction, batch.labels)
         if self.boundary is not None:
             self.boundary.update(prediction, batch.labels)

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from cirkd_ray.data.build import build_dataset
-from cirkd_ray.device import choose_precision, local_device
+from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.bootstrap import per_image_miou
 from cirkd_ray.evaluate.evaluation import EvaluationResult, evaluate
 from cirkd_ray.evaluate.inference import ONE_VIEW, Views
 from cirkd_ray.evaluate.pictures import Picture, take_pictures
-from cirkd_ray.weights.open import open_network
+from cirkd_ray.weights.open import chosen_precision, open_network
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class EvaluationJob:
         network: the network's name, for a weights file that does not say (an official checkpoint).
         data, split, root, settings: the data set; see `build_dataset`.
         device: "auto", "cpu" or "cuda".
-        precision: "auto", "fp32", "bf16" or "fp16".
+        precision: "run" (that of the run's validation), "auto", "fp32", "bf16" or "fp16".
         batch_size, workers, limit, boundary, views: see `evaluate`.
     """
 
@@ -38,7 +38,7 @@ class EvaluationJob:
     settings: dict[str, Any] = field(default_factory=dict)
     network: str | None = None
     device: str = "auto"
-    precision: str = "fp32"
+    precision: str = "run"
     batch_size: int = 1
     workers: int = 0
     limit: int | None = None
@@ -55,6 +55,7 @@ class Subject:
         parameters: their number.
         images: how many images will be counted.
         device: where it runs.
+        precision: of the arithmetic.
         warnings: what the user should know.
     """
 
@@ -62,6 +63,7 @@ class Subject:
     parameters: int
     images: int
     device: str
+    precision: str
     warnings: tuple[str, ...] = ()
 
 
@@ -75,7 +77,6 @@ class Evaluator:
     def __init__(self, job: EvaluationJob) -> None:
         self.job = job
         self.device = local_device(job.device)
-        self.precision = choose_precision(job.precision, self.device)
         self.dataset = build_dataset(job.data, split=job.split, root=job.root, **job.settings)
         if not getattr(self.dataset, "has_labels", True):
             raise ConfigError(
@@ -84,6 +85,7 @@ class Evaluator:
             )
         opened = open_network(job.model, self.dataset.classes, name=job.network, where="--network")
         self.model, self._warnings = opened.model.to(self.device), opened.warnings
+        self.precision = chosen_precision(job.precision, opened, self.device)
 
     @property
     def images(self) -> int:
@@ -93,7 +95,9 @@ class Evaluator:
     def subject(self) -> Subject:
         """What is evaluated."""
         parameters = sum(p.numel() for p in self.model.parameters())
-        return Subject(self.model.name, parameters, self.images, str(self.device), self._warnings)
+        return Subject(
+            self.model.name, parameters, self.images, str(self.device), self.precision, self._warnings
+        )
 
     def evaluate(
         self, rank: int = 0, world_size: int = 1, on_images: Callable[[int], None] | None = None

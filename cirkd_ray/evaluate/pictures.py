@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, label_map
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference
+from cirkd_ray.evaluate.scores import label_map
 from cirkd_ray.types import Preprocessing
 
 UInt8 = NDArray[np.uint8]
@@ -45,10 +46,12 @@ def take_pictures(
     pictures = []
     with inference(model, teacher, device=device, precision=precision):
         for sample in (dataset.load(index) for index in indices if 0 <= index < len(dataset)):
-            shown = [label_map(model, preprocessing, sample.image, device, views, sample.size)]
+            about = (sample.size, sample.name)
+            shown = [label_map(model, preprocessing, sample.image, device, views, *about)]
             if teacher is not None:
-                pixels = preprocessing_of(teacher)
-                shown.append(label_map(teacher, pixels, sample.image, device, ONE_VIEW, sample.size))
+                shown.append(
+                    label_map(teacher, preprocessing_of(teacher), sample.image, device, ONE_VIEW, *about)
+                )
             pictures.append(Picture(sample.name, sample.image, sample.label, *shown))
     return tuple(pictures)
 

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from cirkd_ray.data.base import SegmentationDataset
 from cirkd_ray.data.codec import read_image
 from cirkd_ray.data.header import read_header, upright
-from cirkd_ray.device import choose_precision, local_device
+from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference, label_map
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference
+from cirkd_ray.evaluate.scores import label_map
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet
 from cirkd_ray.weights import load_model
-from cirkd_ray.weights.open import open_network
+from cirkd_ray.weights.open import chosen_precision, open_network
 
 UInt8 = NDArray[np.uint8]
 
@@ -74,7 +75,7 @@ class Predictor:
         network: str | None = None,
         dataset: SegmentationDataset | None = None,
         device: str = "auto",
-        precision: str = "fp32",
+        precision: str = "run",
         views: Views = ONE_VIEW,
     ) -> Predictor:
         """The predictor of a run's folder, an exported model, or a weights file.
@@ -84,7 +85,8 @@ class Predictor:
             network: the name of the network that a bare weights file belongs to; its classes are the data
                 set's.
             dataset: what is predicted, where that is a data set: its classes must be the network's.
-            device, precision, views: see the class; the device may be "auto".
+            device, precision, views: see the class; the device may be "auto", the precision also "run" or
+                "auto".
 
         Raises:
             WeightsError: there is no network, or it cannot be read.
@@ -100,22 +102,23 @@ class Predictor:
         else:
             opened = load_model(path)
         classes = opened.classes if dataset is None else dataset.classes
-        arithmetic = choose_precision(precision, chosen)
+        arithmetic = chosen_precision(precision, opened, chosen)
         low_high = opened.info.get("range")
         span = (float(low_high[0]), float(low_high[1])) if low_high else None
         return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings, span)
 
-    def labels(self, image: UInt8) -> UInt8:
+    def labels(self, image: UInt8, name: str = "image") -> UInt8:
         """Classes of an image's pixels.
 
         Args:
             image: H x W x 3 uint8, RGB.
+            name: what messages call it.
 
         Returns:
             H x W uint8 class indices.
         """
         with inference(self.model, device=self.device, precision=self.precision):
-            return label_map(self.model, self.model.preprocessing, image, self.device, self.views)
+            return label_map(self.model, self.model.preprocessing, image, self.device, self.views, name=name)
 
     def predict(self, sources: Iterable[ImageToPredict], failures: list[str]) -> Iterator[Prediction]:
         """Predict one image after the other; what cannot be read is named in `failures`."""
@@ -123,7 +126,7 @@ class Predictor:
             if source.image is None:
                 failures.append(source.error)
             else:
-                yield Prediction(source.name, source.image, self.labels(source.image))
+                yield Prediction(source.name, source.image, self.labels(source.image, source.name))
 
 
 def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:

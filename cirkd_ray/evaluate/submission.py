@@ -37,7 +37,7 @@ class Submission:
     """A zip file that is filled image by image and takes its name when it is whole; a context manager.
 
     Args:
-        path: the zip file; replaced where it exists.
+        path: the zip file; replaced where it exists, deleted where the filling fails.
 
     Raises:
         ConfigError: it cannot be written.
@@ -64,6 +64,7 @@ class Submission:
             self._partial.replace(self.path)
         else:
             self._partial.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)  # of an earlier call: it must not pass for this one's
 
     def add(self, name: str, labels: UInt8) -> None:
         """Add a prediction.

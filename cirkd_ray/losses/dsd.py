@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.losses.at import attention
 from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
-from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, tap_map, unit
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
 from cirkd_ray.types import SegmentationOutput
@@ -43,6 +43,7 @@ class DSD(MapLoss):
         self.temperature = temperature
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
+        tap_map(self.kind, "teacher", inputs.teacher, "logits", self.num_classes)  # both terms need them
         terms = {}
         if "psd" in self.active:
             student = self._residuals(inputs.student, pair.student, pair.mask)

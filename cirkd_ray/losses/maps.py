@@ -142,7 +142,9 @@ def tap_map(kind: str, who: str, output: SegmentationOutput, tap: str, width: in
     try:
         value = output.tap(tap)
     except KeyError as error:
-        raise ConfigError(f"loss {kind!r}, {who}_tap: {error.args[0]}") from None
+        raise ConfigError(
+            f"loss {kind!r}, {who}_tap: {error.args[0]}; take one of these, or leave this loss out"
+        ) from None
     if value.shape[1] != width:
         raise ConfigError(
             f"loss {kind!r}: the {who}'s map {tap!r} has {value.shape[1]} channels, but the loss was built "

@@ -57,7 +57,7 @@ def notes(data: CompareData) -> str:
         lines.append(f"Each mIoU is a mean over {' or '.join(sorted(spans))}.")
     if teachers:
         lines.append(
-            f"Gap closed: (method - baseline) / (teacher - baseline); teacher's best: {', '.join(teachers)}."
+            f"Gap closed: (method - baseline) / (teacher - baseline); the teacher has {', '.join(teachers)}."
         )
     if any(len(seeds) < 2 for seeds in data.results.values()):
         lines.append("With fewer than two seeds there is no interval and no test.")
@@ -108,7 +108,7 @@ def _draw_intervals(axes: Axes, data: CompareData) -> None:
         # Rings on top: they lie on the interval, one may be the mean.
         axes.plot(values, [row] * len(values), "o", color=color, markerfacecolor="white", markersize=5)
     for score in sorted(set(data.teachers.values())):
-        axes.axvline(100 * score, color="0.4", linestyle="--", linewidth=1, label="teacher (best)")
+        axes.axvline(100 * score, color="0.4", linestyle="--", linewidth=1, label="teacher")
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
     axes.set_xlabel("mIoU % of the last validation: runs (rings), mean, 95 % interval")

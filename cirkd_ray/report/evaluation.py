@@ -22,6 +22,8 @@ from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
 from cirkd_ray.train.rundir import environment
 from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
+REPORT_FILES = ("evaluation.json", "evaluation.md", "confusion.png", "worst.png")
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -60,7 +62,11 @@ class Evaluation:
                 "parameters": self.subject.parameters,
             },
             "data": {"name": job.data, "split": job.split, "root": job.root, "images": result.images},
-            "settings": {**_settings(job), "device": self.subject.device},
+            "settings": {
+                **_settings(job),
+                "device": self.subject.device,
+                "precision": self.subject.precision,
+            },
             "metrics": {k: _number(v) for k, v in result.metrics().items() if not k.startswith("iou/")},
             "miou_interval": None if self.interval is None else self.interval._asdict(),
             "classes": [
@@ -87,7 +93,7 @@ class Evaluation:
     def speed(self) -> str:
         """How many images, how fast, and where."""
         images, per_second = self.result.images, rate(self.result.images_per_second)
-        return f"{images} images on {self.subject.device}, {per_second} images/s"
+        return f"{images} images on {self.subject.device} in {self.subject.precision}, {per_second} images/s"
 
     def markdown(self) -> str:
         """The report for people."""
@@ -160,7 +166,6 @@ def _settings(job: EvaluationJob) -> dict[str, Any]:
         "average": views.average,
         "window": "{}x{}".format(*window.size) if window else None,
         "stride": "{}x{}".format(*window.step) if window else None,
-        "precision": job.precision,
         "limit": job.limit,
         "data": job.settings or None,
     }
@@ -179,7 +184,7 @@ def usual_folder(model: str, job: EvaluationJob) -> Path:
     parts += ["window", "{}x{}".format(*window.size)] if window else []
     parts += ["stride", "{}x{}".format(*window.stride)] if window and window.stride else []
     parts += [views.average] if views.average != "logits" else []
-    parts += [job.precision] if job.precision != "fp32" else []
+    parts += [job.precision] if job.precision != "run" else []
     parts += ["first", str(job.limit)] if job.limit else []
     name = "-".join(parts)
     if is_run(model):

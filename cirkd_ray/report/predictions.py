@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,8 @@ import numpy as np
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data_tools import pictures
 from cirkd_ray.evaluate.pictures import Picture
-from cirkd_ray.evaluate.predict import Prediction
+from cirkd_ray.evaluate.predict import ImageToPredict, Prediction
+from cirkd_ray.files import remove_old
 from cirkd_ray.types import ClassSet
 
 FORMS = {"colors": ".png", "blends": ".jpg", "ids": ".png"}
@@ -53,6 +54,27 @@ def side_by_side(
     return pictures.stack([body, pictures.legend(pictures.class_entries(classes, present), body.shape[1])])
 
 
+def without_old(
+    sources: Iterable[ImageToPredict], folder: Path, forms: Collection[str]
+) -> Iterator[ImageToPredict]:
+    """The same images; what an earlier call wrote of each below `folder` is deleted before it is predicted.
+
+    That is what will be written again, in these forms, and every form of an image that cannot be read.
+
+    Raises:
+        ConfigError: it cannot be deleted.
+    """
+    for source in sources:
+        old = FORMS if source.image is None else forms
+        remove_old(*(prediction_path(folder, source.name, form) for form in old))
+        yield source
+
+
+def prediction_path(folder: Path, name: str, form: str) -> Path:
+    """Where the prediction of an image goes."""
+    return folder / form / f"{name}{FORMS[form]}"
+
+
 def write_prediction(
     folder: Path, prediction: Prediction, classes: ClassSet, forms: Collection[str]
 ) -> list[Path]:
@@ -63,7 +85,7 @@ def write_prediction(
     """
     written = []
     for form in forms:
-        path = folder / form / f"{prediction.name}{FORMS[form]}"
+        path = prediction_path(folder, prediction.name, form)
         if form == "ids":
             picture = prediction.labels
         elif form == "colors":

@@ -15,6 +15,7 @@ from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
 from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -50,6 +51,13 @@ class Run:
         network = self.student if average is None else average.module
         assert isinstance(network, SegmentationModel)
         return network
+
+    @property
+    def views(self) -> Views:
+        """How validation images are seen."""
+        train = self.spec.train
+        window = train.validate_window
+        return Views(window=SlidingWindow(window, train.validate_stride)) if window else ONE_VIEW
 
 
 def build_datasets(spec: RunSpec) -> tuple[SegmentationDataset, SegmentationDataset]:

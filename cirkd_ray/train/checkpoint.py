@@ -106,6 +106,13 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
+def remove_partial_checkpoints(folder: Path) -> None:
+    """Delete the checkpoints whose writing or upload was cut off: a file is missing or too short."""
+    for path in list_checkpoints(folder):
+        if (complaint(path) or "").startswith(("incomplete", "truncated")):
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -75,6 +75,8 @@ class DryRun:
         student = self._network(spec.model, classes, "model")
         if spec.distill is None or spec.teacher is None:
             self.built = student, {}
+            if not self.elsewhere:
+                self.notes |= dict.fromkeys(rehearse(spec, student))
             return
         key = ("teacher", data, spec.teacher.model_dump_json())
         teacher = self._once(key, lambda: self._teacher(spec, classes))

@@ -6,23 +6,30 @@ metrics, validates and saves a checkpoint where they are due.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.data.loader import Batches, DeviceBatch, eval_loader, to_device, train_loader
+from cirkd_ray.data.loader import DeviceBatch, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import TrainingError
-from cirkd_ray.evaluate.evaluation import EvaluationResult, evaluate
+from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.files import plain_json
 from cirkd_ray.train.build import Run, build_run, seed_of
-from cirkd_ray.train.checkpoint import checkpoint_name, newest_checkpoint, read_checkpoint, write_checkpoint
+from cirkd_ray.train.checkpoint import (
+    checkpoint_name,
+    newest_checkpoint,
+    read_checkpoint,
+    remove_partial_checkpoints,
+    write_checkpoint,
+)
 from cirkd_ray.train.distributed import (
     World,
     average_batchnorm_statistics,
@@ -31,44 +38,22 @@ from cirkd_ray.train.distributed import (
     mean_over_ranks,
     minimum_over_ranks,
 )
+from cirkd_ray.train.progress import ReportWindow, RunProgress
+from cirkd_ray.train.rehearsal import enough_values
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.state import load_state, state_of
 from cirkd_ray.train.step import NEVER, WEIGHTS
+from cirkd_ray.train.validation import (
+    Scores,
+    measured_on,
+    score_teacher,
+    scores_of,
+    tell_better_student,
+    validate,
+    validation_loader,
+)
 from cirkd_ray.weights import save_model
-
-
-@dataclass
-class RunProgress:
-    """How far a run is, and its scores; part of every checkpoint.
-
-    Attributes:
-        step: optimiser steps that are done.
-        seconds: time that they took, validations and checkpoints left out.
-        best, last: scores of the best and of the last validation.
-    """
-
-    step: int = 0
-    seconds: float = 0.0
-    best: dict[str, Any] = field(default_factory=dict)
-    last: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class ReportWindow:
-    """Sums over the steps since the last line of metrics; the terms stay on the device until then."""
-
-    terms: dict[str, Tensor] = field(default_factory=dict)
-    steps: int = 0
-    wait: float = 0.0
-    start: float = field(default_factory=time.perf_counter)
-
-    def add(self, terms: dict[str, Tensor], wait: float) -> None:
-        """Count one step."""
-        for name, value in terms.items():
-            self.terms[name] = self.terms[name] + value if name in self.terms else value
-        self.steps += 1
-        self.wait += wait
 
 
 def train(
@@ -98,6 +83,7 @@ def train(
     """
     loop = TrainingLoop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
     loop.resume(resume_from)
+    loop.score_teacher()
     return loop.train()
 
 
@@ -111,7 +97,9 @@ class TrainingLoop:
         self.directory, self.reporter, self.listeners = directory, reporter, listeners
         self.progress = RunProgress()
         self.started_from: Path | None = None
-        self.val_batches = self._validation_loader()
+        self.val_batches = validation_loader(run)
+        self.measured_on = measured_on(run) if run.world.is_main else ""
+        self.teacher: Scores | None = None
 
     def resume(self, started_from: Path | None = None) -> None:
         """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0."""
@@ -119,8 +107,10 @@ class TrainingLoop:
         path = self._newest_checkpoint(self._message)
         if path:
             self.progress = RunProgress(**load_state(self.run, read_checkpoint(Path(path))))
+            self._take_validation(Path(path))
         if self.world.is_main:
-            self.directory.rewind(self.progress.step)
+            remove_partial_checkpoints(self.directory.checkpoints)
+            self.directory.rewind(self.progress.step, validated=not self.progress.due)
         for listener in self.listeners:
             listener.start(self.spec.to_dict(), self.progress.step)
         for note in self.run.notes:
@@ -128,16 +118,35 @@ class TrainingLoop:
         if path:
             self._message(f"continuing at step {self.progress.step} from {path}")
 
+    def score_teacher(self) -> None:
+        """Score the teacher on the validation split, if that is not known yet."""
+        self.teacher = score_teacher(
+            self.run, self.directory, self.val_batches, self.measured_on, self._message
+        )
+
     def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
         """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
         path = ""
         if self.world.is_main:
-            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
+            newest = newest_checkpoint(self.directory.checkpoints, warn)
+            path = str(newest or self.started_from or "")
         return broadcast_text(path, self.world)
 
+    def _take_validation(self, checkpoint: Path) -> None:
+        """The scores of the validation after that checkpoint, where the run that it is of finished it."""
+        found = ""
+        if self.world.is_main and self.progress.due:
+            done = RunDirectory(checkpoint.parent.parent).read_validation(self.progress.step)
+            found = json.dumps(done) if done else ""
+        if found := broadcast_text(found, self.world):
+            self.progress = replace(self.progress, **json.loads(found), due={})
+
     def train(self) -> dict[str, Any]:
-        """All steps that are left, then the result."""
+        """A validation that is due, all steps that are left, then the result."""
         train = self.spec.train
+        if self.progress.due:
+            self._message(f"the validation of step {self.progress.step} is due")
+            self._tell(self.progress.step, self.progress.due, validates=True)
         batches = self._batches(self.progress.step)
         window, waiting_since = ReportWindow(), time.perf_counter()
         for step in range(self.progress.step, train.steps):
@@ -145,7 +154,8 @@ class TrainingLoop:
             waited = time.perf_counter() - waiting_since
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
             self.run.step.distiller.train()
-            window.add(self.run.step(step, micro_batches), waited)
+            with enough_values(self.spec, len(micro_batches[0].indices)):
+                window.add(self.run.step(step, micro_batches), waited)
             done = step + 1
             validates = done % train.validate_every == 0 or done == train.steps
             saves = done % train.checkpoint_every == 0 or done == train.steps
@@ -181,18 +191,6 @@ class TrainingLoop:
         )
         return (to_device(batch, self.world.device, self.world.device.type == "cuda") for batch in loader)
 
-    def _validation_loader(self) -> Batches:
-        """This rank's validation images; kept, so that its processes start once."""
-        train, total = self.spec.train, len(self.run.val_set)
-        return eval_loader(
-            self.run.val_set,
-            self.world.rank,
-            self.world.size,
-            self.spec.data.workers,
-            batch_size=train.validate_batch_size,
-            indices=range(min(train.validate_limit or total, total)),
-        )
-
     def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
         """One line of metrics, with a validation and a checkpoint where they are due."""
         self.progress.step = done
@@ -205,18 +203,33 @@ class TrainingLoop:
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             if self.run.step.average is not None:
                 average_batchnorm_statistics(self.run.step.average, self.world)
+        # A line is on disk before the checkpoint that stands for it, or in it where a validation is due, so
+        # that no resumed run can miss one.
+        if not validates:
+            self._tell(done, metrics, validates)
+        if saves:
+            self.progress.due = metrics if validates else {}
+            self.reporter.report(metrics, self._save(done))
+        if validates:
+            self._tell(done, metrics, validates)
+
+    def _tell(self, done: int, metrics: dict[str, Any], validates: bool) -> None:
+        """Validate if that is due, and write the line of metrics."""
         result = self._validate(done) if validates else None
         if result is not None:
-            metrics.update({k: v for k, v in result.metrics().items() if not k.startswith("iou/")})
-        # A line is on disk before the checkpoint that stands for it, so that no resumed run can miss one.
+            scores = {k: v for k, v in result.metrics().items() if not k.startswith("iou/")}
+            metrics = {**metrics, **scores}
         if self.world.is_main:
             self.directory.append_metrics(metrics)
             for listener in self.listeners:
                 listener.metrics(done, metrics)
                 if result is not None:
                     listener.validation(done, result)
-        if validates or saves:
-            self.reporter.report(metrics, self._save(done) if saves else None)
+        if result is not None:
+            if self.world.is_main:
+                self.directory.append_validation(done, self.progress.best, self.progress.last)
+            self.progress.due = {}
+            self.reporter.report(metrics, None)
 
     def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
         """The window's figures. Here the host waits for the device."""
@@ -262,32 +275,23 @@ class TrainingLoop:
 
     def _validate(self, done: int) -> EvaluationResult:
         """Score the student on the validation split; keep the best one as `student.safetensors`."""
-        run, spec, world = self.run, self.spec, self.world
+        run, spec = self.run, self.spec
         shown = min(spec.train.pictures, len(run.val_set))
-        result = evaluate(
-            run.evaluated,
-            run.val_set,
-            device=world.device,
-            preprocessing=run.student.preprocessing,
-            precision=run.precision,
-            rank=world.rank,
-            world_size=world.size,
-            limit=spec.train.validate_limit,
-            batch_size=spec.train.validate_batch_size,
-            batches=self.val_batches,
-            pictures=[index * len(run.val_set) // shown for index in range(shown)],  # spread over the set
-            teacher=run.teacher,
-        )
+        pictures = [index * len(run.val_set) // shown for index in range(shown)]  # spread over the set
+        teacher = run.teacher if run.teacher is not None and run.teacher.num_classes else None
+        result = validate(run, run.evaluated, self.val_batches, pictures=pictures, teacher=teacher)
         scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
         self.progress.last = scores
         if not self.progress.best or scores["miou"] > self.progress.best["miou"]:
             self.progress.best = scores
-            if world.is_main:
-                about = {
+            if self.world.is_main:
+                about: dict[str, Any] = {
                     "recipe": spec.name,
                     "data": spec.data.name,
                     "range": run.val_set.span,
-                    "validation": scores,
+                    "precision": run.precision,
+                    "validation": plain_json(scores),
+                    "measured": {"on": self.measured_on, "scores": plain_json(scores_of(result))},
                 }
                 half = spec.train.export == "fp16"
                 save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
@@ -317,7 +321,7 @@ class TrainingLoop:
         """Write `result.json`."""
         progress = self.progress
         images = progress.step * self.spec.train.batch_size
-        result = {
+        result: dict[str, Any] = {
             "recipe": self.spec.name,
             "model": self.spec.model.name,
             "steps": progress.step,
@@ -328,6 +332,9 @@ class TrainingLoop:
             "last": progress.last,
             "best": progress.best,
         }
+        if self.teacher is not None:
+            result["teacher"] = self.teacher
+            tell_better_student(self.teacher, progress.best, self._message)
         if self.world.is_main:
             self.directory.write_result(result)
             for listener in self.listeners:

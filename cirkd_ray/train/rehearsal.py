@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.errors import UserError
+from cirkd_ray.errors import ConfigError, UserError, first_line
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.models.encoders import cells
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -18,15 +19,17 @@ from cirkd_ray.types import SegmentationOutput
 
 IMAGES = 2
 """BatchNorm of globally pooled maps needs two in training."""
+LARGE = 512
+"""Height and width that are enough for every network and loss."""
 
 
 def rehearse(
     spec: RunSpec,
     student: SegmentationModel,
-    teacher: SegmentationModel,
-    losses: Mapping[str, DistillationLoss],
+    teacher: SegmentationModel | None = None,
+    losses: Mapping[str, DistillationLoss] | None = None,
 ) -> list[str]:
-    """Let every loss meet maps of the sizes that the recipe's crop gives, without computing any.
+    """Let the student and every loss meet maps of the sizes that the crop gives, without computing any.
 
     All tensors are on torch's `meta` device: they have a shape and a type, but no values, so that a large
     network takes no longer than a small one. Modules may be on any device and keep their values; student and
@@ -37,26 +40,78 @@ def rehearse(
         What cannot be known without values, a sentence each.
 
     Raises:
-        UserError: what a loss finds wrong with its settings, given the maps.
+        UserError: what a loss finds wrong with its settings, given the maps, or a crop that is too small.
+    """
+    assert spec.data.crop is not None
+    crop, notes = spec.data.crop, list[str]()
+    workers = 1 if spec.cluster.workers == "auto" else spec.cluster.workers
+    images = min(IMAGES, max(1, spec.train.batch_size // spec.train.accumulate // workers))
+
+    def seen(size: tuple[int, int], count: int = images) -> SegmentationOutput:
+        found: SegmentationOutput = _shapes(student.train(), torch.zeros(count, 3, *size))
+        return found
+
+    def inputs(size: tuple[int, int], count: int = images) -> LossInputs:
+        assert teacher is not None
+        labels = torch.zeros(count, *size, dtype=torch.int64)
+        return LossInputs(seen(size, count), declared_output(teacher, *size, count), labels)
+
+    with torch.no_grad(), torch.device("meta"):
+        try:
+            seen(crop)
+        except Exception as error:  # of torch, where an operator has no such form, or of timm
+            _refuse_small(spec, student.name, error, images, seen)
+            return [unknown(f"model: {student.name} on {crop[0]} x {crop[1]} pixels", error)]
+        for name, loss in (losses or {}).items():
+            try:
+                _shapes(loss.train(), inputs(crop))
+            except UserError as error:
+                raise type(error)(f"distill.losses.{name}: {error}") from None
+            except Exception as error:  # of anybody's code
+                where = f"distill.losses.{name}"
+                _refuse_small(spec, where, error, images, lambda *a, m=loss: _shapes(m, inputs(*a)))
+                notes.append(unknown(where, error))
+    return notes
+
+
+def _refuse_small(
+    spec: RunSpec, what: str, error: Exception, images: int, run: Callable[[tuple[int, int], int], Any]
+) -> None:
+    """Say that the crop, or the batch, is too small where a larger one gets over the error.
+
+    Raises:
+        ConfigError: it does.
     """
     assert spec.data.crop is not None
     height, width = spec.data.crop
-    notes: list[str] = []
-    with torch.no_grad(), torch.device("meta"):
-        labels = torch.zeros(IMAGES, height, width, dtype=torch.int64)
+    enough = (max(LARGE, height), max(LARGE, width))
+    ways = (("data.crop", enough, images), ("train.batch_size", (height, width), IMAGES))
+    for setting, size, count in ways:
         try:
-            seen = _shapes(student.train(), torch.zeros(IMAGES, 3, height, width))
-        except Exception as error:  # of torch, where an operator has no such form, or of timm
-            return [unknown(f"model: {student.name} on {height} x {width} pixels", error)]
-        inputs = LossInputs(seen, declared_output(teacher, height, width), labels)
-        for name, loss in losses.items():
-            try:
-                _shapes(loss.train(), inputs)
-            except UserError:
-                raise
-            except Exception as error:  # of anybody's code
-                notes.append(unknown(f"distill.losses.{name}", error))
-    return notes
+            run(size, count)
+        except Exception:  # the same error, or another
+            continue
+        few = f"{height} x {width} pixels, {images} images at a time, are too few for {what}"
+        raise ConfigError(f"{setting}: {few} ({first_line(error)}); make it larger") from None
+
+
+@contextlib.contextmanager
+def enough_values(spec: RunSpec, images: int) -> Iterator[None]:
+    """Tell of a map that is too small for BatchNorm by the settings that make it so.
+
+    Raises:
+        ConfigError: BatchNorm sees one value a channel.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        height, width = spec.data.crop or (0, 0)
+        raise ConfigError(
+            f"data.crop: {height} x {width} pixels, {images} images a worker at a time, leave BatchNorm one "
+            "value a channel;\ntake a larger crop, or a larger train.batch_size"
+        ) from None
 
 
 def unknown(what: str, error: Exception) -> str:
@@ -71,15 +126,17 @@ def _shapes(module: nn.Module, argument: Any) -> Any:
     return functional_call(module, {name: torch.empty_like(t, device="meta") for name, t in held}, argument)
 
 
-def declared_output(model: SegmentationModel, height: int, width: int) -> SegmentationOutput:
+def declared_output(
+    model: SegmentationModel, height: int, width: int, images: int = IMAGES
+) -> SegmentationOutput:
     """Empty maps of the channels and strides that a network declares, for images of that size."""
 
     def empty(name: str, channels: int) -> Tensor:
         stride = model.strides[name]
-        return torch.zeros(IMAGES, channels, cells(height, stride), cells(width, stride))
+        return torch.zeros(images, channels, cells(height, stride), cells(width, stride))
 
     return SegmentationOutput(
-        logits=empty("logits", model.num_classes),
+        logits=empty("logits" if model.num_classes else "feature", model.num_classes),
         aux=empty("aux", model.num_classes) if "aux" in model.strides else None,
         feature=empty("feature", model.channels["feature"]),
         stages={name: empty(name, model.channels[name]) for name in model.taps} or None,

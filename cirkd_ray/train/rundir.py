@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
+import os
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ from cirkd_ray import __version__
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import CheckpointError, ConfigError
-from cirkd_ray.files import write_text
+from cirkd_ray.files import plain_json, write_text
 
 MODEL_FILES = ("student.safetensors", "model.json")
 """The exported model."""
@@ -30,6 +33,7 @@ class RunDirectory:
         self.path = Path(path).expanduser().absolute()
         self.recipe = self.path / "run.yaml"
         self.metrics = self.path / "metrics.jsonl"
+        self.validations = self.path / "validations.jsonl"
         self.result = self.path / "result.json"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
@@ -50,7 +54,8 @@ class RunDirectory:
             )
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            tree = {**spec.to_dict(), "_environment": environment()}
+            tree = movable_tree(spec, self.path)
+            tree["_environment"] |= environment()
             write_text(self.recipe, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
         except OSError as error:
             raise ConfigError(
@@ -66,35 +71,38 @@ class RunDirectory:
         if not self.recipe.is_file():
             raise ConfigError(f"{self.path}: no run here (run.yaml is missing); give the folder of a run")
         tree = read_yaml(self.recipe)
-        tree.pop("_environment", None)
-        return from_tree(tree)
+        return moved_spec(tree, self.path)
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
         with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(metrics), allow_nan=True) + "\n")
+            file.write(_line(metrics))
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Every complete line of `metrics.jsonl`."""
-        if not self.metrics.is_file():
-            return []
-        rows = []
-        for line in self.metrics.read_text(encoding="utf-8").splitlines():
-            try:
-                rows.append(json.loads(line))
-            except ValueError:  # the line that a killed process did not finish
-                continue
-        return rows
+        """Every complete line of `metrics.jsonl`; NaN for the numbers that were not finite."""
+        return _read_lines(self.metrics)
 
-    def rewind(self, step: int) -> None:
-        """Drop the metrics after `step`, which a resumed run will write again."""
-        rows = [row for row in self.read_metrics() if row.get("step", 0) <= step]
-        if self.metrics.is_file():
-            write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in rows))
+    def append_validation(self, step: int, best: Mapping[str, Any], last: Mapping[str, Any]) -> None:
+        """Add one line to `validations.jsonl`: what the checkpoint of that step, written before, lacks."""
+        with self.validations.open("a", encoding="utf-8") as file:
+            file.write(_line({"step": step, "best": best, "last": last}))
+
+    def read_validation(self, step: int) -> dict[str, Any] | None:
+        """`best` and `last` as they were after the validation of that step; None if it was not finished."""
+        found = [row for row in _read_lines(self.validations) if row["step"] == step]
+        return {key: found[-1][key] for key in ("best", "last")} if found else None
+
+    def rewind(self, step: int, validated: bool = True) -> None:
+        """Drop the lines after `step`, and without `validated` its own, which a resumed run writes again."""
+        kept = step if validated else step - 1
+        for path in (self.metrics, self.validations):
+            if path.is_file():
+                rows = [row for row in _read_lines(path) if row.get("step", 0) <= kept]
+                write_text(path, "".join(map(_line, rows)))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`; its existence says that the run is finished."""
-        write_text(self.result, json.dumps(dict(result), indent=2) + "\n")
+        write_text(self.result, json.dumps(plain_json(result), indent=2) + "\n")
 
     def read_result(self) -> dict[str, Any] | None:
         """The result of a finished run, or None.
@@ -106,6 +114,8 @@ class RunDirectory:
             return None
         try:
             found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
+            for key in ("best", "last"):
+                found[key] = _numbers(found.get(key, {}))
         except ValueError:
             raise CheckpointError(
                 f"{self.result}: is damaged; delete it and continue the run with --resume"
@@ -130,6 +140,56 @@ class RunDirectory:
     def missing_model_file(self) -> str | None:
         """The first file of the exported model that is not there."""
         return next((name for name in MODEL_FILES if not (self.path / name).is_file()), None)
+
+
+def movable_tree(spec: RunSpec, folder: Path) -> dict[str, Any]:
+    """A recipe to be written into `folder`, which may be moved or copied with the teacher beside it."""
+    tree = spec.to_dict()
+    if spec.teacher is not None and spec.teacher.weights is not None:
+        tree["teacher"]["weights"] = relative(spec.teacher.weights, folder)
+    return {**tree, "_environment": {"folder": str(folder)}}
+
+
+def moved_spec(tree: dict[str, Any], folder: Path) -> RunSpec:
+    """The recipe that `movable_tree` wrote into a folder that lies in `folder` now.
+
+    The teacher is the one beside the folder as it lies now; where there is none, that of the former place.
+    """
+    before = (tree.get("_environment") or {}).get("folder", folder)
+    teacher = tree.get("teacher") or {}
+    place = teacher.get("weights")
+    if place and "://" not in place and not Path(place).is_absolute():
+        here, there = (os.path.normpath(Path(one) / place) for one in (folder, before))
+        found = there if Path(there).exists() and not Path(here).exists() else here
+        tree = {**tree, "teacher": {**teacher, "weights": found}}
+    return from_tree({key: value for key, value in tree.items() if key != "_environment"})
+
+
+def relative(place: str, folder: Path) -> str:
+    """A path that lies in the same folder of runs as `folder`, as seen from there; others as they are."""
+    path = Path(place)
+    near = [parent for parent in path.parents[:2] if parent.name]
+    shared = path.is_absolute() and any(parent in (folder, *folder.parents) for parent in near)
+    return os.path.relpath(path, folder) if shared else place
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(plain_json(row), allow_nan=False) + "\n"
+
+
+def _read_lines(path: Path) -> list[dict[str, Any]]:
+    """Every complete line; numbers that were not finite, and so are null there, are NaN."""
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):  # the line that a killed process did not finish
+            rows.append(_numbers(json.loads(line)))
+    return rows
+
+
+def _numbers(row: dict[str, Any]) -> dict[str, Any]:
+    """NaN for null, also in the mappings inside."""
+    whole = {key: _numbers(value) if isinstance(value, dict) else value for key, value in row.items()}
+    return {key: math.nan if value is None else value for key, value in whole.items()}
 
 
 def environment() -> dict[str, Any]:

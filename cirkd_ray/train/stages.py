@@ -19,7 +19,10 @@ from cirkd_ray.train.baseline import baseline_block, baseline_directory, baselin
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.teacher import slug, teacher_directory, teacher_recipe, with_weights
+from cirkd_ray.train.same_data import DataGuard
+from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
+
+ANEW = "start a new run under another --name"
 
 
 class Runner(Protocol):
@@ -68,6 +71,7 @@ def run_recipe(
     runner: Runner,
     *,
     resume: bool = False,
+    accept_data: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
     """Train what the recipe says and nobody has yet, the teacher and the baseline, then the run itself.
@@ -80,26 +84,30 @@ def run_recipe(
         out: where teachers and baselines are kept.
         runner: trains one recipe in one directory.
         resume: continue `directory` where it holds a run already.
+        accept_data: take data that changed since a run or teacher was begun for the same.
         say: hears what happens.
 
     Raises:
-        ConfigError: the directory holds a run already, or one of another recipe.
+        ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
     for note in check_run(spec):
         say(note)
+    data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
+        begun = directory.recipe.exists()
         open_directory(directory, spec, resume)
+        data.hold(directory.path, begun, ANEW)
         teacher, baseline, reused = None, None, []
         if trains_teacher:
-            teacher = teacher_directory(spec, out)
-            if train_teacher(teacher_recipe(spec), teacher, runner, say):
+            teacher = teacher_of(spec, directory.path, out, data, ANEW)
+            if train_teacher(teacher_recipe(spec), teacher, runner, say, data):
                 reused.append(teacher)
             spec = with_weights(spec, teacher.path)
         if has_baseline(spec):
             plan = baseline_recipe(spec)
-            baseline = baseline_directory(plan, out)
-            if train_once(f"student alone, {plan.model.name}", plan, baseline, runner, say):
+            baseline = RunDirectory(data.on(plan).shared(baseline_directory(plan, out).path))
+            if train_once(f"student alone, {plan.model.name}", plan, baseline, runner, say, data):
                 reused.append(baseline)
         result = directory.read_finished()
         if result is not None:
@@ -114,13 +122,28 @@ def run_recipe(
     return Outcome(directory, result, teacher, baseline, tuple(reused))
 
 
-def train_teacher(spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]) -> bool:
-    """Train a teacher unless it is there; returns whether it was."""
-    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say)
+def train_teacher(
+    spec: RunSpec,
+    directory: RunDirectory,
+    runner: Runner,
+    say: Callable[[str], None],
+    data: DataGuard | None = None,
+) -> bool:
+    """Train a teacher unless it is there; returns whether it was.
+
+    Raises:
+        ConfigError: it was begun there on other data than `data`, and is not finished.
+    """
+    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say, data)
 
 
 def train_once(
-    name: str, spec: RunSpec, directory: RunDirectory, runner: Runner, say: Callable[[str], None]
+    name: str,
+    spec: RunSpec,
+    directory: RunDirectory,
+    runner: Runner,
+    say: Callable[[str], None],
+    data: DataGuard | None = None,
 ) -> bool:
     """Train what several runs share unless it is there; `name` is what messages call it.
 
@@ -128,10 +151,15 @@ def train_once(
         Whether it was there.
     """
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
-        if directory.read_finished() is not None:
+        finished, begun = directory.read_finished() is not None, directory.recipe.exists()
+        if finished:
+            if data is not None:
+                data.on(spec).adopt(directory.path, begun)
             say(f"{name}: trained before, in {directory.path}")
             return True
         open_directory(directory, spec, resume=True)
+        if data is not None:
+            data.on(spec).hold(directory.path, begun, "move that folder away to train it anew")
         say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.composition import apply_overrides, flatten, overrides_from
 from cirkd_ray.config.settings import computes
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import write_text
 from cirkd_ray.train.rundir import RunDirectory
+
+if TYPE_CHECKING:
+    from cirkd_ray.train.same_data import DataGuard
+
+TEACHER = "teacher.txt"
+"""In the folder of a run or sweep whose recipe trains its teacher: where that one is, as seen from there."""
 
 
 def slug(name: str) -> str:
@@ -48,13 +57,58 @@ def fingerprint(spec: RunSpec, data_root: bool = False) -> str:
     return hashlib.sha256(f"{digits} {spec.data.root}".encode()).hexdigest()[:10] if data_root else digits
 
 
-def teacher_directory(spec: RunSpec, out: Path) -> RunDirectory:
-    """Where a recipe's teacher is trained: one place for all runs that want the same one on the same data."""
+def teacher_directory(spec: RunSpec, out: Path, data: DataGuard | None = None) -> RunDirectory:
+    """Where a recipe's teacher is trained: one place for all runs that want the same one on the same data.
+
+    Args:
+        spec: the run.
+        out: where teachers are kept.
+        data: the run's data; a teacher of other data is left where it is, and another place is named.
+    """
+    folder = _usual_directory(spec, out)
+    return RunDirectory(folder if data is None else data.on(teacher_recipe(spec)).shared(folder))
+
+
+def used_teacher(spec: RunSpec, out: Path, used: str, folder: Path, anew: str) -> RunDirectory:
+    """The teacher that a sweep or comparison began with, wherever its folder and `out` lie now.
+
+    Args:
+        spec: a run of it.
+        out: where teachers are kept.
+        used: the teacher's folder, as it was written down.
+        folder: of the sweep or comparison.
+        anew: what to do if it wants another one now, for the message.
+
+    Raises:
+        ConfigError: the recipe wants another one now.
+    """
+    usual, name = _usual_directory(spec, out), Path(used).name
+    if name != usual.name and not name.startswith(f"{usual.name}-"):
+        raise ConfigError(f"{folder}: began with the teacher {name}, whose recipe has changed since; {anew}")
+    return RunDirectory(usual.with_name(name))
+
+
+def teacher_of(spec: RunSpec, folder: Path, out: Path, data: DataGuard, anew: str) -> RunDirectory:
+    """The teacher of the run or sweep in `folder`: the one that it began with, or one that is chosen now.
+
+    Raises:
+        ConfigError: as `used_teacher`.
+    """
+    file = folder / TEACHER
+    if file.is_file():
+        return used_teacher(spec, out, file.read_text(), folder, anew)
+    directory = teacher_directory(spec, out, data)
+    write_text(file, os.path.relpath(directory.path, folder))
+    return directory
+
+
+def _usual_directory(spec: RunSpec, out: Path) -> Path:
+    """By the teacher's recipe and the place of its data."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
     plan = teacher_recipe(spec)
     digits = fingerprint(plan, data_root=True)
-    return RunDirectory(out / "teachers" / f"{slug(spec.teacher.train)}-{digits}")
+    return out / "teachers" / f"{slug(spec.teacher.train)}-{digits}"
 
 
 def with_weights(spec: RunSpec, weights: Path) -> RunSpec:

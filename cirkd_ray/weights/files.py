@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import struct
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import date, datetime, timedelta
+from pathlib import Path, PosixPath, PurePosixPath, PureWindowsPath
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -20,7 +24,22 @@ from cirkd_ray.errors import WeightsError
 StateDict = dict[str, Tensor]
 
 _NESTED = ("state_dict", "model", "model_state_dict", "model_state", "student", "net", "weights")
-_PREFIXES = ("module.", "_orig_mod.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "student.")
+
+
+_NUMPY_ROOMS = ("core", "_core")  # before and since NumPy 2
+
+
+def _harmless() -> list[Any]:
+    """Types of the counters, scores and options that stand beside tensors: making one runs no code."""
+    makers: tuple[Any, ...] = (np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0])
+    renamed = [(make, f"numpy.{room}.multiarray.{make.__name__}") for make in makers for room in _NUMPY_ROOMS]
+    dtypes = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdgFDGSU"}
+    plain = [argparse.Namespace, SimpleNamespace, date, datetime, timedelta]
+    return [*renamed, np.ndarray, np.dtype, *dtypes, *plain, PosixPath, PurePosixPath, PureWindowsPath]
+
+
+_HARMLESS = _harmless()
 
 
 def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[str, ...]]:
@@ -29,9 +48,9 @@ def read_state(path: str | Path, values: bool = True) -> tuple[StateDict, tuple[
     Without `values`, names and shapes alone count: of a safetensors file the header is read, a PyTorch file
     is mapped into memory (one in the format before PyTorch 1.6 is read whole).
 
-    A PyTorch file is read with `weights_only=True`: tensors and plain containers. Where the tensors are
-    nested (`state_dict`, `model`, ...), the inner mapping is returned; prefixes that
-    `DistributedDataParallel` and `torch.compile` add are taken off.
+    A PyTorch file is read with `weights_only=True`: tensors and plain containers, beside them numbers, times,
+    paths and options. Where the tensors are nested (`state_dict`, `model`, ...), the inner mapping is
+    returned; prefixes that wrappers and training frameworks give to every entry are taken off.
 
     Returns:
         The tensors by name, and the names of entries of the same mapping that are no tensors.
@@ -75,7 +94,8 @@ def _read_torch(path: Path, values: bool) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pickle protocols; what matters is whether it can be read
             mapped = not values and path.open("rb").read(4) == b"PK\x03\x04"
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            with torch.serialization.safe_globals(_HARMLESS):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except pickle.UnpicklingError as error:
         wanted = re.search(r"GLOBAL ([\w.]+\w)", str(error))
         if wanted or "unrecognized function" in str(error):

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cirkd_ray.device import DTYPES, choose_precision
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -64,12 +65,27 @@ def open_network(
         if name is not None:
             _require_description(loaded.model, str(path), name, settings, where)
     called = called or str(path or module)
-    if loaded.model.num_classes != len(classes):
+    of_features = module is not None and loaded.model.num_classes == 0  # no classes to compare
+    if loaded.model.num_classes != len(classes) and not of_features:
         raise ConfigError(
             f"{called}: scores {loaded.model.num_classes} classes, but the data set has {len(classes)}; "
             "take a network that was trained on the data set's classes"
         )
     return replace(loaded, warnings=compare_classes(called, loaded.classes, classes))
+
+
+def chosen_precision(setting: str, opened: LoadedModel, device: torch.device) -> str:
+    """The precision of a network's arithmetic on a device: "run" is the one that its run validated with.
+
+    A network that does not say has "fp32", and so has one that wants "fp16" on a CPU.
+
+    Raises:
+        ConfigError: the device does not have the one that was asked for.
+    """
+    if setting != "run":
+        return choose_precision(setting, device)
+    found = str(opened.info.get("precision", "fp32"))
+    return "fp32" if found not in DTYPES or (found == "fp16" and device.type != "cuda") else found
 
 
 def _require_description(

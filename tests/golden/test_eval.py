@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from cirkd_ray.evaluate.inference import Views, predict_logits, predicted_classes
+from cirkd_ray.evaluate.inference import Views
 from cirkd_ray.evaluate.metrics import ConfusionMatrix
+from cirkd_ray.evaluate.scores import predict_logits, predicted_classes
 from cirkd_ray.models import build_model
 from cirkd_ray.types import Preprocessing
 from cirkd_ray.weights.loading import load_weights

@@ -23,6 +23,7 @@ from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.compare import comparison_figure, csv_text, markdown, methods_table
 from cirkd_ray.train.outcome import write_outcome
+from cirkd_ray.train.same_data import DataGuard
 from tests.errors import refuses, require_error
 
 
@@ -87,22 +88,26 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 ) -> None:
     trained: list[Path] = []
     monkeypatch.setattr(
-        compare, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
+        compare, "train_teacher", lambda spec, directory, fit, say, data: trained.append(directory.path)
     )
     trains = "teacher.train=quickstart/teacher"
     spec = load_run("quickstart", [trains])
     first = methods_of([("a/kd", spec), ("a/cwd", spec)])
-    found = compare._with_teachers(first, tmp_path, tmp_path, print)
+    data = DataGuard.of(spec)
+    found = compare._with_teachers(first, tmp_path, tmp_path, print, data)
     assert len(trained) == 1  # one for both
     assert found["kd"].teacher is not None
     assert found["kd"].teacher.weights == str(trained[0])
     assert found["baseline"].teacher is None
     changed = load_run("quickstart", [trains, "teacher.set=[train.steps=3]"])
-    compare._with_teachers(methods_of([("a/new", changed)]), tmp_path, tmp_path, print)  # another method
+    compare._with_teachers(
+        methods_of([("a/new", changed)]), tmp_path, tmp_path, print, data
+    )  # another method
     known = json.loads((tmp_path / "teachers.json").read_text())
-    assert (known["kd"], known["new"]) == (str(trained[0]), str(trained[1]))
-    with refuses(tmp_path, ConfigError, "kd", trained[0]):
-        compare._with_teachers(methods_of([("a/kd", changed)]), tmp_path, tmp_path, print)
+    assert [tmp_path / known[name] for name in ("kd", "new")] == trained
+    assert not any(Path(place).is_absolute() for place in known.values())
+    with refuses(tmp_path, ConfigError, trained[0].name):
+        compare._with_teachers(methods_of([("a/kd", changed)]), tmp_path, tmp_path, print, data)
     assert len(trained) == 2
 
 

@@ -17,10 +17,9 @@ from cirkd_ray.evaluate.inference import (
     SlidingWindow,
     Views,
     inference,
-    predict_logits,
-    predicted_classes,
     window_corners,
 )
+from cirkd_ray.evaluate.scores import predict_logits, predicted_classes
 from cirkd_ray.types import IGNORE_INDEX, IMAGENET, Preprocessing
 from tests.errors import refuses
 from tests.tiny import RandomSet, TinyNet

@@ -8,13 +8,14 @@ from torch import nn
 from torchvision.models import segmentation
 
 from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.models.external import ExternalModel
 from cirkd_ray.types import CAFFE
-from cirkd_ray.weights.external import ExternalModel, load_module, torchvision_model
+from cirkd_ray.weights.external import load_module, torchvision_model
 from tests.errors import refuses
 
 USER_MODULE = '''
 from torch import nn
-from cirkd_ray.weights.external import ExternalModel
+from cirkd_ray.models.external import ExternalModel
 from cirkd_ray.types import CAFFE
 
 class Net(nn.Module):

@@ -51,11 +51,11 @@ class Disk:
 
     def checkpoint(self, trial: str, generation: int, step: int) -> tune.Checkpoint:
         """Tune's pointer to a held checkpoint, which is there as well."""
-        held = self.folder / "trials" / trial / "donors" / f"g{generation}-step_{step:08d}"
-        held.mkdir(parents=True, exist_ok=True)
+        held = f"{trial}/g{generation}/donors/step_{step:08d}"
+        (self.folder / "trials" / held).mkdir(parents=True, exist_ok=True)
         place = self.folder / "tune" / trial / f"checkpoint_{generation}_{step}"
         place.mkdir(parents=True, exist_ok=True)
-        (place / "pointer.json").write_text(json.dumps(asdict(Pointer(trial, str(held), step))))
+        (place / "pointer.json").write_text(json.dumps(asdict(Pointer(trial, held, step))))
         return tune.Checkpoint(str(place))
 
 

@@ -28,7 +28,7 @@ def checkpoint(trials: Path, trial: str, generation: int, step: int) -> Path:
 
 
 def left(trials: Path) -> set[str]:
-    return {"/".join(path.parts[-2:]) for path in trials.glob("*/donors/*")}
+    return {"/".join(path.parts[-3:]) for path in trials.glob("*/*/donors/*")}
 
 
 def test_a_donors_checkpoint_outlives_its_run_and_nothing_else_does(tmp_path: Path) -> None:
@@ -36,11 +36,11 @@ def test_a_donors_checkpoint_outlives_its_run_and_nothing_else_does(tmp_path: Pa
     for path in (tmp_path / "a" / "g0" / "checkpoints").glob("*/*"):
         path.unlink()  # as its run prunes them
     assert (held[0] / "state.pt").read_text() == "a 2"
-    release(tmp_path, {"a": (0, 6)}, [Path("a/donors/g0-step_00000002")])  # of which one is pointed to
-    assert {path.split("-")[1] for path in left(tmp_path / "")} == {"step_00000002", "step_00000008"}
+    release(tmp_path, {"a": (0, 6)}, [Path("a/g0/donors/step_00000002")])  # of which one is pointed to
+    assert left(tmp_path) == {"g0/donors/step_00000002", "g0/donors/step_00000008"}
     hold(checkpoint(tmp_path, "a", 1, 3))
-    release(tmp_path, {"a": (1, 3)}, [tmp_path / "a" / "donors" / "g1-step_00000003"])
-    assert left(tmp_path) == {"donors/g1-step_00000003"}
+    release(tmp_path, {"a": (1, 3)}, [tmp_path / "a" / "g1" / "donors" / "step_00000003"])
+    assert left(tmp_path) == {"g1/donors/step_00000003"}
     assert not (tmp_path / "a" / "g0" / "checkpoints").exists()  # its trial has another donor's weights now
     assert (tmp_path / "a" / "g1" / "checkpoints").exists()
     release_all(tmp_path)

@@ -50,5 +50,16 @@ def test_other_weights_under_the_same_name_are_another_copy(teacher: Path, tmp_p
     assert first.teacher.weights != second.teacher.weights
 
 
+@pytest.mark.parametrize("name", ["model.json", "student.safetensors"])
+def test_a_file_of_a_run_goes_with_the_other(teacher: Path, tmp_path: Path, name: str) -> None:
+    source = tmp_path / "teacher"
+    shutil.copytree(teacher, source)
+    found = staged(tiny_distillation(source / name), tmp_path / "cache")
+    shutil.rmtree(source)
+    assert found.teacher is not None
+    assert Path(str(found.teacher.weights)).name == name
+    load_model(str(found.teacher.weights))
+
+
 def test_runs_without_local_weights_stay_as_they_are(tmp_path: Path) -> None:
     assert staged(tiny_baseline(), tmp_path) == tiny_baseline()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 
 from cirkd_ray.cluster.bridge import Pointer
 from cirkd_ray.cluster.capacity import capacity, check_places, driver_resources, largest_plan
+from cirkd_ray.cluster.donors import hold
 from cirkd_ray.cluster.pool import Job
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.cluster.search import make_scheduler, make_searcher
 from cirkd_ray.cluster.sweep import best_recipe, control_runs
-from cirkd_ray.cluster.trial import TrialPlan, check_applied, prepare
+from cirkd_ray.cluster.trial import Reports, TrialPlan, check_applied, prepare
 from cirkd_ray.config import RunSpec, from_tree, load_run
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import ConfigError
@@ -29,9 +31,11 @@ from cirkd_ray.train.local import run_local
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.same_data import DataGuard
 from tests.errors import refuses
 from tests.tinyrun import tiny_baseline
 
+DATA = DataGuard.of(tiny_baseline())
 SPACE = {"recipe": "tiny", "parameters": {"optim.lr": {"uniform": [0.001, 0.1]}}}
 
 
@@ -81,7 +85,7 @@ def test_a_run_from_a_donors_checkpoint_has_its_weights_and_its_own_settings(tmp
     plan = plan_in(tmp_path)
     spec, donor, _ = prepare(plan, tmp_path / "t1", {"optim.lr": 0.05}, None)
     run_local(spec, donor)
-    path = donor.checkpoints / checkpoint_name(2)
+    path = hold(donor.checkpoints / checkpoint_name(2))
     spec, heir, parent = prepare(plan, tmp_path / "t2", {"optim.lr": 1e-12}, Pointer("t1", str(path), 2))
     frozen = from_tree(apply_overrides(spec.to_dict(), {"optim.lr": 1e-12, "optim.momentum": 0.0}))
     world = World.current(torch.device("cpu"))
@@ -92,6 +96,48 @@ def test_a_run_from_a_donors_checkpoint_has_its_weights_and_its_own_settings(tmp
         if tensor.is_floating_point() and "running" not in name:
             torch.testing.assert_close(after["student"][name], tensor, rtol=0, atol=1e-6)
     assert heir.read_metrics()[0]["lr"] < 1e-11
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_each_validation_is_reported_with_the_checkpoint_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    """The run was ended between the checkpoint of step 2 and its validation, and is resumed there."""
+    directory = RunDirectory(tmp_path / "trials" / "t1" / "g0")
+    told: list[tuple[int, str | None]] = []
+
+    def row(step: int) -> dict[str, float]:
+        return {"step": step, "miou": 0.1 * step}
+
+    def saved(step: int) -> str:
+        path = directory.checkpoints / checkpoint_name(step)
+        path.mkdir(parents=True)
+        return str(path)
+
+    def reports(directory: RunDirectory) -> Iterator[tuple[dict[str, float], str | None]]:
+        yield row(2), None
+        path = saved(4)
+        yield {"step": 4}, str(hold(Path(path))) if holds else path
+        yield row(4), None
+        yield row(5), None
+
+    run = SimpleNamespace(reports=lambda: reports(directory), join=lambda: None, error=None)
+    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds: run)
+    monkeypatch.setattr(
+        "cirkd_ray.cluster.trial.report",
+        lambda figures, pointer: told.append((figures["step"], pointer and pointer.path)),
+    )
+    spec = tiny_baseline(train={"steps": 9, "validate_every": 1})
+    directory.create(spec)
+    directory.append_metrics(row(1))
+    for step in (1, 2):
+        saved(step)
+    trial = Reports(spec, directory, {}, holds)
+    trial.tell_missed(0)
+    trial.train(lambda *arguments: {}, None)
+    folder = "t1/g0/donors" if holds else "t1/g0/checkpoints"
+    assert told == [*((step, f"{folder}/{checkpoint_name(step)}") for step in (1, 2, 4)), (5, None)]
+    assert all((tmp_path / "trials" / path).is_dir() for _, path in told if path)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +187,7 @@ def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
 
     def sweep(hours: float) -> Sweep:
         spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}})
-        return Sweep(spec, tiny_baseline(), tmp_path / "s", tmp_path, lambda text: None)
+        return Sweep(spec, tiny_baseline(), tmp_path / "s", tmp_path, lambda text: None, DATA)
 
     _open(sweep(1.0), fresh=False)
     for name in ("a", "b", "ghost"):
@@ -174,7 +220,7 @@ def test_a_search_that_ends_early_was_interrupted_unless_its_hours_are_spent(
     tuner = SimpleNamespace(fit=lambda: [SimpleNamespace(path="/storage/tune/a")])
     monkeypatch.setattr(sweep, "make_tuner", lambda plan, *others: plans.append(plan) or tuner)
     spec = SweepSpec.model_validate({**SPACE, "budget": {"hours": hours}, "scheduler": {"name": "pbt"}})
-    here = sweep.Sweep(spec, tiny_baseline(), tmp_path, tmp_path, lambda text: None)
+    here = sweep.Sweep(spec, tiny_baseline(), tmp_path, tmp_path, lambda text: None, DATA)
     for name in ("a", "ghost"):
         (tmp_path / "trials" / name).mkdir(parents=True)
     with pytest.raises(KeyboardInterrupt) if interrupted else nullcontext():
@@ -240,7 +286,7 @@ def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) ->
 
     def sweep(space: dict[str, object], spec: RunSpec = base) -> Sweep:
         return Sweep(
-            SweepSpec.model_validate({**SPACE, **space}), spec, tmp_path / "s", tmp_path, said.append
+            SweepSpec.model_validate({**SPACE, **space}), spec, tmp_path / "s", tmp_path, said.append, DATA
         )
 
     (tmp_path / "s").mkdir()
@@ -298,18 +344,19 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 
     trained: list[Path] = []
     monkeypatch.setattr(
-        module, "train_teacher", lambda spec, directory, fit, say: trained.append(directory.path)
+        module, "train_teacher", lambda spec, directory, fit, say, data: trained.append(directory.path)
     )
     monkeypatch.setattr(module, "with_weights", lambda spec, path: spec)
     trains = "teacher.train=quickstart/teacher"
     base = load_run("quickstart", [trains])
-    sweep = module.Sweep(SweepSpec.model_validate(SPACE), base, tmp_path, tmp_path, print)
+    data = DataGuard.of(base)
+    sweep = module.Sweep(SweepSpec.model_validate(SPACE), base, tmp_path, tmp_path, print, data)
     module._with_teacher(sweep)
     module._with_teacher(sweep)
     assert len(set(trained)) == 1
     changed = load_run("quickstart", [trains, "teacher.set=[train.steps=3]"])
-    with refuses(tmp_path, ConfigError, "teacher", trained[0]):
-        module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print))
+    with refuses(tmp_path, ConfigError, trained[0].name):
+        module._with_teacher(module.Sweep(sweep.spec, changed, tmp_path, tmp_path, print, data))
     assert len(trained) == 2
 
 
@@ -333,7 +380,7 @@ def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
         return {job.name: outcomes.get(job.name, {"last": {}}) for job in jobs}
 
     def run_sweep(*args: object) -> SweepData:
-        sweep = module.Sweep(space, tiny_baseline(), tmp_path, tmp_path, print)
+        sweep = module.Sweep(space, tiny_baseline(), tmp_path, tmp_path, print, DATA)
         data = SweepData(tmp_path, space.model_dump(mode="json"), (best,), {}, {})
         module._controls_and_finalists(sweep, tiny_baseline(), data, 1)
         return replace(data, failures=read_sweep(tmp_path).failures)

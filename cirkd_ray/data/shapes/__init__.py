@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from pydantic import Field
 
-from cirkd_ray.data.base import DATASETS, Sample, SegmentationDataset, UInt8
+from cirkd_ray.data.base import DATASETS, Sample, SegmentationDataset, Stamp, UInt8
 from cirkd_ray.data.sampler import keyed_generator
 from cirkd_ray.data.shapes.scene import CLASSES, draw_street
 from cirkd_ray.errors import DataError
@@ -17,6 +17,8 @@ from cirkd_ray.types import IGNORE_LABEL
 
 __all__ = ["CLASSES", "Shapes", "draw_street"]
 _SCENES = {"train": 16, "val": 17}
+DRAWING = 2
+"""Raised with every change of what is drawn, so that no teacher of other scenes is reused."""
 KEPT_PIXELS = 2**23
 """Drawn scenes are kept up to so many pixels, which take four times as many bytes."""
 
@@ -71,6 +73,10 @@ class Shapes(SegmentationDataset):
     def name(self, index: int) -> str:
         """`val_000012`."""
         return f"{self.split}_{index:06d}"
+
+    def stamps(self) -> dict[str, Stamp]:
+        """The version of the drawing and what it is drawn from."""
+        return {"drawing": (DRAWING, self.seed, *self.size, self.count, self.coarse)}
 
     def load(self, index: int) -> Sample:
         """Draw the scene, or give the one that was drawn before; nobody writes into it."""

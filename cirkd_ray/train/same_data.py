@@ -1,0 +1,138 @@
+"""Whether what a folder holds was trained on the data that are there now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cirkd_ray.config import RunSpec
+from cirkd_ray.data import SegmentationDataset, build_dataset
+from cirkd_ray.data.base import Stamp
+from cirkd_ray.data.files import FileDataset
+from cirkd_ray.data.identity import DataIdentity, identity
+from cirkd_ray.data.prepared import PreparedDataset
+from cirkd_ray.data.storage import printable
+from cirkd_ray.errors import ConfigError, DataError, UserError
+from cirkd_ray.train.build import build_datasets
+
+FLAG = "--accept-data"
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class DataGuard:
+    """The data of a recipe, held against those that folders say that they were begun with.
+
+    Attributes:
+        spec: the recipe.
+        now: its data.
+        accept: take data that differ for the same.
+        say: hears what was accepted.
+    """
+
+    spec: RunSpec
+    now: DataIdentity
+    accept: bool
+    say: Say
+
+    @classmethod
+    def of(cls, spec: RunSpec, accept: bool = False, say: Say = lambda text: None) -> DataGuard:
+        """Look at the files of a recipe's splits; none is read.
+
+        Raises:
+            DataError: they are a prepared set, and the labels that it was made of mean something else now.
+        """
+        train, val = build_datasets(spec)
+        splits = {spec.data.train_split: train, spec.data.val_split: val}
+        prepared = [split for split in splits.values() if isinstance(split, PreparedDataset)]
+        notes = [_compare_source(split, str(spec.data.root), accept) for split in prepared]
+        for note in dict.fromkeys(notes):
+            if note:
+                say(note)
+        return cls(spec, identity(splits), accept, say)
+
+    def on(self, spec: RunSpec) -> DataGuard:
+        """That of another recipe, which mostly has the same data."""
+        return self if spec.data == self.spec.data else DataGuard.of(spec, self.accept, self.say)
+
+    def hold(self, folder: Path, begun: bool, way_on: str) -> None:
+        """Require that a folder was begun with these data, and keep in it what they are.
+
+        Args:
+            folder: of a run, sweep or comparison.
+            begun: whether it was there before; one of an earlier version says nothing of its data.
+            way_on: how to train anew, for the message.
+
+        Raises:
+            ConfigError: the data are others; the message says what changed.
+        """
+        before = DataIdentity.read(folder)
+        changes = [] if before is None else before.changes(self.now)
+        if changes and not self.accept:
+            raise ConfigError(
+                f"{folder}: was begun with other data ({told(changes)});\n"
+                f"{way_on}, or go on all the same with {FLAG}"
+            )
+        if changes:
+            self.say(f"{folder}: is used with other data than it was begun with ({told(changes)})")
+        self.adopt(folder, begun)
+        self.now.write(folder)
+
+    def adopt(self, folder: Path, begun: bool) -> None:
+        """Write these data into a folder that names none, and say so where it was there before."""
+        if DataIdentity.read(folder) is None:
+            if begun:
+                self.say(f"{folder}: does not say what its data were; they are taken for those of now")
+            self.now.write(folder)
+
+    def shared(self, folder: Path) -> Path:
+        """Where what several runs share is trained: in `folder`, or beside it where that is of other data."""
+        before = DataIdentity.read(folder)
+        changes = [] if before is None else before.changes(self.now)
+        if not changes or self.accept:
+            return folder
+        beside = folder.with_name(f"{folder.name}-{self.now.digest[:6]}")
+        self.say(
+            f"{folder}: is of other data ({told(changes)}); {beside.name} takes its place\n"
+            f"(to use it all the same: {FLAG})"
+        )
+        return beside
+
+
+def told(changes: list[str], most: int = 4) -> str:
+    """The first changes as a text."""
+    return "; ".join(changes[:most]) + (f"; {len(changes) - most} more" if len(changes) > most else "")
+
+
+def _compare_source(data: PreparedDataset, root: str, accept: bool) -> str:
+    """What to say of a prepared split beside the set that it was made of, where that is on this machine."""
+    manifest = data.manifest
+    if manifest.source is None or not Path(manifest.source).is_dir():
+        return ""
+    try:
+        source = build_dataset(manifest.dataset, split=data.split, root=manifest.source, **manifest.settings)
+    except UserError:  # gone, or not whole any more: the prepared set does without it
+        return ""
+    sources = data.sources()
+    skipped = manifest.skipped.get(data.split, {})
+    files = {name: stamp for name, stamp in _sources(source) if printable(name) not in skipped}
+    then = DataIdentity(None, manifest.classes, manifest.values, {data.split: "then"}, {data.split: sources})
+    now = DataIdentity(
+        None, source.classes.names, source.label_values(), {data.split: "now"}, {data.split: files}
+    )
+    meaning = then.changed_meaning(now)
+    if meaning and not accept:
+        raise DataError(
+            f"{root}: was prepared when labels meant something else ({told(meaning)});\n"
+            f"prepare {manifest.source} again into another folder, or go on all the same with {FLAG}"
+        )
+    changes = meaning + (then.changed_files(now) if sources else [])
+    return f"{root}: {manifest.source} has changed since it was prepared ({told(changes)})" if changes else ""
+
+
+def _sources(data: SegmentationDataset) -> Iterator[tuple[str, Stamp]]:
+    """Name and stamps of each sample's files, as the index of a prepared set has them."""
+    if isinstance(data, FileDataset):
+        for index in range(len(data)):
+            yield data.name(index), data.source_stamp(index) or ()
