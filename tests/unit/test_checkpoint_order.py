@@ -16,7 +16,7 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.inference import SlidingWindow, Views
 from cirkd_ray.evaluate.job import EvaluationJob, Evaluator
 from cirkd_ray.models.segmentation import EncoderDecoder
-from cirkd_ray.train import loop
+from cirkd_ray.train import loop, validation
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints, remove_partial_checkpoints
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.local import run_local
@@ -66,7 +66,7 @@ def test_a_failed_validation_costs_no_step_and_is_done_on_resume(
 ) -> None:
     path, step = tmp_path / "run", 2 * (fails + 1)
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "evaluate", Counted(loop.evaluate, fails))
+        patch.setattr(validation, "evaluate", Counted(validation.evaluate, fails))
         with pytest.raises(MemoryError):
             run(path)
     assert list_checkpoints(path / "checkpoints")[0].name == f"step_{step:08d}"
@@ -92,8 +92,8 @@ def test_a_validation_that_was_done_is_not_repeated(
     spec = from_tree(tiny_tree(train={**SPEC.train.model_dump(), "log_every": 3}))
     with pytest.raises(MemoryError):
         run(tmp_path / "run", KillAtThree(), spec=spec)
-    validations = Counted(loop.evaluate)
-    monkeypatch.setattr(loop, "evaluate", validations)
+    validations = Counted(validation.evaluate)
+    monkeypatch.setattr(validation, "evaluate", validations)
     again = run(tmp_path / "run", spec=spec)
     assert validations.calls == 1
     rows = [row["step"] for row in again.read_metrics()]
@@ -105,8 +105,8 @@ def test_a_validation_that_was_done_is_not_repeated(
 def test_a_run_from_anothers_checkpoint_has_the_scores_of_its_validation(
     undisturbed: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    validations = Counted(loop.evaluate)
-    monkeypatch.setattr(loop, "evaluate", validations)
+    validations = Counted(validation.evaluate)
+    monkeypatch.setattr(validation, "evaluate", validations)
     other = run(tmp_path / "run", start=undisturbed.checkpoints / "step_00000002")
     assert figures(other) == figures(undisturbed)[1:]
     own, before = (found.read_result() or {} for found in (other, undisturbed))
