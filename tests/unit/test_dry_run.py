@@ -20,7 +20,7 @@ from cirkd_ray.weights.files import read_state
 from tests.errors import refuses
 from tests.tinyrun import NETWORK, tiny_baseline, tiny_distillation
 
-MEMORY = {"kind": "cirkd_memory", "pixel_memory": 400, "region_memory": 90, "region_keys": 60}
+MEMORY = {"kind": "cirkd_memory", "pixel_memory": 600, "region_memory": 90, "region_keys": 60}
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_starting_weights_are_held_against_the_network(weights: Path) -> None:
 
 
 def test_values_are_left_to_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    state = build_model(**NETWORK, num_classes=12).state_dict()
+    state = build_model(**NETWORK, num_classes=8).state_dict()
     torch.save({k: torch.full_like(v, torch.nan) if v.is_floating_point() else v for k, v in state.items()},
                tmp_path / "nan.pth")  # fmt: skip
     assert len(check_run(with_weights(tmp_path / "nan.pth"))) == 1
