@@ -20,12 +20,17 @@ from ray import tune
 from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
+from cirkd_ray.cluster.donors import hold
 from cirkd_ray.config import RunSpec
 from cirkd_ray.train.rundir import RunDirectory
 
 TrainFunction = Callable[[RunSpec, RunDirectory, Sequence[UserCallback], Path | None], dict[str, Any]]
 """`cluster.train.fit`, or a stand-in in a test: trains a recipe in a directory, from a checkpoint if any."""
 POLL_SECONDS = 0.25
+TIME = "report"
+"""A trial's time: the number of its reports. `training_iteration` starts again after a restore."""
+GENERATION_NUMBER = "generation"
+"""In a report to Tune: the number of the trial's generation."""
 _POINTER = "pointer.json"
 
 
@@ -45,21 +50,30 @@ class Pointer:
 
 
 class Bridge(UserCallback):  # type: ignore[misc]
-    """Runs in the Train controller and puts every report on a queue."""
+    """Runs in the Train controller and puts every report on a queue.
 
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
+    Args:
+        queue: takes (figures, path of a checkpoint or None).
+        holds: keep the checkpoint for trials that may be given it.
+    """
+
+    def __init__(self, queue: Queue, holds: bool = False) -> None:
+        self.queue, self.holds = queue, holds
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
         """Called when all ranks have reported; their figures are equal."""
-        self.queue.put((dict(metrics[0]), None if checkpoint is None else str(checkpoint.path)))
+        path = None if checkpoint is None else str(checkpoint.path)
+        if path is not None and self.holds:
+            path = str(hold(Path(path)))
+        self.queue.put((dict(metrics[0]), path))
 
 
 class BackgroundRun(threading.Thread):
-    """A run that trains in a thread; `reports` iterates over what it reports."""
+    """A run that trains in a thread; `reports` iterates over what it reports. `holds` as of `Bridge`."""
 
-    def __init__(self, call: Callable[[Bridge], Any]) -> None:
+    def __init__(self, call: Callable[[Bridge], Any], holds: bool = False) -> None:
         super().__init__(daemon=True, name="run")
+        self.holds = holds
         self.queue = Queue(actor_options={"num_cpus": 0})
         self.call = call
         self.error: BaseException | None = None
@@ -67,7 +81,7 @@ class BackgroundRun(threading.Thread):
     def run(self) -> None:
         """Train; an error is kept for `reports`."""
         try:
-            self.call(Bridge(self.queue))
+            self.call(Bridge(self.queue, self.holds))
         except BaseException as error:
             self.error = error
 
@@ -105,7 +119,10 @@ def report(metrics: dict[str, Any], pointer: Pointer | None) -> None:
 def restored() -> Pointer | None:
     """What Tune asks the trial to resume from: its own last checkpoint, or a donor's."""
     checkpoint = tune.get_checkpoint()
-    if checkpoint is None:
-        return None
+    return None if checkpoint is None else read_pointer(checkpoint)
+
+
+def read_pointer(checkpoint: Any) -> Pointer:
+    """What a checkpoint of Tune's points to."""
     with checkpoint.as_directory() as folder:
         return Pointer(**json.loads((Path(folder) / _POINTER).read_text()))

@@ -19,11 +19,9 @@ from ray.tune.schedulers import (
 )
 from ray.tune.search import BasicVariantGenerator, Searcher
 
+from cirkd_ray.cluster.bridge import TIME
 from cirkd_ray.sweep.parameters import Parameter
 from cirkd_ray.sweep.space import SweepSpec
-
-TIME = "report"
-"""A trial's time: the number of its reports. `training_iteration` starts again after a restore."""
 
 
 class FixedPoints(Searcher):  # type: ignore[misc]

@@ -11,7 +11,9 @@ from typing import Any
 
 import yaml
 
+from cirkd_ray.cluster.donors import release_all
 from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.cluster.space_on_disk import check_disk
 from cirkd_ray.config import RunSpec, from_tree, load_tree
 from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
@@ -21,8 +23,8 @@ from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_s
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import check_space
 from cirkd_ray.sweep.space_file import SpaceFile
-from cirkd_ray.train.checkpoint import prune_checkpoints
-from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.disk import checkpoint_bytes
+from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
@@ -69,8 +71,12 @@ def run_sweep(
         TrainingError: no trial has finished.
     """
     base = check_space(space)
-    for note in check_run(base):
+    dry = DryRun()
+    dry.check(base)
+    for note in dry.notes:
         say(note)
+    if dry.built is not None:
+        say(check_disk(space.spec, base, checkpoint_bytes(base, *dry.built), folder, fresh))
     sweep = Sweep(space.spec, base, folder, out, say, DataGuard.of(base, accept_data, say))
     with locked(RunDirectory(folder)):
         _open(sweep, fresh)
@@ -160,10 +166,7 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     from cirkd_ray.cluster.train import fit
     from cirkd_ray.cluster.trial import TrialPlan
 
-    tree = base.to_dict()
-    if sweep.spec.scheduler.name == "pbt":
-        tree["train"]["keep_checkpoints"] = 100_000  # a donor's checkpoint must outlive its exploitation
-    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), tree)
+    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
     tuner = make_tuner(plan, sweep.spec, longest(sweep.spec, base), base.train.validate_every, at_a_time, fit)
     started, hours = time.monotonic(), sweep.spec.budget.hours
     _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
@@ -176,9 +179,7 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
         if not is_expired(sweep.folder):
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)
-    if sweep.spec.scheduler.name == "pbt":  # kept all for exploitation until now
-        for checkpoints in sweep.folder.glob("trials/*/g*/checkpoints"):
-            prune_checkpoints(checkpoints, 1)
+    release_all(sweep.folder / "trials")
 
 
 def _set_aside(folder: Path, known: set[str]) -> None:
@@ -221,6 +222,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     from ray import tune
 
     from cirkd_ray.cluster.capacity import driver_resources
+    from cirkd_ray.cluster.decisions import LastingScheduler
     from cirkd_ray.cluster.outcomes import TrialLog
     from cirkd_ray.cluster.search import make_scheduler, make_searcher, population_space
     from cirkd_ray.cluster.trial import make_trainable
@@ -230,11 +232,15 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
     log = TrialLog(plan.folder, spec.primary, spec.trials)
-    if tune.Tuner.can_restore(str(state)):
+    resumed = tune.Tuner.can_restore(str(state))
+    scheduler = make_scheduler(spec, steps, report_every)
+    if spec.scheduler.name != "none":
+        scheduler = LastingScheduler(scheduler, plan.folder, spec.searcher.seed, resumed)
+    if resumed:
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
         # These may differ when a sweep is resumed; Ray has no public way to say so.
         held = tuner._local_tuner._tune_config
-        held.max_concurrent_trials, held.time_budget_s = limit, seconds
+        held.max_concurrent_trials, held.time_budget_s, held.scheduler = limit, seconds, scheduler
         tuner._local_tuner._run_config.callbacks = [log]  # of the folder's place now
         return tuner
     single = None if spec.multi_objective else spec.primary
@@ -245,7 +251,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
             metric=single,
             mode=spec.metric[single] if single else None,
             search_alg=make_searcher(spec),
-            scheduler=make_scheduler(spec, steps, report_every),
+            scheduler=scheduler,
             num_samples=spec.trials,
             max_concurrent_trials=limit,
             time_budget_s=seconds,

@@ -17,7 +17,16 @@ from typing import Any
 
 from ray import tune
 
-from cirkd_ray.cluster.bridge import BackgroundRun, Pointer, TrainFunction, report, restored
+from cirkd_ray.cluster.bridge import (
+    GENERATION_NUMBER,
+    TIME,
+    BackgroundRun,
+    Pointer,
+    TrainFunction,
+    report,
+    restored,
+)
+from cirkd_ray.cluster.donors import held_place, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
 from cirkd_ray.cluster.stopping import note_stopped
 from cirkd_ray.config import RunSpec, from_tree
@@ -72,9 +81,12 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
     sweep = SweepSpec.model_validate(plan.space)
     directory = None
     try:
-        spec, directory, parent = prepare(plan, folder, sweep.tidy(config), restored())
+        pointer = restored()
+        spec, directory, parent = prepare(plan, folder, sweep.tidy(config), pointer)
         known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
-        _train(spec, directory, train, parent, trial_id, known)
+        reports = Reports(spec, directory, known, holds=sweep.scheduler.name == "pbt")
+        reports.tell_missed(pointer.step if pointer else 0)
+        reports.train(train, parent)
     except Stopped:
         note_stopped(trial_id)
         while True:  # to Tune an end or an error would be this trial's; it is ended with the whole search
@@ -141,40 +153,73 @@ def _generation(
     return RunDirectory(folder / f"g{len(known)}"), pointer
 
 
-def _train(
-    spec: RunSpec,
-    directory: RunDirectory,
-    train: TrainFunction,
-    parent: Path | None,
-    trial_id: str,
-    known: dict[str, float],
-) -> None:
-    """Train and report each validation; report the last line of a run that has nothing left to train.
+class Reports:
+    """What a trial reports to Tune: each validation of its run once, in order.
 
     Args:
-        parent: the donor's checkpoint, if any.
+        spec: the run's.
+        directory: the run's.
         known: figures of the student that are known before it is trained.
+        holds: other trials may be given its checkpoints, so these outlive its own need.
     """
-    every, steps = spec.train.validate_every, spec.train.steps
 
-    def tell(row: Mapping[str, Any], path: str | None) -> None:
+    def __init__(
+        self, spec: RunSpec, directory: RunDirectory, known: Mapping[str, float], holds: bool
+    ) -> None:
+        self.directory, self.known, self.holds = directory, dict(known), holds
+        self.spec, self.every, self.steps = spec, spec.train.validate_every, spec.train.steps
+        self.last = 0
+
+    def tell(self, row: Mapping[str, Any], path: str | None) -> None:
+        """Report a validation and where its checkpoint is."""
+        step = int(row["step"])
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float)}
-        time = {"steps": steps, "report": -(-int(row["step"]) // every)}
-        pointer = Pointer(trial_id, _in_trials(path), int(row["step"])) if path else None
-        report({**numbers, **known, **time}, pointer)
+        time = {"steps": self.steps, TIME: -(-step // self.every)}
+        time[GENERATION_NUMBER] = int(self.directory.path.name[1:])
+        trial = self.directory.path.parent.name
+        pointer = Pointer(trial, _in_trials(path), step) if path else None
+        report({**numbers, **self.known, **time}, pointer)
+        self.last = step
 
-    reported, saved = False, (0, "")
-    if directory.read_result() is None:
-        run = BackgroundRun(lambda bridge: train(spec, directory, [bridge], parent))
-        for row, path in run.reports():
-            if row["step"] >= steps:
-                run.join()  # the result is on disk before a scheduler may end the trial
-            saved = (row["step"], path) if path else saved  # it comes before the same step's validation
-            if "miou" in row and run.error is None:
-                reported = True
-                tell(row, saved[1] if saved[0] == row["step"] else None)
-    if not reported:  # finished before, or started from the last checkpoint of a donor that has finished
-        tell(_last_line(directory), None)
+    def tell_missed(self, step: int) -> None:
+        """Report what the run wrote after `step`, the last that Tune knows of.
+
+        A run is ahead of its reports: when its trial is paused or its sweep is interrupted, some are lost. A
+        scheduler that never hears of them would judge the trial later than it should.
+        """
+        for row in self.directory.read_metrics():
+            if "miou" in row and row["step"] > step:
+                self.tell(row, self._checkpoint(row["step"]))
+
+    def _checkpoint(self, step: int) -> str | None:
+        """The checkpoint of a step that a process before this one wrote, if it is there."""
+        path = self.directory.checkpoints / f"step_{step:08d}"
+        if self.holds:
+            held = held_place(path)
+            if not held.is_dir() and path.is_dir():
+                hold(path)
+            path = held
+        return str(path) if path.is_dir() else None
+
+    def train(self, train: TrainFunction, parent: Path | None) -> None:
+        """Train and report; report the last line of a run that has nothing left to train.
+
+        Args:
+            train: trains the run.
+            parent: the donor's checkpoint, if any.
+        """
+        if self.directory.read_result() is None:
+            run = BackgroundRun(lambda bridge: train(self.spec, self.directory, [bridge], parent), self.holds)
+            saved = (0, "")
+            for row, path in run.reports():
+                if row["step"] >= self.steps:
+                    run.join()  # the result is on disk before a scheduler may end the trial
+                saved = (row["step"], path) if path else saved  # it comes before the same step's validation
+                if "miou" in row and run.error is None:
+                    step = row["step"]
+                    self.tell(row, saved[1] if saved[0] == step else self._checkpoint(step))
+        if not self.last:  # finished before, or started from the last checkpoint of a donor that has finished
+            self.tell(_last_line(self.directory), None)
 
 
 def _last_line(directory: RunDirectory) -> dict[str, Any]:

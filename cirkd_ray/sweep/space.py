@@ -89,6 +89,9 @@ class Resources(_Spec):
     cpus_per_worker: PositiveFloat | Literal["auto"] | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
     concurrent: PositiveInt | None = Field(None, description="trials at a time at most; default: what fits")
+    disk: Literal["check", "ignore"] = Field(
+        "check", description="ignore: start where the checkpoints may not fit the disk"
+    )
 
 
 class SweepSpec(_Spec):

@@ -38,6 +38,8 @@ def stub_run(
         if start
         else {"step": 0, "weights": directory.path.parent.name, "last": {}}
     )
+    if start and start == resume_from:  # its donor deletes it in the end
+        write_text(directory.path / "donor.json", json.dumps(state))
     last: dict[str, Any] = state["last"]
     for step in range(state["step"] + 1, spec.train.steps + 1):
         if step % spec.train.validate_every:

@@ -82,7 +82,8 @@ def test_an_exploited_trial_starts_from_the_donors_weights(
     for trial in exchanged:
         last = data.folder / "trials" / trial.id / f"g{trial.generations - 1}"
         about = json.loads((last / "trial.json").read_text())
-        donor = json.loads((Path(about["parent"]["path"]) / "state.json").read_text())
+        donor = json.loads((last / "donor.json").read_text())
+        assert about["parent"]["path"].startswith(f"{about['parent']['trial']}/g")
         assert about["parent"]["step"] == donor["step"] > 0
         result = json.loads((last / "result.json").read_text())
         assert result["weights"] == donor["weights"]

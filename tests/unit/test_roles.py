@@ -171,6 +171,7 @@ def test_what_a_cohort_shares() -> None:
         f"train.{name}"
         for name in (
             *("batch_size", "accumulate", "validate_every", "validate_limit", "validate_batch_size"),
+            *("validate_window", "validate_stride"),
             *("precision", "channels_last", "compile", "deterministic"),
         )
     }
@@ -179,7 +180,9 @@ def test_what_a_cohort_shares() -> None:
 
 def test_what_may_change_when_a_sweep_is_resumed() -> None:
     free = {path for path, _ in fields_of(Setting(section=SweepSpec)) if not is_kept(path)}
-    resources = {f"resources.{name}" for name in ("workers", "cpus_per_worker", "device", "concurrent")}
+    resources = {
+        f"resources.{name}" for name in ("workers", "cpus_per_worker", "device", "concurrent", "disk")
+    }
     assert free == {"description", "budget.hours", *resources}
     of_the_runs = {path for path in every_path() if not is_kept(f"set.{path}")}
     assert of_the_runs == {

@@ -123,8 +123,8 @@ def test_what_is_wrong_is_refused_with_its_line(
 MEMORY = """\
 recipe: quickstart
 parameters:
-  distill.losses.cirkd_memory.pixel_memory: {choice: [200, 20000]}
-  distill.losses.cirkd_memory.pixel_keys: {choice: {few: 512, many: 1536}}
+  distill.losses.cirkd_memory.pixel_memory: {choice: [300, 20000]}
+  distill.losses.cirkd_memory.pixel_keys: {choice: {few: 512, many: 2048}}
 """
 BRANCHES = """\
 recipe: quickstart
@@ -137,8 +137,8 @@ parameters:
 @pytest.mark.parametrize(
     ("text", "old", "new", "message"),
     [
-        (MEMORY, "[200, 20000]", "[10, 20000]", ":3: .*: 10 cannot be used: .*pixel_memory: 10 is smaller"),
-        (MEMORY, "1536", "4096", r":4: .*: 'many' cannot be used with \S+pixel_memory=200: .*=4096 draws"),
+        (MEMORY, "[300, 20000]", "[10, 20000]", ":3: .*: 10 cannot be used: .*pixel_memory: 10 is smaller"),
+        (MEMORY, "2048", "4096", r":4: .*: 'many' cannot be used with \S+pixel_memory=300: .*=4096 draws"),
         (MEMORY, "quickstart", "quickstart\nset: {distill.losses.cirkd_memory.region_memory: 3}",
          ":1: recipe: cannot be built: .*region_memory: 3 is smaller"),
         (BRANCHES, "[4, 8]", "[4, 7]", ":4: .*: 7 cannot be used: .*groups=7 does not divide .* 64 channels"),
@@ -156,7 +156,7 @@ def test_losses_are_built_at_the_ends_of_their_settings(
 
 def test_long_queues_are_looked_at_without_their_memory(tmp_path: Path) -> None:
     file = tmp_path / "space.yaml"
-    file.write_text(MEMORY.replace("20000", "200000000"))  # 11 x 2e8 x 64 numbers
+    file.write_text(MEMORY.replace("20000", "200000000"))  # 8 x 2e8 x 64 numbers
     check_space(load_space(str(file)))
 
 
@@ -280,7 +280,8 @@ def test_what_draws_do_together_is_looked_at_before_they_are_trained(tmp_path: P
 def test_a_value_that_is_not_in_effect_is_found() -> None:
     spec = load_run("quickstart")
     assert (
-        differences(spec, {"optim.lr": spec.optim.lr, "data.crop": [64, 128], "teacher.weights": None}) == []
+        differences(spec, {"optim.lr": spec.optim.lr, "data.crop": [64, 128], "train.validate_limit": None})
+        == []
     )
     assert differences(spec, {"optim.lr": 0.1}) == [f"optim.lr={spec.optim.lr}, not 0.1"]
     assert differences(spec, {"optim.rl": 0.1}) == ["optim.rl=nothing, not 0.1"]

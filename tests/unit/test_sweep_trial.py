@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ import torch
 
 from cirkd_ray.cluster.bridge import Pointer
 from cirkd_ray.cluster.capacity import capacity, check_places, driver_resources, largest_plan
+from cirkd_ray.cluster.donors import hold
 from cirkd_ray.cluster.pool import Job
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.cluster.search import make_scheduler, make_searcher
 from cirkd_ray.cluster.sweep import best_recipe, control_runs
-from cirkd_ray.cluster.trial import TrialPlan, check_applied, prepare
+from cirkd_ray.cluster.trial import Reports, TrialPlan, check_applied, prepare
 from cirkd_ray.config import RunSpec, from_tree, load_run
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import ConfigError
@@ -83,7 +85,7 @@ def test_a_run_from_a_donors_checkpoint_has_its_weights_and_its_own_settings(tmp
     plan = plan_in(tmp_path)
     spec, donor, _ = prepare(plan, tmp_path / "t1", {"optim.lr": 0.05}, None)
     run_local(spec, donor)
-    path = donor.checkpoints / checkpoint_name(2)
+    path = hold(donor.checkpoints / checkpoint_name(2))
     spec, heir, parent = prepare(plan, tmp_path / "t2", {"optim.lr": 1e-12}, Pointer("t1", str(path), 2))
     frozen = from_tree(apply_overrides(spec.to_dict(), {"optim.lr": 1e-12, "optim.momentum": 0.0}))
     world = World.current(torch.device("cpu"))
@@ -94,6 +96,48 @@ def test_a_run_from_a_donors_checkpoint_has_its_weights_and_its_own_settings(tmp
         if tensor.is_floating_point() and "running" not in name:
             torch.testing.assert_close(after["student"][name], tensor, rtol=0, atol=1e-6)
     assert heir.read_metrics()[0]["lr"] < 1e-11
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_each_validation_is_reported_with_the_checkpoint_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    """The run was ended between the checkpoint of step 2 and its validation, and is resumed there."""
+    directory = RunDirectory(tmp_path / "trials" / "t1" / "g0")
+    told: list[tuple[int, str | None]] = []
+
+    def row(step: int) -> dict[str, float]:
+        return {"step": step, "miou": 0.1 * step}
+
+    def saved(step: int) -> str:
+        path = directory.checkpoints / checkpoint_name(step)
+        path.mkdir(parents=True)
+        return str(path)
+
+    def reports(directory: RunDirectory) -> Iterator[tuple[dict[str, float], str | None]]:
+        yield row(2), None
+        path = saved(4)
+        yield {"step": 4}, str(hold(Path(path))) if holds else path
+        yield row(4), None
+        yield row(5), None
+
+    run = SimpleNamespace(reports=lambda: reports(directory), join=lambda: None, error=None)
+    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds: run)
+    monkeypatch.setattr(
+        "cirkd_ray.cluster.trial.report",
+        lambda figures, pointer: told.append((figures["step"], pointer and pointer.path)),
+    )
+    spec = tiny_baseline(train={"steps": 9, "validate_every": 1})
+    directory.create(spec)
+    directory.append_metrics(row(1))
+    for step in (1, 2):
+        saved(step)
+    trial = Reports(spec, directory, {}, holds)
+    trial.tell_missed(0)
+    trial.train(lambda *arguments: {}, None)
+    folder = "t1/g0/donors" if holds else "t1/g0/checkpoints"
+    assert told == [*((step, f"{folder}/{checkpoint_name(step)}") for step in (1, 2, 4)), (5, None)]
+    assert all((tmp_path / "trials" / path).is_dir() for _, path in told if path)
 
 
 @pytest.mark.parametrize(
@@ -186,7 +230,7 @@ def test_a_search_that_ends_early_was_interrupted_unless_its_hours_are_spent(
     write_expired(tmp_path)  # the search is over, whatever this call's clock says
     sweep._search(here, here.base, 2)
     assert (tmp_path / "trials" / "a" / "outcome.json").is_file()
-    assert plans[0].base["train"]["keep_checkpoints"] == 100_000  # donors' checkpoints outlive their trials
+    assert plans[0].base["train"]["keep_checkpoints"] == tiny_baseline().train.keep_checkpoints
 
 
 def test_paused_trials_are_bounded_by_places_on_the_head() -> None:
