@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     help="Resume RUN; without RUN: the run of --name (started if it does not exist yet), or this recipe's "
     "latest unfinished run.",
 )
+@option("--restart", is_flag=True, help="Resume; where all checkpoints are damaged, start over at step 0.")
 @accept_data_option
 @option("--local", is_flag=True, help="Run in this process, without Ray.")
 def command(
@@ -39,6 +40,7 @@ def command(
     out: str,
     name: str | None,
     resume: str | None,
+    restart: bool,
     accept_data: bool,
     local: bool,
 ) -> None:
@@ -56,13 +58,21 @@ def command(
     console = output()
     say = partial(console.print, highlight=False)
     place = Path(out).expanduser().absolute()
+    resume = "" if restart and resume is None else resume
     spec, directory = choose_run(recipe, overrides, place, name, resume)
     say(f"{spec.name} -> {directory.path}")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
     with _runner(local) as runner:
         outcome = run_recipe(
-            spec, directory, place, runner, resume=resume is not None, accept_data=accept_data, say=say
+            spec,
+            directory,
+            place,
+            runner,
+            resume=resume is not None,
+            restart=restart,
+            accept_data=accept_data,
+            say=say,
         )
     print_outcome(outcome, console)
 
