@@ -26,6 +26,13 @@ runtime_env() {
   sed "s/@PYPROJECT@/$(cksum <"$ROOT/pyproject.toml" | tr ' ' -)/" "$file"
 }
 
+# What goes up with the job is measured before: `jobs/upload.py` ends with 2 where the head would not take it.
+measure() {
+  local code=0
+  "$1" "$ROOT/jobs/upload.py" "$ROOT" "$2" || code=$?
+  [ "$code" -ne 2 ] || exit 2
+}
+
 submit() {
   [ -n "${RAY_ADDRESS:-${RAY_API_SERVER_ADDRESS:-}}" ] ||
     fail "set RAY_ADDRESS to the address of the cluster's dashboard, e.g. http://head:8265"
@@ -37,8 +44,10 @@ submit() {
   environment="$(mktemp --suffix=.yaml)" # not local: the trap runs after this function
   trap 'rm -f "$environment"' EXIT
   runtime_env >"$environment"
+  measure "$python" "$environment"
   "$python" -m ray.scripts.scripts job submit --submission-id "$id" --working-dir "$ROOT" \
-    --runtime-env "$environment" -- python -m cirkd_ray "$@" || true # its own code says only that something failed
+    --runtime-env "$environment" -- python -m cirkd_ray "$@" \
+    2> >("$python" "$ROOT/jobs/one_line.py") || true # its own code says only that something failed
   "$python" "$ROOT/jobs/exit_code.py" "$id"
 }
 

@@ -16,7 +16,7 @@ def main(submission_id: str) -> int:
     """The code to end with."""
     try:
         job = JobSubmissionClient().get_job_info(submission_id)
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # of the connection, the token, the head: a line, whatever its library says
         reason = str(error).splitlines()[0]
         if isinstance(error, OSError) or "status code 5" in reason:  # also what stands before a dead head
             sys.stderr.write(

@@ -24,6 +24,8 @@ from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped
 
+RAYS_LIST = "checkpoint_manager_snapshot.json"
+
 
 class StopOnUserError(UserCallback):  # type: ignore[misc]
     """Ends a run at once when a worker failed for a reason that no retry can mend."""
@@ -75,7 +77,7 @@ def make_trainer(
             name=directory.checkpoints.name,
             storage_path=str(directory.path),
             failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=spec.train.keep_checkpoints),
+            checkpoint_config=CheckpointConfig(num_to_keep=None),  # RayReporter keeps the newest whole ones
             callbacks=[StopOnUserError(str(directory.path)), *callbacks],
         ),
     )
@@ -97,6 +99,8 @@ def fit(
     plan = plan_run(spec, ray.cluster_resources())
     check_places(plan, spec)
     (directory.path / FAILURE).unlink(missing_ok=True)
+    # Ray's list of checkpoints, which it would want to find all of; the run knows its own.
+    (directory.checkpoints / RAYS_LIST).unlink(missing_ok=True)
     trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
     try:
         if not stop_is_asked():

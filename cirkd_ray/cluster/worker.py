@@ -19,10 +19,10 @@ import torch
 
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch
-from cirkd_ray.config import from_tree
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TransientError, UserError
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
-from cirkd_ray.train.checkpoint import list_checkpoints
+from cirkd_ray.train.checkpoint import copy_checkpoint, keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.outcome import write_failure
@@ -37,14 +37,15 @@ class RayReporter:
 
     Args:
         directory: the run's.
-        asynchronous: whether training goes on while a checkpoint goes up.
+        spec: of the run.
     """
 
-    def __init__(self, directory: RunDirectory, asynchronous: bool) -> None:
-        self.asynchronous = asynchronous
+    def __init__(self, directory: RunDirectory, spec: RunSpec) -> None:
+        self.asynchronous = spec.cluster.async_checkpoints
+        self.kept, self.keep = directory.checkpoints, spec.train.keep_checkpoints
         self.local = local_checkpoints(directory)
-        # One that is written again was passed over as damaged. It gets a name of its own, because Ray will
-        # prune the damaged one by its name.
+        # One that is written again was passed over as damaged. It gets a name of its own: Ray knows them
+        # by name.
         self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
         self.cleared = False
 
@@ -65,11 +66,18 @@ class RayReporter:
             checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
             checkpoint_dir_name=None if checkpoint is None else checkpoint.name,  # the main rank's holds
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
+            checkpoint_upload_fn=self._upload,
             delete_local_checkpoint_after_upload=True,
         )
         if last:
             with contextlib.suppress(OSError):
                 self.local.rmdir()
+
+    def _upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
+        """Copy a checkpoint to the run's directory, whole or not at all, and keep the newest whole ones."""
+        copy_checkpoint(Path(checkpoint.path), self.kept / name)
+        keep_newest(self.kept, self.keep)
+        return ray.train.Checkpoint.from_directory(str(self.kept / name))
 
 
 def local_checkpoints(directory: RunDirectory) -> Path:
@@ -99,7 +107,7 @@ def work(config: dict[str, Any]) -> None:
         if sum(node["Alive"] for node in ray.nodes()) > 1:
             spec = staged(spec)
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        reporter = RayReporter(directory, spec.cluster.async_checkpoints)
+        reporter = RayReporter(directory, spec)
         resume_from = config["resume_from"]
         parent = Path(resume_from) if resume_from else None
         train(spec, world, directory, reporter, listeners, parent, StopWatch())

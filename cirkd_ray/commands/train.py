@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     help="Resume RUN; without RUN: the run of --name (started if it does not exist yet), or this recipe's "
     "latest unfinished run.",
 )
+@option("--restart", is_flag=True, help="Resume; where all checkpoints are damaged, start over at step 0.")
 @accept_data_option
 @option("--local", is_flag=True, help="Run without Ray, in this process or those of torchrun.")
 def command(
@@ -39,6 +40,7 @@ def command(
     out: str,
     name: str | None,
     resume: str | None,
+    restart: bool,
     accept_data: bool,
     local: bool,
 ) -> None:
@@ -61,6 +63,7 @@ def command(
     console = output(quiet=local and follows_another())
     say = partial(console.print, highlight=False)
     place = Path(out).expanduser().absolute()
+    resume = "" if restart and resume is None else resume
     spec, directory = choose_run(recipe, overrides, place, name, resume)
     say(f"{spec.name} -> {directory.path}")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
@@ -69,7 +72,14 @@ def command(
         if runner is None:
             return
         outcome = run_recipe(
-            spec, directory, place, runner, resume=resume is not None, accept_data=accept_data, say=say
+            spec,
+            directory,
+            place,
+            runner,
+            resume=resume is not None,
+            restart=restart,
+            accept_data=accept_data,
+            say=say,
         )
     print_outcome(outcome, console)
 

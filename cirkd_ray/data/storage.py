@@ -1,4 +1,8 @@
-"""Where a data set's files lie: a folder of this machine, or what fsspec can reach (s3://, gs://, ...)."""
+"""Where a data set's files lie: a folder of this machine, or what fsspec can reach.
+
+`s3://` and `gs://` go through pyarrow's file systems, which Ray brings along; other protocols through what
+fsspec knows of them.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,11 @@ import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pyarrow import fs
 
 from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.errors import DataError, TransientError
@@ -18,6 +25,8 @@ from cirkd_ray.files import write_bytes
 T = TypeVar("T")
 PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
 """What a network file system says while its server is away."""
+_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
+"""In pyarrow's errors of an S3 server: another try would get the same answer."""
 _CHANGING = (".json", ".jsonl", ".yaml", ".txt")
 """Ends of the names of files that list or describe others: they may change, so they are never cached."""
 
@@ -129,8 +138,8 @@ class RemoteStorage(Storage):
     Lists and descriptions, which change while a data set is prepared, are read anew each time. A file whose
     checksum is known is cached under its checksum.
 
-    Credentials, endpoints and the like come from where the protocol's own tools take them (for S3 the AWS_...
-    variables and files) or from fsspec's configuration (FSSPEC_S3_...).
+    Credentials, endpoints and the like come from where the protocol's own tools take them: for S3 the AWS_...
+    variables and files (AWS_ENDPOINT_URL for a server other than Amazon's).
 
     Args:
         url: the root, with its protocol.
@@ -164,8 +173,8 @@ class RemoteStorage(Storage):
         filesystem, root = self._open()
 
         def put() -> None:
-            # Object stores have no folders; others need them.
-            filesystem.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
+            if not _is_object_store(self.url):
+                filesystem.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
             filesystem.pipe_file(f"{root}/{path}", data)
 
         self._try(put, self.where(path))
@@ -199,10 +208,8 @@ class RemoteStorage(Storage):
     def _open(self) -> tuple[Any, str]:
         """fsspec's filesystem and the root's path in it."""
         if self._connection is None:
-            import fsspec
-
             try:
-                filesystem, root = fsspec.core.url_to_fs(self.url)
+                filesystem, root = _open_url(self.url)
             except (ImportError, ValueError) as error:
                 raise DataError(f"{self.url}: {_reason(error)}") from None
             self._connection = filesystem, str(root).rstrip("/")
@@ -216,10 +223,39 @@ class RemoteStorage(Storage):
             except (FileNotFoundError, PermissionError, NotImplementedError) as error:
                 raise DataError(f"{where}: {_reason(error)}") from None
             except Exception as error:  # each protocol's library has exceptions of its own
+                if any(code in str(error) for code in _REFUSED):
+                    raise DataError(f"{where}: {_reason(error)}") from None
                 if attempt + 1 == self.tries:
-                    raise TransientError(f"{where}: {_reason(error)} ({self.tries} tries)") from error
+                    server = f" at {_s3_endpoint()}" if self.url.startswith("s3:") and _s3_endpoint() else ""
+                    raise TransientError(f"{where}: {_reason(error)}{server} ({self.tries} tries)") from error
                 time.sleep(self.pause * 2**attempt)
         raise AssertionError("unreachable")
+
+
+def _is_object_store(url: str) -> bool:
+    """Whether pyarrow opens it; such stores have no folders to make."""
+    return url.startswith(("s3://", "gs://", "gcs://"))
+
+
+def _s3_endpoint() -> str | None:
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+
+
+def _open_url(url: str) -> tuple[Any, str]:
+    """The file system behind a URL, by fsspec's interface, and the path in it."""
+    import fsspec
+
+    if not _is_object_store(url):
+        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
+        return found
+    from fsspec.implementations.arrow import ArrowFSWrapper
+
+    if url.startswith("s3://"):
+        store = fs.S3FileSystem(endpoint_override=_s3_endpoint())
+    else:
+        store = fs.GcsFileSystem(retry_time_limit=timedelta(seconds=30))
+    # Not one for all: it would keep the environment of its first use.
+    return ArrowFSWrapper(store, skip_instance_cache=True), url.partition("://")[2]
 
 
 def open_storage(root: str | Path, create: bool = False) -> Storage:

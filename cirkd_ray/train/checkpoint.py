@@ -8,10 +8,12 @@ damaged one is passed over for the one before it.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,13 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             "The checkpoints before it are untouched."
         ) from None
     return folder
+
+
+def copy_checkpoint(source: Path, folder: Path) -> None:
+    """Copy a checkpoint to a new folder `folder`: whole, or not at all."""
+    with whole_folder(folder) as partial:
+        for name in (STATE, MANIFEST):
+            shutil.copyfile(source / name, partial / name)
 
 
 def complaint(folder: Path) -> str | None:
@@ -104,19 +113,64 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     return state
 
 
+def none_is_whole(folder: Path) -> str | None:
+    """Why a run cannot be resumed from any of these checkpoints; None where one is whole or there is none."""
+    problems = []
+    for path in list_checkpoints(folder):
+        problem = complaint(path)
+        if problem is None:
+            return None
+        problems.append(f"{path.name} is {problem}")
+    if not problems:
+        return None
+    return (
+        f"none of the run's {len(problems)} checkpoints is whole ({'; '.join(problems[:3])});\n"
+        "put a good copy back, or start over at step 0 with cirkd train --restart (or delete this folder)"
+    )
+
+
+def keep_newest(folder: Path, keep: int) -> None:
+    """Delete all but the `keep` newest whole checkpoints; where none is whole, none is deleted."""
+    found = list_checkpoints(folder)
+    if len(found) <= keep:
+        return
+    whole = set(islice((path for path in found if _looked_at(path) is None), keep))
+    for path in found if whole else ():
+        if path not in whole:
+            shutil.rmtree(path, ignore_errors=True)
+
+
 def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Delete all but the `keep` newest checkpoints, and what interrupted writes left behind."""
-    for path in list_checkpoints(folder)[keep:]:
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob(".step_*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+    """`keep_newest`, and delete what interrupted writes left behind."""
+    keep_newest(folder, keep)
+    _remove_unfinished(folder)
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
     """Delete the checkpoints whose writing or upload was cut off: a file is missing or too short."""
+    _remove_unfinished(folder)
     for path in list_checkpoints(folder):
         if (complaint(path) or "").startswith(("incomplete", "truncated")):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    for path in folder.glob(".step_*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _looked_at(path: Path) -> str | None:
+    """`complaint`, once for a file as it is now: hashing takes seconds where checkpoints are large."""
+    try:
+        found = (path / STATE).stat(), (path / MANIFEST).stat()
+    except OSError:
+        return complaint(path)
+    return _complaint_of(path, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in found))
+
+
+@functools.lru_cache(maxsize=256)
+def _complaint_of(path: Path, version: tuple[tuple[int, ...], ...]) -> str | None:
+    return complaint(path)
 
 
 def _sha256(path: Path) -> str:

@@ -42,7 +42,7 @@ from cirkd_ray.train.progress import ReportWindow, RunProgress
 from cirkd_ray.train.rehearsal import enough_values
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.state import load_state, state_of
+from cirkd_ray.train.state import load_state, refuse_damaged, state_of
 from cirkd_ray.train.step import NEVER, WEIGHTS
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.validation import (
@@ -112,6 +112,8 @@ class TrainingLoop:
         if path:
             self.progress = RunProgress(**load_state(self.run, read_checkpoint(Path(path))))
             self._take_validation(Path(path))
+        else:
+            refuse_damaged(self.directory.checkpoints, self.world)
         if self.world.is_main:
             remove_partial_checkpoints(self.directory.checkpoints)
             self.directory.rewind(self.progress.step, validated=not self.progress.due)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,8 +15,9 @@ from typing import Any, Protocol
 from filelock import FileLock, Timeout
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import CheckpointError, ConfigError
 from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
+from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
@@ -72,6 +74,7 @@ def run_recipe(
     runner: Runner,
     *,
     resume: bool = False,
+    restart: bool = False,
     accept_data: bool = False,
     say: Callable[[str], None] = lambda text: None,
 ) -> Outcome:
@@ -85,6 +88,7 @@ def run_recipe(
         out: where teachers and baselines are kept.
         runner: trains one recipe in one directory.
         resume: continue `directory` where it holds a run already.
+        restart: start a run over whose checkpoints are all damaged.
         accept_data: take data that changed since a run or teacher was begun for the same.
         say: hears what happens.
 
@@ -99,16 +103,17 @@ def run_recipe(
         begun = directory.recipe.exists()
         open_directory(directory, spec, resume)
         data.hold(directory.path, begun, ANEW)
+        require_whole(directory, restart)
         teacher, baseline, reused = None, None, []
         if trains_teacher:
             teacher = teacher_of(spec, directory.path, out, data, ANEW)
-            if train_teacher(teacher_recipe(spec), teacher, runner, say, data):
+            if train_teacher(teacher_recipe(spec), teacher, runner, say, data, restart):
                 reused.append(teacher)
             spec = with_weights(spec, teacher.path)
         if has_baseline(spec):
             plan = baseline_recipe(spec)
             baseline = RunDirectory(data.on(plan).shared(baseline_directory(plan, out).path))
-            if train_once(f"student alone, {plan.model.name}", plan, baseline, runner, say, data):
+            if train_once(f"student alone, {plan.model.name}", plan, baseline, runner, say, data, restart):
                 reused.append(baseline)
         result = directory.read_finished()
         if result is not None:
@@ -129,13 +134,14 @@ def train_teacher(
     runner: Runner,
     say: Callable[[str], None],
     data: DataGuard | None = None,
+    restart: bool = False,
 ) -> bool:
-    """Train a teacher unless it is there; returns whether it was.
+    """Train a teacher unless it is there; returns whether it was. `restart` as in `run_recipe`.
 
     Raises:
         ConfigError: it was begun there on other data than `data`, and is not finished.
     """
-    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say, data)
+    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say, data, restart)
 
 
 def train_once(
@@ -145,6 +151,7 @@ def train_once(
     runner: Runner,
     say: Callable[[str], None],
     data: DataGuard | None = None,
+    restart: bool = False,
 ) -> bool:
     """Train what several runs share unless it is there; `name` is what messages call it.
 
@@ -161,9 +168,24 @@ def train_once(
         open_directory(directory, spec, resume=True)
         if data is not None:
             data.on(spec).hold(directory.path, begun, "move that folder away to train it anew")
+        require_whole(directory, restart)
         say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
         runner(spec, directory)
     return False
+
+
+def require_whole(directory: RunDirectory, restart: bool) -> None:
+    """Refuse an unfinished run whose checkpoints are all damaged; with `restart`, delete these instead.
+
+    Raises:
+        CheckpointError: with what is there.
+    """
+    problem = None if directory.result.exists() else none_is_whole(directory.checkpoints)
+    if problem is None:
+        return
+    if not restart:
+        raise CheckpointError(f"{directory.checkpoints}: {problem}")
+    shutil.rmtree(directory.checkpoints)
 
 
 @contextmanager

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from cirkd_ray.errors import CheckpointError
 from cirkd_ray.train.build import Run
+from cirkd_ray.train.checkpoint import none_is_whole
+from cirkd_ray.train.distributed import World, broadcast_text
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -53,3 +56,14 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         ) from None
     state.pop("spec")
     return state
+
+
+def refuse_damaged(folder: Path, world: World) -> None:
+    """Do not start over in silence; every rank takes part.
+
+    Raises:
+        CheckpointError: on all ranks, where there are checkpoints but none is whole.
+    """
+    problem = broadcast_text((none_is_whole(folder) or "") if world.is_main else "", world)
+    if problem:
+        raise CheckpointError(f"{folder}: {problem}")

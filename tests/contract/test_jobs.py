@@ -8,6 +8,7 @@ import runpy
 import shlex
 import socket
 import subprocess
+import sys
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,104 @@ def test_a_manifests_entry_point_is_a_command_that_resumes(path: Path) -> None:
         "volumeMounts"
     ]
     assert {"name": "shared", "mountPath": "/shared"} in mounts
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A working directory with code, ignored files, links and data."""
+    root = tmp_path / "checkout"
+    for name, text in {
+        "code/a.py": "x = 1",
+        ".gitignore": "*.log\n/runs/\n",
+        "big.log": "x" * 200,
+        "data/a.png": "x",
+        "code/data/b.py": "y = 2",
+    }.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "blob").write_bytes(b"x" * 1000)
+    (root / "my link").symlink_to(tmp_path / "elsewhere")
+    (root / "code" / "blob").symlink_to(tmp_path / "elsewhere" / "blob")
+    return root
+
+
+def measured(root: Path, environment: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(JOBS / "upload.py"), str(root), str(environment)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def sparse(path: Path, mebibytes: int) -> None:
+    with path.open("wb") as file:
+        file.truncate(mebibytes << 20)
+
+
+def test_links_and_data_are_left_out_of_the_upload_and_named(checkout: Path, tmp_path: Path) -> None:
+    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
+
+    environment = tmp_path / "env.yaml"
+    environment.write_text("env_vars: {A: b}\nexcludes: [code/x]\n")
+    done = measured(checkout, environment)
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert all(name in line for name in ("data", "my link", "code/blob"))
+    tree = yaml.safe_load(environment.read_text())
+    assert tree["env_vars"] == {"A": "b"}
+    assert "code/x" in tree["excludes"]
+    found: list[Path] = []
+    _dir_travel(checkout, [_get_excludes(checkout, tree["excludes"])], found.append, True)
+    names = {str(path.relative_to(checkout)) for path in found if path.is_file()}
+    assert names == {"code/a.py", "code/data/b.py", ".gitignore"}
+
+
+def test_a_large_file_is_named_and_one_that_the_head_would_not_take_is_refused(
+    checkout: Path, tmp_path: Path
+) -> None:
+    environment = tmp_path / "env.yaml"
+    environment.write_text("env_vars: {}\n")
+    sparse(checkout / "weights.pth", 20)
+    done = measured(checkout, environment)
+    assert done.returncode == 0
+    line = done.stderr.splitlines()[-1]
+    assert "weights.pth" in line
+    assert ".rayignore" in line
+    sparse(checkout / "x.bin", 600)
+    done = measured(checkout, environment)
+    assert done.returncode == 2
+    assert "x.bin 600.0 MiB" in done.stderr
+    (checkout / ".rayignore").write_text("x.bin\nweights.pth\n")  # as the line says
+    assert measured(checkout, environment).returncode == 0
+
+
+def test_many_small_files_are_measured_by_their_folder(checkout: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "env.yaml"
+    environment.write_text("env_vars: {}\n")
+    (checkout / "frames").mkdir()
+    for index in range(30):
+        sparse(checkout / "frames" / f"{index}.png", 5)
+    done = measured(checkout, environment)
+    assert done.returncode == 2
+    assert "frames/ 150.0 MiB" in done.stderr
+
+
+def test_a_script_does_not_submit_what_is_refused(tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\ncase "$1" in */upload.py) exit 2;; esac\ntouch {tmp_path}/submitted\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "CIRKD_PYTHON": str(python), "RAY_ADDRESS": "http://h:1", "CIRKD_OUT": "/s"}
+    done = subprocess.run(["bash", str(JOBS / "train.sh"), "a", "b"], env=environment, check=False)
+    assert done.returncode == 2
+    assert not (tmp_path / "submitted").exists()
+
+
+def test_of_a_librarys_traceback_one_line_is_left() -> None:
+    text = (
+        "a warning\nTraceback (most recent call last):\n  File x\n    raise A\nA: first\n\n"
+        "During handling of the above exception, another exception occurred:\n\n"
+        "Traceback (most recent call last):\n  File y\n"
+        "RuntimeError: Request failed with status code 413\nbody\n"
+    )
+    done = subprocess.run(
+        [sys.executable, str(JOBS / "one_line.py")], input=text, capture_output=True, text=True, check=True
+    )
+    assert done.stderr == "a warning\nray: Request failed with status code 413\n"
