@@ -91,7 +91,28 @@ def prepare(
     """
     encoding = encoding or Encoding()
     storage = open_storage(target, create=True)
-    source = next(iter(splits.values()))
+    ledger = _open_ledger(storage, target, next(iter(splits.values())), name, settings, encoding)
+    with ThreadPoolExecutor(workers) as pool:
+        for split, data in splits.items():
+            store = functools.partial(_store, data, split, storage, encoding, skip_bad)
+            bad: dict[str, str] = {}
+            for rows in _parts(split, data, ledger, functools.partial(pool.map, store)):
+                bad |= {printable(row.name): printable(row.error) for row in rows if row.error is not None}
+                if progress:
+                    progress(len(rows))
+            ledger.complete(split, data, bad, _lacking(data) if skip_bad else {})
+    return ledger.manifest
+
+
+def _open_ledger(
+    storage: Storage,
+    target: str,
+    source: SegmentationDataset,
+    name: str,
+    settings: Mapping[str, Any],
+    encoding: Encoding,
+) -> _Ledger:
+    """The ledger of what was begun at `target`, or a new one."""
     plan = {
         "dataset": name,
         "settings": dict(settings),
@@ -108,17 +129,7 @@ def prepare(
     _agree(storage, plan | meaning)
     begun = find_manifest(target, unfinished=True) or Manifest(**plan)
     made_of = {"source": source.place, "values": source.label_values()}
-    ledger = _Ledger(storage, begun.model_copy(update=made_of))
-    with ThreadPoolExecutor(workers) as pool:
-        for split, data in splits.items():
-            store = functools.partial(_store, data, split, storage, encoding, skip_bad)
-            bad: dict[str, str] = {}
-            for rows in _parts(split, data, ledger, functools.partial(pool.map, store)):
-                bad |= {printable(row.name): printable(row.error) for row in rows if row.error is not None}
-                if progress:
-                    progress(len(rows))
-            ledger.complete(split, data, bad, _lacking(data) if skip_bad else {})
-    return ledger.manifest
+    return _Ledger(storage, begun.model_copy(update=made_of))
 
 
 @dataclass

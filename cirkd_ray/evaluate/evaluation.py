@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -113,56 +115,44 @@ def evaluate(
 
     Args:
         model: returns a `SegmentationOutput`; its modules' modes are the same afterwards.
-        preprocessing: how it wants its pixels; by default its attribute of that name.
-        precision: "bf16" or "fp16" for autocast.
+        preprocessing, precision: how it wants its pixels (default: its attribute); "bf16" or "fp16".
         workers: processes that read images; 0 reads in this one.
         batch_size: images of one size that are run together. Networks round a little differently in batches:
             counts that are equal on any number of ranks to the last pixel need 1.
         limit: only the first so many images of the set.
-        batches: a loader made by `eval_loader` for the same rank, world size and limit, whose processes live
-            on between evaluations; by default one is made for this call.
+        batches: a loader by `eval_loader` for the same share, whose processes live on; else one is made.
         pictures: indices of images that rank 0 hands back with their predictions, `teacher`'s as well.
-        views: scales, flip and windows; by default the whole image once.
-        boundary, per_image: also compute boundary IoU; also keep each image's areas.
+        views, boundary, per_image: how images are seen; also boundary IoU; also keep each image's areas.
         on_images: called after each batch with the number of its images.
 
     Raises:
         ConfigError: the network scores another number of classes than the data set has, or a bad setting.
         DataError: an unreadable sample, or labels that are no class (found at the end).
     """
+    device, total = torch.device(device), _images(dataset, rank, world_size, limit)
+    indices = range(total)
+    if batches is None:
+        batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=indices)
+    prepare = Preprocess(preprocessing or preprocessing_of(model)).to(device)
+    counts = _Counts(dataset.classes, total, device, boundary, per_image)
+    there = joined((to_device(batch, device) for batch in batches), batch_size)
+    with inference(model, device=device, precision=precision):
+        score = partial(PixelScores, model, prepare)
+        seconds = counts.add_all(there, dataset, score, views, on_images)
+    if world_size > 1:
+        seconds = counts.reduce(seconds)
+    same: dict[str, Any] = {"device": device, "precision": precision, "views": views, "teacher": teacher}
+    taken = take_pictures(dataset, pictures if rank == 0 else (), model, prepare, **same)
+    return counts.result(dataset, total, seconds, taken)
+
+
+def _images(dataset: SegmentationDataset, rank: int, world_size: int, limit: int | None) -> int:
+    """How many images all ranks together evaluate."""
     if not 0 <= rank < world_size:
         raise ValueError(f"rank {rank} of {world_size}")
     if limit is not None and limit < 1:
         raise ConfigError(f"limit: at least one image must be evaluated, got {limit}")
-    device, total = torch.device(device), min(limit or len(dataset), len(dataset))
-    if batches is None:
-        batches = eval_loader(dataset, rank, world_size, workers, batch_size=batch_size, indices=range(total))
-    prepare = Preprocess(preprocessing or preprocessing_of(model)).to(device)
-    counts = _Counts(dataset.classes, total, device, boundary, per_image)
-    start = time.perf_counter()
-    with inference(model, device=device, precision=precision):
-        for batch in joined((to_device(batch, device) for batch in batches), batch_size):
-            size = (batch.labels.shape[1], batch.labels.shape[2])
-            name = dataset.name(int(batch.indices[0]))
-            counts.add(batch, PixelScores(model, prepare, batch.images, views, size, name))
-            if on_images is not None:
-                on_images(len(batch.indices))
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = time.perf_counter() - start
-    if world_size > 1:
-        seconds = counts.reduce(seconds)
-    taken = take_pictures(
-        dataset,
-        pictures if rank == 0 else (),
-        model,
-        prepare,
-        device=device,
-        precision=precision,
-        views=views,
-        teacher=teacher,
-    )
-    return counts.result(dataset, total, seconds, taken)
+    return min(limit or len(dataset), len(dataset))
 
 
 def joined(batches: Iterable[DeviceBatch], size: int) -> Iterator[DeviceBatch]:
@@ -201,11 +191,30 @@ class _Counts:
     def __init__(
         self, classes: ClassSet, total: int, device: torch.device, boundary: bool, per_image: bool
     ) -> None:
-        self.classes = classes
+        self.classes, self.device = classes, device
         self.confusion = ConfusionMatrix(len(classes), IGNORE_INDEX, device)
         self.boundary = BoundaryMatrix(len(classes), device=device) if boundary else None
         shape = (total, 3, len(classes))
         self.table = torch.zeros(shape, dtype=torch.int64, device=device) if per_image else None
+
+    def add_all(
+        self,
+        batches: Iterable[DeviceBatch],
+        dataset: SegmentationDataset,
+        score: Callable[..., PixelScores],
+        views: Views,
+        on_images: Callable[[int], None] | None,
+    ) -> float:
+        """Score and count all images; returns the seconds that it took."""
+        start = time.perf_counter()
+        for batch in batches:
+            size, name = (batch.labels.shape[1], batch.labels.shape[2]), dataset.name(int(batch.indices[0]))
+            self.add(batch, score(batch.images, views, size, name))
+            if on_images is not None:
+                on_images(len(batch.indices))
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - start
 
     def add(self, batch: DeviceBatch, scores: PixelScores) -> None:
         """Count a batch of images by their class scores."""

@@ -134,8 +134,7 @@ class TrainingLoop:
         """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
         path = ""
         if self.world.is_main:
-            newest = newest_checkpoint(self.directory.checkpoints, warn)
-            path = str(newest or self.started_from or "")
+            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
         return broadcast_text(path, self.world)
 
     def _take_validation(self, checkpoint: Path) -> None:

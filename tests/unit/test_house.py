@@ -160,6 +160,20 @@ def test_the_core_loads_without_ray() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_files_and_functions_can_be_seen_at_once() -> None:
+    wrong = []
+    for path in MODULES.values():
+        text = path.read_text(encoding="utf-8")
+        if text.count("\n") > 350:
+            wrong.append(f"{path.relative_to(REPO)} has {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                if lines > 60:
+                    wrong.append(f"{path.relative_to(REPO)}:{node.lineno} {node.name} has {lines} lines")
+    assert not wrong, "\n".join(wrong)
+
+
 def test_the_top_level_holds_only_what_is_designed() -> None:
     if not (REPO / ".git").exists():
         pytest.skip("not a checkout")

@@ -8,6 +8,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -145,8 +146,8 @@ def test_a_signal_ends_a_local_run_at_a_checkpoint_and_the_line_it_prints_resume
         ).to_yaml()
     )
     words = ["train", str(recipe), "--local", "--out", str(tmp_path)]
-    environment = {**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(tmp_path / "temporary")}
-    (tmp_path / "temporary").mkdir()
+    temporary = Path(tempfile.mkdtemp(prefix="cirkd-"))  # short: sockets are made in it
+    environment = {**os.environ, "PYTHONPATH": str(REPO), "TMPDIR": str(temporary)}
     process = subprocess.Popen(
         [sys.executable, "-m", "cirkd_ray", *words],
         env=environment,
@@ -163,7 +164,8 @@ def test_a_signal_ends_a_local_run_at_a_checkpoint_and_the_line_it_prints_resume
     step, last = last_step(directory.checkpoints), errors.splitlines()[-1]
     again = f"cirkd {shlex.join(words)} --name {directory.path.name} --resume"
     assert last == f"cirkd: stopped at step {step}; continue with: {again}"
-    assert list((tmp_path / "temporary").iterdir()) == []
+    assert list(temporary.iterdir()) == []
+    temporary.rmdir()
     assert step >= 1
 
 
