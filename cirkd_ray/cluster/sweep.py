@@ -30,10 +30,10 @@ from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_teacher
 from cirkd_ray.train.stop import Stopped, asked
-from cirkd_ray.train.teacher import fingerprint, teacher_of, teacher_recipe, with_weights
+from cirkd_ray.train.teacher import TEACHER, fingerprint, teacher_of, teacher_recipe, with_weights
 from cirkd_ray.train.validation import shared_scores
 
-BASE, TEACHER, TUNE = "base.yaml", "teacher.txt", "tune"
+BASE, TUNE = "base.yaml", "tune"
 ANEW = "give the sweep another --name, or start it anew with --fresh"
 RETRIES = 2
 """Of a trial whose process was lost; what its workers lose is retried by Ray Train."""

@@ -32,7 +32,7 @@ from cirkd_ray.cluster.stopping import note_stopped
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
-from cirkd_ray.errors import ConfigError, UserError
+from cirkd_ray.errors import CheckpointError, ConfigError, UserError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.opening import open_directory
@@ -93,7 +93,9 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
             time.sleep(1)
     except UserError as error:
         # What its workers or its values met stays; a cluster without room may have some later.
-        if directory is None or read_failure(directory.path) is not None:
+        # Checkpoints that are damaged can be put right.
+        lasting = directory is None or read_failure(directory.path) is not None
+        if lasting and not isinstance(error, CheckpointError):
             write_failure(folder, error)
         raise
 

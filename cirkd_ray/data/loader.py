@@ -27,7 +27,7 @@ from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
 T = TypeVar("T")
 _POLL = 10.0
 """Seconds between two looks at whether the loader processes live."""
-_LAST_SECONDS = 5
+_LAST_SECONDS = 60
 """That a loader process goes on after SIGTERM."""
 
 

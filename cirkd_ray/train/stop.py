@@ -132,6 +132,7 @@ def stoppable(*again: str) -> Iterator[None]:
         Stopped: as what is inside raises it, with the exit code.
     """
     _request.asked.clear()
+    _request.code = 0
     with _handlers(_request.take):
         try:
             yield

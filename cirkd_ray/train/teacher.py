@@ -83,9 +83,14 @@ def used_teacher(spec: RunSpec, out: Path, used: str, folder: Path, anew: str) -
         ConfigError: the recipe wants another one now.
     """
     usual, name = _usual_directory(spec, out), Path(used).name
-    if name != usual.name and not name.startswith(f"{usual.name}-"):
+    found = RunDirectory(usual.with_name(name))
+    named = name == usual.name or name.startswith(f"{usual.name}-")
+    # The name holds `data.root`, which may be another now: then the teacher's own recipe decides.
+    if not named and not (
+        found.recipe.is_file() and fingerprint(found.spec()) == fingerprint(teacher_recipe(spec))
+    ):
         raise ConfigError(f"{folder}: began with the teacher {name}, whose recipe has changed since; {anew}")
-    return RunDirectory(usual.with_name(name))
+    return found
 
 
 def teacher_of(spec: RunSpec, folder: Path, out: Path, data: DataGuard, anew: str) -> RunDirectory:
