@@ -13,7 +13,7 @@ from cirkd_ray.cli import cirkd
 def parsed(argv: Sequence[str]) -> dict[str, Any]:
     """The values of a subcommand's arguments and options; usage errors are raised."""
     words = list(argv)
-    context = click.Context(cirkd, info_name="cirkd", obj={})
+    context = click.Context(cirkd, info_name="cirkd", obj={}, help_option_names=["-h", "--help"])
     while isinstance(context.command, click.Group):
         name, command, words = context.command.resolve_command(context, words)
         assert command is not None

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 )
 @option("--restart", is_flag=True, help="Resume; where all checkpoints are damaged, start over at step 0.")
 @accept_data_option
-@option("--local", is_flag=True, help="Run without Ray, in this process or those of torchrun.")
+@option("--local", is_flag=True, help="Run without Ray, in this process (under torchrun always).")
 def command(
     recipe: str | None,
     overrides: Words,
@@ -58,8 +58,9 @@ def command(
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run
     from cirkd_ray.train.stages import run_recipe
-    from cirkd_ray.train.stop import follows_another, stoppable
+    from cirkd_ray.train.stop import follows_another, launched_by_torchrun, stoppable
 
+    local = local or launched_by_torchrun()  # whose own parser takes `--local` for one of its options
     console = output(quiet=local and follows_another())
     say = partial(console.print, highlight=False)
     place = Path(out).expanduser().absolute()

@@ -21,6 +21,7 @@ from cirkd_ray.train import stop
 from cirkd_ray.train.checkpoint import last_step
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stop import Stopped, stoppable
 from tests.cluster.sweep_stubs import stub_plan, stub_run
 from tests.tinyrun import figures, tiny_baseline
@@ -107,7 +108,8 @@ def test_a_sweep_stops_when_its_trials_have_and_goes_on(
     folder = tmp_path / "s"
     plan, spec = stub_plan(folder, 12, budget={"trials": 3})
     monkeypatch.setattr(sweeps, "make_tuner", lambda *arguments: make_tuner(*arguments[:-1], stoppable_run))
-    here = Sweep(spec, from_tree(plan.base), folder, tmp_path, print)
+    base = from_tree(plan.base)
+    here = Sweep(spec, base, folder, tmp_path, print, DataGuard.of(base))
     ask_when(lambda: len(list(folder.glob("trials/*/g0/metrics.jsonl"))) == 2)
     with pytest.raises(Stopped, match="stopped with 0 of 3 trials ended"):
         sweeps._search(here, here.base, 2)

@@ -1,4 +1,4 @@
-"""`torchrun -m cirkd_ray train --local`: all ranks train, the first alone speaks and writes."""
+"""`torchrun -m cirkd_ray train`: all ranks train, the first alone speaks and writes."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_two_ranks_train_the_teacher_and_then_the_student(tmp_path: Path) -> Non
     out = tmp_path / "out"
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, "-m", "cirkd_ray", "train", str(recipe), "--local", "--out", str(out), "--name", "run"],
+        [*command, "-m", "cirkd_ray", "train", str(recipe), "--out", str(out), "--name", "run"],
         env={**os.environ, "PYTHONPATH": str(REPO), "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -114,6 +114,8 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 def test_the_refusal_names_a_setting_that_counts(tmp_path: Path) -> None:
     spec = load_run("quickstart")
     open_comparison({"kd": spec}, tmp_path)
+    (tmp_path / "runs" / "kd-s0").mkdir(parents=True)
+    (tmp_path / "runs" / "kd-s0" / "metrics.jsonl").touch()  # it has begun
     free = ["cluster.workers=1", "data.workers=2", "description=new"]
     open_comparison({"kd": load_run("quickstart", free)}, tmp_path)
     with refuses(tmp_path, ConfigError, "kd", "optim.lr=0.01", 1.0):

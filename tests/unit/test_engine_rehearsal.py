@@ -111,7 +111,7 @@ def test_a_length_of_another_crop_is_refused_before_the_teacher_is_trained(kind:
     def runner(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
         raise AssertionError("something was trained")
 
-    with refuses(f"loss {kind!r}", ConfigError, "1 pooled", "length: 1"):
+    with refuses("distill.losses.channels", ConfigError, f"loss {kind!r}", "1 pooled", "length: 1"):
         run_recipe(spec, RunDirectory(tmp_path / "run"), tmp_path, runner)
     assert not (tmp_path / "teachers").exists()
 

@@ -42,6 +42,7 @@ def test_a_runs_teacher_is_the_one_beside_it(tmp_path: Path, run: str, teacher: 
     directory = RunDirectory(old / run)
     (old / teacher).mkdir(parents=True)
     open_directory(directory, taught(old / teacher), resume=False)
+    directory.metrics.touch()  # it has begun
     assert str(tmp_path) not in str(read_yaml(directory.recipe)["teacher"])
     assert weights_of(directory.spec()) == str(old / teacher)
     shutil.copytree(old, new)
@@ -85,6 +86,8 @@ def test_the_teacher_of_a_moved_sweep_is_known_by_its_name(tmp_path: Path) -> No
 def test_a_comparison_that_was_moved_with_its_teacher_goes_on(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     open_comparison({"kd": taught(old / "big")}, old / "c")
+    (old / "c/runs/kd-s0").mkdir(parents=True)
+    (old / "c/runs/kd-s0/metrics.jsonl").touch()  # it has begun
     shutil.copytree(old, new)
     open_comparison({"kd": taught(new / "big")}, new / "c")
     with refuses(new / "c"):

@@ -190,6 +190,7 @@ def test_a_sweep_whose_hours_are_spent_says_so(tmp_path: Path) -> None:
         return Sweep(spec, tiny_baseline(), tmp_path / "s", tmp_path, lambda text: None, DATA)
 
     _open(sweep(1.0), fresh=False)
+    (tmp_path / "s" / "tune").mkdir()  # it has begun
     for name in ("a", "b", "ghost"):
         (tmp_path / "s" / "trials" / name).mkdir(parents=True)
     (tmp_path / "s" / "trials" / "a" / "outcome.json").write_text('{"status": "finished", "reason": ""}')
@@ -296,6 +297,7 @@ def test_a_folder_of_another_sweep_or_recipe_is_not_continued(tmp_path: Path) ->
             _open(sweep({}), fresh=fresh)
     (tmp_path / "s" / "precious").unlink()
     _open(sweep({}), fresh=False)
+    (tmp_path / "s" / "tune").mkdir(exist_ok=True)  # it has begun
     _open(sweep({"resources": {"concurrent": 2}}), fresh=False)  # another cluster, the same sweep
     _open(sweep({"set": {"cluster.max_failures": 9, "data.workers": 0}}), fresh=False)
     _open(sweep({}), fresh=False)

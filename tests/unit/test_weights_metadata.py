@@ -61,7 +61,7 @@ def test_names_of_numpy_1_are_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize("extra", [Code(), np.array([Code()], dtype=object)], ids=["code", "objects"])
 def test_code_is_still_refused(tmp_path: Path, extra: Any) -> None:
     torch.save({"state_dict": STATE, "best": extra}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth "):
+    with pytest.raises(WeightsError, match=r"w\.pth: "):
         read_state(tmp_path / "w.pth")
 
 
