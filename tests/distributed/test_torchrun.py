@@ -45,7 +45,7 @@ def test_two_ranks_train_the_teacher_and_then_the_student(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("tiny -> ") == 1
     assert done.stderr.count("step 2/2") == 2  # once the teacher, once the student
-    (taught,) = [RunDirectory(path) for path in (out / "teachers").glob("teacher*")]
+    (taught,) = [RunDirectory(path.parent) for path in (out / "teachers").glob("*/run.yaml")]
     assert {path.name for path in out.iterdir() if not path.name.startswith(".")} == {"run", "teachers"}
     for directory in (taught, RunDirectory(out / "run")):
         result = directory.read_result()
