@@ -19,7 +19,8 @@ class Reporter(Protocol):
     def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
         """After a validation or a checkpoint: figures of all ranks, and on the main rank the checkpoint.
 
-        Nothing follows the last one: it returns when all checkpoints are in the run's directory.
+        The last step makes two reports with `last`, of its checkpoint and of its validation. Each returns
+        when all checkpoints are in the run's directory.
         """
 
 
