@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -24,11 +25,9 @@ from cirkd_ray.train.agreement import StopAgreement
 from cirkd_ray.train.batches import training_batches
 from cirkd_ray.train.build import Run, build_run, seed_of
 from cirkd_ray.train.checkpoint import (
-    checkpoint_name,
     newest_checkpoint,
     read_checkpoint,
     remove_partial_checkpoints,
-    write_checkpoint,
 )
 from cirkd_ray.train.distributed import (
     World,
@@ -42,6 +41,7 @@ from cirkd_ray.train.progress import ReportWindow, RunProgress
 from cirkd_ray.train.rehearsal import enough_values
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.snapshot import HostCopy, Snapshot
 from cirkd_ray.train.state import load_state, refuse_damaged, state_of
 from cirkd_ray.train.step import NEVER, WEIGHTS
 from cirkd_ray.train.stop import Stopped, asked
@@ -88,7 +88,12 @@ def train(
     loop = TrainingLoop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
     loop.resume(resume_from)
     loop.score_teacher()
-    return loop.train(StopAgreement(asked_to_stop, world))
+    try:
+        return loop.train(StopAgreement(asked_to_stop, world))
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to tell
+            reporter.settle()
+        raise
 
 
 class TrainingLoop:
@@ -100,6 +105,7 @@ class TrainingLoop:
         self.run, self.spec, self.world = run, run.spec, run.world
         self.directory, self.reporter, self.listeners = directory, reporter, listeners
         self.progress = RunProgress()
+        self.copy_to_host = HostCopy()
         self.started_from: Path | None = None
         self.val_batches = validation_loader(run)
         self.measured_on = measured_on(run) if run.world.is_main else ""
@@ -197,7 +203,7 @@ class TrainingLoop:
             self._tell(done, metrics, validates)
         if saves:
             self.progress.due = metrics if validates else {}
-            self.reporter.report(metrics, self._save(done), done == self.spec.train.steps)
+            self.reporter.report(metrics, self._save(), done == self.spec.train.steps)
         if validates:
             self._tell(done, metrics, validates)
 
@@ -221,15 +227,15 @@ class TrainingLoop:
 
     def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
         """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
-        self.progress.step, path = done, None
+        self.progress.step, state = done, None
         if not saved:
             self.run.step.watch_weights(done - 1)
             self._check_finite()
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             average_batchnorm_statistics(self.run.step.average, self.world)
             self.progress.window = window.packed(self.world)
-            path = self._save(done)
-        self.reporter.report({"step": done}, path, True)
+            state = self._save()
+        self.reporter.report({"step": done}, state, True)
         self._message(f"stopped at step {done} of {self.spec.train.steps}")
         barrier(self.world)
         raise Stopped(f"stopped at step {done}")
@@ -267,7 +273,7 @@ class TrainingLoop:
             return
         names = [(step, name) for step, name in bad if name != "total"] or bad
         step, name = min(names)
-        # Looked up, not remembered: the last one may still be on its way to the run's directory.
+        self.reporter.settle()
         found = self._newest_checkpoint(lambda text: None)
         kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
         about, when = ("weights", "after") if name == WEIGHTS else (f"loss {name!r}", "at")
@@ -313,12 +319,12 @@ class TrainingLoop:
             self.progress.best = {}
             self._validate(self.progress.step)
 
-    def _save(self, done: int) -> Path | None:
-        """Write the complete checkpoint, on the main rank."""
+    def _save(self) -> Snapshot | None:
+        """The complete state, on the main rank, when the checkpoint before is written."""
+        self.reporter.settle()
         if not self.world.is_main:
             return None
-        state = {**state_of(self.run), **vars(self.progress)}
-        return write_checkpoint(self.reporter.checkpoint_folder(checkpoint_name(done)), state)
+        return Snapshot(self.copy_to_host({**state_of(self.run), **vars(self.progress)}))
 
     def _finish(self) -> dict[str, Any]:
         """Write `result.json`."""
