@@ -72,6 +72,9 @@ class Listener:
     def validation(self, step: int, result: EvaluationResult) -> None:
         """A validation's whole result."""
 
+    def underway(self, what: str, done: int, total: int) -> None:
+        """A validation goes on: `what` it is, and how many of its images are done."""
+
     def message(self, text: str) -> None:
         """Something that the user should know."""
 

@@ -227,7 +227,7 @@ def test_a_poisoned_term_is_named(teacher: Path, tmp_path: Path, monkeypatch: py
         return {name: value * float("nan") if calls["n"] == 4 else value for name, value in found.items()}
 
     monkeypatch.setattr(KD, "forward", poisoned)
-    with refuses("loss 'kd'", TrainingError, "step 3", "step_00000002"):
+    with refuses("loss 'kd'", TrainingError, "at step 4", "step_00000002"):  # the fourth, counted from 1
         new_run(tiny_distillation(teacher, train={"log_every": 10, "validate_every": 6}), tmp_path / "run")
 
 
