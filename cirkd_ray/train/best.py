@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from cirkd_ray.data.loader import Batches
@@ -11,8 +10,8 @@ from cirkd_ray.files import plain_json
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.distributed import broadcast_text
 from cirkd_ray.train.progress import RunProgress
-from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.validation import measured_on, scores_of, validate
+from cirkd_ray.train.underway import Underway
+from cirkd_ray.train.validation import images, measured_on, scores_of, validate
 from cirkd_ray.weights import save_model
 
 
@@ -21,12 +20,12 @@ class BestStudent:
 
     Args:
         run: the run.
-        directory: where the model is written.
+        told: says what goes on, and knows the folder where the model is written.
         batches: of the validation split, this rank's.
     """
 
-    def __init__(self, run: Run, directory: RunDirectory, batches: Batches) -> None:
-        self.run, self.directory, self.batches = run, directory, batches
+    def __init__(self, run: Run, told: Underway, batches: Batches) -> None:
+        self.run, self.told, self.directory, self.batches = run, told, told.directory, batches
         self.measured_on = measured_on(run) if run.world.is_main else ""
 
     def validate(self, done: int, progress: RunProgress) -> EvaluationResult:
@@ -35,7 +34,9 @@ class BestStudent:
         shown = min(run.spec.train.pictures, len(run.val_set))
         pictures = [index * len(run.val_set) // shown for index in range(shown)]  # spread over the set
         teacher = run.teacher if run.teacher is not None and run.teacher.num_classes else None
-        result = validate(run, run.evaluated, self.batches, pictures=pictures, teacher=teacher)
+        seen = self.told.scoring("validation", f"validating at step {done}", done, images(run))
+        options: dict[str, Any] = {"pictures": pictures, "teacher": teacher, "on_images": seen}
+        result = validate(run, run.evaluated, self.batches, **options)
         scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
         progress.last = scores
         if not progress.best or scores["miou"] > progress.best["miou"]:
@@ -44,7 +45,7 @@ class BestStudent:
                 self._export(scores, result)
         return result
 
-    def replace_lost(self, progress: RunProgress, say: Callable[[str], None]) -> None:
+    def replace_lost(self, progress: RunProgress) -> None:
         """Export the last student where the best one is not in the directory.
 
         Its files were deleted, or it belongs to the run that this one's checkpoint came from. `best` then
@@ -53,7 +54,9 @@ class BestStudent:
         gone = self.directory.missing_model_file() if self.run.world.is_main else None
         gone = broadcast_text(gone or "", self.run.world)
         if gone:
-            say(f"{gone} is not in {self.directory.path}: exporting the student of the last step")
+            self.told.message(
+                f"{gone} is not in {self.directory.path}: exporting the student of the last step"
+            )
             progress.best = {}
             self.validate(progress.step, progress)
 

@@ -20,7 +20,7 @@ def check_finite(nonfinite: NonFinite, world: World, newest: Callable[[], str]) 
         newest: finds the last good checkpoint, "" without one. It is called on every rank.
 
     Raises:
-        TrainingError: with the step, the loss's name and the last good checkpoint.
+        TrainingError: with the step, counted from 1, the loss's name and the last good checkpoint.
     """
     first = nonfinite.first
     if not first:
@@ -31,11 +31,10 @@ def check_finite(nonfinite: NonFinite, world: World, newest: Callable[[], str]) 
         return
     names = [(step, name) for step, name in bad if name != "total"] or bad
     step, name = min(names)
-    # Looked up, not remembered: the last one may still be on its way to the run's directory.
     found = newest()
     kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
     about, when = ("weights", "after") if name == WEIGHTS else (f"loss {name!r}", "at")
     raise TrainingError(
-        f"{about}: not finite {when} step {step}; {kept}.\n"
+        f"{about}: not finite {when} step {step + 1}; {kept}.\n"
         "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -22,11 +23,9 @@ from cirkd_ray.train.batches import training_batches
 from cirkd_ray.train.best import BestStudent
 from cirkd_ray.train.build import Run, build_run, seed_of
 from cirkd_ray.train.checkpoint import (
-    checkpoint_name,
     newest_checkpoint,
     read_checkpoint,
     remove_partial_checkpoints,
-    write_checkpoint,
 )
 from cirkd_ray.train.distributed import (
     World,
@@ -36,10 +35,12 @@ from cirkd_ray.train.distributed import (
     mean_over_ranks,
 )
 from cirkd_ray.train.finite import check_finite
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.progress import ReportWindow, RunProgress
 from cirkd_ray.train.rehearsal import enough_values
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.snapshot import HostCopy, Snapshot
 from cirkd_ray.train.state import load_state, refuse_damaged, state_of
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.underway import Underway
@@ -59,6 +60,7 @@ def train(
     listeners: Sequence[Listener] = (),
     resume_from: Path | None = None,
     asked_to_stop: Callable[[], bool] = asked,
+    heartbeat: Heartbeat | None = None,
 ) -> dict[str, Any]:
     """Train, validate, checkpoint; resume from the directory's newest whole checkpoint if there is one.
 
@@ -70,6 +72,7 @@ def train(
         listeners: follow the run on the main rank.
         resume_from: a checkpoint to start from where the directory has none, such as another run's.
         asked_to_stop: asked before every step; one rank is enough.
+        heartbeat: notes how far this rank is, for a thread that watches it.
 
     Returns:
         The result, as it stands in `result.json`; the same on all ranks.
@@ -79,24 +82,28 @@ def train(
         UserError: bad data, a full disk and the like, with what to do.
         Stopped: asked to; a checkpoint of the last step is written.
     """
-    loop = TrainingLoop(build_run(spec, world), directory, reporter, listeners)
+    told = Underway(directory, listeners, world, heartbeat or Heartbeat())
+    loop = TrainingLoop(build_run(spec, world), told, reporter)
     loop.resume(resume_from)
     loop.score_teacher()
-    return loop.train(StopAgreement(asked_to_stop, world))
+    try:
+        return loop.train(StopAgreement(asked_to_stop, world))
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to tell
+            reporter.settle()
+        raise
 
 
 class TrainingLoop:
     """One rank's way through a run."""
 
-    def __init__(
-        self, run: Run, directory: RunDirectory, reporter: Reporter, listeners: Sequence[Listener]
-    ) -> None:
+    def __init__(self, run: Run, told: Underway, reporter: Reporter) -> None:
         self.run, self.spec, self.world = run, run.spec, run.world
-        self.directory, self.reporter = directory, reporter
-        self.told = Underway(directory, listeners, run.world.is_main)
+        self.told, self.directory, self.reporter = told, told.directory, reporter
         self.progress = RunProgress()
+        self.copy_to_host = HostCopy()
         self.started_from: Path | None = None
-        self.best = BestStudent(run, directory, validation_loader(run))
+        self.best = BestStudent(run, told, validation_loader(run))
         self.teacher: Scores | None = None
 
     def resume(self, started_from: Path | None = None) -> None:
@@ -116,13 +123,17 @@ class TrainingLoop:
             self.told.message(note)
         if path:
             self.told.message(f"continuing at step {self.progress.step} from {path}")
+        before, self.progress.workers = self.progress.workers, self.world.size
+        if before not in (0, self.world.size):
+            self.told.message(
+                f"WARNING: workers: {before} before, {self.world.size} now: figures will differ a little "
+                "from those of an undisturbed run"
+            )
 
     def score_teacher(self) -> None:
         """Score the teacher on the validation split, if that is not known yet."""
         best = self.best
-        self.teacher = score_teacher(
-            self.run, self.directory, best.batches, best.measured_on, self.told.message
-        )
+        self.teacher = score_teacher(self.run, self.told, best.batches, best.measured_on, self.progress.step)
 
     def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
         """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
@@ -157,8 +168,10 @@ class TrainingLoop:
         for step in range(self.progress.step, train.steps):
             if stops(step):
                 self._stop(step, window, saved == step)
+            self.told.heartbeat.note("data", step + 1)
             micro_batches = list(islice(batches, train.accumulate))
             waited = time.perf_counter() - waiting_since
+            self.told.heartbeat.note("step", step + 1)
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
             self.run.step.distiller.train()
             with enough_values(self.spec, len(micro_batches[0].indices)):
@@ -171,7 +184,7 @@ class TrainingLoop:
                 window = ReportWindow()
                 saved = done if saves else saved
             waiting_since = time.perf_counter()
-        self.best.replace_lost(self.progress, self.told.message)
+        self.best.replace_lost(self.progress)
         return self._finish()
 
     def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
@@ -183,6 +196,7 @@ class TrainingLoop:
         self._check_finite()
         self.progress.seconds += metrics["seconds"]
         if validates or saves:
+            self.told.heartbeat.note("checkpoint", done)
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             average_batchnorm_statistics(self.run.step.average, self.world)
         # A line is on disk before the checkpoint that stands for it, or in it where a validation is due, so
@@ -191,7 +205,7 @@ class TrainingLoop:
             self._tell(done, metrics, validates)
         if saves:
             self.progress.due = metrics if validates else {}
-            self.reporter.report(metrics, self._save(done), done == self.spec.train.steps)
+            self.reporter.report(metrics, self._save(), done == self.spec.train.steps)
         if validates:
             self._tell(done, metrics, validates)
 
@@ -209,15 +223,15 @@ class TrainingLoop:
 
     def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
         """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
-        self.progress.step, path = done, None
+        self.progress.step, state = done, None
         if not saved:
             self.run.step.watch_weights(done - 1)
             self._check_finite()
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             average_batchnorm_statistics(self.run.step.average, self.world)
             self.progress.window = window.packed(self.world)
-            path = self._save(done)
-        self.reporter.report({"step": done}, path, True)
+            state = self._save()
+        self.reporter.report({"step": done}, state, True)
         self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
         barrier(self.world)
         raise Stopped(f"stopped at step {done}")
@@ -242,14 +256,19 @@ class TrainingLoop:
 
     def _check_finite(self) -> None:
         """Stop, on all ranks alike, if a term was not finite since the last look."""
-        check_finite(self.run.step.nonfinite, self.world, lambda: self._newest_checkpoint(lambda text: None))
+        check_finite(self.run.step.nonfinite, self.world, self._last_good)
 
-    def _save(self, done: int) -> Path | None:
-        """Write the complete checkpoint, on the main rank."""
+    def _last_good(self) -> str:
+        """The newest checkpoint when all are written."""
+        self.reporter.settle()
+        return self._newest_checkpoint(lambda text: None)
+
+    def _save(self) -> Snapshot | None:
+        """The complete state, on the main rank, when the checkpoint before is written."""
+        self.reporter.settle()
         if not self.world.is_main:
             return None
-        state = {**state_of(self.run), **vars(self.progress)}
-        return write_checkpoint(self.reporter.checkpoint_folder(checkpoint_name(done)), state)
+        return Snapshot(self.copy_to_host({**state_of(self.run), **vars(self.progress)}))
 
     def _finish(self) -> dict[str, Any]:
         """Write `result.json`."""
