@@ -28,7 +28,7 @@ from cirkd_ray.cluster.bridge import (
 )
 from cirkd_ray.cluster.donors import held_place, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
-from cirkd_ray.cluster.stopping import note_stopped
+from cirkd_ray.cluster.stopping import note_stopped, part_of, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
@@ -59,10 +59,12 @@ class TrialPlan:
 
 
 def make_trainable(plan: TrialPlan, train: TrainFunction) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune runs for every trial."""
+    """The function that Tune runs for every trial of this call."""
+    call = this_call()
 
     def trial(config: dict[str, Any]) -> None:
-        run_trial(plan, config, train, tune.get_context().get_trial_id())
+        with part_of(call):
+            run_trial(plan, config, train, tune.get_context().get_trial_id())
 
     return trial
 

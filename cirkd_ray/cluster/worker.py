@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import os
 import shutil
-import tempfile
 from collections.abc import Mapping
+from concurrent.futures import Future
+from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,21 @@ import ray.train.torch
 import torch
 
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch
+from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TransientError, UserError
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
-from cirkd_ray.train.checkpoint import copy_checkpoint, keep_newest, list_checkpoints
+from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
 from cirkd_ray.train.stop import Stopped
 
 
 class RayReporter:
-    """Hands validations and checkpoints to Ray Train; checkpoints go up while training goes on.
+    """Hands validations and checkpoints to Ray Train; checkpoints are written while training goes on.
 
     The last one is waited for, so that a run is only finished when all of it is in its directory.
 
@@ -43,47 +42,52 @@ class RayReporter:
     def __init__(self, directory: RunDirectory, spec: RunSpec) -> None:
         self.asynchronous = spec.cluster.async_checkpoints
         self.kept, self.keep = directory.checkpoints, spec.train.keep_checkpoints
-        self.local = local_checkpoints(directory)
+        self.writer = BackgroundWriter()
         # One that is written again was passed over as damaged. It gets a name of its own: Ray knows them
         # by name.
         self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
-        self.cleared = False
 
-    def checkpoint_folder(self, name: str) -> Path:
-        """A folder on this node; Ray moves it to the run's directory."""
-        if not self.cleared:  # of what a killed worker left
-            shutil.rmtree(self.local, ignore_errors=True)
-            self.cleared = True
-        while name in self.taken:
-            name += "-again"
-        return self.local / name
-
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
-        """Every rank takes part."""
+    def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
+        """Every rank takes part; Ray hears of a checkpoint when it is written."""
         modes = ray.train.CheckpointUploadMode
+        folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(
             dict(metrics),
-            checkpoint=None if checkpoint is None else ray.train.Checkpoint.from_directory(str(checkpoint)),
-            checkpoint_dir_name=None if checkpoint is None else checkpoint.name,  # the main rank's holds
+            checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint_dir_name=None if folder is None else folder.name,  # the main rank's holds
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
-            checkpoint_upload_fn=self._upload,
-            delete_local_checkpoint_after_upload=True,
+            checkpoint_upload_fn=partial(self._written, self.writer.pending),
+            delete_local_checkpoint_after_upload=False,
         )
         if last:
-            with contextlib.suppress(OSError):
-                self.local.rmdir()
+            self.settle()
 
-    def _upload(self, checkpoint: ray.train.Checkpoint, name: str) -> ray.train.Checkpoint:
-        """Copy a checkpoint to the run's directory, whole or not at all, and keep the newest whole ones."""
-        copy_checkpoint(Path(checkpoint.path), self.kept / name)
-        keep_newest(self.kept, self.keep)
-        return ray.train.Checkpoint.from_directory(str(self.kept / name))
+    def settle(self) -> None:
+        """Wait for the writer."""
+        self.writer.settle()
 
+    def _begin(self, checkpoint: Snapshot) -> Path:
+        """Write a checkpoint to the run's directory in the background; returns its folder."""
+        name = checkpoint.name
+        while name in self.taken:
+            name += "-again"
+        folder = self.kept / name
 
-def local_checkpoints(directory: RunDirectory) -> Path:
-    """Where a run's checkpoints lie on a worker's node until they are in its directory."""
-    digest = hashlib.sha256(str(directory.path).encode()).hexdigest()[:16]
-    return Path(tempfile.gettempdir()) / f"cirkd-checkpoints-{os.getuid()}-{digest}"
+        def write() -> None:
+            checkpoint.write(folder)
+            keep_newest(self.kept, self.keep)
+
+        self.writer.start(write)
+        return folder
+
+    @staticmethod
+    def _written(
+        pending: Future[None] | None, checkpoint: ray.train.Checkpoint, name: str
+    ) -> ray.train.Checkpoint:
+        """Ray calls this to upload a checkpoint: it is there when the writer is done."""
+        if pending is not None:
+            pending.result()
+        return checkpoint
 
 
 def work(config: dict[str, Any]) -> None:
@@ -91,7 +95,8 @@ def work(config: dict[str, Any]) -> None:
 
     Args:
         config: `spec` (plain values of a resolved RunSpec), `directory` (the run's), `resume_from` (a
-            checkpoint to start from where the directory has none, or None) and `threads` (or None).
+            checkpoint to start from where the directory has none, or None), `threads` (or None) and `call`
+            (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -110,7 +115,8 @@ def work(config: dict[str, Any]) -> None:
         reporter = RayReporter(directory, spec)
         resume_from = config["resume_from"]
         parent = Path(resume_from) if resume_from else None
-        train(spec, world, directory, reporter, listeners, parent, StopWatch())
+        with part_of(config["call"]):
+            train(spec, world, directory, reporter, listeners, parent, StopWatch())
     except Stopped:
         return  # an error would be retried
     except TransientError:

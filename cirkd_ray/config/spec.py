@@ -227,7 +227,7 @@ class ClusterSpec(_Spec):
         "auto", description="auto: 1 + loader processes"
     )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
-    async_checkpoints: Machine[bool] = True
+    async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
 

@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from cirkd_ray.report.listeners import SHOWN_LIVE
+from cirkd_ray.report.listeners import BEGINS, SHOWN_LIVE, UNDER_WAY
 from cirkd_ray.report.progress import RunProgress
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -69,6 +69,10 @@ class Follower:
             text = line.split(" ", 2)[-1]
             if not text.startswith(SHOWN_LIVE):
                 self.progress.message(text)
+            elif begun := BEGINS.fullmatch(text):
+                self.progress.start({}, int(begun[1]))
+            elif going := UNDER_WAY.fullmatch(text.strip()):
+                self.progress.underway(going[1], int(going[2]), int(going[3]))
         for line in self.metrics.lines():
             try:
                 row = json.loads(line)

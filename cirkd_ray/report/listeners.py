@@ -5,6 +5,7 @@ They are listeners of the run (`cirkd_ray.train.reporter.Listener`), on its main
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +18,13 @@ from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 
 SHOWN_LIVE = "  "
-"""Begins the lines of `log.txt` that a follower passes over: it draws the figures from the metrics."""
+"""Begins the lines of `log.txt` that a follower does not repeat: it draws the figures from the metrics."""
+BEGINS = re.compile(r".*: step (\d+) to \d+")
+"""The line of a start: steps that are done, and the run's length."""
+UNDER_WAY = re.compile(r"(.+): (\d+) of (\d+) images are done")
+"""The line of a validation that goes on."""
+PAUSE = 15.0
+"""Seconds between two lines of one validation."""
 _VALIDATION = {"miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "step", *COUNTS}
 
 
@@ -58,10 +65,17 @@ class RunLog(Listener):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.path = directory.path / "log.txt"
+        self._said = 0.0
 
     def start(self, spec: dict[str, Any], step: int) -> None:
         """The recipe's name, the first and the last step."""
         self.message(f"{SHOWN_LIVE}{spec['name']}: step {step} to {spec['train']['steps']}")
+
+    def underway(self, what: str, done: int, total: int) -> None:
+        """The beginning, and every quarter of a minute how far it is."""
+        if not done or time.monotonic() - self._said >= PAUSE:
+            self._said = time.monotonic()
+            self.message(f"{SHOWN_LIVE}{what}: {done} of {total} images are done")
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """The main figures of a line of metrics."""

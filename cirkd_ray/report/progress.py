@@ -84,6 +84,7 @@ class RunProgress(Listener):
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
         self._validated: Mapping[str, float] = {}
+        self._since = 0.0
         self._written: int | None = None
         self._live = _live_line(self._stream, total_steps) if self._stream.isatty() else None
 
@@ -106,6 +107,22 @@ class RunProgress(Listener):
         elif validated or self._due(step):
             self._written = step
             self._write(f"step {step}/{self.total_steps}  {figures}")
+
+    def start(self, spec: Mapping[str, Any], step: int) -> None:
+        """Training begins, or goes on after a restart: the time that this took says nothing of the speed."""
+        self._marks.clear()
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], completed=step)
+
+    def underway(self, what: str, done: int, total: int) -> None:
+        """How far a validation is; elsewhere than on a terminal only where it takes long."""
+        if self._live is not None:
+            self._live.update(self._live.task_ids[0], figures=f"{what}: {done} of {total} images")
+        elif not done:
+            self._since = self._clock()
+        elif self._clock() - self._since >= PAUSE:
+            self._since = self._clock()
+            self._write(f"{what}: {done} of {total} images")
 
     def message(self, text: str) -> None:
         """A line of text above the live line, or among the plain ones."""

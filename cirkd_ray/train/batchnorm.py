@@ -34,9 +34,10 @@ class SynchronisedBatchNorm(_BatchNorm):
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked, self.training = norm.num_batches_tracked, norm.training
-        with_act = isinstance(norm, BatchNormAct2d)
-        self.drop: nn.Module = norm.drop if with_act else nn.Identity()
-        self.act: nn.Module = norm.act if with_act else nn.Identity()
+        self.drop: nn.Module = nn.Identity()
+        self.act: nn.Module = nn.Identity()
+        if isinstance(norm, BatchNormAct2d):
+            self.drop, self.act = norm.drop, norm.act
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.ndim < 2:

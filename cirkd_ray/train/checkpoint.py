@@ -8,14 +8,14 @@ damaged one is passed over for the one before it.
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -39,12 +39,10 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """
     try:
         with whole_folder(folder) as partial:
-            torch.save(state, partial / STATE)
-            manifest = {
-                "step": int(state["step"]),
-                "bytes": (partial / STATE).stat().st_size,
-                "sha256": _sha256(partial / STATE),
-            }
+            with (partial / STATE).open("wb") as file:
+                hashing = _Hashing(file)
+                torch.save(state, cast(BinaryIO, hashing))
+            manifest = {"step": int(state["step"]), "bytes": hashing.bytes, "sha256": hashing.sha.hexdigest()}
             (partial / MANIFEST).write_text(json.dumps(manifest))
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
@@ -53,14 +51,24 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
             "with --resume.\n"
             "The checkpoints before it are untouched."
         ) from None
+    with contextlib.suppress(OSError):
+        _LOOKED_AT[folder] = (_version(folder), None)
     return folder
 
 
-def copy_checkpoint(source: Path, folder: Path) -> None:
-    """Copy a checkpoint to a new folder `folder`: whole, or not at all."""
-    with whole_folder(folder) as partial:
-        for name in (STATE, MANIFEST):
-            shutil.copyfile(source / name, partial / name)
+class _Hashing:
+    """A file that is only written, in order; its checksum is known at the end without reading it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.sha, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, block: bytes) -> int:
+        self.sha.update(block)
+        self.bytes += len(block)
+        return self.file.write(block)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 def complaint(folder: Path) -> str | None:
@@ -159,18 +167,26 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _looked_at(path: Path) -> str | None:
-    """`complaint`, once for a file as it is now: hashing takes seconds where checkpoints are large."""
+_LOOKED_AT: dict[Path, tuple[tuple[tuple[int, ...], ...], str | None]] = {}
+"""What was found of checkpoints, and of which version of their files: hashing takes seconds where they are
+large."""
+
+
+def _version(folder: Path) -> tuple[tuple[int, ...], ...]:
+    found = ((folder / name).stat() for name in (STATE, MANIFEST))
+    return tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in found)
+
+
+def _looked_at(folder: Path) -> str | None:
+    """`complaint`, once for its files as they are now; none for one that this process has written."""
     try:
-        found = (path / STATE).stat(), (path / MANIFEST).stat()
+        version = _version(folder)
     except OSError:
-        return complaint(path)
-    return _complaint_of(path, tuple((stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in found))
-
-
-@functools.lru_cache(maxsize=256)
-def _complaint_of(path: Path, version: tuple[tuple[int, ...], ...]) -> str | None:
-    return complaint(path)
+        return complaint(folder)
+    before = _LOOKED_AT.get(folder)
+    if before is None or before[0] != version:
+        before = _LOOKED_AT[folder] = (version, complaint(folder))
+    return before[1]
 
 
 def _sha256(path: Path) -> str:

@@ -24,9 +24,10 @@ def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listen
     """Train in this process, or in this rank of an existing process group."""
     world = World.current(rank_device(spec.cluster.device))
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), spec.data.workers)
-    return train(
-        spec, world, directory, LocalReporter(directory.checkpoints, spec.train.keep_checkpoints), listeners
+    reporter = LocalReporter(
+        directory.checkpoints, spec.train.keep_checkpoints, spec.cluster.async_checkpoints
     )
+    return train(spec, world, directory, reporter, listeners)
 
 
 def rank_device(setting: str) -> torch.device:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,18 +18,14 @@ from typing import Any, NoReturn
 import torch
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.errors import TrainingError
-from cirkd_ray.evaluate.evaluation import EvaluationResult
-from cirkd_ray.files import plain_json
 from cirkd_ray.train.agreement import StopAgreement
 from cirkd_ray.train.batches import training_batches
+from cirkd_ray.train.best import BestStudent
 from cirkd_ray.train.build import Run, build_run, seed_of
 from cirkd_ray.train.checkpoint import (
-    checkpoint_name,
     newest_checkpoint,
     read_checkpoint,
     remove_partial_checkpoints,
-    write_checkpoint,
 )
 from cirkd_ray.train.distributed import (
     World,
@@ -36,25 +33,23 @@ from cirkd_ray.train.distributed import (
     barrier,
     broadcast_text,
     mean_over_ranks,
-    minimum_over_ranks,
 )
+from cirkd_ray.train.finite import check_finite
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.progress import ReportWindow, RunProgress
 from cirkd_ray.train.rehearsal import enough_values
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.snapshot import HostCopy, Snapshot
 from cirkd_ray.train.state import load_state, refuse_damaged, state_of
-from cirkd_ray.train.step import NEVER, WEIGHTS
 from cirkd_ray.train.stop import Stopped, asked
+from cirkd_ray.train.underway import Underway
 from cirkd_ray.train.validation import (
     Scores,
-    measured_on,
     score_teacher,
-    scores_of,
     tell_better_student,
-    validate,
     validation_loader,
 )
-from cirkd_ray.weights import save_model
 
 
 def train(
@@ -65,6 +60,7 @@ def train(
     listeners: Sequence[Listener] = (),
     resume_from: Path | None = None,
     asked_to_stop: Callable[[], bool] = asked,
+    heartbeat: Heartbeat | None = None,
 ) -> dict[str, Any]:
     """Train, validate, checkpoint; resume from the directory's newest whole checkpoint if there is one.
 
@@ -76,6 +72,7 @@ def train(
         listeners: follow the run on the main rank.
         resume_from: a checkpoint to start from where the directory has none, such as another run's.
         asked_to_stop: asked before every step; one rank is enough.
+        heartbeat: notes how far this rank is, for a thread that watches it.
 
     Returns:
         The result, as it stands in `result.json`; the same on all ranks.
@@ -85,30 +82,34 @@ def train(
         UserError: bad data, a full disk and the like, with what to do.
         Stopped: asked to; a checkpoint of the last step is written.
     """
-    loop = TrainingLoop(build_run(spec, world), directory, reporter, listeners if world.is_main else ())
+    told = Underway(directory, listeners, world, heartbeat or Heartbeat())
+    loop = TrainingLoop(build_run(spec, world), told, reporter)
     loop.resume(resume_from)
     loop.score_teacher()
-    return loop.train(StopAgreement(asked_to_stop, world))
+    try:
+        return loop.train(StopAgreement(asked_to_stop, world))
+    except BaseException:
+        with suppress(Exception):  # the first error is the one to tell
+            reporter.settle()
+        raise
 
 
 class TrainingLoop:
     """One rank's way through a run."""
 
-    def __init__(
-        self, run: Run, directory: RunDirectory, reporter: Reporter, listeners: Sequence[Listener]
-    ) -> None:
+    def __init__(self, run: Run, told: Underway, reporter: Reporter) -> None:
         self.run, self.spec, self.world = run, run.spec, run.world
-        self.directory, self.reporter, self.listeners = directory, reporter, listeners
+        self.told, self.directory, self.reporter = told, told.directory, reporter
         self.progress = RunProgress()
+        self.copy_to_host = HostCopy()
         self.started_from: Path | None = None
-        self.val_batches = validation_loader(run)
-        self.measured_on = measured_on(run) if run.world.is_main else ""
+        self.best = BestStudent(run, told, validation_loader(run))
         self.teacher: Scores | None = None
 
     def resume(self, started_from: Path | None = None) -> None:
         """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0."""
         self.started_from = started_from
-        path = self._newest_checkpoint(self._message)
+        path = self._newest_checkpoint(self.told.message)
         if path:
             self.progress = RunProgress(**load_state(self.run, read_checkpoint(Path(path))))
             self._take_validation(Path(path))
@@ -117,18 +118,22 @@ class TrainingLoop:
         if self.world.is_main:
             remove_partial_checkpoints(self.directory.checkpoints)
             self.directory.rewind(self.progress.step, validated=not self.progress.due)
-        for listener in self.listeners:
-            listener.start(self.spec.to_dict(), self.progress.step)
+        self.told.start(self.spec.to_dict(), self.progress.step)
         for note in self.run.notes:
-            self._message(note)
+            self.told.message(note)
         if path:
-            self._message(f"continuing at step {self.progress.step} from {path}")
+            self.told.message(f"continuing at step {self.progress.step} from {path}")
+        before, self.progress.workers = self.progress.workers, self.world.size
+        if before not in (0, self.world.size):
+            self.told.message(
+                f"WARNING: workers: {before} before, {self.world.size} now: figures will differ a little "
+                "from those of an undisturbed run"
+            )
 
     def score_teacher(self) -> None:
         """Score the teacher on the validation split, if that is not known yet."""
-        self.teacher = score_teacher(
-            self.run, self.directory, self.val_batches, self.measured_on, self._message
-        )
+        best = self.best
+        self.teacher = score_teacher(self.run, self.told, best.batches, best.measured_on, self.progress.step)
 
     def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
         """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
@@ -154,7 +159,7 @@ class TrainingLoop:
         """
         train = self.spec.train
         if self.progress.due:
-            self._message(f"the validation of step {self.progress.step} is due")
+            self.told.message(f"the validation of step {self.progress.step} is due")
             self._tell(self.progress.step, self.progress.due, validates=True)
         batches = training_batches(self.run, self.progress.step)
         window, waiting_since = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
@@ -164,8 +169,10 @@ class TrainingLoop:
         for step in range(self.progress.step, train.steps):
             if stops(step):
                 self._stop(step, window, saved == step)
+            self.told.heartbeat.note("data", step + 1)
             micro_batches = list(islice(batches, train.accumulate))
             waited = time.perf_counter() - waiting_since
+            self.told.heartbeat.note("step", step + 1)
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
             with enough_values(self.spec, len(micro_batches[0].indices)):
                 window.add(self.run.step(step, micro_batches), waited)
@@ -177,7 +184,7 @@ class TrainingLoop:
                 window = ReportWindow()
                 saved = done if saves else saved
             waiting_since = time.perf_counter()
-        self._replace_lost_export()
+        self.best.replace_lost(self.progress)
         return self._finish()
 
     def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
@@ -189,6 +196,7 @@ class TrainingLoop:
         self._check_finite()
         self.progress.seconds += metrics["seconds"]
         if validates or saves:
+            self.told.heartbeat.note("checkpoint", done)
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             average_batchnorm_statistics(self.run.step.average, self.world)
         # A line is on disk before the checkpoint that stands for it, or in it where a validation is due, so
@@ -197,40 +205,34 @@ class TrainingLoop:
             self._tell(done, metrics, validates)
         if saves:
             self.progress.due = metrics if validates else {}
-            self.reporter.report(metrics, self._save(done), done == self.spec.train.steps)
+            self.reporter.report(metrics, self._save(), done == self.spec.train.steps)
         if validates:
             self._tell(done, metrics, validates)
 
     def _tell(self, done: int, metrics: dict[str, Any], validates: bool) -> None:
         """Validate if that is due, and write the line of metrics."""
-        result = self._validate(done) if validates else None
+        result = self.best.validate(done, self.progress) if validates else None
         if result is not None:
             scores = {k: v for k, v in result.metrics().items() if not k.startswith("iou/")}
             metrics = {**metrics, **scores}
-        if self.world.is_main:
-            self.directory.append_metrics(metrics)
-            for listener in self.listeners:
-                listener.metrics(done, metrics)
-                if result is not None:
-                    listener.validation(done, result)
+        self.told.line(done, metrics, result)
         if result is not None:
-            if self.world.is_main:
-                self.directory.append_validation(done, self.progress.best, self.progress.last)
+            self.told.validated(done, self.progress)
             self.progress.due = {}
             self.reporter.report(metrics, None, done == self.spec.train.steps)
 
     def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
         """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
-        self.progress.step, path = done, None
+        self.progress.step, state = done, None
         if not saved:
             self.run.step.watch_weights(done - 1)
             self._check_finite()
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             average_batchnorm_statistics(self.run.step.average, self.world)
             self.progress.window = window.packed(self.world)
-            path = self._save(done)
-        self.reporter.report({"step": done}, path, True)
-        self._message(f"stopped at step {done} of {self.spec.train.steps}")
+            state = self._save()
+        self.reporter.report({"step": done}, state, True)
+        self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
         barrier(self.world)
         raise Stopped(f"stopped at step {done}")
 
@@ -253,72 +255,20 @@ class TrainingLoop:
         return metrics
 
     def _check_finite(self) -> None:
-        """Stop, on all ranks alike, if a term was not finite since the last look.
+        """Stop, on all ranks alike, if a term was not finite since the last look."""
+        check_finite(self.run.step.nonfinite, self.world, self._last_good)
 
-        Raises:
-            TrainingError: with the step, the loss's name and the last good checkpoint.
-        """
-        first = self.run.step.nonfinite.first
-        if not first:
-            return
-        steps = minimum_over_ranks(torch.stack(list(first.values())), self.world).tolist()
-        bad = [(step, name) for step, name in zip(steps, first, strict=True) if step != NEVER]
-        if not bad:
-            return
-        names = [(step, name) for step, name in bad if name != "total"] or bad
-        step, name = min(names)
-        # Looked up, not remembered: the last one may still be on its way to the run's directory.
-        found = self._newest_checkpoint(lambda text: None)
-        kept = f"the last good checkpoint is {found}" if found else "no checkpoint was written before"
-        about, when = ("weights", "after") if name == WEIGHTS else (f"loss {name!r}", "at")
-        raise TrainingError(
-            f"{about}: not finite {when} step {step}; {kept}.\n"
-            "Lower optim.lr, set optim.clip_grad_norm, or look at that loss's weight and temperature."
-        )
+    def _last_good(self) -> str:
+        """The newest checkpoint when all are written."""
+        self.reporter.settle()
+        return self._newest_checkpoint(lambda text: None)
 
-    def _validate(self, done: int) -> EvaluationResult:
-        """Score the student on the validation split; keep the best one as `student.safetensors`."""
-        run, spec = self.run, self.spec
-        shown = min(spec.train.pictures, len(run.val_set))
-        pictures = [index * len(run.val_set) // shown for index in range(shown)]  # spread over the set
-        teacher = run.teacher if run.teacher is not None and run.teacher.num_classes else None
-        result = validate(run, run.evaluated, self.val_batches, pictures=pictures, teacher=teacher)
-        scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
-        self.progress.last = scores
-        if not self.progress.best or scores["miou"] > self.progress.best["miou"]:
-            self.progress.best = scores
-            if self.world.is_main:
-                about: dict[str, Any] = {
-                    "recipe": spec.name,
-                    "data": spec.data.name,
-                    "range": run.val_set.span,
-                    "precision": run.precision,
-                    "validation": plain_json(scores),
-                    "measured": {"on": self.measured_on, "scores": plain_json(scores_of(result))},
-                }
-                half = spec.train.export == "fp16"
-                save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
-        return result
-
-    def _replace_lost_export(self) -> None:
-        """Export the last student where the best one is not in the directory.
-
-        Its files were deleted, or it belongs to the run that this one's checkpoint came from. `best` then
-        speaks of what is exported.
-        """
-        gone = self.directory.missing_model_file() if self.world.is_main else None
-        gone = broadcast_text(gone or "", self.world)
-        if gone:
-            self._message(f"{gone} is not in {self.directory.path}: exporting the student of the last step")
-            self.progress.best = {}
-            self._validate(self.progress.step)
-
-    def _save(self, done: int) -> Path | None:
-        """Write the complete checkpoint, on the main rank."""
+    def _save(self) -> Snapshot | None:
+        """The complete state, on the main rank, when the checkpoint before is written."""
+        self.reporter.settle()
         if not self.world.is_main:
             return None
-        state = {**state_of(self.run), **vars(self.progress)}
-        return write_checkpoint(self.reporter.checkpoint_folder(checkpoint_name(done)), state)
+        return Snapshot(self.copy_to_host({**state_of(self.run), **vars(self.progress)}))
 
     def _finish(self) -> dict[str, Any]:
         """Write `result.json`."""
@@ -337,14 +287,7 @@ class TrainingLoop:
         }
         if self.teacher is not None:
             result["teacher"] = self.teacher
-            tell_better_student(self.teacher, progress.best, self._message)
-        if self.world.is_main:
-            self.directory.write_result(result)
-            for listener in self.listeners:
-                listener.finish(result)
+            tell_better_student(self.teacher, progress.best, self.told.message)
+        self.told.finish(result)
         barrier(self.world)
         return result
-
-    def _message(self, text: str) -> None:
-        for listener in self.listeners:
-            listener.message(text)

@@ -25,6 +25,7 @@ class RunProgress:
         best, last: scores of the best and of the last validation.
         due: the line of metrics of this step, where its validation is still to come.
         window: of a run that was stopped: its figures since the last line of metrics.
+        workers: that the run has; 0 where that is not known.
     """
 
     step: int = 0
@@ -33,6 +34,7 @@ class RunProgress:
     last: dict[str, Any] = field(default_factory=dict)
     due: dict[str, Any] = field(default_factory=dict)
     window: dict[str, Any] = field(default_factory=dict)
+    workers: int = 0
 
 
 @dataclass

@@ -3,46 +3,61 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.train.checkpoint import prune_checkpoints
+from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
 
 
 class Reporter(Protocol):
     """Called on every rank at the same steps."""
 
-    def checkpoint_folder(self, name: str) -> Path:
-        """Where the main rank writes the checkpoint of that name, before `report` takes it over."""
+    def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
+        """After a validation or a checkpoint: figures of all ranks, and on the main rank the state to write.
 
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
-        """After a validation or a checkpoint: figures of all ranks, and on the main rank the checkpoint.
+        It is written in the background while training goes on, one at a time. The last step makes two
+        reports with `last`, of its checkpoint and of its validation. Each returns when all checkpoints are
+        in the run's directory.
+        """
 
-        The last step makes two reports with `last`, of its checkpoint and of its validation. Each returns
-        when all checkpoints are in the run's directory.
+    def settle(self) -> None:
+        """Wait until all checkpoints that were reported are in the run's directory.
+
+        Raises:
+            CheckpointError: one could not be written.
         """
 
 
 class LocalReporter:
-    """A plain process: checkpoints stay where they are written, all but the newest are deleted.
+    """A plain process: all but the newest checkpoints are deleted.
 
     Args:
         folder: the run's `checkpoints`.
         keep: how many.
+        background: write while training goes on.
     """
 
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(self, folder: Path, keep: int, background: bool = True) -> None:
+        self.folder, self.keep, self.background = folder, keep, background
+        self.writer = BackgroundWriter()
 
-    def checkpoint_folder(self, name: str) -> Path:
-        """Inside the run's directory."""
-        return self.folder / name
-
-    def report(self, metrics: Mapping[str, float], checkpoint: Path | None, last: bool) -> None:
-        """Prune."""
+    def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
+        """Write the checkpoint and prune."""
         if checkpoint is not None:
-            prune_checkpoints(self.folder, self.keep)
+            self.writer.start(partial(self._write, checkpoint))
+        if last or not self.background:
+            self.settle()
+
+    def settle(self) -> None:
+        """Wait for the writer."""
+        self.writer.settle()
+
+    def _write(self, checkpoint: Snapshot) -> None:
+        checkpoint.write(self.folder / checkpoint.name)
+        prune_checkpoints(self.folder, self.keep)
 
 
 class Listener:
@@ -56,6 +71,9 @@ class Listener:
 
     def validation(self, step: int, result: EvaluationResult) -> None:
         """A validation's whole result."""
+
+    def underway(self, what: str, done: int, total: int) -> None:
+        """A validation goes on: `what` it is, and how many of its images are done."""
 
     def message(self, text: str) -> None:
         """Something that the user should know."""

@@ -19,7 +19,7 @@ from cirkd_ray.evaluate.evaluation import EvaluationResult, evaluate
 from cirkd_ray.files import read_json, write_text
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.distributed import broadcast_text
-from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.underway import Underway
 from cirkd_ray.weights.card import find_card, locate
 
 SCORES = "teacher.json"
@@ -31,7 +31,7 @@ Scores = dict[str, Any]
 
 def validation_loader(run: Run) -> Batches:
     """This rank's validation images."""
-    train, total = run.spec.train, len(run.val_set)
+    train = run.spec.train
     return eval_loader(
         run.val_set,
         run.world.rank,
@@ -39,18 +39,24 @@ def validation_loader(run: Run) -> Batches:
         run.spec.data.workers,
         batch_size=train.validate_batch_size,
         pin_memory=run.world.device.type == "cuda",
-        indices=range(min(train.validate_limit or total, total)),
+        indices=range(images(run)),
     )
 
 
-def validate(run: Run, network: nn.Module, batches: Batches, **pictures: Any) -> EvaluationResult:
+def images(run: Run) -> int:
+    """How many images a validation takes."""
+    total = len(run.val_set)
+    return min(run.spec.train.validate_limit or total, total)
+
+
+def validate(run: Run, network: nn.Module, batches: Batches, **options: Any) -> EvaluationResult:
     """Score a network as the run's recipe says; every rank calls it.
 
     Args:
         run: the run.
         network: its student or teacher.
         batches: of `validation_loader`.
-        pictures: what `evaluate` takes for those.
+        options: what `evaluate` takes for pictures, and `on_images`.
     """
     with without_autotuning():
         return evaluate(
@@ -64,7 +70,7 @@ def validate(run: Run, network: nn.Module, batches: Batches, **pictures: Any) ->
             batch_size=run.spec.train.validate_batch_size,
             batches=batches,
             views=run.views,
-            **pictures,
+            **options,
         )
 
 
@@ -119,9 +125,7 @@ def shared_scores(folder: Path) -> None:
         write_text(folder / SCORES, "{}")
 
 
-def score_teacher(
-    run: Run, directory: RunDirectory, batches: Batches, digits: str, say: Callable[[str], None]
-) -> Scores | None:
+def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step: int) -> Scores | None:
     """The teacher's scores on the run's validation split; every rank calls it.
 
     They are looked up in the card of its weights and in what was kept, by what they were measured on;
@@ -129,10 +133,10 @@ def score_teacher(
 
     Args:
         run: the run.
-        directory: its folder.
+        told: hears what is found, and knows the run's folder.
         batches: the loader of its validation images.
         digits: `measured_on`, on the main rank.
-        say: hears what is found.
+        step: steps that are done.
 
     Returns:
         None for a run without a teacher, and for a teacher that scores no classes.
@@ -140,14 +144,16 @@ def score_teacher(
     if run.teacher is None or run.spec.teacher is None or not run.teacher.num_classes:
         return None
     known: Scores | None = None
+    say = told.message
     if run.world.is_main:
-        place = _ledger(directory.path)
+        place = _ledger(told.directory.path)
         key = f"{digits}-{_teacher_digits(run.spec.teacher)}"
         known = _of_card(run.spec.teacher, digits) or (read_json(place) or {}).get(key)
     known = json.loads(broadcast_text(json.dumps(known), run.world))
     if known is None:
         say("teacher: scoring it on this run's validation split")
-        known = scores_of(validate(run, run.teacher, batches))
+        seen = told.scoring("teacher", "scoring the teacher", step, images(run))
+        known = scores_of(validate(run, run.teacher, batches, on_images=seen))
     if run.world.is_main:
         write_text(place, json.dumps({**(read_json(place) or {}), key: known}, indent=1))
     miou, guessed = 100 * known["miou"], 100 * known["chance"]

@@ -16,7 +16,6 @@ import pytest
 
 from cirkd_ray.cluster.resources import check_nodes, plan_run
 from cirkd_ray.cluster.train import fit
-from cirkd_ray.cluster.worker import local_checkpoints
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, DataError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, complaint
@@ -54,7 +53,7 @@ def test_a_run_on_two_workers_leaves_a_whole_run_directory(undisturbed: RunDirec
     kept = sorted(p.name for p in undisturbed.checkpoints.glob("step_*"))
     assert kept == ["step_00000050", "step_00000060"]
     assert (undisturbed.path / "student.safetensors").is_file()
-    assert not local_checkpoints(undisturbed).exists()
+    assert not list(undisturbed.checkpoints.glob(".*.partial"))
     assert list(undisturbed.tensorboard.iterdir())
 
 

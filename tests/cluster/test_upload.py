@@ -1,11 +1,8 @@
-"""Checkpoints on their way to the run's directory; needs no cluster."""
+"""Checkpoints that Ray Train hears of; needs no cluster."""
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import ray.train
@@ -13,8 +10,11 @@ import torch
 from pyarrow import fs
 
 from cirkd_ray.cluster.worker import RayReporter
-from cirkd_ray.train.checkpoint import STATE, complaint, list_checkpoints, write_checkpoint
+from cirkd_ray.errors import CheckpointError
+from cirkd_ray.train import snapshot
+from cirkd_ray.train.checkpoint import STATE, complaint, list_checkpoints
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.snapshot import Snapshot
 from tests.tinyrun import tiny_baseline
 
 
@@ -26,15 +26,14 @@ def reporter(tmp_path: Path) -> RayReporter:
 
 
 def upload(reporter: RayReporter, step: int) -> ray.train.Checkpoint:
-    name = f"step_{step:08d}"
-    local = write_checkpoint(reporter.local / name, {"step": step, "x": torch.ones(500)})
-    try:
-        return reporter._upload(SimpleNamespace(path=str(local)), name)  # type: ignore[arg-type]
-    finally:
-        shutil.rmtree(reporter.local)
+    folder = reporter._begin(Snapshot({"step": step, "x": torch.ones(500)}))
+    told = ray.train.Checkpoint.from_directory(str(folder))
+    return reporter._written(reporter.writer.pending, told, folder.name)
 
 
-def test_the_newest_whole_checkpoints_are_kept(reporter: RayReporter) -> None:
+def test_ray_hears_of_a_checkpoint_when_it_is_whole_and_the_newest_whole_ones_are_kept(
+    reporter: RayReporter,
+) -> None:
     for step in (1, 2, 3):
         found = upload(reporter, step)
         assert complaint(Path(found.path)) is None
@@ -44,18 +43,18 @@ def test_the_newest_whole_checkpoints_are_kept(reporter: RayReporter) -> None:
     assert [path.name for path in list_checkpoints(reporter.kept)] == ["step_00000004", "step_00000002"]
 
 
-def test_an_upload_that_fails_leaves_no_half_of_a_checkpoint(
+def test_a_checkpoint_that_cannot_be_written_is_told_to_ray_and_leaves_nothing(
     reporter: RayReporter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = shutil.copyfile
-
-    def full(source: Any, target: Any) -> None:
-        real(source, target)
-        Path(target).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
     upload(reporter, 1)
-    monkeypatch.setattr(shutil, "copyfile", full)
-    with pytest.raises(OSError, match="No space left"):
+
+    def full(folder: Path, state: object) -> None:
+        raise CheckpointError(f"{folder}: no space left")
+
+    monkeypatch.setattr(snapshot, "write_checkpoint", full)
+    with pytest.raises(CheckpointError, match="no space left"):
         upload(reporter, 2)
+    with pytest.raises(CheckpointError, match="no space left"):
+        reporter.settle()
+    reporter.settle()  # once
     assert [path.name for path in reporter.kept.iterdir()] == ["step_00000001"]

@@ -12,8 +12,6 @@ import torch
 from cirkd_ray.errors import CheckpointError
 from cirkd_ray.train.checkpoint import (
     STATE,
-    complaint,
-    copy_checkpoint,
     keep_newest,
     list_checkpoints,
     prune_checkpoints,
@@ -103,21 +101,3 @@ def test_a_finished_run_needs_no_checkpoint(undisturbed: RunDirectory, tmp_path:
         damage(path)
     found = run_recipe(run.spec(), run, tmp_path, lambda spec, directory: {}, resume=True)
     assert found.result == run.read_result()
-
-
-def test_a_copy_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoints(tmp_path / "from", 1)
-    source, target = tmp_path / "from" / "step_00000001", tmp_path / "to" / "step_00000001"
-    real = shutil.copyfile
-
-    def full(source: Path, target: Path) -> None:
-        real(source, target)
-        raise OSError(28, "No space left on device")
-
-    with monkeypatch.context() as patched:
-        patched.setattr(shutil, "copyfile", full)
-        with pytest.raises(OSError, match="No space left"):
-            copy_checkpoint(source, target)
-    assert not list(target.parent.iterdir())
-    copy_checkpoint(source, target)
-    assert complaint(target) is None

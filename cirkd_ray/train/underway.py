@@ -1,0 +1,89 @@
+"""What a run tells while it is under way: lines of metrics, whole validations, messages, how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.heartbeat import Heartbeat, Phase
+from cirkd_ray.train.progress import RunProgress
+from cirkd_ray.train.reporter import Listener
+from cirkd_ray.train.rundir import RunDirectory
+
+
+class Underway:
+    """Tells a run's listeners, and its directory what a resumed run will need; ranks but the main are silent.
+
+    Steps are counted alike in all that a run says: at step N, N steps are done; step N is the one after
+    which that is so.
+
+    Args:
+        directory: the run's.
+        listeners: of the main rank.
+        world: this rank among its peers.
+        heartbeat: notes what this rank begins.
+    """
+
+    def __init__(
+        self, directory: RunDirectory, listeners: Sequence[Listener], world: World, heartbeat: Heartbeat
+    ) -> None:
+        self.directory, self.world, self.heartbeat = directory, world, heartbeat
+        self.listeners = listeners if world.is_main else ()
+
+    def start(self, spec: Mapping[str, Any], step: int) -> None:
+        """Training begins after `step` steps."""
+        for listener in self.listeners:
+            listener.start(dict(spec), step)
+
+    def message(self, text: str) -> None:
+        """Something that the user should know."""
+        for listener in self.listeners:
+            listener.message(text)
+
+    def scoring(self, phase: Phase, what: str, step: int, total: int) -> Callable[[int], None]:
+        """The scoring of `total` images on all ranks begins.
+
+        Args:
+            phase: of the heartbeat.
+            what: what is scored, to be shown.
+            step: steps that are done.
+            total: how many images there are.
+
+        Returns:
+            What to call after each batch with the number of this rank's images in it.
+        """
+        mine = 0
+
+        def advance(images: int) -> None:
+            nonlocal mine
+            mine += images
+            self.heartbeat.note(phase, step, mine)
+            for listener in self.listeners:
+                listener.underway(what, min(mine * self.world.size, total), total)
+
+        advance(0)
+        return advance
+
+    def line(self, done: int, metrics: Mapping[str, Any], result: EvaluationResult | None) -> None:
+        """A line of metrics, and the validation that it holds the scores of."""
+        if not self.world.is_main:
+            return
+        self.directory.append_metrics(metrics)
+        for listener in self.listeners:
+            listener.metrics(done, metrics)
+            if result is not None:
+                listener.validation(done, result)
+
+    def validated(self, done: int, progress: RunProgress) -> None:
+        """A validation is over, and its scores are in `progress`."""
+        if self.world.is_main:
+            self.directory.append_validation(done, progress.best, progress.last)
+
+    def finish(self, result: Mapping[str, Any]) -> None:
+        """The run has this result."""
+        if self.world.is_main:
+            self.directory.write_result(result)
+        for listener in self.listeners:
+            listener.finish(result)
