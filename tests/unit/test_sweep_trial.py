@@ -396,7 +396,7 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 
     trained: list[Path] = []
     monkeypatch.setattr(
-        module, "train_teacher", lambda spec, directory, fit, say, data: trained.append(directory.path)
+        module, "train_once", lambda name, spec, directory, fit, say, data: trained.append(directory.path)
     )
     monkeypatch.setattr(module, "with_weights", lambda spec, path: spec)
     trains = "teacher.train=quickstart/teacher"
