@@ -117,7 +117,29 @@ def test_a_start_that_failed_does_not_block_its_name(
     monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
     assert main(line) == 0, capsys.readouterr().err
     assert RunDirectory(tmp_path / "n").spec().optim.lr == 0.02
+    capsys.readouterr()
     assert main([*line[:7], "--set", "optim.lr=0.5", *resume]) == 2  # now there is a run
+    if resume:
+        assert f"--set model.weights={tmp_path / 'n'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("workers", "said"), [("2", True), ("1", False), ("auto", False)])
+def test_workers_that_a_local_run_does_not_start_are_told(
+    workers: str,
+    said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(tiny_baseline().to_yaml())
+    monkeypatch.setattr(
+        "cirkd_ray.train.local.run_local", lambda spec, directory, *rest: stub_runner(spec, directory)
+    )
+    monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
+    line = ["train", str(recipe), "--local", "--out", str(tmp_path), "--set", f"cluster.workers={workers}"]
+    assert main(line) == 0
+    assert ("cluster.workers: 2 is for Ray and torchrun" in capsys.readouterr().out) == said
 
 
 def test_all_stages_share_one_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
