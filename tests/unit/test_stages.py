@@ -16,9 +16,11 @@ from cirkd_ray.data import build_dataset
 from cirkd_ray.data.facts import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import latest_run, locked, run_name, train_teacher
+from cirkd_ray.train.stages import latest_run, locked, run_name, train_once
 from tests.errors import refuses, require_error
 from tests.tinyrun import tiny_baseline
+
+TEACHER = "teacher of many"
 
 
 def stub_runner(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def test_a_second_run_waits_for_the_teacher_that_another_trains(tmp_path: Path) 
         assert free.wait(30)
         return stub_runner(plan, where)
 
-    first = threading.Thread(target=train_teacher, args=(spec, directory, slow, said.append))
+    first = threading.Thread(target=train_once, args=(TEACHER, spec, directory, slow, said.append))
     first.start()
     assert entered.wait(30)
 
@@ -46,11 +48,12 @@ def test_a_second_run_waits_for_the_teacher_that_another_trains(tmp_path: Path) 
         said.append(text)
         free.set()
 
-    assert train_teacher(spec, directory, stub_runner, say) is True
+    assert train_once(TEACHER, spec, directory, stub_runner, say) is True
     first.join()
     assert ["training for" in said[0], "waiting for the process" in said[1], "trained before" in said[2]] == [
         True
     ] * 3
+    assert all(text.startswith(f"{TEACHER}: ") for text in said)
 
 
 def test_a_run_of_its_own_does_not_wait(tmp_path: Path) -> None:
@@ -65,11 +68,11 @@ def test_a_run_of_its_own_does_not_wait(tmp_path: Path) -> None:
 
 def test_a_teacher_whose_model_is_gone_is_named(tmp_path: Path) -> None:
     spec, directory = tiny_baseline(), RunDirectory(tmp_path / "t")
-    assert train_teacher(spec, directory, stub_runner, lambda text: None) is False
+    assert train_once(TEACHER, spec, directory, stub_runner, lambda text: None) is False
     (directory.path / "student.safetensors").unlink()
     assert (directory.read_result() or {})["steps"] == 6
     with refuses(directory.path, CheckpointError, "student.safetensors", "result.json"):
-        train_teacher(spec, directory, stub_runner, lambda text: None)
+        train_once(TEACHER, spec, directory, stub_runner, lambda text: None)
 
 
 def test_the_latest_run_is_one_of_this_recipe(tmp_path: Path) -> None:
