@@ -101,10 +101,7 @@ def run_recipe(
         say(note)
     data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
-        begun = directory.recipe.exists()
-        open_directory(directory, spec, resume)
-        data.hold(directory.path, begun, ANEW)
-        require_whole(directory, restart)
+        _open(spec, directory, data, resume, restart)
         for note in notes:
             directory.log(note)
         teacher, baseline, reused = None, None, []
@@ -130,6 +127,18 @@ def run_recipe(
             result = {**result, "baseline": baseline_block(baseline, directory.path)}
             directory.write_result(result)
     return Outcome(directory, result, teacher, baseline, tuple(reused))
+
+
+def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool, restart: bool) -> None:
+    """Make a run's directory, or check that it holds this very run, on the same data, with a whole checkpoint.
+
+    Raises:
+        UserError: it does not.
+    """
+    begun = directory.recipe.exists()
+    open_directory(directory, spec, resume)
+    data.hold(directory.path, begun, ANEW)
+    require_whole(directory, restart)
 
 
 def train_once(
