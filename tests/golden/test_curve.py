@@ -31,7 +31,7 @@ LOSSES: dict[str, dict[str, Any]] = {
     "cwd": {"kind": "cwd", "weight": 3},
     "ifvd": {"kind": "ifvd", "weight": 5},
     "adversarial": {"kind": "adversarial", "weight": 0.1},
-    "minibatch": {"kind": "cirkd_minibatch"},
+    "minibatch": {"kind": "cirkd_minibatch", "group": "rank"},
     "memory": {
         "kind": "cirkd_memory",
         "pixel_memory": 40,

@@ -63,7 +63,7 @@ def make_step(mode: str) -> TrainStep:
     memory.load_state_dict(state)
     losses = {
         "kd": build_loss("kd", **context, mask_ignored=False),
-        "minibatch": build_loss("cirkd_minibatch", **context, mask_ignored=False),
+        "minibatch": build_loss("cirkd_minibatch", **context, mask_ignored=False, group="rank"),
         "memory": memory,
     }
     specs = {

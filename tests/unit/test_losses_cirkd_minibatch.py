@@ -8,7 +8,7 @@ from cirkd_ray.bench._losses_naive import pairs_of_images
 from cirkd_ray.losses import LossInputs
 from tests.contract.loss_cases import make_inputs, small_loss
 
-JOINED = {"gather": True}
+JOINED = {"group": "batch"}
 
 
 def test_unmasked_is_the_mean_over_all_rows_and_pairs() -> None:
