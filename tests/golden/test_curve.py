@@ -88,8 +88,8 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def test_a_run_of_fifty_steps_is_as_it_was_recorded(tmp_path: Path) -> None:
     recorded, now = json.loads(RECORDED.read_text()), curve(tmp_path)
     assert now.keys() == recorded.keys()
-    # Rounding of another make of CPU reaches 1e-4 at the 15th step and half of a loss at the 32nd, in float64,
-    # too: from there on only means can be held.
+    # Rounding of another make of CPU reaches 1e-4 at the 15th step and half of a loss at the 32nd, in
+    # float64, too: from there on only means can be held.
     for name, values in recorded.items():
         if name != "miou":
             assert now[name][:STEADY] == pytest.approx(values[:STEADY], rel=1e-6), name
