@@ -205,7 +205,7 @@ class TrainSpec(_Spec):
     keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
     pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
     precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
-        "auto", description="auto: bf16 on CUDA, else fp32"
+        "auto", description="auto: bf16 on CUDA, fp16 on its older cards, fp32 on CPUs"
     )
     channels_last: Cohort[Computes[bool]] = Field(True, description="on CUDA")
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")

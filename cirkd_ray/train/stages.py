@@ -96,7 +96,8 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    for note in check_run(spec):
+    notes = check_run(spec)
+    for note in notes:
         say(note)
     data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
@@ -104,6 +105,8 @@ def run_recipe(
         open_directory(directory, spec, resume)
         data.hold(directory.path, begun, ANEW)
         require_whole(directory, restart)
+        for note in notes:
+            directory.log(note)
         teacher, baseline, reused = None, None, []
         if trains_teacher:
             teacher = teacher_of(spec, directory.path, out, data, ANEW)
@@ -124,7 +127,7 @@ def run_recipe(
                 say(f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
             result = runner(spec, directory)
         if baseline is not None:
-            result = {**result, "baseline": baseline_block(baseline)}
+            result = {**result, "baseline": baseline_block(baseline, directory.path)}
             directory.write_result(result)
     return Outcome(directory, result, teacher, baseline, tuple(reused))
 
