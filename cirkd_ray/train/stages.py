@@ -130,7 +130,7 @@ def run_recipe(
 
 
 def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool, restart: bool) -> None:
-    """Make a run's directory, or check that it holds this very run, on the same data, with a whole checkpoint.
+    """Make a run's directory, or check that it holds this very run, on the same data, and sound.
 
     Raises:
         UserError: it does not.
