@@ -14,7 +14,7 @@ from cirkd_ray.cluster.capacity import HEAD
 from cirkd_ray.cluster.stopping import part_of, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
-from cirkd_ray.report.tables import over_classes
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped, asked

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cirkd_ray.config.composition import flatten
-from cirkd_ray.evaluate.evaluation import EvaluationResult
-from cirkd_ray.report.tables import COUNTS, over_classes
+from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, over_classes
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
@@ -64,7 +63,7 @@ class RunLog(Listener):
     """Writes the run's messages and main figures to its `log.txt`, a line each."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        self.path = directory.path / "log.txt"
+        self.directory = directory
         self._said = 0.0
 
     def start(self, spec: dict[str, Any], step: int) -> None:
@@ -90,5 +89,4 @@ class RunLog(Listener):
 
     def message(self, text: str) -> None:
         """Append."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.directory.log(text)

@@ -96,18 +96,19 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    for note in check_run(spec):
+    notes = check_run(spec)
+    for note in notes:
         say(note)
     data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
-        begun = directory.recipe.exists()
-        open_directory(directory, spec, resume)
-        data.hold(directory.path, begun, ANEW)
-        require_whole(directory, restart)
+        _open(spec, directory, data, resume, restart)
+        for note in notes:
+            directory.log(note)
         teacher, baseline, reused = None, None, []
         if trains_teacher:
             teacher = teacher_of(spec, directory.path, out, data, ANEW)
-            if train_teacher(teacher_recipe(spec), teacher, runner, say, data, restart):
+            plan = teacher_recipe(spec)
+            if train_once(f"teacher {plan.model.name}", plan, teacher, runner, say, data, restart):
                 reused.append(teacher)
             spec = with_weights(spec, teacher.path)
         if has_baseline(spec):
@@ -123,25 +124,21 @@ def run_recipe(
                 say(f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
             result = runner(spec, directory)
         if baseline is not None:
-            result = {**result, "baseline": baseline_block(baseline)}
+            result = {**result, "baseline": baseline_block(baseline, directory.path)}
             directory.write_result(result)
     return Outcome(directory, result, teacher, baseline, tuple(reused))
 
 
-def train_teacher(
-    spec: RunSpec,
-    directory: RunDirectory,
-    runner: Runner,
-    say: Callable[[str], None],
-    data: DataGuard | None = None,
-    restart: bool = False,
-) -> bool:
-    """Train a teacher unless it is there; returns whether it was. `restart` as in `run_recipe`.
+def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool, restart: bool) -> None:
+    """Make a run's directory, or check that it holds this very run, on the same data, and sound.
 
     Raises:
-        ConfigError: it was begun there on other data than `data`, and is not finished.
+        UserError: it does not.
     """
-    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say, data, restart)
+    begun = directory.recipe.exists()
+    open_directory(directory, spec, resume)
+    data.hold(directory.path, begun, ANEW)
+    require_whole(directory, restart)
 
 
 def train_once(
@@ -153,10 +150,17 @@ def train_once(
     data: DataGuard | None = None,
     restart: bool = False,
 ) -> bool:
-    """Train what several runs share unless it is there; `name` is what messages call it.
+    """Train what several runs share unless it is there.
+
+    Args:
+        name: what messages call it.
+        restart: as of `run_recipe`.
 
     Returns:
         Whether it was there.
+
+    Raises:
+        ConfigError: it was begun there on other data than `data`, and is not finished.
     """
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
         finished, begun = directory.read_finished() is not None, directory.recipe.exists()
