@@ -42,7 +42,7 @@ Compute = Callable[[Relation], Tensor]
 """The value of a relation, differentiable."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Relations:
     """The settings `train.relations_path` and `train.relations`, and what was found on this device.
 
@@ -103,6 +103,10 @@ class Relations:
             width = f"{sample.q_s.shape[-1]}/{sample.q_t.shape[-1]} channels"
             LOG.warning("relations of %s: %s (%s)", width, "fused" if found.fused else "tiles", found.why)
         return found.fused
+
+
+AUTOMATIC = Relations()
+"""Of callers that give no settings."""
 
 
 class Finding(NamedTuple):

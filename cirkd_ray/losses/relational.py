@@ -27,13 +27,11 @@ from torch.autograd.function import once_differentiable
 from cirkd_ray.device import no_autocast
 from cirkd_ray.losses.attention import MASKED as MASKED
 from cirkd_ray.losses.attention import Relation, attention_kl
-from cirkd_ray.losses.paths import Relations, products
+from cirkd_ray.losses.paths import AUTOMATIC, Relations, products
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25, "meta": 2**62}
 """Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB), all
 on `meta`, where nothing is computed."""
-AUTOMATIC = Relations()
-"""Of callers that give no settings."""
 
 
 def relational_kl(

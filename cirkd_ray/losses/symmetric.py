@@ -22,8 +22,8 @@ from torch.autograd.function import once_differentiable
 
 from cirkd_ray.device import no_autocast
 from cirkd_ray.losses.attention import MASKED, Relation
-from cirkd_ray.losses.paths import Relations
-from cirkd_ray.losses.relational import AUTOMATIC, relate
+from cirkd_ray.losses.paths import AUTOMATIC, Relations
+from cirkd_ray.losses.relational import relate
 
 TILE = (1024, 1024)
 """Rows and columns of similarities worked on at once: in cache on a CPU."""

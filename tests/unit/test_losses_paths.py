@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from cirkd_ray.losses import paths
+from cirkd_ray.losses import paths, symmetric
 from cirkd_ray.losses.attention import Relation
 from cirkd_ray.losses.paths import Relations, compare, products
+from tests.contract.loss_cases import make_inputs, small_loss
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BOUNDS = (1e-3, 1e-2)
@@ -158,3 +160,21 @@ def test_products_leave_the_setting_as_it_was() -> None:
     with products("tf32", CPU):
         assert torch.get_float32_matmul_precision() == before
     assert torch.get_float32_matmul_precision() == before
+
+
+def test_losses_hand_their_relations_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a recipe sets reaches every relational term."""
+    seen: list[Relations] = []
+
+    def looked_at(self: Relations, *_: object) -> bool:
+        seen.append(self)
+        return False
+
+    monkeypatch.setattr(Relations, "is_fused", looked_at)
+    monkeypatch.setattr(symmetric, "WIDEST", 0.0)  # the form of devices other than CPUs
+    mine = Relations(precision="tf32")
+    for kind in ("cirkd_minibatch", "cirkd_memory", "cirkd_channel", "cirkd_v2"):
+        seen.clear()
+        small_loss(kind)(replace(make_inputs(), relations=mine))
+        assert seen
+        assert all(relations is mine for relations in seen), kind
