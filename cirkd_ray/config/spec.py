@@ -130,6 +130,15 @@ class LossSpec(_OpenSpec):
     )
     schedule: WeightSchedule | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _older_names(cls, values: Any) -> Any:
+        """`gather`, of recipes and runs that are older than `group`."""
+        if isinstance(values, dict) and isinstance(values.get("gather"), bool) and "group" not in values:
+            kept = {name: value for name, value in values.items() if name != "gather"}
+            return {**kept, "group": "batch" if values["gather"] else "rank"}
+        return values
+
     @model_validator(mode="after")
     def _one_weight(self) -> LossSpec:
         if self.weight is not None and self.weights is not None:
