@@ -16,7 +16,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.restarts import TellRestarts
 from cirkd_ray.cluster.stopping import stop_is_asked
+from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
@@ -78,7 +80,11 @@ def make_trainer(
             storage_path=str(directory.path),
             failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # RayReporter keeps the newest whole ones
-            callbacks=[StopOnUserError(str(directory.path)), *callbacks],
+            callbacks=[
+                StopOnUserError(str(directory.path)),
+                TellRestarts(str(directory.path), spec.cluster.max_failures),
+                *callbacks,
+            ],
         ),
     )
 
@@ -104,7 +110,8 @@ def fit(
     trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
     try:
         if not stop_is_asked():
-            _in_a_thread(trainer.fit)
+            with watched(spec, directory):
+                _in_a_thread(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise read_failure(directory.path) or _explain(error, directory) from error
     result = directory.read_result()
