@@ -34,7 +34,7 @@ COMMANDS = {
     "weights": "inspect, import, verify and get weights",
     "export": "export a trained network to ONNX, TorchScript or torch.export",
     "bench": "measure losses, data, models and evaluation on this machine",
-    "recipes": "list, show and describe recipes",
+    "recipes": "list and show recipes, print their JSON Schema",
 }
 
 

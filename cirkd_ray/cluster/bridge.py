@@ -21,6 +21,7 @@ from ray.train import UserCallback
 from ray.util.queue import Empty, Queue
 
 from cirkd_ray.cluster.donors import hold
+from cirkd_ray.cluster.stopping import in_this_call
 from cirkd_ray.config import RunSpec
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -73,15 +74,14 @@ class BackgroundRun(threading.Thread):
 
     def __init__(self, call: Callable[[Bridge], Any], holds: bool = False) -> None:
         super().__init__(daemon=True, name="run")
-        self.holds = holds
         self.queue = Queue(actor_options={"num_cpus": 0})
-        self.call = call
+        self.train = in_this_call(lambda: call(Bridge(self.queue, holds)))
         self.error: BaseException | None = None
 
     def run(self) -> None:
         """Train; an error is kept for `reports`."""
         try:
-            self.call(Bridge(self.queue, self.holds))
+            self.train()
         except BaseException as error:
             self.error = error
 

@@ -15,7 +15,7 @@ from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.rundir import RunDirectory, relative
 from cirkd_ray.train.same_data import DataGuard
-from cirkd_ray.train.stages import locked, train_teacher
+from cirkd_ray.train.stages import locked, train_once
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
 from cirkd_ray.train.validation import shared_scores
 
@@ -117,7 +117,8 @@ def _with_teachers(
         if spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
     }
     for name, directory in {d.path: (name, d) for name, d in trains.items()}.values():
-        train_teacher(teacher_recipe(methods[name]), directory, fit, say, data)
+        recipe = teacher_recipe(methods[name])
+        train_once(f"teacher {recipe.model.name}", recipe, directory, fit, say, data)
     found = {
         name: with_weights(spec, trains[name].path) if name in trains else spec
         for name, spec in methods.items()

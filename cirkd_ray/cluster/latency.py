@@ -12,6 +12,7 @@ from typing import Any
 import ray
 
 from cirkd_ray.cluster.resources import plan_run
+from cirkd_ray.cluster.stopping import interruptible
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
@@ -55,11 +56,9 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
     path = folder / f"{digest}.json"
     if not path.is_file():
         plan = plan_run(spec, ray.cluster_resources())
-        measured = ray.get(
-            ray.remote(_measure)
-            .options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-            .remote(spec.to_dict(), plan.gpus > 0)
-        )
+        task = ray.remote(_measure).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
+        measuring = task.remote(spec.to_dict(), plan.gpus > 0)
+        measured = interruptible(lambda: ray.get(measuring))
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({**measured, "model": key["model"]}))
     found: dict[str, Any] = json.loads(path.read_text())

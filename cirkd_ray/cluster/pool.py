@@ -11,9 +11,10 @@ import ray
 
 from cirkd_ray.cluster.bridge import TrainFunction
 from cirkd_ray.cluster.capacity import HEAD
+from cirkd_ray.cluster.stopping import part_of, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
-from cirkd_ray.report.tables import over_classes
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped, asked
@@ -54,7 +55,7 @@ def run_jobs(
             if result is not None and fingerprint(directory.spec()) == fingerprint(job.spec):
                 done[job.name] = result
             else:
-                running[remote.remote(job.spec.to_dict(), str(job.folder), train)] = job
+                running[remote.remote(this_call(), job.spec.to_dict(), str(job.folder), train)] = job
         if running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
             job = running.pop(ready)
@@ -69,10 +70,11 @@ def run_jobs(
     return {job.name: done[job.name] for job in jobs}
 
 
-def _run(tree: dict[str, Any], folder: str, train: TrainFunction) -> dict[str, Any]:
+def _run(call: str, tree: dict[str, Any], folder: str, train: TrainFunction) -> dict[str, Any]:
     spec, directory = from_tree(tree), RunDirectory(folder)
     open_directory(directory, spec, resume=True)
-    return train(spec, directory, [], None)
+    with part_of(call):
+        return train(spec, directory, [], None)
 
 
 def _result(reference: Any) -> dict[str, Any] | str:

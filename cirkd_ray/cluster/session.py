@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.train.stop import TEMPORARY, forwarded, kept_handlers
+from cirkd_ray.train.stop import TEMPORARY, kept_handlers
 
 # Read when Ray is imported, here and in every process that Ray starts. Each may be set from outside.
 DEFAULTS = {
@@ -78,7 +78,7 @@ def _addressed(temporary: str) -> Iterator[None]:
 @contextmanager
 def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
     """Ray for the length of the block: the one that runs already, the cluster of the environment, or a new
-    local one. A stop that is asked of this process is told to all processes of its job.
+    local one. The block is one call: a stop that is asked of this process is told to all of it.
 
     Args:
         minimum_cpus: CPUs that a new local cluster offers at least, even where the machine has fewer.
@@ -86,12 +86,27 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
     Raises:
         ConfigError: the cluster of the environment cannot be joined.
     """
+    with _joined(minimum_cpus) as lives_on:
+        from cirkd_ray.cluster.stopping import ask_to_stop, one_call
+
+        with one_call():
+            try:
+                yield
+            except BaseException:
+                if lives_on:  # as in a notebook: an error, or Ctrl-C, leaves nothing of the call behind
+                    ask_to_stop()
+                raise
+
+
+@contextmanager
+def _joined(minimum_cpus: float) -> Iterator[bool]:
+    """Ray for the length of the block; yields whether it runs on after it."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray
 
     if ray.is_initialized():
-        yield
+        yield True
         return
     verbose = bool(os.environ.get(VERBOSE))
     if not verbose:
@@ -109,10 +124,7 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
                 "Is the head running, and are RAY_AUTH_MODE and its token set?"
             ) from None
         started.callback(ray.shutdown)
-        from cirkd_ray.cluster.stopping import ask_to_stop
-
-        with forwarded(ask_to_stop):
-            yield
+        yield False
 
 
 NOISE = ("worker processes have been started", "A worker died or was killed while executing a task")

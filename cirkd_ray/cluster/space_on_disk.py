@@ -30,14 +30,15 @@ def check_disk(spec: SweepSpec, base: RunSpec, each: int, folder: Path, fresh: b
     held = () if fresh else folder.rglob("checkpoints/*/state.pt")
     there = sum(path.stat().st_size for path in held)
     need, free = max(0, count * each - there), free_bytes(folder)
-    line = (
-        f"disk: checkpoints will take about {_size(need)} ({count} of {_size(each)}), "
-        f"{_size(free)} are free in {folder}"
+    product = f"{count} of {_size(each)}"
+    told = f"about {_size(need)} " + (
+        f"more ({product}, less {_size(there)} there)" if there else f"({product})"
     )
+    line = f"disk: checkpoints will take {told}, {_size(free)} are free in {folder}"
     if need > free and spec.resources.disk == "check":
         raise ConfigError(
-            f"resources.disk: the checkpoints of the sweep will take about {_size(need)} ({count} of "
-            f"{_size(each)}), but {_size(free)} are free in {folder};\n"
+            f"resources.disk: the checkpoints of the sweep will take {told}, "
+            f"but {_size(free)} are free in {folder};\n"
             "free some, lower train.keep_checkpoints or budget.trials, or go on with resources.disk=ignore"
         )
     if need > free:

@@ -28,7 +28,7 @@ from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
-from cirkd_ray.train.stages import locked, train_teacher
+from cirkd_ray.train.stages import locked, train_once
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import TEACHER, fingerprint, teacher_of, teacher_recipe, with_weights
 from cirkd_ray.train.validation import shared_scores
@@ -157,7 +157,8 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
     from cirkd_ray.cluster.train import fit
 
     directory = teacher_of(base, sweep.folder, sweep.out, sweep.data, ANEW)
-    train_teacher(teacher_recipe(base), directory, fit, sweep.say, sweep.data)
+    recipe = teacher_recipe(base)
+    train_once(f"teacher {recipe.model.name}", recipe, directory, fit, sweep.say, sweep.data)
     return with_weights(base, directory.path)
 
 

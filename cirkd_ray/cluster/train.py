@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run
 from cirkd_ray.cluster.restarts import TellRestarts
-from cirkd_ray.cluster.stopping import stop_is_asked
+from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
@@ -67,6 +65,7 @@ def make_trainer(
         train_loop_config={
             "spec": spec.to_dict(),
             "directory": str(directory.path),
+            "call": this_call(),
             "resume_from": str(resume_from) if resume_from else None,
             # Ray gives a worker a thread a CPU, also for those that its loader processes take.
             "threads": None if "OMP_NUM_THREADS" in os.environ else threads,
@@ -82,6 +81,7 @@ def make_trainer(
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # RayReporter keeps the newest whole ones
             callbacks=[
                 StopOnUserError(str(directory.path)),
+                StartNoStopped(this_call(), str(directory.path)),
                 TellRestarts(str(directory.path), spec.cluster.max_failures),
                 *callbacks,
             ],
@@ -111,29 +111,19 @@ def fit(
     try:
         if not stop_is_asked():
             with watched(spec, directory):
-                _in_a_thread(trainer.fit)
+                interruptible(trainer.fit, lambda: has_workers(str(directory.path)))
+    except Stopped:
+        pass
     except ray.train.TrainingFailedError as error:
-        raise read_failure(directory.path) or _explain(error, directory) from error
+        if not isinstance(getattr(error, "controller_failure", None), Stopped):
+            raise read_failure(directory.path) or _explain(error, directory) from error
     result = directory.read_result()
     if result is None:
         if stop_is_asked():
-            raise Stopped(f"stopped at step {last_step(directory.checkpoints)}")
+            step = last_step(directory.checkpoints)
+            raise Stopped(f"stopped at step {step}" if step else "stopped before the first step")
         raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
     return result
-
-
-def _in_a_thread(call: Callable[[], Any]) -> Any:
-    """What `call` returns: in the main thread Ray Train would take Ctrl-C for itself."""
-    done: Future[Any] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(call())
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=run, name="fit", daemon=True).start()
-    return done.result()
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

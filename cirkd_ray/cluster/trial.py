@@ -9,6 +9,7 @@ A trial's process imports no network code: only its workers need that, and it ta
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -26,15 +27,16 @@ from cirkd_ray.cluster.bridge import (
     report,
     restored,
 )
-from cirkd_ray.cluster.donors import held_place, hold
+from cirkd_ray.cluster.donors import HELD, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
-from cirkd_ray.cluster.stopping import note_stopped
+from cirkd_ray.cluster.stopping import note_stopped, part_of, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import CheckpointError, ConfigError, UserError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.checkpoint import checkpoint_of
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.outcome import read_failure, write_failure
 from cirkd_ray.train.rundir import RunDirectory
@@ -59,10 +61,12 @@ class TrialPlan:
 
 
 def make_trainable(plan: TrialPlan, train: TrainFunction) -> Callable[[dict[str, Any]], None]:
-    """The function that Tune runs for every trial."""
+    """The function that Tune runs for every trial of this call."""
+    call = this_call()
 
     def trial(config: dict[str, Any]) -> None:
-        run_trial(plan, config, train, tune.get_context().get_trial_id())
+        with part_of(call):
+            run_trial(plan, config, train, tune.get_context().get_trial_id())
 
     return trial
 
@@ -119,7 +123,13 @@ def prepare(
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
     write_text(directory.path / GENERATION, json.dumps(about, indent=2))
-    return spec, directory, folder.parent / _in_trials(parent.path) if parent else None
+    return spec, directory, _donated(folder.parent, parent) if parent else None
+
+
+def _donated(trials: Path, parent: Pointer) -> Path:
+    """A donor's checkpoint: a whole one of that step, where the very one has been damaged since."""
+    path = trials / _in_trials(parent.path)
+    return checkpoint_of(path.parent, parent.step) or path
 
 
 def _in_trials(path: str) -> str:
@@ -170,7 +180,7 @@ class Reports:
     ) -> None:
         self.directory, self.known, self.holds = directory, dict(known), holds
         self.spec, self.every, self.steps = spec, spec.train.validate_every, spec.train.steps
-        self.last = 0
+        self.last, self.silent = 0, True
 
     def tell(self, row: Mapping[str, Any], path: str | None) -> None:
         """Report a validation and where its checkpoint is."""
@@ -181,27 +191,30 @@ class Reports:
         trial = self.directory.path.parent.name
         pointer = Pointer(trial, _in_trials(path), step) if path else None
         report({**numbers, **self.known, **time}, pointer)
-        self.last = step
+        self.last, self.silent = step, False
 
-    def tell_missed(self, step: int) -> None:
-        """Report what the run wrote after `step`, the last that Tune knows of.
+    def tell_missed(self, heard: int = 0, before: float = math.inf) -> None:
+        """Report the validations that the run has written and Tune has not heard of.
 
-        A run is ahead of its reports: when its trial is paused or its sweep is interrupted, some are lost. A
-        scheduler that never hears of them would judge the trial later than it should.
+        A run is ahead of its reports: when its trial is paused, its sweep is interrupted or a worker dies
+        between the two, some are lost. A scheduler that never hears of them would judge the trial later than
+        it should.
+
+        Args:
+            heard: the step of the last that Tune knows of.
+            before: report those of earlier steps.
         """
+        self.last = max(self.last, heard)
         for row in self.directory.read_metrics():
-            if "miou" in row and row["step"] > step:
+            if "miou" in row and self.last < row["step"] < before:
                 self.tell(row, self._checkpoint(row["step"]))
 
     def _checkpoint(self, step: int) -> str | None:
-        """The checkpoint of a step that a process before this one wrote, if it is there."""
-        path = self.directory.checkpoints / f"step_{step:08d}"
+        """The checkpoint of a step that was reported by none or another process, if it is there."""
+        path = checkpoint_of(self.directory.checkpoints, step)
         if self.holds:
-            held = held_place(path)
-            if not held.is_dir() and path.is_dir():
-                hold(path)
-            path = held
-        return str(path) if path.is_dir() else None
+            path = checkpoint_of(self.directory.path / HELD, step) or (path and hold(path))
+        return str(path) if path else None
 
     def train(self, train: TrainFunction, parent: Path | None) -> None:
         """Train and report; report the last line of a run that has nothing left to train.
@@ -214,13 +227,15 @@ class Reports:
             run = BackgroundRun(lambda bridge: train(self.spec, self.directory, [bridge], parent), self.holds)
             saved = (0, "")
             for row, path in run.reports():
-                if row["step"] >= self.steps:
+                step = int(row["step"])
+                self.tell_missed(before=step)
+                if step >= self.steps:
                     run.join()  # the result is on disk before a scheduler may end the trial
-                saved = (row["step"], path) if path else saved  # it comes before the same step's validation
-                if "miou" in row and run.error is None:
-                    step = row["step"]
+                saved = (step, path) if path else saved  # it comes before the same step's validation
+                if "miou" in row and step > self.last and run.error is None:
                     self.tell(row, saved[1] if saved[0] == step else self._checkpoint(step))
-        if not self.last:  # finished before, or started from the last checkpoint of a donor that has finished
+            self.tell_missed()
+        if self.silent:  # finished before, or started from the last checkpoint of a donor that has finished
             self.tell(_last_line(self.directory), None)
 
 

@@ -17,7 +17,7 @@ import torch
 
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch
+from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TransientError, UserError
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
@@ -97,7 +97,8 @@ def work(config: dict[str, Any]) -> None:
 
     Args:
         config: `spec` (plain values of a resolved RunSpec), `directory` (the run's), `resume_from` (a
-            checkpoint to start from where the directory has none, or None) and `threads` (or None).
+            checkpoint to start from where the directory has none, or None), `threads` (or None) and `call`
+            (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -117,7 +118,7 @@ def work(config: dict[str, Any]) -> None:
         resume_from = config["resume_from"]
         parent = Path(resume_from) if resume_from else None
         heartbeat = Heartbeat()
-        with Pulse(directory.path, world, heartbeat):
+        with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
             train(spec, world, directory, reporter, listeners, parent, StopWatch(), heartbeat)
     except Stopped:
         return  # an error would be retried

@@ -67,6 +67,9 @@ def command(
     resume = "" if restart and resume is None else resume
     spec, directory = choose_run(recipe, overrides, place, name, resume)
     say(f"{spec.name} -> {directory.path}")
+    workers = spec.cluster.workers
+    if local and not launched_by_torchrun() and workers not in ("auto", 1):
+        say(f"cluster.workers: {workers} is for Ray and torchrun; --local trains in this one process")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
     with stoppable("--name", directory.path.name, "--resume"), _runner(local, spec) as runner:

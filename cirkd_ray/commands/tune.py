@@ -72,7 +72,7 @@ def command(
     files = [folder / "best.yaml", *([target] if target else [])]
     for file in files:
         save_text(file, best)
-    console.print(f"best recipe  {files[-1]} (cirkd train {files[-1]} trains it in full)", highlight=False)
+    console.print(f"best trial   {files[-1]} (cirkd train {files[-1]} trains it in full)", highlight=False)
     console.print(f"report       cirkd report {folder}", highlight=False)
     return 1 if data.failures else 0
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from cirkd_ray.compare.statistics import Interval, Paired, compare_to_baseline, t_interval
+from cirkd_ray.compare.statistics import Interval, Paired, compare_to_baseline, share_of_gap, t_interval
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import read_json
@@ -57,15 +57,15 @@ class CompareData:
     def gap_closed(self, method: str) -> float:
         """(method - baseline) / (teacher - baseline) of mean last mIoUs over common seeds.
 
-        NaN where the teacher is not better, or there is no common seed.
+        NaN where the teacher leads by less than `LEAST_GAP`, or there is no common seed.
         """
         ours, baseline = self.figures(method), self.figures(BASELINE)
         common = [seed for seed in ours if seed in baseline]
         if not common:
             return math.nan
         level = sum(baseline[seed] for seed in common) / len(common)
-        gap = self.teachers.get(method, math.nan) - level
-        return (sum(ours[seed] for seed in common) / len(common) - level) / gap if gap > 0 else math.nan
+        mean = sum(ours[seed] for seed in common) / len(common)
+        return share_of_gap(level, mean, self.teachers.get(method, math.nan))
 
     def mean_of(self, method: str, name: str) -> float:
         """Mean of a figure of the whole run: `seconds`, `images_per_second`."""

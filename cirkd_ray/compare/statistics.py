@@ -33,6 +33,16 @@ class Paired(NamedTuple):
     seeds: int
 
 
+LEAST_GAP = 0.02
+"""A teacher's lead (mIoU, of 1) below which no share of it is told: runs of other seeds differ by as much."""
+
+
+def share_of_gap(baseline: float, method: float, teacher: float) -> float:
+    """(method - baseline) / (teacher - baseline) of mIoUs; NaN where the divisor is less than `LEAST_GAP`."""
+    gap = teacher - baseline
+    return (method - baseline) / gap if gap >= LEAST_GAP else math.nan
+
+
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
     """Mean and Student-t interval of independent runs."""
     from scipy import stats

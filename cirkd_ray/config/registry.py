@@ -12,7 +12,7 @@ import importlib
 import inspect
 import pkgutil
 import reprlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -122,21 +122,34 @@ def _make_settings_model(cls: type) -> type[BaseModel]:
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 
 
-def validate(model: type[M], values: Mapping[str, Any], where: str) -> M:
-    """`model(**values)` with errors of one line a setting that name its path and the nearest valid key."""
+def validate(model: type[M], values: Mapping[str, Any], where: str, known: Iterable[str] = ()) -> M:
+    """`model(**values)` with errors of one line a setting that name its path and the nearest valid key.
+
+    Args:
+        model: describes the settings.
+        values: what was given.
+        where: the section, for messages.
+        known: settings of the section that another model describes.
+    """
     try:
         return model.model_validate(dict(values))
     except ValidationError as error:
-        raise ConfigError(describe(error, model, where)) from None
+        raise ConfigError(describe(error, model, where, known)) from None
 
 
-def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
+def describe(error: ValidationError, model: type[BaseModel], where: str, known: Iterable[str] = ()) -> str:
     """pydantic's findings as `PATH: what is wrong`, one a line, at most five."""
     lines = []
     for item in error.errors()[:5]:
         path = ".".join([*([where] if where else []), *map(str, item["loc"])])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: no such setting{_hint(model, item['loc'])}")
+            lines.append(f"{path}: no such setting{_hint(model, item['loc'], known)}")
+        elif isinstance(item["input"], Mapping) and (beside := _beside(model, item["loc"], item["input"])):
+            section = path.rpartition(".")[0]
+            lines.append(
+                f"{path}: takes one value, not a mapping; give {' and '.join(beside)} to {section} itself, "
+                f"as in `{section}: {{{beside[0]}: ...}}`"
+            )
         else:
             short = item["loc"] and isinstance(item["input"], str | int | float | bool | list | tuple | None)
             shown = f" (got {reprlib.repr(item['input'])})" if short and item["type"] != "missing" else ""
@@ -145,12 +158,21 @@ def describe(error: ValidationError, model: type[BaseModel], where: str) -> str:
     return "\n".join(lines)
 
 
-def _hint(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+def _hint(model: type[BaseModel], path: tuple[int | str, ...], known: Iterable[str]) -> str:
     """The nearest setting beside an unknown one, or the one of its very name in another section."""
     *sections, last = path
-    hint = nearest(str(last), _fields_at(model, tuple(sections)))
+    beside = _fields_at(model, tuple(sections))
+    hint = nearest(str(last), beside if sections else {*beside, *known})
     elsewhere = [f"{name}.{last}" for name in model.model_fields if last in _fields_at(model, (name,))]
     return hint if "did you mean" in hint or not elsewhere else f"; did you mean {elsewhere[0]!r}?"
+
+
+def _beside(model: type[BaseModel], path: tuple[int | str, ...], given: Mapping[Any, Any]) -> list[str]:
+    """The keys of a mapping that was given to one setting, where they are settings beside it."""
+    if not path or _fields_at(model, path):
+        return []
+    names = _fields_at(model, path[:-1])
+    return [str(key) for key in given] if given and all(str(key) in names for key in given) else []
 
 
 def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:

@@ -11,7 +11,7 @@ from cirkd_ray.config.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config.registry import DATASETS, LOSSES, network_settings, settings_model, validate
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
-from cirkd_ray.config.spec import LossSpec, ModelSpec, RunSpec
+from cirkd_ray.config.spec import DataSpec, LossSpec, ModelSpec, RunSpec
 from cirkd_ray.errors import ConfigError, nearest
 
 
@@ -64,12 +64,14 @@ def _fixed(place: str) -> str:
 
 def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:
     settings, published = network_settings(model.name, where)
-    return validate(settings, {**published, **model.settings}, where).model_dump(mode="json")
+    known = ModelSpec.model_fields
+    return validate(settings, {**published, **model.settings}, where, known).model_dump(mode="json")
 
 
 def _data_settings(spec: RunSpec) -> dict[str, Any]:
     cls = DATASETS.get(spec.data.name, "data.name")
-    settings = validate(settings_model(cls), spec.data.settings, "data").model_dump(mode="json")
+    known = DataSpec.model_fields
+    settings = validate(settings_model(cls), spec.data.settings, "data", known).model_dump(mode="json")
     for key in ("train_split", "val_split"):
         split = getattr(spec.data, key)
         if cls.splits and split not in cls.splits:  # a set without a list takes any name
@@ -82,7 +84,8 @@ def _data_settings(spec: RunSpec) -> dict[str, Any]:
 def _loss_tree(loss: LossSpec, where: str) -> Tree:
     cls = LOSSES.get(loss.kind, f"{where}.kind")
     tree = loss.model_dump(mode="json")
-    tree.update(validate(settings_model(cls), loss.settings, where).model_dump(mode="json"))
+    settings = validate(settings_model(cls), loss.settings, where, LossSpec.model_fields)
+    tree.update(settings.model_dump(mode="json"))
     unknown = [term for term in loss.weights or {} if term not in cls.terms]
     if unknown:
         raise ConfigError(

@@ -32,10 +32,12 @@ class Finding:
     Attributes:
         kind: what it is about, in two or three words.
         message: names the file or split and the reason; where names are no UTF-8, with escapes.
+        note: it is as it should be, and good to know.
     """
 
     kind: str
     message: str
+    note: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", printable(self.message))
@@ -97,6 +99,8 @@ class Tally:
         return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
 
 
+SCALED = ", scaled "
+"""In what reading changed: values of more than 8 bits were scaled by what the image uses."""
 ORIENTED = "an orientation tag, which is never applied"
 
 
@@ -147,16 +151,26 @@ def _must_be(data: SegmentationDataset) -> str:
 
 
 def _of_pixels(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
-    """Images whose pixels are not what the file holds."""
+    """Images whose pixels are not what the file holds.
+
+    Values of more than 8 bits that were scaled, all images alike, are a note: that is the rule of reading.
+    """
+    total = sum(tally.sizes.values())
+    looked = f"{total} images" if total == len(data) else f"{total} looked at"
+    scales = [text for text in tally.changes if SCALED in text]
     for text, (count, first) in tally.changes.items():
-        images = f"{count} {'image has' if count == 1 else 'images have'}"
+        images = f"{count} of the {looked} {'has' if count == 1 else 'have'}"
         if text == ORIENTED:
             how = "labels must fit the pixels as stored; turn the pixels and drop the tag to be sure"
             yield Finding("orientation", f"{images} {text} (first {first}); {how}")
         else:
-            used = re.search(r"0\.\.(\d+)", text) if hasattr(data, "description") else None
-            how = f"; to scale all alike, write `range: [0, {used[1]}]` in dataset.yaml" if used else ""
-            yield Finding("pixels changed", f"{images} {text} (first {first}){how}")
+            used = re.search(r"0\.\.(\d+)", text) if text in scales and hasattr(data, "description") else None
+            alike = text in scales and len(scales) == 1
+            line = f"write `range: [0, {used[1]}]` in dataset.yaml" if used else ""
+            why = "to be sure that further images are scaled alike" if alike else "to scale all alike"
+            how = f"; {why}, {line}" if line else ""
+            message = f"{images} {text} (first {first}){how}"
+            yield Finding("pixels scaled" if alike else "pixels changed", message, note=alike)
 
 
 def _of_facts(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
@@ -211,9 +225,9 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
     found = judge(data, tally, training=training) if data.needs_root else []
     alone = any(finding.kind == "one class" for finding in found)
     if alone and training and (tally.images == len(data) or tally.ignored_share > MOST_IGNORED):
-        raise DataError(f"data: {'; '.join(finding.message for finding in found[-3:])}")
+        raise DataError(f"data: {'; '.join(finding.message for finding in found[-3:] if not finding.note)}")
     split = getattr(data, "split", "")
-    return tuple(f"warning: data, {split}: {finding.message}" for finding in found)
+    return tuple(f"{'note' if item.note else 'warning'}: data, {split}: {item.message}" for item in found)
 
 
 def spread(length: int, count: int = SAMPLES) -> list[int]:

@@ -178,8 +178,12 @@ class FileDataset(SegmentationDataset):
         where = self.storage.where(candidates[0])
         raise DataError(
             f"{where}: no such folder, or it is empty{self._held(candidates[0])}; "
-            f"expected below data.root: {self.hint}"
+            f"expected below data.root: {self.hint}{self.how_to_place(candidates[0])}"
         )
+
+    def how_to_place(self, folder: str) -> str:
+        """A line with what to do about a missing folder, where the data set can tell."""
+        return ""
 
     def _held(self, folder: str) -> str:
         """What lies in the nearest folder above `folder` that holds anything."""

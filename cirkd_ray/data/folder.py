@@ -184,6 +184,15 @@ class Folder(FileDataset):
         """`labels/train/tokyo/0001.png`."""
         return f"labels/{self._labels.get(sample_id, f'{sample_id}{self._suffix}.png')}"
 
+    def how_to_place(self, folder: str) -> str:
+        """Split names are settings, the names `images` and `labels` are not."""
+        top, _, split = folder.partition("/")
+        if split and self.storage.names(top):
+            return (
+                f";\nno split {split!r}: data.train_split and data.val_split (or `--split`) name the splits"
+            )
+        return f";\nno setting gives `{top}` another name: rename the folder, or link it (ln -s OTHER {top})"
+
     def how_to_pair(self, path: str, near: str) -> str:
         """The setting by which the label `near` is found, or why it cannot be one."""
         if not path.startswith("labels/"):

@@ -34,7 +34,7 @@ class Report(Tally):
     @property
     def sound(self) -> bool:
         """Whether nothing is wrong."""
-        return not self.findings
+        return all(finding.note for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -48,7 +48,8 @@ class Report(Tally):
             "sizes": [[height, width, count] for (height, width), count in self.sizes.most_common()],
             "formats": dict(self.formats),
             "turned": self.turned,
-            "findings": [[finding.kind, finding.message] for finding in self.findings],
+            "findings": [[item.kind, item.message] for item in self.findings if not item.note],
+            "notes": [[item.kind, item.message] for item in self.findings if item.note],
         }
 
 

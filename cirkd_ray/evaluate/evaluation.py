@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -23,6 +23,16 @@ from cirkd_ray.evaluate.metrics import ConfusionMatrix, areas
 from cirkd_ray.evaluate.pictures import Picture, preprocessing_of, take_pictures
 from cirkd_ray.evaluate.scores import PixelScores
 from cirkd_ray.types import IGNORE_INDEX, ClassSet, Preprocess, Preprocessing
+
+COUNTS = ("miou_classes", "classes")
+"""Scores that are numbers of classes."""
+
+
+def over_classes(scores: Mapping[str, float]) -> str:
+    """`11 of 12 classes`: over how many of the classes the mean IoU of these scores is; empty if unknown."""
+    if not all(key in scores for key in COUNTS):
+        return ""
+    return f"{scores['miou_classes']:.0f} of {scores['classes']:.0f} classes"
 
 
 @dataclass(frozen=True)

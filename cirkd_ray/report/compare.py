@@ -8,7 +8,9 @@ import math
 from typing import TYPE_CHECKING
 
 from cirkd_ray.compare.folder import CompareData
-from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent, rate
+from cirkd_ray.compare.statistics import LEAST_GAP
+from cirkd_ray.evaluate.evaluation import over_classes
+from cirkd_ray.report.tables import UNKNOWN, TextTable, percent, rate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +59,8 @@ def notes(data: CompareData) -> str:
         lines.append(f"Each mIoU is a mean over {' or '.join(sorted(spans))}.")
     if teachers:
         lines.append(
-            f"Gap closed: (method - baseline) / (teacher - baseline); the teacher has {', '.join(teachers)}."
+            "Gap closed: (method - baseline) / (teacher - baseline), where the teacher leads by "
+            f"{100 * LEAST_GAP:g} points or more; the teacher has {', '.join(teachers)}."
         )
     if any(len(seeds) < 2 for seeds in data.results.values()):
         lines.append("With fewer than two seeds there is no interval and no test.")

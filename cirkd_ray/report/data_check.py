@@ -30,16 +30,20 @@ def print_report(console: Console, title: str, report: Report) -> None:
         console.print(f"read as 8-bit RGB: {kinds} images", highlight=False)
     if report.turned:
         console.print(f"{report.turned} images carry an orientation that is not applied", highlight=False)
+    for finding in report.findings:
+        if finding.note:
+            console.print(f"{title}, {finding.kind}: {finding.message}", highlight=False, markup=False)
     print_findings(console, title, report)
 
 
 def print_findings(console: Console, title: str, report: Report) -> None:
     """How many of each kind, and the first ones."""
-    counts = Counter(finding.kind for finding in report.findings)
+    findings = [finding for finding in report.findings if not finding.note]
+    counts = Counter(finding.kind for finding in findings)
     for kind, count in counts.items():
         console.print(f"{title}, {kind}: {count}", style="red", highlight=False)
     # What is said once is about the whole split: it must not drown in thousands of missing files.
-    for finding in sorted(report.findings, key=lambda found: counts[found.kind])[:SHOWN]:
+    for finding in sorted(findings, key=lambda found: counts[found.kind])[:SHOWN]:
         console.print(f"  {finding.message}", highlight=False, markup=False)
-    if len(report.findings) > SHOWN:
-        console.print(f"  and {len(report.findings) - SHOWN} more (--json FILE lists all)", highlight=False)
+    if len(findings) > SHOWN:
+        console.print(f"  and {len(findings) - SHOWN} more (--json FILE lists all)", highlight=False)

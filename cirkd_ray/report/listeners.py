@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cirkd_ray.config.composition import flatten
-from cirkd_ray.evaluate.evaluation import EvaluationResult
-from cirkd_ray.report.tables import COUNTS, over_classes
+from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, over_classes
 from cirkd_ray.report.tensorboard import TensorBoard
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory

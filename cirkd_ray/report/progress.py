@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from cirkd_ray.report.tables import over_classes
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.train.reporter import Listener
 
 PAUSE = 15.0

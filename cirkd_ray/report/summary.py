@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from cirkd_ray.compare.statistics import share_of_gap
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.report.comparison import write_comparison
-from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent, rate
+from cirkd_ray.report.tables import UNKNOWN, TextTable, percent
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Outcome
 from cirkd_ray.weights import load_model
 from cirkd_ray.weights.card import find_card, shipped
 
-NETWORK_COLUMNS = ("", "model", "mIoU %", "parameters", "images/s")
+NETWORK_COLUMNS = ("", "model", "mIoU %", "parameters")
 
 
 def network_row(
@@ -21,7 +24,6 @@ def network_row(
     model: str,
     miou: float | None = None,
     parameters: int | None = None,
-    images_per_second: float | None = None,
     classes: str = "",
 ) -> tuple[str, ...]:
     """A network's row of `NETWORK_COLUMNS`: its role is "teacher" or "student"; None is not known.
@@ -29,12 +31,12 @@ def network_row(
     `classes` says over how many the mIoU is.
     """
     millions = UNKNOWN if parameters is None else f"{parameters / 1e6:.2f} M"
-    return role, model, percent(miou) + classes, millions, rate(images_per_second)
+    return role, model, percent(miou) + classes, millions
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """Teacher, student alone and distilled student beside each other, and where the files are."""
-    title = "Best validation mIoU (of so many classes); images/s of the last validation, all workers together"
+    title = "Best validation mIoU (over so many of the classes)"
     console.print(TextTable(NETWORK_COLUMNS, tuple(outcome_rows(outcome)), title).rich())
     closed = gap_closed(outcome)
     if closed is not None:
@@ -70,30 +72,49 @@ def outcome_rows(outcome: Outcome) -> list[tuple[str, ...]]:
 def gap_closed(outcome: Outcome) -> str | None:
     """What distillation brought, in points of mIoU and as a share of the student's distance to its teacher.
 
+    There is no share of a distance below `LEAST_GAP`. Classes that the student never gets right are told.
     None for a run without a baseline.
     """
     if outcome.baseline is None:
         return None
-    alone, distilled = run_figures(outcome.baseline.read_result() or {})[1], run_figures(outcome.result)[1]
+    alone = run_figures(outcome.baseline.read_result() or {}).miou
+    distilled = run_figures(outcome.result).miou
     if alone is None or distilled is None:
         return None
     text = f"distillation {100 * (distilled - alone):+.2f} points of mIoU"
     teacher = teacher_figures(outcome)
-    if teacher is None or teacher[1] is None or teacher[1] <= alone:
-        return text
-    share = (distilled - alone) / (teacher[1] - alone)
-    return f"{text}: {100 * share:.0f} % of the gap between the student alone and its teacher"
+    if teacher is not None and teacher.miou is not None:
+        share = share_of_gap(alone, distilled, teacher.miou)
+        if not math.isnan(share):
+            text += f": {100 * share:.0f} % of the gap between the student alone and its teacher"
+        elif teacher.miou > alone:
+            text += f"; the teacher is only {100 * (teacher.miou - alone):.2f} ahead of the student alone"
+    never = [name for name, iou in classes_of(outcome.result) if iou == 0]
+    if never:
+        shown = ", ".join(never[:5]) + (", ..." if len(never) > 5 else "")
+        text += f"\nthe distilled student's IoU of {shown} is 0: more steps or other data may turn this"
+    return text + "\n(one seed: `cirkd compare --seeds 3` tells it from chance)"
 
 
-Figures = tuple[str, float | None, int | None, float | None, str]
-"""Of a network: its name, mIoU, parameters, images a second, and over how many classes the mIoU is."""
+class Figures(NamedTuple):
+    """A network's name, best mIoU, parameters, and over how many classes the mIoU is, as ` (7 of 8)`."""
+
+    name: str
+    miou: float | None = None
+    parameters: int | None = None
+    classes: str = ""
+
+
+def classes_of(result: dict[str, Any]) -> list[tuple[str, float]]:
+    """Name and IoU of each class at a run's best validation."""
+    best = result.get("best") or {}
+    return [(key.removeprefix("iou/"), value) for key, value in best.items() if key.startswith("iou/")]
 
 
 def run_figures(result: dict[str, Any]) -> Figures:
-    """Of a run's best validation, and the speed of its last."""
-    best, last = result.get("best") or {}, result.get("last") or {}
-    name, speed = result.get("model", UNKNOWN), last.get("images_per_second")
-    return name, best.get("miou"), result.get("parameters"), speed, _over(best)
+    """Of a run's best validation."""
+    best = result.get("best") or {}
+    return Figures(result.get("model", UNKNOWN), best.get("miou"), result.get("parameters"), _over(best))
 
 
 def _over(scores: dict[str, Any]) -> str:
@@ -110,7 +131,7 @@ def teacher_figures(outcome: Outcome) -> Figures | None:
     found, here = _told_figures(outcome), outcome.result.get("teacher")
     if found is None or here is None:
         return found
-    return found[0], here["miou"], found[2], found[3], _over(here)
+    return found._replace(miou=here["miou"], classes=_over(here))
 
 
 def _told_figures(outcome: Outcome) -> Figures | None:
@@ -122,14 +143,14 @@ def _told_figures(outcome: Outcome) -> Figures | None:
         return None
     weights = spec.teacher.weights
     if weights is None:
-        return str(spec.teacher.module), None, None, None, ""
+        return Figures(str(spec.teacher.module))
     folder = shipped(weights)
     result = RunDirectory(folder).read_result() if folder.is_dir() else None
     if result is not None:
         return run_figures(result)
     if find_card(weights) is None:
-        return folder.name, None, None, None, ""
+        return Figures(folder.name)
     loaded = load_model(weights)
     card, count = loaded.info, sum(p.numel() for p in loaded.model.parameters())
     scores = card.get("validation") or {} if card.get("data") == spec.data.name else {}
-    return card["name"], scores.get("miou"), count, None, _over(scores)
+    return Figures(card["name"], scores.get("miou"), count, _over(scores))

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Collection
 from typing import Any
 
-from cirkd_ray.report.tables import UNKNOWN, TextTable, over_classes, percent
+from cirkd_ray.evaluate.evaluation import over_classes
+from cirkd_ray.report.tables import UNKNOWN, TextTable, percent
 from cirkd_ray.sweep.folder import SweepData
 
 SHARES = ("miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou")
@@ -51,18 +52,11 @@ def fair_comparison(data: SweepData) -> TextTable:
     A finalist was chosen by its figure with the first seed, so this figure flatters it. Where finalists have
     been run with other seeds, the first seed is left out for all.
     """
-    metric, first, others = data.metric, data.space["seeds"][0], set(data.space["seeds"][1:])
-    chosen = not any(others & set(runs) for runs in data.finalists.values())
-    seeds = {first} if chosen else others
-    groups: dict[str, list[float]] = {}
-    for trial in data.ranked[: max(1, data.space["finalists"])]:
-        own = [trial.figure(metric)] if trial.status == "finished" else []
-        runs = data.finalists.get(trial.id, {})
-        groups[f"trial {trial.id}"] = own if chosen else last_figures(runs, metric, seeds)
-    for name, runs in sorted(data.controls.items()):
-        groups[CONTROLS.get(name, name)] = last_figures(runs, metric, seeds)
+    metric, first = data.metric, data.space["seeds"][0]
+    trials, controls, chosen = fair_figures(data)
     rows = []
-    for name, values in groups.items():
+    named = {CONTROLS.get(name, name): values for name, values in controls.items()}
+    for name, values in {**{f"trial {trial}": v for trial, v in trials.items()}, **named}.items():
         mean = statistics.mean(values) if values else None
         spread = statistics.stdev(values) if len(values) > 1 else None
         shown = (figure(value, metric) for value in (mean, spread, min(values, default=None)))
@@ -74,6 +68,40 @@ def fair_comparison(data: SweepData) -> TextTable:
     )
     title = f"The best and the controls, last validation; {how}"
     return TextTable(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
+
+
+Groups = dict[str, list[float]]
+
+
+def fair_figures(data: SweepData) -> tuple[Groups, Groups, bool]:
+    """Figures of the finalists by trial and of the controls by name, over the seeds of `fair_comparison`.
+
+    The last value says whether these are the first seed, by which the finalists were chosen.
+    """
+    metric, first, others = data.metric, data.space["seeds"][0], set(data.space["seeds"][1:])
+    chosen = not any(others & set(runs) for runs in data.finalists.values())
+    seeds = {first} if chosen else others
+    trials: Groups = {}
+    for trial in data.ranked[: max(1, data.space["finalists"])]:
+        own = [trial.figure(metric)] if trial.status == "finished" else []
+        trials[trial.id] = own if chosen else last_figures(data.finalists.get(trial.id, {}), metric, seeds)
+    controls = {name: last_figures(runs, metric, seeds) for name, runs in sorted(data.controls.items())}
+    return trials, controls, chosen
+
+
+def not_better(data: SweepData) -> str:
+    """Says so where no trial beat the recipe's own values; else empty."""
+    if "defaults" not in data.controls:
+        return ""
+    trials, controls, _ = fair_figures(data)
+    means = [data.sign * statistics.mean(values) for values in trials.values() if values]
+    if not means or not controls["defaults"]:
+        return ""
+    best, own = data.sign * max(means), statistics.mean(controls["defaults"])
+    if data.sign * best > data.sign * own:
+        return ""
+    figures = f"{figure(best, data.metric)} against {figure(own, data.metric)}"
+    return f"no trial beat the recipe's own values ({figure_name(data.metric)} {figures})"
 
 
 def summary(data: SweepData) -> str:
@@ -89,6 +117,7 @@ def summary(data: SweepData) -> str:
     for name, runs in sorted(data.controls.items()):
         values = ", ".join(figure(value, data.metric) for value in last_figures(runs, data.metric))
         lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values or UNKNOWN}")
+    lines += [verdict] if (verdict := not_better(data)) else []
     reasons: dict[str, list[str]] = {}
     for trial in data.trials:
         if trial.status == "failed" and trial.reason:

@@ -22,7 +22,7 @@ def write_sweep(data: SweepData) -> Path:
         page.table(fair_comparison(data))
     best = data.folder / "best.yaml"
     if best.is_file():
-        page.heading("Best recipe")
+        page.heading("Recipe of the best trial")
         page.note(f"cirkd train {best}")
         page.code(best.read_text(encoding="utf-8"), "best.yaml")
     page.heading("Ranking")

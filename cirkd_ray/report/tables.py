@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cirkd_ray.evaluate.bootstrap import ConfidenceInterval
-from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, over_classes
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "-"
-COUNTS = ("miou_classes", "classes")
-"""Scores that are numbers of classes."""
 
 
 @dataclass(frozen=True)
@@ -91,13 +88,6 @@ def scores(
         bounds = f"{percent(interval.low)} to {percent(interval.high)}"
         rows.insert(1, (f"mIoU, {interval.confidence * 100:g} % interval", bounds))
     return TextTable(("score", "%"), tuple(rows), title)
-
-
-def over_classes(scores: Mapping[str, float]) -> str:
-    """`11 of 12 classes`: over how many of the classes the mean IoU of these scores is; empty if unknown."""
-    if not all(key in scores for key in COUNTS):
-        return ""
-    return f"{scores['miou_classes']:.0f} of {scores['classes']:.0f} classes"
 
 
 def percent(share: float | None) -> str:

@@ -17,8 +17,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-import torch
-
 from cirkd_ray.errors import CheckpointError
 from cirkd_ray.files import whole_folder
 
@@ -37,6 +35,8 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     Raises:
         CheckpointError: the disk is full or not writable; what was there before stays as it is.
     """
+    import torch  # here and below: those that only look at checkpoints do without
+
     try:
         with whole_folder(folder) as partial:
             with (partial / STATE).open("wb") as file:
@@ -108,12 +108,20 @@ def newest_checkpoint(folder: Path, warn: Warn) -> Path | None:
     return None
 
 
+def checkpoint_of(folder: Path, step: int) -> Path | None:
+    """The newest whole checkpoint of a step: where one is damaged, its step is trained and written again."""
+    found = sorted(folder.glob(f"{checkpoint_name(step)}*"), reverse=True)
+    return next((path for path in found if complaint(path) is None), None)
+
+
 def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU.
 
     Raises:
         CheckpointError: it is damaged.
     """
+    import torch
+
     problem = complaint(folder)
     if problem is not None:
         raise CheckpointError(f"{folder}: the checkpoint is {problem}")

@@ -54,7 +54,10 @@ def _resumed(
     if not found:
         raise ConfigError(f"--resume {run}: no run there or in {out} (a run's folder holds run.yaml)")
     if overrides:
-        raise ConfigError("--resume RUN: takes the run's own recipe; --set goes with --resume --name NAME")
+        raise ConfigError(
+            f"--resume {run}: takes the run's own recipe; leave --set out (or resume with --name NAME),\n"
+            f"or start a new run from its weights: --set model.weights={found[0].path}"
+        )
     spec = found[0].spec()
     if name or recipe not in (None, spec.name):
         raise ConfigError(f"--resume {run}: continues {spec.name}; leave the recipe and --name out")

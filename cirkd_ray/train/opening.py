@@ -19,6 +19,6 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
         return
     for key, (before, now) in changed(directory.spec().to_dict(), spec.to_dict()).items():
         raise ConfigError(
-            f"{directory.path}: was started with {key}={before!r}, not {now!r}; "
-            "resume it with its own settings, or start a new run"
+            f"{directory.path}: was started with {key}={before!r}, not {now!r}; resume it as it is,"
+            f"\nor start a new one (another --name; from its weights: --set model.weights={directory.path})"
         )

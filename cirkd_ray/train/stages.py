@@ -107,7 +107,8 @@ def run_recipe(
         teacher, baseline, reused = None, None, []
         if trains_teacher:
             teacher = teacher_of(spec, directory.path, out, data, ANEW)
-            if train_teacher(teacher_recipe(spec), teacher, runner, say, data, restart):
+            plan = teacher_recipe(spec)
+            if train_once(f"teacher {plan.model.name}", plan, teacher, runner, say, data, restart):
                 reused.append(teacher)
             spec = with_weights(spec, teacher.path)
         if has_baseline(spec):
@@ -128,22 +129,6 @@ def run_recipe(
     return Outcome(directory, result, teacher, baseline, tuple(reused))
 
 
-def train_teacher(
-    spec: RunSpec,
-    directory: RunDirectory,
-    runner: Runner,
-    say: Callable[[str], None],
-    data: DataGuard | None = None,
-    restart: bool = False,
-) -> bool:
-    """Train a teacher unless it is there; returns whether it was. `restart` as in `run_recipe`.
-
-    Raises:
-        ConfigError: it was begun there on other data than `data`, and is not finished.
-    """
-    return train_once(f"teacher {spec.model.name}", spec, directory, runner, say, data, restart)
-
-
 def train_once(
     name: str,
     spec: RunSpec,
@@ -153,10 +138,17 @@ def train_once(
     data: DataGuard | None = None,
     restart: bool = False,
 ) -> bool:
-    """Train what several runs share unless it is there; `name` is what messages call it.
+    """Train what several runs share unless it is there.
+
+    Args:
+        name: what messages call it.
+        restart: as of `run_recipe`.
 
     Returns:
         Whether it was there.
+
+    Raises:
+        ConfigError: it was begun there on other data than `data`, and is not finished.
     """
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
         finished, begun = directory.read_finished() is not None, directory.recipe.exists()

@@ -186,7 +186,11 @@ def kept_handlers() -> Iterator[None]:
 
 @contextmanager
 def forwarded(act: Callable[[], None]) -> Iterator[None]:
-    """Call `act` once, in a thread, as soon as a stop is asked for within the block."""
+    """Call `act` once, in a thread, as soon as a stop is asked for within the block; at once where it was."""
+    if asked():
+        act()
+        yield
+        return
     over = threading.Event()
 
     def wait() -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from torch import nn
 
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.data.identity import identity
 from cirkd_ray.data.loader import Batches, eval_loader
 from cirkd_ray.errors import UserError
-from cirkd_ray.evaluate.evaluation import EvaluationResult, evaluate
+from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, evaluate, over_classes
 from cirkd_ray.files import read_json, write_text
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.distributed import broadcast_text
@@ -85,12 +86,9 @@ def measured_on(run: Run) -> str:
 
 def scores_of(result: EvaluationResult) -> Scores:
     """The figures that are kept: mIoU, over how many classes, pixel accuracy, and the mIoU of chance."""
-    counted = int((~result.confusion.iou().isnan()).sum())
     metrics = result.metrics()
     return {
-        "miou": metrics["miou"],
-        "classes": counted,
-        "pixel_accuracy": metrics["pixel_accuracy"],
+        **{key: metrics[key] for key in ("miou", *COUNTS, "pixel_accuracy")},
         "chance": chance(result.confusion.matrix.sum(dim=1).tolist()),
     }
 
@@ -151,10 +149,13 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
         say("teacher: scoring it on this run's validation split")
         seen = told.scoring("teacher", "scoring the teacher", step, images(run))
         known = scores_of(validate(run, run.teacher, batches, on_images=seen))
+    if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
+        known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:
-        write_text(place, json.dumps({**(read_json(place) or {}), key: known}, indent=1))
+        with FileLock(place.parent / f".{place.name}.lock"):  # the runs of a sweep share it
+            write_text(place, json.dumps({**(read_json(place) or {}), key: known}, indent=1))
     miou, guessed = 100 * known["miou"], 100 * known["chance"]
-    say(f"teacher: mIoU {miou:.2f} % on this run's validation split, over {known['classes']} classes")
+    say(f"teacher: mIoU {miou:.2f} % on this run's validation split, over {over_classes(known)}")
     if near_chance(known):
         say(
             f"WARNING: teacher: is hardly better than chance here (mIoU {miou:.2f} %, of guesses "

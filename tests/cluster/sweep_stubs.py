@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,21 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
+from cirkd_ray.train.checkpoint import MANIFEST, STATE, checkpoint_name
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
 from tests.tinyrun import tiny_baseline
+
+
+def stub_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+    """A whole checkpoint of no network; its folder's name tells its step."""
+    step = int(folder.name.split("_")[1].partition("-")[0])
+    content = json.dumps({**state, "step": step}).encode()
+    folder.mkdir(parents=True)
+    (folder / STATE).write_bytes(content)
+    manifest = {"step": step, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    return folder
 
 
 def stub_run(
@@ -34,7 +47,7 @@ def stub_run(
     checkpoints = sorted(directory.checkpoints.glob("step_*"))
     start = checkpoints[-1] if checkpoints else resume_from
     state = (
-        json.loads((start / "state.json").read_text())
+        json.loads((start / STATE).read_text())
         if start
         else {"step": 0, "weights": directory.path.parent.name, "last": {}}
     )
@@ -48,9 +61,7 @@ def stub_run(
         quality = 1.0 - abs(spec.optim.lr - 0.01)
         last = {"step": step, "miou": quality * step / spec.train.steps, "images_per_second": 1.0}
         directory.append_metrics(last)
-        folder = directory.checkpoints / f"step_{step:08d}"
-        folder.mkdir(parents=True)
-        (folder / "state.json").write_text(json.dumps({**state, "step": step, "last": last}))
+        folder = stub_checkpoint(directory.checkpoints / checkpoint_name(step), {**state, "last": last})
         for callback in callbacks:
             callback.after_report(
                 run_context=None, metrics=[last], checkpoint=SimpleNamespace(path=str(folder))

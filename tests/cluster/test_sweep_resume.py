@@ -23,6 +23,7 @@ from cirkd_ray.cluster.scheduler_state import read_records
 from cirkd_ray.cluster.sweep import Sweep, make_tuner
 from cirkd_ray.config import from_tree
 from cirkd_ray.sweep.folder import read_sweep
+from cirkd_ray.train.same_data import DataGuard
 from tests.cluster.sweep_stubs import slow_run, stub_plan, stub_run
 from tests.paths import REPO
 
@@ -101,7 +102,8 @@ def test_hours_end_a_search_and_what_comes_after_is_not_held_up(
     folder = tmp_path / "s"
     plan, spec = stub_plan(folder, 40, budget={"trials": 6, "hours": 20 / 3600})
     monkeypatch.setattr(sweeps, "make_tuner", lambda *arguments: make_tuner(*arguments[:-1], slow_run))
-    here = Sweep(spec, from_tree(plan.base), folder, tmp_path, print)
+    base = from_tree(plan.base)
+    here = Sweep(spec, base, folder, tmp_path, print, DataGuard.of(base))
     for _ in range(2):  # the second finds the search over
         sweeps._search(here, here.base, 2)
         trials = read_sweep(folder).trials

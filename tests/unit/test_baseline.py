@@ -135,7 +135,20 @@ def test_the_share_of_the_gap_is_told(teacher: Path, tmp_path: Path, distilled: 
     outcome = Outcome(runs["run"], {"best": {"miou": distilled}}, runs["teacher"], runs["alone"])
     assert told in str(gap_closed(outcome))
     runs["teacher"].write_result({"best": {"miou": 0.4}})
-    assert str(gap_closed(outcome)).endswith("points of mIoU")  # there is no gap
+    assert "%" not in str(gap_closed(outcome))  # there is no gap
+    runs["teacher"].write_result({"best": {"miou": 0.415}})
+    assert "points of mIoU; the teacher is only 1.50 ahead" in str(gap_closed(outcome))  # noise
+
+
+def test_classes_that_are_never_right_are_told_beside_the_gap(teacher: Path, tmp_path: Path) -> None:
+    runs = {name: RunDirectory(tmp_path / name) for name in ("run", "alone")}
+    runs["run"].create(tiny_distillation(teacher))
+    runs["alone"].path.mkdir()
+    runs["alone"].write_result({"best": {"miou": 0.2}})
+    best = {"miou": 0.3, "iou/sky": 0.6, "iou/pole": 0.0, "iou/sign": 0.0}
+    assert "IoU of pole, sign is 0" in str(
+        gap_closed(Outcome(runs["run"], {"best": best}, None, runs["alone"]))
+    )
 
 
 def test_the_quick_start_compares_and_its_teacher_comes_with_the_package() -> None:

@@ -88,7 +88,7 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 ) -> None:
     trained: list[Path] = []
     monkeypatch.setattr(
-        compare, "train_teacher", lambda spec, directory, fit, say, data: trained.append(directory.path)
+        compare, "train_once", lambda name, spec, directory, fit, say, data: trained.append(directory.path)
     )
     trains = "teacher.train=quickstart/teacher"
     spec = load_run("quickstart", [trains])

@@ -64,6 +64,10 @@ def test_resolved_recipe_has_the_defaults_of_the_classes_it_names() -> None:
         ),
         ("distill.losses.kd.weights={kd: 1}", "distill.losses.kd", "not both"),
         ("teacher=null", "distill", "teacher"),
+        ("data.rot=ds", "data.rot", "'root'"),  # of all data sets, beside the set's own
+        ("model.wights=w", "model.wights", "'weights'"),
+        ("distill.losses.kd.wight=2", "distill.losses.kd.wight", "'weight'"),
+        ("teacher.weights={train: camvid/x}", "teacher.weights", "`teacher: {train: ...}`"),
     ],
 )
 def test_wrong_settings_are_named_with_the_nearest_right_one(override: str, subject: str, hint: str) -> None:

@@ -159,10 +159,11 @@ def test_images_of_12_bits_are_the_same_everywhere(
     expected = np.rint(wide * (255 / 4095)).astype(np.uint8)
     data = build_dataset("folder", split="train", root=root)
     np.testing.assert_array_equal(data.load(0).image, expected)
-    assert main(["data", "check", "folder", str(root)]) == 1
-    assert "`range: [0, 4095]` in dataset.yaml" in capsys.readouterr().out
+    assert main(["data", "check", "folder", str(root)]) == 0  # the documented rule, so a note
+    assert "`range: [0, 4095]` in dataset.yaml" in " ".join(capsys.readouterr().out.split())
     notes = run_on(root)
-    assert [note.split(": ")[1] for note in notes] == ["data, train", "data, val"]
+    assert [note.split(": ")[:2] for note in notes] == [["note", "data, train"], ["note", "data, val"]]
+    assert "2 of the 2 images" in notes[0]
     (root / "dataset.yaml").write_text("classes: [a, b]\nrange: [0, 4095]\n")
     data = build_dataset("folder", split="train", root=root)
     np.testing.assert_array_equal(data.load(0).image, expected)
@@ -178,6 +179,21 @@ def test_images_of_12_bits_are_the_same_everywhere(
     changed = build_dataset("folder", split="train", root=root)
     with pytest.raises(DataError, match="another range"):
         prepare({"train": changed}, "folder", {}, out, Encoding(None))
+
+
+def test_images_that_are_scaled_differently_are_a_finding(tmp_path: Path) -> None:
+    labels = {f"train/{k}.png": halves(0, 1) for k in range(6)}
+    root = make(tmp_path, "classes: [a, b]\n", labels, image=RGB.astype(np.uint16) * 16)
+    assert check(build_dataset("folder", split="train", root=root)).sound
+    write(root / "images" / "train" / "3.png", RGB.astype(np.uint16) * 256)
+    report = check(build_dataset("folder", split="train", root=root))
+    assert not report.sound
+    texts = [finding.message for finding in report.findings]
+    assert "5 of the 6 images have 16-bit values, scaled by the 12 bits" in texts[0]
+    assert "`range: [0, 65535]` in dataset.yaml" in texts[1]
+    write(root / "images" / "train" / "3.png", RGB.astype(np.uint16) * 16)
+    (sample,) = look(build_dataset("folder", split="train", root=root), training=True)
+    assert sample.startswith("note: data, train: 4 of the 4 looked at have 16-bit values")
 
 
 def test_a_wrong_range_is_refused(tmp_path: Path) -> None:
@@ -210,7 +226,7 @@ def test_orientation_tags_are_a_finding_and_a_warning(tmp_path: Path) -> None:
     data = build_dataset("folder", split="train", root=root)
     assert data.load(0).size == (12, 16)
     assert list(found(data)) == ["orientation"]
-    assert "2 images have an orientation tag" in run_on(root)[0]
+    assert "2 of the 2 images have an orientation tag" in run_on(root)[0]
 
 
 def test_a_label_that_fits_the_turned_image_only_is_refused(tmp_path: Path) -> None:
@@ -275,11 +291,19 @@ def test_labels_in_another_order_are_told_by_a_class_that_should_be_common(tmp_p
 def test_what_lies_there_instead_is_said(tmp_path: Path) -> None:
     root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
     (root / "labels").rename(root / "masks")
-    with pytest.raises(DataError, match=r"labels/train: no such folder.*the root holds .*images, masks"):
+    with pytest.raises(
+        DataError, match=r"labels/train: no such folder.*the root holds .*images, masks"
+    ) as refused:
         build_dataset("folder", split="train", root=root)
+    assert str(refused.value).endswith(
+        "no setting gives `labels` another name: rename the folder, or link it (ln -s OTHER labels)"
+    )
     (root / "masks").rename(root / "labels")
-    with pytest.raises(DataError, match=r"images/training: no such folder.*\(images holds train, val\)"):
+    with pytest.raises(
+        DataError, match=r"images/training: no such folder.*\(images holds train, val\)"
+    ) as refused:
         build_dataset("folder", split="training", root=root)
+    assert "data.train_split and data.val_split" in str(refused.value)
     for path in list((root / "images/train").iterdir()):
         path.rename(path.with_name(f"photo-{path.name}"))
     expected = r"\nlabels/train/photo-0\.png is missing; labels/train holds 0\.png, 1\.png: the names"

@@ -156,6 +156,23 @@ def test_controls_stand_beside_the_best(sweep: SweepData) -> None:
     assert "flatters" in fair_comparison(sweep).title
 
 
+def write_control(folder: Path, name: str, miou: float) -> None:
+    (folder / "controls" / name).mkdir(parents=True)
+    (folder / "controls" / name / "result.json").write_text(json.dumps({"last": {"miou": miou}}))
+
+
+@pytest.mark.parametrize(("better", "said"), [(0.01, True), (0.0, True), (-0.01, False)])
+def test_a_sweep_that_did_not_beat_the_recipe_says_so(sweep: SweepData, better: float, said: bool) -> None:
+    best = sweep.ranked[0].figure("miou")
+    assert "no trial beat" not in summary(sweep)  # no control of the recipe's own values has finished
+    write_control(sweep.folder, "defaults-s0", best + better)
+    figures = f"(mIoU % {100 * best:.2f} against {100 * (best + better):.2f})"
+    line = f"no trial beat the recipe's own values {figures}"
+    after = read_sweep(sweep.folder)
+    assert (line in summary(after).splitlines()) == said
+    assert (line.replace("'", "&#39;") in write_sweep(after).read_text()) == said
+
+
 def test_a_finalist_is_judged_by_the_seeds_that_did_not_choose_it(sweep: SweepData) -> None:
     best = sweep.ranked[0]
     run = sweep.folder / "finalists" / f"{best.id}-s1"

@@ -16,9 +16,11 @@ from cirkd_ray.data import build_dataset
 from cirkd_ray.data.facts import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import latest_run, locked, run_name, train_teacher
+from cirkd_ray.train.stages import latest_run, locked, run_name, train_once
 from tests.errors import refuses, require_error
 from tests.tinyrun import tiny_baseline
+
+TEACHER = "teacher of many"
 
 
 def stub_runner(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
@@ -38,7 +40,7 @@ def test_a_second_run_waits_for_the_teacher_that_another_trains(tmp_path: Path) 
         assert free.wait(30)
         return stub_runner(plan, where)
 
-    first = threading.Thread(target=train_teacher, args=(spec, directory, slow, said.append))
+    first = threading.Thread(target=train_once, args=(TEACHER, spec, directory, slow, said.append))
     first.start()
     assert entered.wait(30)
 
@@ -46,11 +48,12 @@ def test_a_second_run_waits_for_the_teacher_that_another_trains(tmp_path: Path) 
         said.append(text)
         free.set()
 
-    assert train_teacher(spec, directory, stub_runner, say) is True
+    assert train_once(TEACHER, spec, directory, stub_runner, say) is True
     first.join()
     assert ["training for" in said[0], "waiting for the process" in said[1], "trained before" in said[2]] == [
         True
     ] * 3
+    assert all(text.startswith(f"{TEACHER}: ") for text in said)
 
 
 def test_a_run_of_its_own_does_not_wait(tmp_path: Path) -> None:
@@ -65,11 +68,11 @@ def test_a_run_of_its_own_does_not_wait(tmp_path: Path) -> None:
 
 def test_a_teacher_whose_model_is_gone_is_named(tmp_path: Path) -> None:
     spec, directory = tiny_baseline(), RunDirectory(tmp_path / "t")
-    assert train_teacher(spec, directory, stub_runner, lambda text: None) is False
+    assert train_once(TEACHER, spec, directory, stub_runner, lambda text: None) is False
     (directory.path / "student.safetensors").unlink()
     assert (directory.read_result() or {})["steps"] == 6
     with refuses(directory.path, CheckpointError, "student.safetensors", "result.json"):
-        train_teacher(spec, directory, stub_runner, lambda text: None)
+        train_once(TEACHER, spec, directory, stub_runner, lambda text: None)
 
 
 def test_the_latest_run_is_one_of_this_recipe(tmp_path: Path) -> None:
@@ -114,7 +117,29 @@ def test_a_start_that_failed_does_not_block_its_name(
     monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
     assert main(line) == 0, capsys.readouterr().err
     assert RunDirectory(tmp_path / "n").spec().optim.lr == 0.02
+    capsys.readouterr()
     assert main([*line[:7], "--set", "optim.lr=0.5", *resume]) == 2  # now there is a run
+    if resume:
+        assert f"--set model.weights={tmp_path / 'n'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("workers", "said"), [("2", True), ("1", False), ("auto", False)])
+def test_workers_that_a_local_run_does_not_start_are_told(
+    workers: str,
+    said: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(tiny_baseline().to_yaml())
+    monkeypatch.setattr(
+        "cirkd_ray.train.local.run_local", lambda spec, directory, *rest: stub_runner(spec, directory)
+    )
+    monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
+    line = ["train", str(recipe), "--local", "--out", str(tmp_path), "--set", f"cluster.workers={workers}"]
+    assert main(line) == 0
+    assert ("cluster.workers: 2 is for Ray and torchrun" in capsys.readouterr().out) == said
 
 
 def test_all_stages_share_one_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

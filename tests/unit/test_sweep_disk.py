@@ -77,7 +77,7 @@ def test_a_sweep_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytes
 
     assert checkpoints(SweepSpec.model_validate(tree), base) == 4 * 3 + 3
     assert checkpoints(SweepSpec.model_validate({**tree, "scheduler": {"name": "pbt"}}), base) == 4 * 5 + 3
-    assert "15 MB" in line(1e12)
+    assert "about 15 MB (15 of 1 MB)" in line(1e12)
     assert "1 TB are free" in line(1e12)
     assert "tight" not in line(30e6)
     assert "tight" in line(16e6)
@@ -86,5 +86,5 @@ def test_a_sweep_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytes
     assert "do not fit" in line(14e6, disk="ignore")
     kept = checkpoint(tmp_path / "trials", "a", 0, 2) / "state.pt"
     kept.write_bytes(b"0" * 2_000_000)
-    assert "13 MB" in line(1e9)  # of a sweep that is resumed
+    assert "13 MB more (15 of 1 MB, less 2 MB there)" in line(1e9)  # of a sweep that is resumed
     assert "15 MB" in line(1e9, fresh=True)

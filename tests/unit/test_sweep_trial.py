@@ -32,6 +32,7 @@ from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
+from tests.cluster.sweep_stubs import stub_checkpoint
 from tests.errors import refuses
 from tests.tinyrun import tiny_baseline
 
@@ -110,9 +111,7 @@ def test_each_validation_is_reported_with_the_checkpoint_before_it(
         return {"step": step, "miou": 0.1 * step}
 
     def saved(step: int) -> str:
-        path = directory.checkpoints / checkpoint_name(step)
-        path.mkdir(parents=True)
-        return str(path)
+        return str(stub_checkpoint(directory.checkpoints / checkpoint_name(step), {}))
 
     def reports(directory: RunDirectory) -> Iterator[tuple[dict[str, float], str | None]]:
         yield row(2), None
@@ -138,6 +137,57 @@ def test_each_validation_is_reported_with_the_checkpoint_before_it(
     folder = "t1/g0/donors" if holds else "t1/g0/checkpoints"
     assert told == [*((step, f"{folder}/{checkpoint_name(step)}") for step in (1, 2, 4)), (5, None)]
     assert all((tmp_path / "trials" / path).is_dir() for _, path in told if path)
+
+
+@pytest.mark.parametrize("holds", [False, True])
+def test_validations_whose_reports_died_with_their_worker_are_reported_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, holds: bool
+) -> None:
+    """Reports of steps 2 and 6 are lost; the checkpoint of step 4 was damaged and is written again."""
+    directory = RunDirectory(tmp_path / "trials" / "t1" / "g0")
+    told: list[tuple[int, str | None]] = []
+
+    def validated(step: int, name: str = "") -> str:
+        path = str(stub_checkpoint(directory.checkpoints / (checkpoint_name(step) + name), {}))
+        directory.append_metrics({"step": step, "miou": 0.1 * step})
+        return str(hold(Path(path))) if holds else path
+
+    def reports() -> Iterator[tuple[dict[str, float], str | None]]:
+        yield {"step": 1, "miou": 0.1}, None
+        stub_checkpoint(directory.checkpoints / checkpoint_name(2), {})
+        directory.append_metrics({"step": 2, "miou": 0.2})  # and the worker dies
+        yield {"step": 4}, validated(4)
+        yield {"step": 4, "miou": 0.4}, None
+        for folder in ("checkpoints", "donors"):  # a hard link is damaged with the file
+            (directory.path / folder / checkpoint_name(4) / "state.pt").unlink(missing_ok=True)
+        yield {"step": 4}, validated(4, "-again")
+        yield {"step": 4, "miou": 0.4}, None
+        stub_checkpoint(directory.checkpoints / checkpoint_name(6), {})
+        directory.append_metrics({"step": 6, "miou": 0.6})  # and the worker dies, with nothing left to train
+
+    run = SimpleNamespace(reports=reports, join=lambda: None, error=None)
+    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds: run)
+    monkeypatch.setattr(
+        "cirkd_ray.cluster.trial.report",
+        lambda figures, pointer: told.append((figures["step"], pointer and pointer.path)),
+    )
+    spec = tiny_baseline(train={"steps": 6, "validate_every": 1})
+    directory.create(spec)
+    Reports(spec, directory, {}, holds).train(lambda *arguments: {}, None)
+    folder = "t1/g0/donors" if holds else "t1/g0/checkpoints"
+    assert told == [(1, None), *((step, f"{folder}/{checkpoint_name(step)}") for step in (2, 4, 6))]
+
+
+def test_a_donors_checkpoint_that_was_written_again_is_found(tmp_path: Path) -> None:
+    plan, donor = plan_in(tmp_path), tmp_path / "t1" / "g0" / "checkpoints"
+    again = stub_checkpoint(donor / f"{checkpoint_name(2)}-again", {})
+    damaged = stub_checkpoint(donor / checkpoint_name(2), {})
+    for path in (damaged, stub_checkpoint(donor / f"{checkpoint_name(2)}-again-again", {})):
+        (path / "state.pt").write_bytes(b"damaged")
+    pointer = Pointer("t1", f"t1/g0/checkpoints/{damaged.name}", 2)
+    assert prepare(plan, tmp_path / "t2", {"optim.lr": 0.05}, pointer)[2] == again
+    (again / "state.pt").unlink()
+    assert prepare(plan, tmp_path / "t3", {"optim.lr": 0.05}, pointer)[2] == damaged  # the error names it
 
 
 @pytest.mark.parametrize(
@@ -346,7 +396,7 @@ def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
 
     trained: list[Path] = []
     monkeypatch.setattr(
-        module, "train_teacher", lambda spec, directory, fit, say, data: trained.append(directory.path)
+        module, "train_once", lambda name, spec, directory, fit, say, data: trained.append(directory.path)
     )
     monkeypatch.setattr(module, "with_weights", lambda spec, path: spec)
     trains = "teacher.train=quickstart/teacher"

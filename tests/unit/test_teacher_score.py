@@ -12,6 +12,7 @@ import torch
 
 from cirkd_ray.compare.folder import read_comparison
 from cirkd_ray.evaluate import ConfusionMatrix
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.report.console import output
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.summary import print_outcome
@@ -65,8 +66,10 @@ def test_of_the_same_data_the_cards_own_score_is_taken(
     assert scored == []
     best = result_of(teacher)["best"]
     assert (found["miou"], found["pixel_accuracy"]) == (best["miou"], best["pixel_accuracy"])
-    assert found["classes"] == sum(name.startswith("iou/") for name in best)
-    assert f"teacher: mIoU {100 * best['miou']:.2f} %" in (directory.path / "log.txt").read_text()
+    assert (found["miou_classes"], found["classes"]) == (best["miou_classes"], best["classes"])
+    log = (directory.path / "log.txt").read_text()
+    assert f"teacher: mIoU {100 * best['miou']:.2f} %" in log
+    assert f"over {over_classes(best)}" in log
 
 
 @pytest.mark.parametrize(
@@ -90,6 +93,19 @@ def test_of_other_data_it_is_measured_once(
     run_local(spec, alone, [])  # resumed
     assert result_of(alone)["teacher"] == first
     assert len(scored) == 2
+
+
+def test_scores_kept_by_an_earlier_version_say_over_how_many_classes(
+    teacher: RunDirectory, tmp_path: Path
+) -> None:
+    spec = tiny_distillation(teacher.path, train=SHORT, data={**SCENES, "seed": 1})
+    directory = run(spec, tmp_path / "x")
+    first, kept = result_of(directory), json.loads((directory.path / SCORES).read_text())
+    old = {key: {**scores, "classes": scores.pop("miou_classes")} for key, scores in kept.items()}
+    (directory.path / SCORES).write_text(json.dumps(old))
+    directory.result.unlink()
+    run_local(spec, directory)
+    assert result_of(directory)["teacher"] == first["teacher"]
 
 
 def test_the_terminal_shows_the_score_of_this_data(
