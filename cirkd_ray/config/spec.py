@@ -243,6 +243,9 @@ class ClusterSpec(_Spec):
     )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
+    hang_timeout: Machine[PositiveFloat | None] = Field(
+        600.0, description="seconds without progress after which a hung worker is ended; null: only say so"
+    )
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
 

@@ -22,6 +22,7 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.batchnorm import count_on_host, synchronised
 from cirkd_ray.train.distiller import Distiller, build_losses
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.frozen import freeze
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
@@ -148,13 +149,7 @@ def build_run(spec: RunSpec, world: World) -> Run:
     The student's first weights depend on the seed and the network alone, so that methods that are compared
     start from the same student.
     """
-    device, precision = world.device, choose_precision(spec.train.precision, world.device)
-    if spec.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
-    torch.use_deterministic_algorithms(spec.train.deterministic)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
-    if device.type == "cuda":  # TF32 for what autocast leaves in float32
-        torch.set_float32_matmul_precision("highest" if spec.train.deterministic else "high")
+    precision = choose_arithmetic(spec, world.device)
     train_set, val_set = build_datasets(spec)
     classes = len(train_set.classes)
     torch.manual_seed(seed_of(spec.seed, 0))
@@ -164,6 +159,40 @@ def build_run(spec: RunSpec, world: World) -> Run:
     teacher = None
     if spec.distill is not None and spec.teacher is not None:
         teacher = build_teacher(spec.teacher, classes, train_set.classes, notes)
+    step = assemble_step(spec, world, student, teacher, classes, precision)
+    return Run(
+        spec=spec,
+        world=world,
+        train_set=train_set,
+        val_set=val_set,
+        student=student,
+        teacher=step.teacher,
+        step=step,
+        precision=precision,
+        notes=tuple(notes),
+    )
+
+
+def choose_arithmetic(spec: RunSpec, device: torch.device) -> str:
+    """Set this process up for the run's arithmetic; its precision."""
+    if spec.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
+    torch.use_deterministic_algorithms(spec.train.deterministic)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
+    if device.type == "cuda":  # TF32 for what autocast leaves in float32
+        torch.set_float32_matmul_precision("highest" if spec.train.deterministic else "high")
+    return choose_precision(spec.train.precision, device)
+
+
+def assemble_step(
+    spec: RunSpec,
+    world: World,
+    student: SegmentationModel,
+    teacher: SegmentationModel | None,
+    classes: int,
+    precision: str,
+) -> TrainStep:
+    """The step of a student, its teacher and the recipe's losses; without losses it has no teacher."""
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
     if teacher is not None:
@@ -172,17 +201,7 @@ def build_run(spec: RunSpec, world: World) -> Run:
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
     distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
     distiller.relations = Relations(spec.train.relations_path, spec.train.relations, spec.train.deterministic)
-    return Run(
-        spec=spec,
-        world=world,
-        train_set=train_set,
-        val_set=val_set,
-        student=student,
-        teacher=teacher,
-        step=_build_step(spec, world, distiller, teacher, precision),
-        precision=precision,
-        notes=tuple(notes),
-    )
+    return _build_step(spec, world, distiller, teacher, precision)
 
 
 def _build_step(
@@ -198,6 +217,7 @@ def _build_step(
     _move(distiller, world.device, channels_last)
     if teacher is not None:
         _move(teacher, world.device, channels_last)
+        freeze(teacher, [loss for _, loss in distiller.named_losses()], precision)
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {

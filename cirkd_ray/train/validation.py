@@ -170,9 +170,10 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
 def tell_better_student(teacher: Scores | None, best: dict[str, Any], say: Callable[[str], None]) -> None:
     """Warn where the student left its teacher behind."""
     if teacher is not None and best.get("miou", 0.0) > teacher["miou"]:
+        classes = f" over {over_classes(best)}" if over_classes(best) else ""
         say(
             f"WARNING: teacher: is worse than its student here (mIoU {100 * teacher['miou']:.2f} %, the "
-            f"student's best {100 * best['miou']:.2f} %); a better teacher would teach more"
+            f"student's best {100 * best['miou']:.2f} %{classes}); a better teacher would teach more"
         )
 
 
