@@ -14,6 +14,7 @@ from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
+from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -178,6 +179,8 @@ def choose_arithmetic(spec: RunSpec, device: torch.device) -> str:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
     torch.use_deterministic_algorithms(spec.train.deterministic)
     torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
+    if device.type == "cuda":  # TF32 for what autocast leaves in float32
+        torch.set_float32_matmul_precision("highest" if spec.train.deterministic else "high")
     return choose_precision(spec.train.precision, device)
 
 
@@ -197,6 +200,7 @@ def assemble_step(
     teacher = teacher if losses else None
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
     distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
+    distiller.relations = Relations(spec.train.relations_path, spec.train.relations, spec.train.deterministic)
     return _build_step(spec, world, distiller, teacher, precision)
 
 
