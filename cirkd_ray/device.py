@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import torch
@@ -38,13 +39,15 @@ def share_cores(processes: int, loaders: int = 0) -> None:
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
-    """`auto` is bf16 on CUDA devices that have it, else fp32.
+    """`auto` is fp32 on CPUs; on CUDA it is bf16, and fp16 where the card would only emulate that.
 
     Raises:
         ConfigError: fp16 on a CPU, where it would need loss scaling that no CPU kernel supports well.
     """
     if setting == "auto":
-        return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+        if device.type != "cuda":
+            return "fp32"
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
     if setting == "fp16" and device.type != "cuda":
         raise ConfigError("train.precision: fp16 needs a CUDA device; use fp32 or bf16 on CPUs")
     return setting
@@ -60,6 +63,17 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
 def no_autocast(x: Tensor) -> AbstractContextManager[None]:
     """Arithmetic in the tensors' own types on the device of `x`; `meta` knows no autocast."""
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+@contextmanager
+def without_autotuning() -> Iterator[None]:
+    """Do not let cuDNN time its algorithms for each of the many sizes of whole images."""
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -106,6 +106,11 @@ class RayEvaluator:
         found: tuple[Picture, ...] = _get([self._workers[0].pictures.remote(list(indices))])[0]
         return found
 
+    def findings(self, images: int, pixels: Sequence[int], ignored: int) -> tuple[str, ...]:
+        """What is suspicious about the labels."""
+        found: tuple[str, ...] = _get([self._workers[0].findings.remote(images, pixels, ignored)])[0]
+        return found
+
     def _pieces(self, on_images: Callable[[int], None] | None) -> Iterator[EvaluationResult]:
         """The results of all pieces, as they come."""
         count = min(self.images, len(self._workers) * PIECES_PER_WORKER)
@@ -149,6 +154,9 @@ class _Worker:
 
     def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
         return self._evaluator().pictures(indices)
+
+    def findings(self, images: int, pixels: Sequence[int], ignored: int) -> tuple[str, ...]:
+        return self._evaluator().findings(images, pixels, ignored)
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.stop import TEMPORARY, kept_handlers
@@ -108,7 +109,9 @@ def _joined(minimum_cpus: float) -> Iterator[bool]:
         yield True
         return
     verbose = bool(os.environ.get(VERBOSE))
-    if not verbose:  # a failed trial's traceback; TrialLog says in a line what became of each
+    if not verbose:
+        _without_noise()
+        # A failed trial's traceback; TrialLog says in a line what became of each.
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     with ExitStack() as started:
         try:
@@ -122,6 +125,27 @@ def _joined(minimum_cpus: float) -> Iterator[bool]:
             ) from None
         started.callback(ray.shutdown)
         yield False
+
+
+NOISE = ("worker processes have been started", "A worker died or was killed while executing a task")
+"""In what Ray's nodes print to a driver: what it cannot act upon, or what the run's log says in a line."""
+
+
+def _without_noise() -> None:
+    """Leave those lines out, which no setting of Ray does."""
+    from ray._private import worker
+
+    shown = worker.print_to_stdstream
+    if getattr(shown, "without_noise", False):
+        return
+
+    def show(data: dict[str, Any], ignore_prefix: bool) -> None:
+        lines = [line for line in data["lines"] if not any(noise in line for noise in NOISE)]
+        if lines:
+            shown({**data, "lines": lines}, ignore_prefix)
+
+    show.without_noise = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = show
 
 
 def _start(minimum_cpus: float, level: int, verbose: bool, stack: ExitStack) -> None:

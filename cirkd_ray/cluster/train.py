@@ -14,7 +14,9 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.restarts import TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
+from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
@@ -80,6 +82,7 @@ def make_trainer(
             callbacks=[
                 StopOnUserError(str(directory.path)),
                 StartNoStopped(this_call(), str(directory.path)),
+                TellRestarts(str(directory.path), spec.cluster.max_failures),
                 *callbacks,
             ],
         ),
@@ -107,7 +110,8 @@ def fit(
     trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
     try:
         if not stop_is_asked():
-            interruptible(trainer.fit, lambda: has_workers(str(directory.path)))
+            with watched(spec, directory):
+                interruptible(trainer.fit, lambda: has_workers(str(directory.path)))
     except Stopped:
         pass
     except ray.train.TrainingFailedError as error:

@@ -15,6 +15,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
@@ -22,6 +23,7 @@ from cirkd_ray.errors import ConfigError, TransientError, UserError
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
@@ -115,8 +117,9 @@ def work(config: dict[str, Any]) -> None:
         reporter = RayReporter(directory, spec)
         resume_from = config["resume_from"]
         parent = Path(resume_from) if resume_from else None
-        with part_of(config["call"]):
-            train(spec, world, directory, reporter, listeners, parent, StopWatch())
+        heartbeat = Heartbeat()
+        with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
+            train(spec, world, directory, reporter, listeners, parent, StopWatch(), heartbeat)
     except Stopped:
         return  # an error would be retried
     except TransientError:

@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -178,6 +178,9 @@ def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, wo
                 advance(images)
 
             result = evaluator.evaluate(on_images=count)
+        confusion = result.confusion
+        found = evaluator.findings(result.images, confusion.matrix.sum(1).tolist(), confusion.ignored)
+        subject = replace(subject, warnings=(*subject.warnings, *found))
         chosen = worst_images(result, worst)
         pictures = evaluator.pictures([index for index, _ in chosen])
     interval = None

@@ -130,6 +130,15 @@ class LossSpec(_OpenSpec):
     )
     schedule: WeightSchedule | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _older_names(cls, values: Any) -> Any:
+        """`gather`, of recipes and runs that are older than `group`."""
+        if isinstance(values, dict) and isinstance(values.get("gather"), bool) and "group" not in values:
+            kept = {name: value for name, value in values.items() if name != "gather"}
+            return {**kept, "group": "batch" if values["gather"] else "rank"}
+        return values
+
     @model_validator(mode="after")
     def _one_weight(self) -> LossSpec:
         if self.weight is not None and self.weights is not None:
@@ -196,7 +205,7 @@ class TrainSpec(_Spec):
     keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
     pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
     precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
-        "auto", description="auto: bf16 on CUDA, else fp32"
+        "auto", description="auto: bf16 on CUDA, fp16 on its older cards, fp32 on CPUs"
     )
     channels_last: Cohort[Computes[bool]] = Field(True, description="on CUDA")
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
@@ -228,6 +237,9 @@ class ClusterSpec(_Spec):
     )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
+    hang_timeout: Machine[PositiveFloat | None] = Field(
+        600.0, description="seconds without progress after which a hung worker is ended; null: only say so"
+    )
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
 

@@ -14,7 +14,7 @@ from cirkd_ray.errors import ConfigError, DataError, nearest
 
 
 def build_dataset(
-    name: str, *, split: str, root: str | Path | None = None, where: str = "data", **settings: Any
+    name: str, *, split: str, root: str | Path | None = None, **settings: Any
 ) -> SegmentationDataset:
     """Build one split of the data set `name`, from its original files or its prepared form.
 
@@ -24,17 +24,18 @@ def build_dataset(
     """
     cls = DATASETS.get(name)
     if cls.splits and split not in cls.splits:
-        raise ConfigError(f"{where}: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
+        raise ConfigError(f"data: data set {name!r} has no split {split!r}{nearest(split, cls.splits)}")
     if cls.needs_root:
         if root is None:
-            problem = f"the data set {name!r} needs the folder it lies in"
-            raise DataError(f"{where}.root: {problem}; --set data.root=PATH")
+            raise DataError(
+                f"data.root: the data set {name!r} needs the folder it lies in; --set data.root=PATH"
+            )
         manifest = find_manifest(root)
         if manifest is not None:
-            values = validate(settings_model(cls), settings, where)
+            values = validate(settings_model(cls), settings, "data")
             built = open_prepared(root, manifest, name, split, values.model_dump())
             return _checkable(built, name, root, {})
-    built = DATASETS.build(name, {"split": split, "root": root}, settings, where)
+    built = DATASETS.build(name, {"split": split, "root": root}, settings, "data")
     return _checkable(built, name, root, settings) if cls.needs_root else built
 
 

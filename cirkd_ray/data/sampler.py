@@ -65,11 +65,13 @@ def batch_numbers(
 ) -> list[range]:
     """The sample numbers of a rank in an optimiser step, one range for each micro-step.
 
-    A rank's numbers are consecutive: rank 0 has the first `global_batch / world_size` of the step, and so on.
+    The numbers of a micro-step are consecutive over ranks: rank 0 has the first `global_batch / (world_size *
+    accumulate)`, and so on. So images that follow one another in the global batch are in one micro-batch, as
+    losses that compare them ask for.
 
     Raises:
         ConfigError: the global batch does not divide.
     """
     micro = local_batch(global_batch, world_size, accumulate)
-    start = step * global_batch + rank * micro * accumulate
-    return [range(start + i * micro, start + (i + 1) * micro) for i in range(accumulate)]
+    starts = [step * global_batch + (i * world_size + rank) * micro for i in range(accumulate)]
+    return [range(start, start + micro) for start in starts]

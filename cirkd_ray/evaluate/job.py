@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from cirkd_ray.data.build import build_dataset
+from cirkd_ray.data.facts import Tally, judge
 from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.bootstrap import per_image_miou
@@ -120,6 +121,16 @@ class Evaluator:
             on_images=on_images,
         )
         return result.cpu()
+
+    def findings(self, images: int, pixels: Sequence[int], ignored: int) -> tuple[str, ...]:
+        """What is suspicious about the labels: given the pixels of each class in so many images."""
+        data = self.dataset
+        if not data.needs_root:
+            return ()
+        counts = np.asarray(pixels, np.int64)
+        tally = Tally(data.classes.names, images, counts, counts, ignored)
+        found = judge(data, tally, training=False)
+        return tuple(f"data, {self.job.split}: {finding.message}" for finding in found)
 
     def pictures(self, indices: Sequence[int]) -> tuple[Picture, ...]:
         """Those images with their predictions, seen as the job says."""

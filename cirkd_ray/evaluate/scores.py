@@ -249,7 +249,8 @@ def enough_memory(name: str, size: tuple[int, int], views: Views) -> Iterator[No
         way = "take a smaller --window" if views.window else "see them in parts with --window 512x512"
         raise ConfigError(
             f"{name}: {size[0]} x {size[1]} pixels do not fit in memory ({asked[1] if asked else 'no'} more "
-            f"asked for);\n{way} (in a run: train.validate_window)"
+            f"asked for);\n{way} (of a run: train.validate_window, from its start and under another --name, "
+            "because figures of windows and of whole images are not compared)"
         ) from None
 
 

@@ -8,6 +8,7 @@ pixels, regions and channels, in `relational.py`. What the methods share:
 - `relational.py`: KL between softmaxed similarities; `symmetric.py`: the same for tokens among themselves.
 - `queues.py`: ring buffers of teacher vectors; `hashing.py`: random choices; `size.py`: what fits.
 - `reduce.py`: means and gathers over all ranks.
+- `groups.py`: which images are compared with one another.
 - `context.py`, `discriminator.py`: networks that are trained with a loss.
 - `task.py`: the supervised cross-entropy.
 """

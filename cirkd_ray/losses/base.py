@@ -99,6 +99,11 @@ class DistillationLoss(nn.Module):
         """
         return self.opponent
 
+    @property
+    def reads_teacher_aux(self) -> bool:
+        """Whether it looks at the teacher's `aux`; if no loss does, that head is not computed."""
+        return False
+
     def activate(self, terms: frozenset[str]) -> None:
         """Compute these terms alone from now on; a subclass drops the modules that none of them needs.
 

@@ -11,10 +11,11 @@ from torch.nn import functional as F
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, Count, LossInputs, Temperature
 from cirkd_ray.losses.cirkd_memory import projector
+from cirkd_ray.losses.groups import Group, Groups
 from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
 from cirkd_ray.losses.queues import ClassQueue
-from cirkd_ray.losses.reduce import all_gather, all_gather_grad, rank_and_world
+from cirkd_ray.losses.reduce import all_gather, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
 
 
@@ -24,10 +25,10 @@ class CirkdChannel(MapLoss):
 
     Yang et al.: Cross-Image Relational Knowledge Distillation, extended version (CIRKDv2, 2025). Maps are
     averaged over 4 x 4 pixels, the student's passes a projector to the teacher's width, and each channel's
-    vector of pooled pixels is L2-normalised. `minibatch_channel`: for every ordered pair of images KL
-    between the rows of the channel similarities of teacher and student; `memory_channel`: the same against
-    keys drawn from a queue of teacher channels; `channel_mse`: mean square of the difference of the
-    vectors.
+    vector of pooled pixels is L2-normalised. `minibatch_channel`: for every ordered pair of images of a
+    group (`groups.py`) KL between the rows of the channel similarities of teacher and student;
+    `memory_channel`: the same against keys drawn from a queue of teacher channels; `channel_mse`: mean
+    square of the difference of the vectors.
 
     A queue of vectors of pooled pixels fits one crop size: `length` is that number of pixels ((512 / 8 / 4) x
     (1024 / 8 / 4) = 512 for Cityscapes). Chosen here: of `candidates` vectors a step, every image of the
@@ -50,7 +51,7 @@ class CirkdChannel(MapLoss):
         channel_memory: Count = 10_000,
         channel_keys: Count = 2048,
         candidates: Count = 256,
-        gather: bool = False,
+        group: Group = 2,
         **common: Any,
     ) -> None:
         super().__init__(**common)
@@ -60,7 +61,7 @@ class CirkdChannel(MapLoss):
                 f"channel_keys={channel_keys}; raise channel_memory or lower channel_keys"
             )
         self.temperature, self.kd_temperature, self.pool = temperature, kd_temperature, pool
-        self.channel_keys, self.candidates, self.gather = channel_keys, candidates, gather
+        self.channel_keys, self.candidates, self.group = channel_keys, candidates, group
         self.projector = projector(self.student_width, self.teacher_width)
         self.channel = ClassQueue("cirkd_channel channel_memory", 1, channel_memory, length, torch.float32)
 
@@ -78,8 +79,12 @@ class CirkdChannel(MapLoss):
         teacher = self._vectors(self._pooled(pair.teacher), pair.mask)
         terms = {}
         if "minibatch_channel" in self.active:
-            keys = (all_gather_grad(student), all_gather(teacher)) if self.gather else (student, teacher)
-            terms["minibatch_channel"] = self._relation(student, teacher, *keys, 1.0)
+            groups, parts = Groups(len(student), self.group), []
+            keys_s, keys_t = groups.keys(student, teacher)
+            for rows, keys in groups.parts():
+                found = self._relation(student[rows], teacher[rows], keys_s[keys], keys_t[keys], 1.0)
+                parts.append(found * (len(student[rows]) / len(student)))
+            terms["minibatch_channel"] = torch.stack(parts).sum()
         if "memory_channel" in self.active:
             drawn = self._keys(teacher, inputs).to(student.dtype).unsqueeze(0)
             terms["memory_channel"] = self._relation(student, teacher, drawn, drawn, self.kd_temperature)

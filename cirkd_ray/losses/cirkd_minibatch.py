@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
+from cirkd_ray.losses.groups import Group, Groups
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
-from cirkd_ray.losses.reduce import all_gather, all_gather_grad, mean_weights, rank_and_world
+from cirkd_ray.losses.reduce import all_gather, mean_weights
 from cirkd_ray.losses.relational import relational_kl
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
 
@@ -24,9 +25,10 @@ class CirkdMinibatch(MapLoss):
     divergence between the rows of `softmax(F_i F_j^T / tau)` of teacher and student, mean over rows and
     pairs.
 
-    `gather` compares the local images with those of all ranks, forward and backward, so that the loss is
-    that of one process with the joined batch (the reference compares within a rank). `pool` averages p x p
-    pixels first (the reference: 2 for SegFormer).
+    Pairs are formed within groups of `group` consecutive images of the global batch (`groups.py`; default 2,
+    the published 16 images on 8 GPUs), so that the loss does not depend on the number of workers; `rank` and
+    `batch` compare the images of a rank (as the reference does) or all. `pool` averages p x p pixels first
+    (the reference: 2 for SegFormer).
 
     Deviation from the reference: ignored pixels are neither rows nor keys (`mask_ignored: false` counts
     them).
@@ -36,32 +38,38 @@ class CirkdMinibatch(MapLoss):
     adapted: ClassVar = "never"
 
     def __init__(
-        self, *, temperature: Temperature = 0.1, pool: AtLeastOne = 1, gather: bool = False, **common: Any
+        self, *, temperature: Temperature = 0.1, pool: AtLeastOne = 1, group: Group = 2, **common: Any
     ) -> None:
         super().__init__(**common)
-        self.temperature, self.pool, self.gather = temperature, pool, gather
+        self.temperature, self.pool, self.group = temperature, pool, group
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher, mask = self._pooled(pair)
         student, teacher = tokens(unit(student)), tokens(unit(teacher))
         weights = mean_weights(student.flatten(0, 1), None if mask is None else mask.flatten())
-        if not self.gather or rank_and_world()[1] == 1:
-            loss = relational_kl_symmetric(
-                student, teacher, weights / student.shape[0], temperature=self.temperature, mask=mask
-            )
-            return {"minibatch_pixel": loss}
-        keys_s, keys_t = all_gather_grad(student), all_gather(teacher)
-        key_mask = None if mask is None else all_gather(mask.to(torch.uint8)).to(torch.bool)
-        loss = relational_kl(
-            student.flatten(0, 1),
-            teacher.flatten(0, 1),
-            keys_s,
-            keys_t,
-            weights / keys_s.shape[0],
-            temperature=self.temperature,
-            key_mask=key_mask,
-        )
-        return {"minibatch_pixel": loss}
+        weights = weights.view(student.shape[:2])
+        groups = Groups(len(student), self.group)
+        keys_s, keys_t = groups.keys(student, teacher)
+        key_mask = all_gather(mask.to(torch.uint8)).bool() if mask is not None and groups.gathers else mask
+        total = student.new_zeros(())
+        for rows, keys in groups.parts():
+            found = None if key_mask is None else key_mask[keys]
+            share = (weights[rows] / len(keys_s[keys])).flatten()
+            if groups.gathers:
+                total = total + relational_kl(
+                    student[rows].flatten(0, 1),
+                    teacher[rows].flatten(0, 1),
+                    keys_s[keys],
+                    keys_t[keys],
+                    share,
+                    temperature=self.temperature,
+                    key_mask=found,
+                )
+            else:
+                total = total + relational_kl_symmetric(
+                    student[rows], teacher[rows], share, temperature=self.temperature, mask=found
+                )
+        return {"minibatch_pixel": total}
 
     def _pooled(self, pair: MapPair) -> tuple[Tensor, Tensor, Tensor | None]:
         """Both maps pooled, and the mask (N x hw): a pooled pixel counts if any of its pixels does."""

@@ -21,6 +21,7 @@ from cirkd_ray.losses.cirkd_memory import CirkdMemory
 from cirkd_ray.losses.cirkd_minibatch import CirkdMinibatch
 from cirkd_ray.losses.context import ContextModule
 from cirkd_ray.losses.fitnet import FitNet
+from cirkd_ray.losses.groups import Group
 from cirkd_ray.losses.maps import tap_map
 
 PARTS = (FitNet, CirkdMinibatch, CirkdMemory, CirkdChannel)
@@ -54,7 +55,7 @@ class CirkdV2(DistillationLoss):
         temperature: Temperature = 0.1,
         kd_temperature: Temperature = 1.0,
         pool: AtLeastOne = 1,
-        gather: bool = False,
+        group: Group = 2,
         pixel_memory: Count = 20_000,
         region_memory: Count = 2_000,
         pixel_keys: Count = 4096,
@@ -71,7 +72,7 @@ class CirkdV2(DistillationLoss):
         self.student_width = channels_of(self.student_channels, "feature", self.num_classes)
         self.context: nn.Module = ContextModule(self.student_width) if context else nn.Identity()
         self.fitnet = FitNet(**common)
-        self.minibatch = CirkdMinibatch(**common, temperature=temperature, pool=pool, gather=gather)
+        self.minibatch = CirkdMinibatch(**common, temperature=temperature, pool=pool, group=group)
         self.memory = CirkdMemory(
             **softened,
             pixel_memory=pixel_memory,
@@ -80,7 +81,7 @@ class CirkdV2(DistillationLoss):
             region_keys=region_keys,
         )
         self.channel = CirkdChannel(
-            **softened, length=length, channel_memory=channel_memory, channel_keys=channel_keys, gather=gather
+            **softened, length=length, channel_memory=channel_memory, channel_keys=channel_keys, group=group
         )
 
     def activate(self, terms: frozenset[str]) -> None:

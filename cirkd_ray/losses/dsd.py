@@ -62,6 +62,11 @@ class DSD(MapLoss):
             terms["csd"] = (student_gram - teacher_gram.detach()).square().mean()
         return terms
 
+    @property
+    def reads_teacher_aux(self) -> bool:
+        """Always: it is the first of the three maps."""
+        return True
+
     def _residuals(self, output: SegmentationOutput, middle: Tensor, mask: Tensor | None) -> list[Tensor]:
         """Normalised differences (N x HW) of each two of the three attention maps."""
         first = output.logits if output.aux is None else output.aux

@@ -105,6 +105,11 @@ class MapLoss(DistillationLoss):
         if self.adapted == "always" or (self.adapted == "auto" and self.student_width != self.teacher_width):
             self.adapter = nn.Conv2d(self.student_width, self.teacher_width, 1, bias=False)
 
+    @property
+    def reads_teacher_aux(self) -> bool:
+        """Whether that is its map."""
+        return self.teacher_tap == "aux"
+
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         student = tap_map(self.kind, "student", inputs.student, self.student_tap, self.student_width)
         teacher = tap_map(self.kind, "teacher", inputs.teacher, self.teacher_tap, self.teacher_width).detach()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -71,13 +72,21 @@ def tracing() -> bool:
 def adaptive_average_pool(x: Tensor, bins: int) -> Tensor:
     """N x C x bins x bins means of an N x C x h x w map, as `F.adaptive_avg_pool2d`.
 
-    That operator cannot be exported for maps of any size; there the same means are taken as two matrix
-    products.
+    That operator cannot be exported for maps of any size, and its gradient on CUDA adds in no fixed order.
+    There the same means are taken as two matrix products, in float32 at least.
     """
-    if not tracing():
+    deterministic = x.is_cuda and torch.are_deterministic_algorithms_enabled()
+    if not tracing() and not deterministic:
         return F.adaptive_avg_pool2d(x, bins)
-    rows, columns = (_pooling_matrix(side, bins, x) for side in x.shape[-2:])
-    return rows @ x @ columns.transpose(0, 1)
+    return pool_by_products(x, bins)
+
+
+def pool_by_products(x: Tensor, bins: int) -> Tensor:
+    """`adaptive_average_pool` as two matrix products."""
+    with torch.autocast(x.device.type, enabled=False) if not tracing() else nullcontext():
+        precise = x.to(torch.promote_types(x.dtype, torch.float32))
+        rows, columns = (_pooling_matrix(side, bins, precise) for side in x.shape[-2:])
+        return (rows @ precise @ columns.transpose(0, 1)).to(x.dtype)
 
 
 def _pooling_matrix(side: int, bins: int, like: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from cirkd_ray.files import save_text
 from cirkd_ray.report.figures import confusion_figure, to_image
 from cirkd_ray.report.predictions import side_by_side
 from cirkd_ray.report.tables import TextTable, per_class, percent, rate, scores
-from cirkd_ray.train.rundir import environment
+from cirkd_ray.train.rundir import environment, relative
 from cirkd_ray.weights.card import CARD_FILE, WEIGHTS_FILE, is_run
 
 REPORT_FILES = ("evaluation.json", "evaluation.md", "confusion.png", "worst.png")
@@ -45,8 +45,11 @@ class Evaluation:
     worst: Sequence[tuple[int, float]] = ()
     pictures: Sequence[Picture] = ()
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; a score that does not exist is None."""
+    def to_dict(self, folder: Path | None = None) -> dict[str, Any]:
+        """Plain values for JSON; a score that does not exist is None.
+
+        The model's path is told as seen from `folder` where both lie in one folder, which may be moved.
+        """
         job, result, matrix = self.job, self.result, self.result.confusion.matrix.cpu()
         names, boundary = result.classes.names, result.boundary
         columns = {
@@ -57,7 +60,7 @@ class Evaluation:
         }
         return {
             "model": {
-                "path": job.model,
+                "path": job.model if folder is None else relative(job.model, folder.absolute()),
                 "name": self.subject.network,
                 "parameters": self.subject.parameters,
             },
@@ -95,14 +98,15 @@ class Evaluation:
         images, per_second = self.result.images, rate(self.result.images_per_second)
         return f"{images} images on {self.subject.device} in {self.subject.precision}, {per_second} images/s"
 
-    def markdown(self) -> str:
-        """The report for people."""
+    def markdown(self, folder: Path) -> str:
+        """The report for people, in a folder."""
+        model = relative(self.job.model, folder.absolute())
         settings = ", ".join(
             f"{key} {value}" for key, value in _settings(self.job).items() if value not in (None, "")
         )
         parts = [
             f"# {self.title()}\n",
-            f"Model: `{self.job.model}`, {self.subject.parameters / 1e6:.2f} M parameters; {self.speed()}.\n",
+            f"Model: `{model}`, {self.subject.parameters / 1e6:.2f} M parameters; {self.speed()}.\n",
             f"Settings: {settings}.\n",
             *(f"**Warning: {warning}.**\n" for warning in self.subject.warnings),
             scores(self.result, interval=self.interval).markdown(),
@@ -136,8 +140,8 @@ class Evaluation:
         if self.pictures:
             pictures["worst.png"] = self.worst_picture()
         texts = {
-            "evaluation.json": json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n",
-            "evaluation.md": self.markdown(),
+            "evaluation.json": json.dumps(self.to_dict(folder), indent=2, allow_nan=False) + "\n",
+            "evaluation.md": self.markdown(folder),
         }
         for name, picture in pictures.items():
             save_picture(folder / name, picture)

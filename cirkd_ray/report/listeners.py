@@ -63,7 +63,7 @@ class RunLog(Listener):
     """Writes the run's messages and main figures to its `log.txt`, a line each."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        self.path = directory.path / "log.txt"
+        self.directory = directory
         self._said = 0.0
 
     def start(self, spec: dict[str, Any], step: int) -> None:
@@ -89,5 +89,4 @@ class RunLog(Listener):
 
     def message(self, text: str) -> None:
         """Append."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self.directory.log(text)

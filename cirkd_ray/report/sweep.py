@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from cirkd_ray.evaluate.evaluation import over_classes
@@ -41,8 +41,7 @@ def ranking(data: SweepData, limit: int | None = None) -> TextTable:
         for trial in [*data.ranked, *others][:limit]
     ]
     title = "Trials, those that ran longest first, then by the last validation"
-    spans = {over_classes(trial.rows[-1]) for trial in data.trials if trial.rows} - {""}
-    title += f"; mIoU over {' or '.join(sorted(spans))}" if spans else ""
+    title += _spans("; mIoU over ", (trial.rows[-1] for trial in data.trials if trial.rows))
     return TextTable(columns, tuple(rows), title)
 
 
@@ -66,7 +65,11 @@ def fair_comparison(data: SweepData) -> TextTable:
         if chosen
         else f"without seed {first}, by which the best was chosen"
     )
-    title = f"The best and the controls, last validation; {how}"
+    runs = [
+        run["last"] for group in (data.controls, data.finalists) for r in group.values() for run in r.values()
+    ]
+    spans = _spans("; mIoU over ", runs) if metric == "miou" else ""
+    title = f"The best and the controls, last validation{spans}; {how}"
     return TextTable(("", figure_name(metric), "standard deviation", "lowest", "seeds"), tuple(rows), title)
 
 
@@ -116,7 +119,8 @@ def summary(data: SweepData) -> str:
     ]
     for name, runs in sorted(data.controls.items()):
         values = ", ".join(figure(value, data.metric) for value in last_figures(runs, data.metric))
-        lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values or UNKNOWN}")
+        spans = _spans(" over ", (run["last"] for run in runs.values())) if data.metric == "miou" else ""
+        lines.append(f"{CONTROLS.get(name, name)}: {figure_name(data.metric)} {values or UNKNOWN}{spans}")
     lines += [verdict] if (verdict := not_better(data)) else []
     reasons: dict[str, list[str]] = {}
     for trial in data.trials:
@@ -128,6 +132,12 @@ def summary(data: SweepData) -> str:
         lines.append(f"{noun} {', '.join(ids[:SHOWN])}{more} failed: {reason}")
     lines += [f"{name} failed: {reason.splitlines()[0]}" for name, reason in sorted(data.failures.items())]
     return "\n".join(lines)
+
+
+def _spans(before: str, scores: Iterable[Mapping[str, Any]]) -> str:
+    """Over how many classes these means are, after `before`; empty if unknown."""
+    spans = sorted({over_classes(row) for row in scores} - {""})
+    return before + " or ".join(spans) if spans else ""
 
 
 def last_figures(

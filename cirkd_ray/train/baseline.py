@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,19 @@ def baseline_recipe(spec: RunSpec) -> RunSpec:
 
 
 def baseline_directory(plan: RunSpec, out: Path) -> RunDirectory:
-    """Where a baseline is kept: one place for all recipes that distil the same student on the same data."""
-    return RunDirectory(out / "baselines" / f"{slug(plan.model.name)}-{fingerprint(plan, data_root=True)}")
+    """Where a baseline is kept: one place for all recipes that distil the same student.
+
+    `DataGuard.shared` tells baselines of other data apart.
+    """
+    return RunDirectory(out / "baselines" / f"{slug(plan.model.name)}-{fingerprint(plan)}")
 
 
-def baseline_block(directory: RunDirectory) -> dict[str, Any]:
-    """What a run's `result.json` says of its baseline: its folder, and its best and last validation."""
-    found = directory.read_result() or {}
-    return {"path": str(directory.path), **{key: found.get(key) for key in ("best", "last", "parameters")}}
+def baseline_block(directory: RunDirectory, folder: Path) -> dict[str, Any]:
+    """What a run's `result.json` says of its baseline: its best and last validation, and where it lies.
+
+    Args:
+        directory: of the baseline.
+        folder: of the run, from which the path is told: both may be moved together.
+    """
+    found, path = directory.read_result() or {}, os.path.relpath(directory.path, folder)
+    return {"path": path, **{key: found.get(key) for key in ("best", "last", "parameters")}}

@@ -31,5 +31,6 @@ def training_batches(run: Run, start: int) -> Iterator[DeviceBatch]:
         total_steps=spec.train.steps,
         accumulate=spec.train.accumulate,
         workers=spec.data.workers,
+        pin_memory=world.device.type == "cuda",
     )
     return (to_device(batch, world.device, world.device.type == "cuda") for batch in loader)

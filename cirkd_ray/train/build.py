@@ -7,9 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from timm.layers import convert_sync_batchnorm
 from torch import nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
@@ -19,9 +17,12 @@ from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
 from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.average import StudentAverage
+from cirkd_ray.train.batchnorm import count_on_host, synchronised
 from cirkd_ray.train.distiller import Distiller, build_losses
 from cirkd_ray.train.distributed import World
-from cirkd_ray.train.optim import build_optimizer, parameter_groups
+from cirkd_ray.train.frozen import freeze
+from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
 from cirkd_ray.weights.loading import WeightsReport, aside, load_weights
@@ -194,14 +195,11 @@ def _build_step(
     _move(distiller, world.device, channels_last)
     if teacher is not None:
         _move(teacher, world.device, channels_last)
-    average = None
-    if spec.train.ema is not None:
-        # Not timm's ModelEmaV3: its first update mixes in the first weights, and its checkpoints differ.
-        averaging = get_ema_multi_avg_fn(spec.train.ema)  # type: ignore[no-untyped-call]
-        average = AveragedModel(student, multi_avg_fn=averaging, use_buffers=True)
+        freeze(teacher, [loss for _, loss in distiller.named_losses()], precision)
+    average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {
-        name: torch.optim.Adam(loss.discriminator.parameters(), **loss.discriminator_optimizer())
+        name: build_discriminator_optimizer(loss.discriminator, loss.discriminator_optimizer())
         for name, loss in distiller.discriminators()
         if loss.discriminator is not None
     }
@@ -209,7 +207,7 @@ def _build_step(
         student.compile()
         if teacher is not None:
             teacher.compile()
-    return TrainStep(
+    step = TrainStep(
         distiller,
         teacher,
         optimizer,
@@ -221,19 +219,21 @@ def _build_step(
         average=average,
         channels_last=channels_last,
     )
+    count_on_host(distiller, average)  # after DDP, which wants all tensors on one device when it begins
+    return step
 
 
 def synchronise_batchnorm(distiller: Distiller) -> None:
     """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
 
-    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which
-    SyncBatchNorm does not support. Their running statistics are averaged before they are used.
+    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
+    synchronised ones do not support. Their running statistics are averaged before they are used.
     """
     parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
     for _, loss in distiller.named_losses():
         parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
     for owner, name, part in parts:
-        setattr(owner, name, convert_sync_batchnorm(part))  # torch's drops the activations of BatchNormAct2d
+        setattr(owner, name, synchronised(part))
 
 
 def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from cirkd_ray.config import LossSpec, RunSpec, TaskSpec
@@ -49,6 +50,7 @@ class Distiller(nn.Module):
         self.steps = steps
         self.seed = seed
         self.seen: LossInputs | None = None
+        self._weights: tuple[tuple[float, ...], Tensor] | None = None
         for _, loss in self.discriminators():
             assert loss.discriminator is not None
             loss.discriminator.requires_grad_(False)  # trained by its own optimiser, outside DDP
@@ -68,16 +70,15 @@ class Distiller(nn.Module):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every unweighted term by name."""
         output = self.student(images)
-        terms = self._task_terms(output, labels)
-        total = output.logits.new_zeros(()) + sum_terms(terms, self.task_weights())
+        terms, weights = self._task_terms(output, labels), self.task_weights()
         if teacher is not None:
             inputs = LossInputs(output, teacher, labels, step=step, micro=micro, seed=self.seed)
             for name, loss in self.named_losses():
-                found, weights = self._distil(name, loss, inputs)
-                total = total + sum_terms(found, weights)
+                found, its_weights = self._distil(name, loss, inputs)
                 terms.update(found)
+                weights.update(its_weights)
             self.seen = inputs if self.discriminators() else None
-        return total, terms
+        return self._weighted_sum(terms, weights, output.logits), terms
 
     def task_weights(self) -> dict[str, float]:
         """Weights of the cross-entropy terms."""
@@ -91,6 +92,21 @@ class Distiller(nn.Module):
             output if self.task.aux_weight else output._replace(aux=None), labels
         )
         return terms
+
+    def _weighted_sum(self, terms: dict[str, Tensor], weights: dict[str, float], like: Tensor) -> Tensor:
+        """The weighted sum of the terms that have a weight; 0 where none has."""
+        counted = {name: weights[name] for name in terms if weights.get(name)}
+        if not counted:
+            return like.new_zeros(())
+        values = torch.stack([terms[name] for name in counted])
+        return (values * self._on_device(tuple(counted.values()), values)).sum()
+
+    def _on_device(self, weights: tuple[float, ...], like: Tensor) -> Tensor:
+        """The weights beside `like`; those of the last step stay there."""
+        if self._weights is None or self._weights[0] != weights:
+            held = torch.tensor(weights, dtype=like.dtype, pin_memory=like.is_cuda)
+            self._weights = weights, held.to(like.device, non_blocking=True)
+        return self._weights[1]
 
     def _distil(
         self, name: str, loss: DistillationLoss, inputs: LossInputs
@@ -113,15 +129,6 @@ def term_weight(spec: LossSpec, term: str) -> float:
     if spec.weights is not None:
         return spec.weights[term]
     return 1.0 if spec.weight is None else spec.weight
-
-
-def sum_terms(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tensor | float:
-    """The weighted sum; terms without a weight do not count."""
-    total: Tensor | float = 0.0
-    for name, value in terms.items():
-        if weights.get(name):
-            total = total + weights[name] * value
-    return total
 
 
 def build_losses(

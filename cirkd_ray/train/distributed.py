@@ -43,12 +43,12 @@ def barrier(world: World) -> None:
         dist.barrier()
 
 
-def broadcast_object(value: Any, world: World) -> Any:
-    """Rank 0's value, on every rank."""
+def broadcast_object(value: Any, world: World, group: dist.ProcessGroup | None = None) -> Any:
+    """Rank 0's value, on every rank; through a `group` of all ranks on the CPU, if one is given."""
     if world.size == 1:
         return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0, device=world.device if world.device.type == "cuda" else None)
+    box, on_gpu = [value], group is None and world.device.type == "cuda"
+    dist.broadcast_object_list(box, src=0, group=group, device=world.device if on_gpu else None)
     return box[0]
 
 

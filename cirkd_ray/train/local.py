@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Runner
 from cirkd_ray.train.stop import launched_by_torchrun
+
+PATIENCE = timedelta(days=30)
+"""How long torchrun's ranks wait for the first one's word: it may wait for another job's teacher."""
 
 
 def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
@@ -57,11 +61,14 @@ def led_by_first_rank(device: str, run: Runner) -> Iterator[Runner | None]:
         torch.cuda.set_device(place)
     dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
     world = World.current(place)
+    # On the CPU: collectives on GPUs, like those of training, give up after minutes.
+    words = dist.new_group(backend="gloo", timeout=PATIENCE)
+    assert isinstance(words, dist.ProcessGroup)  # all ranks are in it
     running = False
 
     def lead(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
         nonlocal running
-        broadcast_object((spec.to_dict(), str(directory.path)), world)
+        broadcast_object((spec.to_dict(), str(directory.path)), world, words)
         running = True
         result = run(spec, directory)
         running = False
@@ -73,9 +80,9 @@ def led_by_first_rank(device: str, run: Runner) -> Iterator[Runner | None]:
                 yield lead
             finally:
                 if not running:  # else the others end with the same error
-                    broadcast_object(None, world)
+                    broadcast_object(None, world, words)
         else:
-            while (told := broadcast_object(None, world)) is not None:
+            while (told := broadcast_object(None, world, words)) is not None:
                 run(from_tree(told[0]), RunDirectory(told[1]))
             yield None
     finally:

@@ -165,6 +165,7 @@ class TrainingLoop:
         window, waiting_since = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
         self.progress.window = {}
         saved = self.progress.step
+        self.run.step.distiller.train()
         for step in range(self.progress.step, train.steps):
             if stops(step):
                 self._stop(step, window, saved == step)
@@ -173,7 +174,6 @@ class TrainingLoop:
             waited = time.perf_counter() - waiting_since
             self.told.heartbeat.note("step", step + 1)
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
-            self.run.step.distiller.train()
             with enough_values(self.spec, len(micro_batches[0].indices)):
                 window.add(self.run.step(step, micro_batches), waited)
             done = step + 1

@@ -48,10 +48,49 @@ def parameter_groups(student: SegmentationModel, extra: nn.Module, spec: OptimSp
 
 
 def build_optimizer(groups: list[dict[str, Any]], spec: OptimSpec) -> torch.optim.Optimizer:
-    """SGD with momentum or AdamW over the groups."""
-    if spec.name == "sgd":
-        return torch.optim.SGD(groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay)
-    return torch.optim.AdamW(groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay)
+    """SGD with momentum or AdamW over the groups; fused where they are on CUDA."""
+    fused = on_cuda(*(p for group in groups for p in group["params"]))
+    if spec.name == "adamw":
+        return torch.optim.AdamW(
+            groups, lr=spec.lr, betas=spec.betas, weight_decay=spec.weight_decay, fused=fused
+        )
+    sgd = torch.optim.SGD(
+        groups, lr=spec.lr, momentum=spec.momentum, weight_decay=spec.weight_decay, fused=fused
+    )
+    _begin_momentum(sgd)
+    return sgd
+
+
+def build_discriminator_optimizer(discriminator: nn.Module, settings: dict[str, Any]) -> torch.optim.Adam:
+    """Adam, fused on CUDA, with a loss's own settings."""
+    return torch.optim.Adam(
+        discriminator.parameters(), fused=on_cuda(*discriminator.parameters()), **settings
+    )
+
+
+def on_cuda(*parameters: nn.Parameter) -> bool | None:
+    """Whether an optimiser of these may be fused, as its constructor takes it: None leaves it to torch."""
+    return True if parameters and all(p.is_cuda for p in parameters) else None
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load a state that may come from another device, where the optimiser was fused or was not."""
+    fused = optimizer.param_groups[0].get("fused")
+    groups = [{**group, "fused": fused} for group in state["param_groups"]]
+    optimizer.load_state_dict({**state, "param_groups": groups})
+    _begin_momentum(optimizer)
+
+
+def _begin_momentum(optimizer: torch.optim.Optimizer) -> None:
+    """Let the momentum of fused SGD begin at 0, from which the first step makes what it would have begun as.
+
+    Left to itself, the fused kernel leaves it unset where the first step's gradients are not finite.
+    """
+    for group in optimizer.param_groups:
+        if group.get("fused") and group.get("momentum"):
+            for parameter in group["params"]:
+                if optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

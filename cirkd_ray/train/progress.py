@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from cirkd_ray.train.distributed import World, over_ranks
@@ -47,8 +48,11 @@ class ReportWindow:
 
     def add(self, terms: dict[str, Tensor], wait: float) -> None:
         """Count one step."""
-        for name, value in terms.items():
-            self.terms[name] = self.terms[name] + value if name in self.terms else value
+        known = [name for name in terms if name in self.terms]
+        if known:  # one launch for all of them
+            torch._foreach_add_([self.terms[name] for name in known], [terms[name] for name in known])
+        for name in (name for name in terms if name not in known):
+            self.terms[name] = terms[name].clone()
         self.steps += 1
         self.wait += wait
 

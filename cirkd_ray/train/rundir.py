@@ -8,6 +8,7 @@ import math
 import os
 import platform
 import subprocess
+import time
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -76,6 +77,11 @@ class RunDirectory:
             raise ConfigError(f"{self.path}: no run here (run.yaml is missing); give the folder of a run")
         tree = read_yaml(self.recipe)
         return moved_spec(tree, self.path)
+
+    def log(self, text: str) -> None:
+        """Add a line to `log.txt`."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""

@@ -10,13 +10,15 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.data.base import Stamp
 from cirkd_ray.data.files import FileDataset
-from cirkd_ray.data.identity import DataIdentity, identity
+from cirkd_ray.data.identity import DATA, DataIdentity, identity
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
 from cirkd_ray.errors import ConfigError, DataError, UserError
 from cirkd_ray.train.build import build_datasets
 
 FLAG = "--accept-data"
+_DIGITS = 6
+"""Of the data's digest, in the name of a folder beside another one."""
 Say = Callable[[str], None]
 
 
@@ -67,8 +69,7 @@ class DataGuard:
         Raises:
             ConfigError: the data are others; the message says what changed.
         """
-        before = DataIdentity.read(folder)
-        changes = [] if before is None else before.changes(self.now)
+        changes = self._changes(folder)
         if changes and not self.accept:
             raise ConfigError(
                 f"{folder}: was begun with other data ({told(changes)});\n"
@@ -87,17 +88,28 @@ class DataGuard:
             self.now.write(folder)
 
     def shared(self, folder: Path) -> Path:
-        """Where what several runs share is trained: in `folder`, or beside it where that is of other data."""
-        before = DataIdentity.read(folder)
-        changes = [] if before is None else before.changes(self.now)
+        """Where what several runs share is trained: in `folder`, or beside it where that is of other data.
+
+        Data are known by what labels mean and by names, sizes and times of files, not by their place: they
+        may be moved, and copied where the copy keeps all times or none (see `DataIdentity.changes`).
+        """
+        changes = self._changes(folder)
         if not changes or self.accept:
             return folder
-        beside = folder.with_name(f"{folder.name}-{self.now.digest[:6]}")
+        for other in sorted(folder.parent.glob(f"{folder.name}-{'?' * _DIGITS}")):
+            if (other / DATA).is_file() and not self._changes(other):
+                return other
+        beside = folder.with_name(f"{folder.name}-{self.now.digest[:_DIGITS]}")
         self.say(
             f"{folder}: is of other data ({told(changes)}); {beside.name} takes its place\n"
             f"(to use it all the same: {FLAG})"
         )
         return beside
+
+    def _changes(self, folder: Path) -> list[str]:
+        """What is other now than in the data of a folder; empty where it names none."""
+        before = DataIdentity.read(folder)
+        return [] if before is None else before.changes(self.now)
 
 
 def told(changes: list[str], most: int = 4) -> str:

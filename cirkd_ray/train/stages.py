@@ -96,14 +96,14 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    for note in check_run(spec):
+    notes = check_run(spec)
+    for note in notes:
         say(note)
     data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
-        begun = directory.recipe.exists()
-        open_directory(directory, spec, resume)
-        data.hold(directory.path, begun, ANEW)
-        require_whole(directory, restart)
+        _open(spec, directory, data, resume, restart)
+        for note in notes:
+            directory.log(note)
         teacher, baseline, reused = None, None, []
         if trains_teacher:
             teacher = teacher_of(spec, directory.path, out, data, ANEW)
@@ -124,9 +124,21 @@ def run_recipe(
                 say(f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
             result = runner(spec, directory)
         if baseline is not None:
-            result = {**result, "baseline": baseline_block(baseline)}
+            result = {**result, "baseline": baseline_block(baseline, directory.path)}
             directory.write_result(result)
     return Outcome(directory, result, teacher, baseline, tuple(reused))
+
+
+def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool, restart: bool) -> None:
+    """Make a run's directory, or check that it holds this very run, on the same data, and sound.
+
+    Raises:
+        UserError: it does not.
+    """
+    begun = directory.recipe.exists()
+    open_directory(directory, spec, resume)
+    data.hold(directory.path, begun, ANEW)
+    require_whole(directory, restart)
 
 
 def train_once(

@@ -9,6 +9,7 @@ from cirkd_ray.errors import CheckpointError
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.distributed import World, broadcast_text
+from cirkd_ray.train.optim import load_optimizer
 
 
 def state_of(run: Run) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "losses": step.distiller.losses.state_dict(),
         "optimizer": step.optimizer.state_dict(),
         "opponents": discriminators,  # an older name for them, which stays: checkpoints have it
-        "scaler": step.scaler.state_dict(),
+        "scaler": step.update.scaler.state_dict(),
         "average": None if step.average is None else step.average.state_dict(),
         "spec": run.spec.to_dict(),
     }
@@ -39,10 +40,10 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
     try:
         run.student.load_state_dict(state.pop("student"))
         step.distiller.losses.load_state_dict(state.pop("losses"))
-        step.optimizer.load_state_dict(state.pop("optimizer"))
+        load_optimizer(step.optimizer, state.pop("optimizer"))
         for name, found in state.pop("opponents").items():
-            step.discriminator_optimizers[name].load_state_dict(found)
-        step.scaler.load_state_dict(state.pop("scaler"))
+            load_optimizer(step.discriminator_optimizers[name], found)
+        step.update.scaler.load_state_dict(state.pop("scaler"))
         average = state.pop("average")
         if (average is None) != (step.average is None):
             raise KeyError("train.ema is set in only one of the two")

@@ -12,16 +12,17 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel
 
 from cirkd_ray.config import OptimSpec
 from cirkd_ray.data.loader import DeviceBatch
-from cirkd_ray.device import autocast, make_scaler
+from cirkd_ray.device import autocast
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World, average_gradients, parallel
 from cirkd_ray.train.optim import learning_rate_factor, set_learning_rate
+from cirkd_ray.train.update import FiniteUpdate
 from cirkd_ray.types import Preprocess, SegmentationOutput
 
 WEIGHTS = "weights"
@@ -34,15 +35,23 @@ class NonFinite:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.first: dict[str, Tensor] = {}
+        self._first: dict[tuple[str, ...], Tensor] = {}
 
-    def watch(self, step: int, terms: dict[str, Tensor]) -> None:
-        """Look at this step's terms."""
-        for name, value in terms.items():
-            if name not in self.first:
-                self.first[name] = torch.full((), NEVER, dtype=torch.int64, device=self.device)
-            bad = torch.where(torch.isfinite(value.detach()), NEVER, step)
-            self.first[name] = torch.minimum(self.first[name], bad)
+    @property
+    def first(self) -> dict[str, Tensor]:
+        """Name -> the first such step, `NEVER` if there was none."""
+        found: dict[str, Tensor] = {}
+        for names, steps in self._first.items():
+            for name, step in zip(names, steps.unbind(), strict=True):
+                found[name] = torch.minimum(found[name], step) if name in found else step
+        return found
+
+    def watch(self, step: int, names: tuple[str, ...], values: Tensor) -> None:
+        """Look at this step's terms, one value a name."""
+        if names not in self._first:
+            self._first[names] = torch.full((len(names),), NEVER, dtype=torch.int64, device=self.device)
+        bad = torch.where(torch.isfinite(values), NEVER, step)
+        self._first[names] = torch.minimum(self._first[names], bad)
 
 
 class TrainStep:
@@ -72,17 +81,17 @@ class TrainStep:
         precision: str,
         world: World,
         *,
-        average: AveragedModel | None = None,
+        average: StudentAverage | None = None,
         channels_last: bool = False,
     ) -> None:
         self.distiller, self.teacher, self.average = distiller, teacher, average
         self.trained = parallel(distiller, world)
         self.prepare = Preprocess(distiller.student.preprocessing).to(world.device)
-        self.prepare_for_teacher = (
-            self.prepare if teacher is None else Preprocess(teacher.preprocessing).to(world.device)
-        )
+        self.prepare_for_teacher = self.prepare
+        if teacher is not None and teacher.preprocessing != distiller.student.preprocessing:
+            self.prepare_for_teacher = Preprocess(teacher.preprocessing).to(world.device)
         self.optimizer, self.discriminator_optimizers = optimizer, discriminator_optimizers
-        self.scaler = make_scaler(precision, world.device)
+        self.update = FiniteUpdate(precision, world.device)
         self.spec, self.steps, self.precision, self.world = spec, steps, precision, world
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -96,25 +105,27 @@ class TrainStep:
         """Do step `step`; returns the detached, unweighted terms and their weighted sum `total`."""
         set_learning_rate(self.optimizer, self.lr(step))
         self.optimizer.zero_grad(set_to_none=True)
-        sums: dict[str, Tensor] = {}
+        names: tuple[str, ...] = ()
+        values: list[Tensor] = []
         for micro, batch in enumerate(batches):
             last = micro == len(batches) - 1
             terms = self._accumulate(step, micro, batch, 1.0 / len(batches), last)
-            for name, value in terms.items():
-                sums[name] = sums[name] + value if name in sums else value
+            names = tuple(terms)
+            values.append(torch.stack([*terms.values()]))
         norm = self._update()
         self._update_discriminators()
-        self.scaler.update()
+        self.update.finish()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
-        means = {name: value / len(batches) for name, value in sums.items()}
-        self.nonfinite.watch(step, means)
-        return means if norm is None else {**means, "grad_norm": norm}
+        means = values[0] if len(values) == 1 else torch.stack(values).sum(0) / len(values)
+        self.nonfinite.watch(step, names, means)
+        found = dict(zip(names, means.unbind(), strict=True))
+        return found if norm is None else {**found, "grad_norm": norm}
 
     def watch_weights(self, step: int) -> None:
         """Look whether step `step` left weights that are finite, as a checkpoint of them should be."""
         largest = nn.utils.get_total_norm([p.detach() for p in self.parameters], math.inf)
-        self.nonfinite.watch(step, {WEIGHTS: largest})
+        self.nonfinite.watch(step, (WEIGHTS,), largest.unsqueeze(0))
 
     def _accumulate(
         self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool
@@ -123,10 +134,10 @@ class TrainStep:
         exchange_later = isinstance(self.trained, DistributedDataParallel) and not last
         with self.trained.no_sync() if exchange_later else nullcontext():  # type: ignore[operator]
             with autocast(self.precision, self.world.device):
-                teacher = self._teach(batch)
                 images = self._input(self.prepare, batch)
+                teacher = self._teach(batch, images)
                 total, terms = self.trained(images, batch.labels, teacher, step, micro)
-            self.scaler.scale(total * share).backward()
+            self.update.backward(total, share)
         seen, self.distiller.seen = self.distiller.seen, None
         if seen is not None:
             for _, loss in self.distiller.discriminators():
@@ -137,27 +148,23 @@ class TrainStep:
         images: Tensor = prepare(batch.images, batch.padding)
         return images.contiguous(memory_format=self.memory_format)
 
-    def _teach(self, batch: DeviceBatch) -> SegmentationOutput | None:
-        """The teacher's maps as ordinary tensors without history."""
+    def _teach(self, batch: DeviceBatch, images: Tensor) -> SegmentationOutput | None:
+        """The teacher's maps, which have no history; `images` are the student's."""
         if self.teacher is None:
             return None
-        with torch.inference_mode():
-            out = self.teacher(self._input(self.prepare_for_teacher, batch))
-        # Losses save teacher maps for backward, which inference tensors refuse; copies may be saved.
-        return SegmentationOutput(
-            out.logits.clone(),
-            None if out.aux is None else out.aux.clone(),
-            out.feature.clone(),
-            {name: value.clone() for name, value in (out.stages or {}).items()},
-        )
+        with torch.no_grad():  # not inference mode: losses save these maps for their backward pass
+            if self.prepare_for_teacher is not self.prepare:
+                images = self._input(self.prepare_for_teacher, batch)
+            found: SegmentationOutput = self.teacher(images)
+        return found
 
     def _update(self) -> Tensor | None:
         """Clip and apply the gradients; the norm before clipping if there is a bound."""
         norm = None
         if self.spec.clip_grad_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.update.unscale(self.optimizer)
             norm = nn.utils.clip_grad_norm_(self.parameters, self.spec.clip_grad_norm).detach()
-        self.scaler.step(self.optimizer)
+        self.update.step(self.optimizer)
         return norm
 
     def _train_discriminator(self, loss: DistillationLoss, inputs: LossInputs, share: float) -> None:
@@ -166,7 +173,7 @@ class TrainStep:
         loss.discriminator.requires_grad_(True)
         with autocast(self.precision, self.world.device):
             value = loss.discriminator_loss(inputs)
-        self.scaler.scale(value * share).backward()  # type: ignore[no-untyped-call]
+        self.update.backward(value, share)
         loss.discriminator.requires_grad_(False)
 
     def _update_discriminators(self) -> None:
@@ -174,5 +181,5 @@ class TrainStep:
             assert loss.discriminator is not None
             optimizer = self.discriminator_optimizers[name]
             average_gradients(list(loss.discriminator.parameters()), self.world)
-            self.scaler.step(optimizer)
+            self.update.step(optimizer)
             optimizer.zero_grad(set_to_none=True)

@@ -43,18 +43,10 @@ def teacher_recipe(spec: RunSpec) -> RunSpec:
     return found
 
 
-def fingerprint(spec: RunSpec, data_root: bool = False) -> str:
-    """Ten digits that are equal where two runs compute the same.
-
-    Args:
-        spec: a run.
-        data_root: the digits also tell places of the data apart. A run may be resumed where its data lies
-            elsewhere; one that others reuse must not come from another `data.root`: there, the same data
-            set's name may stand for other images.
-    """
+def fingerprint(spec: RunSpec) -> str:
+    """Ten digits that are equal where two runs compute the same, on the same data wherever these lie."""
     kept = {k: v for k, v in flatten(spec.to_dict()).items() if computes(k)}
-    digits = hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
-    return hashlib.sha256(f"{digits} {spec.data.root}".encode()).hexdigest()[:10] if data_root else digits
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def teacher_directory(spec: RunSpec, out: Path, data: DataGuard | None = None) -> RunDirectory:
@@ -85,7 +77,7 @@ def used_teacher(spec: RunSpec, out: Path, used: str, folder: Path, anew: str) -
     usual, name = _usual_directory(spec, out), Path(used).name
     found = RunDirectory(usual.with_name(name))
     named = name == usual.name or name.startswith(f"{usual.name}-")
-    # The name holds `data.root`, which may be another now: then the teacher's own recipe decides.
+    # One that was named otherwise, by an earlier version or by hand: then its own recipe decides.
     if not named and not (
         found.recipe.is_file() and fingerprint(found.spec()) == fingerprint(teacher_recipe(spec))
     ):
@@ -108,11 +100,11 @@ def teacher_of(spec: RunSpec, folder: Path, out: Path, data: DataGuard, anew: st
 
 
 def _usual_directory(spec: RunSpec, out: Path) -> Path:
-    """By the teacher's recipe and the place of its data."""
+    """By the teacher's recipe; `DataGuard.shared` tells teachers of other data apart."""
     assert spec.teacher is not None
     assert spec.teacher.train is not None
     plan = teacher_recipe(spec)
-    digits = fingerprint(plan, data_root=True)
+    digits = fingerprint(plan)
     return out / "teachers" / f"{slug(spec.teacher.train)}-{digits}"
 
 

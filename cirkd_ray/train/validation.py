@@ -14,6 +14,7 @@ from torch import nn
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.data.identity import identity
 from cirkd_ray.data.loader import Batches, eval_loader
+from cirkd_ray.device import without_autotuning
 from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, evaluate, over_classes
 from cirkd_ray.files import read_json, write_text
@@ -38,6 +39,7 @@ def validation_loader(run: Run) -> Batches:
         run.world.size,
         run.spec.data.workers,
         batch_size=train.validate_batch_size,
+        pin_memory=run.world.device.type == "cuda",
         indices=range(images(run)),
     )
 
@@ -57,19 +59,20 @@ def validate(run: Run, network: nn.Module, batches: Batches, **options: Any) -> 
         batches: of `validation_loader`.
         options: what `evaluate` takes for pictures, and `on_images`.
     """
-    return evaluate(
-        network,
-        run.val_set,
-        device=run.world.device,
-        precision=run.precision,
-        rank=run.world.rank,
-        world_size=run.world.size,
-        limit=run.spec.train.validate_limit,
-        batch_size=run.spec.train.validate_batch_size,
-        batches=batches,
-        views=run.views,
-        **options,
-    )
+    with without_autotuning():
+        return evaluate(
+            network,
+            run.val_set,
+            device=run.world.device,
+            precision=run.precision,
+            rank=run.world.rank,
+            world_size=run.world.size,
+            limit=run.spec.train.validate_limit,
+            batch_size=run.spec.train.validate_batch_size,
+            batches=batches,
+            views=run.views,
+            **options,
+        )
 
 
 def measured_on(run: Run) -> str:
@@ -167,9 +170,10 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
 def tell_better_student(teacher: Scores | None, best: dict[str, Any], say: Callable[[str], None]) -> None:
     """Warn where the student left its teacher behind."""
     if teacher is not None and best.get("miou", 0.0) > teacher["miou"]:
+        classes = f" over {over_classes(best)}" if over_classes(best) else ""
         say(
             f"WARNING: teacher: is worse than its student here (mIoU {100 * teacher['miou']:.2f} %, the "
-            f"student's best {100 * best['miou']:.2f} %); a better teacher would teach more"
+            f"student's best {100 * best['miou']:.2f} %{classes}); a better teacher would teach more"
         )
 
 

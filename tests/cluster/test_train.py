@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -93,7 +95,39 @@ def test_a_killed_worker_costs_nothing_but_time(undisturbed: RunDirectory, tmp_p
     on_ray(undisturbed.spec(), directory.path)
     thread.join(timeout=5)
     assert killed
-    assert "continuing at step" in (directory.path / "log.txt").read_text()
+    log = (directory.path / "log.txt").read_text()
+    told = re.search(r"worker \d on \S+ .*; restart 1 of 2 from (the checkpoint of step|the start)", log)
+    assert told, log
+    assert figures(directory) == figures(undisturbed)
+
+
+def test_a_worker_that_hangs_is_told_ended_and_the_run_goes_on(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
+    directory = RunDirectory(tmp_path / "run")
+    spec = undisturbed.spec()
+    spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"hang_timeout": 8.0})})
+    stopped: list[int] = []
+
+    def stop_one_worker() -> None:
+        while not stopped:
+            time.sleep(0.02)
+            mine = {p.pid for p in psutil.Process().children(recursive=True)}
+            workers = [process for process in _ray_train_workers() if process.pid in mine]
+            if workers and len(directory.read_metrics()) >= 3:
+                workers[-1].send_signal(signal.SIGSTOP)
+                stopped.append(workers[-1].pid)
+
+    thread = threading.Thread(target=stop_one_worker, daemon=True)
+    thread.start()
+    on_ray(spec, directory.path)
+    thread.join(timeout=5)
+    assert stopped
+    log = (directory.path / "log.txt").read_text()
+    told = re.search(r"worker (\d) on \S+ has not .*; it is ended \(cluster\.hang_timeout=8\)", log)
+    assert told, log
+    assert f"worker {told[1]} on {socket.gethostname()} was hung and has been ended; restart 1 of 2" in log
+    assert not psutil.pid_exists(stopped[0])
     assert figures(directory) == figures(undisturbed)
 
 

@@ -196,7 +196,7 @@ PUBLISHED: dict[str, dict[str, object]] = {
     "af_dcd": {"temperature": 0.07, "mask_ratio": 0.75, "pool": 4, "patch": 4, "groups": 16},
     "cirkd_channel": {"temperature": 0.1, "kd_temperature": 1.0, "pool": 4, "length": 512, "candidates": 256},
     "cirkd_memory": {"temperature": 0.1, "kd_temperature": 1.0, "pixel_keys": 4096, "region_keys": 1024},
-    "cirkd_minibatch": {"temperature": 0.1, "pool": 1, "gather": False, "mask_ignored": True},
+    "cirkd_minibatch": {"temperature": 0.1, "pool": 1, "group": 2, "mask_ignored": True},
     "cirkd_v2": {"temperature": 0.1, "kd_temperature": 1.0, "pool": 1, "length": 512, "context": True},
     "cwd": {"temperature": 4.0, "student_tap": "feature", "teacher_tap": "feature"},
     "dist": {"temperature": 1.0, "student_tap": "logits", "teacher_tap": "logits"},

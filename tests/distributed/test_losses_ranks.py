@@ -21,19 +21,20 @@ from tests.contract.loss_cases import (
     KINDS,
     make_inputs,
     own_module,
-    small_labels,
     small_loss,
     student_maps,
     total,
 )
 
 WORLD, STEPS, IMAGES = 2, 3, 4
-APART = {
+GROUPED = {
     "cirkd_minibatch": {"minibatch_pixel"},
     "cirkd_channel": {"minibatch_channel"},
     "cirkd_v2": {"minibatch_pixel", "minibatch_channel"},
 }
-"""Terms that by default (`gather: false`) compare a rank's images with one another alone."""
+"""Terms that compare images of a group."""
+GROUPS: tuple[int | str, ...] = (1, 2, 3, 4, "batch", "rank")
+"""Of two ranks with two images each: 3 and 4 span them, the second of 3 is smaller."""
 
 
 def joined_inputs(step: int) -> LossInputs:
@@ -87,36 +88,9 @@ def run(kind: str, rank: int, world: int, **settings: Any) -> dict[str, Any]:
     }
 
 
-def apart(kind: str) -> dict[str, Any]:
-    """Settings of the default: within a rank."""
-    return {"active": frozenset(APART[kind]), "gather": False}
-
-
-def run_apart(kind: str) -> dict[str, Any]:
-    """In one process what two ranks should find: the mean over the rows of all ranks, each row compared with
-    the images of its own rank. Pixels are rows where they are valid, channels always."""
-    loss, maps, values = small_loss(kind, **apart(kind)), [], []
-    for step in range(STEPS):
-        parts = [part_of(joined_inputs(step), rank, WORLD) for rank in range(WORLD)]
-        valid = torch.stack([(small_labels(part) != -1).sum() for part in parts]).double()
-        assert valid[0] != valid[1]
-        shares = {
-            "minibatch_pixel": valid / valid.sum(),
-            "minibatch_channel": torch.full((WORLD,), 1 / WORLD),
-        }
-        found = [loss(part) for part in parts]
-        means = [
-            sum(s * f[name] for s, f in zip(shares[name], found, strict=True)) for name in sorted(found[0])
-        ]
-        torch.stack(means).sum().backward()
-        per_map = zip(*(student_maps(part) for part in parts), strict=True)
-        maps += [
-            torch.cat([torch.zeros_like(t) if t.grad is None else t.grad for t in pieces])
-            for pieces in per_map
-        ]
-        values.append(torch.stack(means).detach())
-    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in loss.parameters()]
-    return {"maps": maps, "parameters": grads, "values": values}
+def grouped(kind: str, group: int | str) -> dict[str, Any]:
+    """Settings of a loss that compares the images of groups alone."""
+    return {"active": frozenset(GROUPED[kind]), "group": group}
 
 
 def worker(rank: int, port: int, folder: str) -> None:
@@ -129,7 +103,8 @@ def worker(rank: int, port: int, folder: str) -> None:
         timeout=timedelta(seconds=120),
     )
     found = {kind: run(kind, rank, WORLD) for kind in ["task", *KINDS]}
-    found |= {f"{kind} apart": run(kind, rank, WORLD, **apart(kind)) for kind in APART}
+    for kind in GROUPED:
+        found |= {f"{kind} {group}": run(kind, rank, WORLD, **grouped(kind, group)) for group in GROUPS}
     torch.save(found, Path(folder) / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -165,7 +140,19 @@ def test_two_ranks_are_one_process_with_the_joined_batch(kind: str, ranks: list[
         torch.testing.assert_close(first, expected, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("kind", APART)
-def test_by_default_a_rank_compares_its_own_images(kind: str, ranks: list[dict[str, Any]]) -> None:
-    one, two = (found[f"{kind} apart"] for found in ranks)
-    assert_equal(one, two, run_apart(kind))
+@pytest.mark.parametrize("group", GROUPS)
+@pytest.mark.parametrize("kind", GROUPED)
+def test_groups_do_not_depend_on_the_number_of_ranks(
+    kind: str, group: int | str, ranks: list[dict[str, Any]]
+) -> None:
+    one, two = (found[f"{kind} {group}"] for found in ranks)
+    alone = run(kind, 0, 1, **grouped(kind, IMAGES // WORLD if group == "rank" else group))
+    assert_equal(one, two, alone)
+
+
+@pytest.mark.parametrize("kind", GROUPED)
+def test_groups_of_other_sizes_are_other_losses(kind: str) -> None:
+    found = [run(kind, 0, 1, **grouped(kind, group))["values"][0] for group in (1, 2, 3, 4)]
+    assert all(not torch.allclose(one, two) for one in found for two in found if one is not two)
+    whole = run(kind, 0, 1, **grouped(kind, "batch"))["values"][0]
+    torch.testing.assert_close(whole, found[3], rtol=0, atol=0)

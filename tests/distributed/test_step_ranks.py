@@ -60,11 +60,7 @@ def two_steps(tree: dict[str, Any]) -> dict[str, torch.Tensor]:
 @pytest.fixture(scope="module")
 def tree(teacher: Path) -> dict[str, Any]:
     spec = tiny_distillation(teacher, task={"weight": 1.0, "aux_weight": 0.4}, train={"batch_size": BATCH})
-    plain = spec.to_dict()
-    # Relations within the local batch depend on how it is split, by definition; `gather` compares across
-    # ranks.
-    plain["distill"]["losses"]["minibatch"]["gather"] = True
-    return plain
+    return spec.to_dict()
 
 
 def test_gradients_weights_and_queues_equal_one_process(tree: dict[str, Any], tmp_path: Path) -> None:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import socket
 import subprocess
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import yaml
 
-from cirkd_ray.train.local import rank_device, run_local
+from cirkd_ray.config import RunSpec
+from cirkd_ray.train.local import led_by_first_rank, rank_device, run_local
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from tests.distributed.gloo import run_ranks
 from tests.paths import REPO
-from tests.tinyrun import figures, tiny_tree
+from tests.tinyrun import figures, tiny_baseline, tiny_tree
 
 STEPS = {"steps": 2, "log_every": 1, "validate_every": 2, "checkpoint_every": 2}
 
@@ -64,3 +70,34 @@ def test_each_rank_takes_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCAL_RANK", "3")
     assert rank_device("auto") == torch.device("cuda", 3)
     assert rank_device("cpu") == torch.device("cpu")
+
+
+def led(world_size: int) -> list[str]:
+    """What a rank does while the first one takes longer than a collective may."""
+    os.environ |= {"TORCHELASTIC_RUN_ID": "x", "RANK": str(dist.get_rank()), "LOCAL_RANK": "0"}
+    dist.destroy_process_group()
+    os.environ |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
+    done: list[str] = []
+
+    def run(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
+        done.append(directory.path.name)
+        return {}
+
+    short = functools.partial(dist.init_process_group, timeout=timedelta(seconds=3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "init_process_group", short)
+        with led_by_first_rank("cpu", run) as lead:
+            if lead is not None:
+                time.sleep(8)  # waiting for another job's teacher
+                lead(tiny_baseline(), RunDirectory("x"))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # for `run_ranks` to end
+    return done
+
+
+def test_ranks_wait_for_the_first_as_long_as_it_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
+    assert run_ranks(led, 2, tmp_path, 2) == [["x"], ["x"]]

@@ -128,7 +128,9 @@ def test_dsd(term: str) -> None:
     assert set(terms) == {term}
     case.close(terms[term], term)
     terms[term].backward()
-    case.close(logits.grad, f"grad_{term}_logits")
+    # csd subtracts nearly equal Gram matrices in float32: its gradient differs by 3e-6 of its largest entry
+    # from one make of CPU to another.
+    case.close(logits.grad, f"grad_{term}_logits", rtol=1e-3 if term == "csd" else 1e-4)
     if term == "psd":
         case.close(s0.grad, "grad_psd_0")
         case.close(s1.grad, "grad_psd_1")
@@ -161,7 +163,7 @@ def test_task_cross_entropy() -> None:
 @pytest.mark.parametrize(("name", "pool"), [("pool0", 1), ("pool1", 2), ("diffwidth", 1)])
 def test_minibatch_pixel(name: str, pool: int) -> None:
     case = Case(f"minibatch_pixel_{name}")
-    settings = {"temperature": float(case["temperature"]), "pool": pool}
+    settings = {"temperature": float(case["temperature"]), "pool": pool, "group": "rank"}  # as published
     check_map_loss(case, "cirkd_minibatch", "minibatch_pixel", "feature", **settings)
 
 
@@ -242,6 +244,7 @@ def test_channel(term: str) -> None:
         length=length,
         channel_memory=slots,
         channel_keys=slots,
+        group="rank",
     ).eval()
     state = {k: case[k.replace("projector.", "projector/")] for k in loss.state_dict() if "projector." in k}
     state |= {

@@ -80,7 +80,9 @@ def test_the_result_tells_the_baselines_scores(pair: tuple[Outcome, Outcome, lis
         stored = json.loads(outcome.directory.result.read_text())
         alone = json.loads(outcome.baseline.result.read_text())
         assert stored == outcome.result
-        assert stored["baseline"]["path"] == str(outcome.baseline.path)
+        path = stored["baseline"]["path"]  # both may be moved
+        assert not Path(path).is_absolute()
+        assert (outcome.directory.path / path).resolve() == outcome.baseline.path.resolve()
         assert stored["baseline"]["best"]["miou"] == alone["best"]["miou"]
         assert "baseline" not in alone
 

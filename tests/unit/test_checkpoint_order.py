@@ -123,6 +123,11 @@ def test_windows_of_validation_are_those_of_eval(tmp_path: Path) -> None:
     for wrong in ({"validate_stride": [8, 8]}, {"validate_window": [8, 8], "validate_stride": [9, 8]}):
         with pytest.raises(ConfigError, match=r"validate_stride: needs a validate_window"):
             tiny_baseline(train=wrong)
+    larger = tiny_baseline(
+        train={**SPEC.train.model_dump(), "steps": 1, **window, "validate_window": [32, 48]}
+    )
+    with pytest.raises(ConfigError, match=r"validate_window=\[32, 40\], not \[32, 48\]"):
+        open_directory(found, larger, resume=True)  # as the message about memory says
 
 
 def test_numbers_that_are_not_finite_are_null_on_disk_and_nan_when_read(tmp_path: Path) -> None:

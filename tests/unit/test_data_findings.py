@@ -94,6 +94,26 @@ def test_masks_of_0_and_255_are_no_perfect_score(tmp_path: Path, capsys: pytest.
     assert run_on(root) == ()
 
 
+def test_findings_are_in_the_log_and_told_by_eval(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    labels = {"train/0.png": halves(0, 1), "val/0.png": halves(0, 255)}
+    root = make(tmp_path / "d", "classes: [bg, fg, other]\n", labels)
+    settings = {"name": "folder", "root": str(root), "crop": [32, 32]}
+    steps = {"steps": 1, "batch_size": 2, "validate_every": 1, "checkpoint_every": 1}
+    (tmp_path / "r.json").write_text(json.dumps({**tiny_tree(train=steps), "data": settings}))
+    recipe = (tmp_path / "r.json").rename(tmp_path / "r.yaml")
+    assert main(["train", str(recipe), "--local", "--out", str(tmp_path), "--name", "x"]) == 0
+    shown, log = " ".join(capsys.readouterr().out.split()), (tmp_path / "x/log.txt").read_text()
+    for text in ("data, train: no label in all 1 images is of class 'other'", "are of one class only, 'bg'"):
+        assert text in shown
+        assert text in log
+    assert main(["eval", str(tmp_path / "x"), "--device", "cpu"]) == 0
+    told = capsys.readouterr().err
+    assert "data, val: the labels in all 1 images are of one class only, 'bg'" in told
+    assert "50 % of the pixels in all 1 images are ignored" in told
+    report = json.loads(next((tmp_path / "x/eval").glob("*/evaluation.json")).read_text())
+    assert any("one class only" in warning for warning in report["warnings"])
+
+
 def test_many_masks_of_0_and_255_are_refused_without_reading_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -74,8 +74,8 @@ def test_any_split_and_any_resumed_step_gives_the_same_samples(
     split = {"global_batch": size, "world_size": world, "accumulate": accumulate, "start_step": start}
     ranks = [batches(seed, total, rank=rank, **split) for rank in range(world)]
     for step, expected in enumerate(whole):
-        own = slice(step * accumulate, (step + 1) * accumulate)
-        parts = [batch for rank in ranks for batch in rank[own]]
+        own = range(step * accumulate, (step + 1) * accumulate)
+        parts = [rank[micro] for micro in own for rank in ranks]
         for k, tensor in enumerate(expected[:3]):
             torch.testing.assert_close(torch.cat([part[k] for part in parts]), tensor, rtol=0, atol=0)
     assert all(len(rank) == len(whole) * accumulate for rank in ranks)
@@ -114,7 +114,8 @@ def test_seeds_of_64_bits_differ_to_the_last_bit() -> None:
 
 @pytest.mark.parametrize(("world", "accumulate"), [(1, 1), (2, 1), (4, 1), (1, 4), (2, 2), (3, 4)])
 def test_ranks_and_micro_steps_share_a_global_batch(world: int, accumulate: int) -> None:
-    parts = [r for rank in range(world) for r in batch_numbers(5, 12, rank, world, accumulate)]
+    ranks = [batch_numbers(5, 12, rank, world, accumulate) for rank in range(world)]
+    parts = [ranks[rank][micro] for micro in range(accumulate) for rank in range(world)]
     assert len({len(part) for part in parts}) == 1
     assert [n for part in parts for n in part] == list(range(60, 72))
 

@@ -62,4 +62,6 @@ def test_the_command_writes_whole_and_augmented_sheets(
     require_error(capsys.readouterr().err, "--start", 200, "val")
     assert main([*common, "--out", str(tmp_path / "file" / "x.png"), "--count", "0"]) == 2
     assert main(["data", "show", "camvid"]) == 2
-    require_error(capsys.readouterr().err, "--set.root", "'camvid'", "--set data.root=PATH")
+    require_error(capsys.readouterr().err, "ROOT", "'camvid'")
+    assert main(["data", "show", "camvid", "--set", "root=x"]) == 2
+    require_error(capsys.readouterr().err, "--set root", "camvid ROOT")

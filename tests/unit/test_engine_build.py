@@ -13,6 +13,7 @@ from torch import nn
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import build_model
+from cirkd_ray.train.batchnorm import SynchronisedBatchNorm
 from cirkd_ray.train.build import build_run, build_teacher, synchronise_batchnorm
 from cirkd_ray.train.distributed import World
 from cirkd_ray.types import CAFFE, ClassSet
@@ -24,7 +25,7 @@ from tests.tinyrun import tiny_distillation
 
 
 def test_batchnorm_is_synchronised_but_in_discriminators(teacher: Path) -> None:
-    """A gradient penalty differentiates twice through the discriminator; SyncBatchNorm has one derivative."""
+    """A gradient penalty differentiates twice through the discriminator; the others have one derivative."""
     losses = {
         "critic": {"kind": "adversarial", "objective": "wgan-gp", "width": 2},
         "memory": {"kind": "cirkd_memory"},
@@ -37,7 +38,7 @@ def test_batchnorm_is_synchronised_but_in_discriminators(teacher: Path) -> None:
     for part in (distiller.student, distiller.losses["memory"]):
         norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
         assert norms
-        assert all(isinstance(m, nn.SyncBatchNorm) for m in norms)
+        assert all(isinstance(m, SynchronisedBatchNorm) for m in norms)
     assert distiller.discriminators()[0][1].discriminator is discriminator is not None
     kept = [type(m) for m in discriminator.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     assert kept == [nn.BatchNorm2d]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import cv2
 import pytest
@@ -66,6 +67,18 @@ def test_report_holds_what_the_evaluator_counted(model, tmp_path, capsys):
     assert f"| mIoU ({classes}) | {scores['miou'] * 100:.2f} |" in (out / "evaluation.md").read_text()
     for name in ("confusion.png", "worst.png"):
         assert cv2.imread(str(out / name)).std() > 5
+
+
+def test_a_report_in_the_models_folder_may_be_moved_with_it(model, tmp_path, capsys):
+    moved = shutil.copytree(model, tmp_path / "before")
+    assert (
+        main(["eval", str(moved), *SET, "--worst", "0", "--out", str(moved / "eval/x"), "--device", "cpu"])
+        == 0
+    )
+    moved = moved.rename(tmp_path / "after")
+    report = json.loads((moved / "eval/x/evaluation.json").read_text())
+    assert (moved / "eval/x" / report["model"]["path"]).resolve() == moved
+    assert str(tmp_path) not in (moved / "eval/x/evaluation.md").read_text()
 
 
 def unlabelled_set(root) -> list[str]:

@@ -116,7 +116,7 @@ def test_too_little_memory_names_the_image_the_bytes_and_the_window(error: Excep
     with refuses(data.name(0), ConfigError) as caught:
         evaluate(Hungry(), data, device="cpu")
     assert "--window" in str(caught.value)
-    assert "train.validate_window" in str(caught.value)
+    assert "train.validate_window, from its start and under another --name" in str(caught.value)
     assert ("9 bytes" in str(caught.value)) == (type(error) is RuntimeError)
 
 

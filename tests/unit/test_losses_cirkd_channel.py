@@ -7,7 +7,7 @@ from tests.contract.loss_cases import make_inputs, small_loss
 from tests.errors import refuses
 
 SETTINGS = {"length": 4, "channel_memory": 20, "channel_keys": 9, "candidates": 6, "kd_temperature": 2.0}
-JOINED = {"gather": True}
+JOINED = {"group": "batch"}
 
 
 def test_other_crop_than_the_queue() -> None:

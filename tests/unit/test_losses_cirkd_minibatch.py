@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 
 from cirkd_ray.bench._losses_naive import pairs_of_images
+from cirkd_ray.config import LossSpec
 from cirkd_ray.losses import LossInputs
 from tests.contract.loss_cases import make_inputs, small_loss
 
-JOINED = {"gather": True}
+JOINED = {"group": "batch"}
 
 
 def test_unmasked_is_the_mean_over_all_rows_and_pairs() -> None:
@@ -32,3 +33,8 @@ def test_pooling_with_a_mask_counts_what_holds_a_valid_pixel() -> None:
     loss = small_loss("cirkd_minibatch", pool=2)
     value = loss(LossInputs(inputs.student, inputs.teacher, labels))["minibatch_pixel"]
     torch.testing.assert_close(value, expected, rtol=1e-6, atol=1e-9)
+
+
+def test_the_older_gather_is_read_as_a_group() -> None:
+    assert LossSpec(kind="cirkd_minibatch", gather=True).settings == {"group": "batch"}
+    assert LossSpec(kind="cirkd_minibatch", gather=False).settings == {"group": "rank"}

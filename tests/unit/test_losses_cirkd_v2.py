@@ -10,7 +10,7 @@ from tests.unit import test_losses_cirkd_memory
 
 MEMORY = {k: v for k, v in test_losses_cirkd_memory.SETTINGS.items() if k != "pixel_candidates"}
 SETTINGS = {**MEMORY, "length": 4, "channel_memory": 40, "channel_keys": 9, "pixel_memory": 40}
-JOINED = {"gather": True}
+JOINED = {"group": "batch"}
 
 
 def test_without_context_the_feature_is_compared_itself() -> None:

@@ -158,7 +158,9 @@ def test_controls_stand_beside_the_best(sweep: SweepData) -> None:
 
 def write_control(folder: Path, name: str, miou: float) -> None:
     (folder / "controls" / name).mkdir(parents=True)
-    (folder / "controls" / name / "result.json").write_text(json.dumps({"last": {"miou": miou}}))
+    (folder / "controls" / name / "result.json").write_text(
+        json.dumps({"last": {"miou": miou, "miou_classes": 7, "classes": 8}})
+    )
 
 
 @pytest.mark.parametrize(("better", "said"), [(0.01, True), (0.0, True), (-0.01, False)])
@@ -169,6 +171,8 @@ def test_a_sweep_that_did_not_beat_the_recipe_says_so(sweep: SweepData, better: 
     figures = f"(mIoU % {100 * best:.2f} against {100 * (best + better):.2f})"
     line = f"no trial beat the recipe's own values {figures}"
     after = read_sweep(sweep.folder)
+    assert "over 7 of 8 classes" in summary(after)
+    assert "mIoU over 7 of 8 classes" in fair_comparison(after).title
     assert (line in summary(after).splitlines()) == said
     assert (line.replace("'", "&#39;") in write_sweep(after).read_text()) == said
 

@@ -219,6 +219,38 @@ def test_a_teacher_of_other_labels_is_trained_anew_under_another_name(root: Path
     assert back.path == first.teacher.path
 
 
+def test_teacher_and_baseline_are_those_of_the_data_wherever_they_lie(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def trained(name: str, root: Path) -> tuple[list[Path], list[Path], list[str]]:
+        said: list[str] = []
+        spec = distilled(root)
+        spec = from_tree({**spec.to_dict(), "baseline": True})
+        found = run_recipe(spec, RunDirectory(out / name), out, stub_runner, say=said.append)
+        assert found.teacher is not None
+        assert found.baseline is not None
+        return [found.teacher.path, found.baseline.path], [item.path for item in found.reused], said
+
+    first, reused, _ = trained("x1", root)
+    assert reused == []
+    moved = root.rename(tmp_path / "moved")
+    assert trained("x2", moved)[:2] == (first, first)
+    shutil.copytree(moved, tmp_path / "copied", copy_function=shutil.copyfile)
+    assert trained("x3", tmp_path / "copied")[:2] == (first, first)
+    shutil.copytree(moved, tmp_path / "other")
+    take_away(tmp_path / "other")
+    others, reused, said = trained("x4", tmp_path / "other")
+    assert reused == []
+    assert not set(others) & set(first)
+    assert sum("is of other data" in line for line in said) == 2
+    (tmp_path / "other").rename(tmp_path / "other2")
+    again, reused, said = trained("x5", tmp_path / "other2")
+    assert again == reused == others
+    assert not any("is of other data" in line for line in said)
+    shutil.copytree(tmp_path / "other2", tmp_path / "other3", copy_function=shutil.copyfile)
+    assert trained("x6", tmp_path / "other3")[1] == others
+
+
 def test_a_sweep_does_not_go_on_with_other_data(root: Path, tmp_path: Path) -> None:
     from cirkd_ray.cluster.sweep import Sweep, _open
 

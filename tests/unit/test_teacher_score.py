@@ -155,6 +155,6 @@ def test_a_teacher_with_nothing_to_teach_is_told(
     tell_better_student({"miou": 0.4}, {"miou": 0.3}, said.append)
     tell_better_student(None, {"miou": 0.3}, said.append)
     assert said == []
-    tell_better_student({"miou": 0.4}, {"miou": 0.5}, said.append)
+    tell_better_student({"miou": 0.4}, {"miou": 0.5, "miou_classes": 7, "classes": 8}, said.append)
     assert "40.00 %" in said[0]
-    assert "50.00 %" in said[0]
+    assert "50.00 % over 7 of 8 classes" in said[0]

@@ -1,0 +1,90 @@
+"""One line in the run's log for each failure of its workers: who, why, and from where they start again."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from ray.train import UserCallback
+
+from cirkd_ray.cluster import pulse
+from cirkd_ray.errors import first_line
+from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.train.checkpoint import last_step
+from cirkd_ray.train.rundir import RunDirectory
+
+_WITHOUT_PEER = ("closed by peer", "reset by peer", "Broken pipe", "ncclRemoteError", "NCCL", "gloo")
+"""What a worker says whose collective ended because another worker did."""
+_GONE = "its process is gone: it was killed (is its node short of memory?) or crashed"
+
+
+class TellRestarts(UserCallback):  # type: ignore[misc]
+    """Tells each restart of a run's workers.
+
+    Args:
+        directory: the run's.
+        most: restarts that are allowed.
+    """
+
+    def __init__(self, directory: str, most: int) -> None:
+        self.directory, self.most, self.count = directory, most, 0
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Write the line; runs in the run's controller."""
+        self.count += 1
+        directory = RunDirectory(self.directory)
+        nodes = {sign.rank: sign.node for sign in pulse.signs(directory.path)}
+        what = describe(worker_exceptions, nodes, pulse.hung(directory.path))
+        step = last_step(directory.checkpoints)
+        RunLog(directory).message(f"{what}; {follows(self.count, self.most, step)}")
+        pulse.restarting(directory.path)
+
+
+def describe(errors: Mapping[int, Exception], nodes: Mapping[int, str], hung: list[int]) -> str:
+    """Which worker failed, on which node, and why.
+
+    Args:
+        errors: of the workers that failed, by rank. Some of them failed because another did.
+        nodes: the host of each worker, where that is known.
+        hung: ranks that were ended because they hung.
+    """
+    rank = min(errors, key=lambda rank: (rank not in hung, _guilt(errors[rank]), rank))
+    error = errors[rank]
+    found = re.search(r"hostname='([^']+)'", str(error))
+    node = found[1] if found else nodes.get(rank)
+    who = f"worker {rank}" + (f" on {node}" if node else "")
+    if rank in hung:
+        return f"{who} was hung and has been ended"
+    if _guilt(error) == 0:
+        return f"{who} died: {_cause(str(error))}"
+    if _guilt(error) == 2:
+        return f"{who} lost its connection to another worker"
+    return f"{who} failed: {first_line(error)}"
+
+
+def follows(count: int, most: int, step: int) -> str:
+    """What happens after the failure number `count` of `most` that are met by a restart.
+
+    Args:
+        step: of the newest checkpoint; 0 without one.
+    """
+    if count > most:
+        return f"no restart is left (cluster.max_failures={most})"
+    return f"restart {count} of {most} from " + (f"the checkpoint of step {step}" if step else "the start")
+
+
+def _guilt(error: Exception) -> int:
+    """0 for a worker that died, 1 for one that failed itself, 2 for one that failed with another."""
+    if hasattr(error, "health_check_failure"):
+        return 0
+    return 2 if any(word in str(error) for word in _WITHOUT_PEER) else 1
+
+
+def _cause(text: str) -> str:
+    """Why a process is gone, in a few words, from Ray's many."""
+    if "node has died" in text or "node was terminated" in text or "NODE_DIED" in text:
+        return "its node is gone"
+    if "low on memory" in text or "NODE_OUT_OF_MEMORY" in text:
+        return "Ray ended it because its node was short of memory"
+    return _GONE
