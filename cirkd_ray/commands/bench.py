@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
-from click import option
+from click import argument, option
 
 from cirkd_ray.commands import models as models_command
 from cirkd_ray.commands._options import (
@@ -15,6 +15,7 @@ from cirkd_ray.commands._options import (
     choice,
     device_option,
     repeatable,
+    set_option,
     size_option,
 )
 
@@ -91,3 +92,26 @@ def losses(**settings: Any) -> None:
 def models(**settings: Any) -> None:
     """Forward images/s of networks on this device (the same as `cirkd models --bench`)."""
     models_command.show(bench=True, **settings)
+
+
+@command.command()
+@argument("recipes", nargs=-1, metavar="[RECIPE...]")
+@set_option()
+@device_option
+@option("--ranks", type=COUNT, default=1, help="Workers that share the batch; the others are pretended.")
+@option("--batch", type=COUNT, help="Images a worker at a time (default: the recipe's).")
+@option("--repeat", type=COUNT, default=3, help="Repetitions.")
+@option("--json", "file", metavar="FILE", help="Write the figures there, too.")
+def step(recipes: Words, **settings: Any) -> None:
+    """Training steps: time, memory and arithmetic of each part, beside the student without a teacher.
+
+    At the recipe's sizes, with random images and weights. Where CIRKD_DEVICE_COUNTERS names the counters of
+    a device that computes nothing (MODULE:FUNCTION), there are counts and rooflines only.
+    """
+    from cirkd_ray.bench.step import run
+    from cirkd_ray.report.console import output
+
+    tables = run(recipes or ("quickstart",), **settings)
+    console = output()
+    for table in tables:
+        console.print(table.rich())

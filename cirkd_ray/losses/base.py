@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from cirkd_ray.config import registry
 from cirkd_ray.config.roles import Mutable
 from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.losses.paths import AUTOMATIC, Relations
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
 
@@ -27,6 +28,7 @@ class LossInputs:
         step: the number of the optimiser step, from 0; random choices are functions of (seed, step, micro).
         seed: the run's seed.
         micro: the number of the micro-batch within the step, under gradient accumulation.
+        relations: kernels and precision of relational losses on CUDA devices.
     """
 
     student: SegmentationOutput
@@ -36,6 +38,7 @@ class LossInputs:
     step: int = 0
     seed: int = 0
     micro: int = 0
+    relations: Relations = AUTOMATIC
 
     def key(self, name: str) -> tuple[str, int, int, int]:
         """The key of this step's random choice `name` (see `hashing.py`)."""

@@ -82,12 +82,14 @@ class CirkdChannel(MapLoss):
             groups, parts = Groups(len(student), self.group), []
             keys_s, keys_t = groups.keys(student, teacher)
             for rows, keys in groups.parts():
-                found = self._relation(student[rows], teacher[rows], keys_s[keys], keys_t[keys], 1.0)
+                found = self._relation(student[rows], teacher[rows], keys_s[keys], keys_t[keys], 1.0, inputs)
                 parts.append(found * (len(student[rows]) / len(student)))
             terms["minibatch_channel"] = torch.stack(parts).sum()
         if "memory_channel" in self.active:
             drawn = self._keys(teacher, inputs).to(student.dtype).unsqueeze(0)
-            terms["memory_channel"] = self._relation(student, teacher, drawn, drawn, self.kd_temperature)
+            terms["memory_channel"] = self._relation(
+                student, teacher, drawn, drawn, self.kd_temperature, inputs
+            )
         if "channel_mse" in self.active:
             terms["channel_mse"] = (student - teacher).square().mean()
         return terms
@@ -101,7 +103,9 @@ class CirkdChannel(MapLoss):
             x = x.masked_fill(~pool_mask(mask, self.pool).unsqueeze(1), 0.0)
         return unit(x.flatten(2), dim=2)
 
-    def _relation(self, q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, kd_temperature: float) -> Tensor:
+    def _relation(
+        self, q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, kd_temperature: float, inputs: LossInputs
+    ) -> Tensor:
         """Mean relational KL of channels (N x C x L) to keys (S x M x L), over rows and segments."""
         rows = q_s.shape[0] * q_s.shape[1]
         return relational_kl(
@@ -112,6 +116,7 @@ class CirkdChannel(MapLoss):
             q_s.new_full((rows,), 1.0 / (rows * k_s.shape[0])),
             temperature=self.temperature,
             kd_temperature=kd_temperature,
+            relations=inputs.relations,
         )
 
     @torch.no_grad()

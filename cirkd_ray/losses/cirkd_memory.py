@@ -113,6 +113,7 @@ class CirkdMemory(MapLoss):
                 weights,
                 temperature=self.temperature,
                 kd_temperature=self.kd_temperature,
+                relations=inputs.relations,
             )
         return terms
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
 from cirkd_ray.losses.groups import Group, Groups
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
+from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.reduce import all_gather, mean_weights
 from cirkd_ray.losses.relational import relational_kl
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
@@ -49,27 +50,58 @@ class CirkdMinibatch(MapLoss):
         weights = mean_weights(student.flatten(0, 1), None if mask is None else mask.flatten())
         weights = weights.view(student.shape[:2])
         groups = Groups(len(student), self.group)
+        relate = self._across if groups.gathers else self._within
+        return {"minibatch_pixel": relate(student, teacher, weights, mask, groups, inputs.relations)}
+
+    def _within(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        weights: Tensor,
+        mask: Tensor | None,
+        groups: Groups,
+        relations: Relations,
+    ) -> Tensor:
+        """Groups that this rank holds whole: those of equal size in one call, a smaller last one after."""
+        total, (size, *_) = student.new_zeros(()), [part.images for part in groups.parts()]
+        whole = len(student) // size * size
+        for rows, images in ((slice(0, whole), size), (slice(whole, None), len(student) - whole)):
+            if images:
+                total = total + relational_kl_symmetric(
+                    student[rows].unflatten(0, (-1, images)),
+                    teacher[rows].unflatten(0, (-1, images)),
+                    weights[rows].flatten() / images,
+                    temperature=self.temperature,
+                    mask=None if mask is None else mask[rows].unflatten(0, (-1, images)),
+                    relations=relations,
+                )
+        return total
+
+    def _across(
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        weights: Tensor,
+        mask: Tensor | None,
+        groups: Groups,
+        relations: Relations,
+    ) -> Tensor:
+        """Groups that span ranks."""
         keys_s, keys_t = groups.keys(student, teacher)
-        key_mask = all_gather(mask.to(torch.uint8)).bool() if mask is not None and groups.gathers else mask
+        key_mask = None if mask is None else all_gather(mask.to(torch.uint8)).bool()
         total = student.new_zeros(())
         for rows, keys in groups.parts():
-            found = None if key_mask is None else key_mask[keys]
-            share = (weights[rows] / len(keys_s[keys])).flatten()
-            if groups.gathers:
-                total = total + relational_kl(
-                    student[rows].flatten(0, 1),
-                    teacher[rows].flatten(0, 1),
-                    keys_s[keys],
-                    keys_t[keys],
-                    share,
-                    temperature=self.temperature,
-                    key_mask=found,
-                )
-            else:
-                total = total + relational_kl_symmetric(
-                    student[rows], teacher[rows], share, temperature=self.temperature, mask=found
-                )
-        return {"minibatch_pixel": total}
+            total = total + relational_kl(
+                student[rows].flatten(0, 1),
+                teacher[rows].flatten(0, 1),
+                keys_s[keys],
+                keys_t[keys],
+                (weights[rows] / len(keys_s[keys])).flatten(),
+                temperature=self.temperature,
+                key_mask=None if key_mask is None else key_mask[keys],
+                relations=relations,
+            )
+        return total
 
     def _pooled(self, pair: MapPair) -> tuple[Tensor, Tensor, Tensor | None]:
         """Both maps pooled, and the mask (N x hw): a pooled pixel counts if any of its pixels does."""

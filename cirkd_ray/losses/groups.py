@@ -33,11 +33,6 @@ class Part(NamedTuple):
     rows: slice
     keys: slice
 
-    @property
-    def images(self) -> int:
-        """How many images each of these is compared with."""
-        return self.keys.stop - self.keys.start
-
 
 class Groups:
     """The groups of this rank's part of a (micro-)batch, whose ranks hold equally many images, in order.

@@ -11,10 +11,9 @@ independent, so they are worked through in chunks and both gradients are formed 
 similarity matrix is ever held whole, and memory grows with the number of queries plus keys. The result is
 exact, not an approximation.
 
-Where queries and keys are the same tokens, `symmetric.py` does the same with fewer products.
-
-There is no hand-written CUDA kernel: on the CPU three quarters of the time is in the four matrix products
-(`cirkd bench losses`), which a kernel of our own would not do faster; nothing was measured on a GPU yet.
+Where queries and keys are the same tokens, `symmetric.py` does the same with fewer products on a CPU. On CUDA
+devices `attention.py` does it on fused kernels; `paths.py` says which of them runs. Nothing was measured on a
+GPU yet.
 """
 
 from __future__ import annotations
@@ -26,12 +25,13 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cirkd_ray.device import no_autocast
+from cirkd_ray.losses.attention import MASKED as MASKED
+from cirkd_ray.losses.attention import Relation, attention_kl
+from cirkd_ray.losses.paths import AUTOMATIC, Relations, products
 
 CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25, "meta": 2**62}
 """Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB), all
 on `meta`, where nothing is computed."""
-MASKED = -1e30
-"""Added to the similarity of a key that does not count: finite, so that a row without valid keys is too."""
 
 
 def relational_kl(
@@ -44,6 +44,7 @@ def relational_kl(
     temperature: float,
     kd_temperature: float = 1.0,
     key_mask: Tensor | None = None,
+    relations: Relations = AUTOMATIC,
     chunk_rows: int | None = None,
 ) -> Tensor:
     """Weighted sum over queries and segments of the relational KL divergence.
@@ -58,21 +59,75 @@ def relational_kl(
         temperature: divides the similarities.
         kd_temperature: divides them once more; the loss is multiplied by its square.
         key_mask: S x N bool, false for keys that do not count.
-        chunk_rows: rows worked on at once; by default as many as `CHUNK_ELEMENTS` allows.
+        relations: kernels and precision on CUDA devices.
+        chunk_rows: rows worked on at once in tiles; by default as many as `CHUNK_ELEMENTS` allows.
 
     Returns:
         A scalar in float32 (float64 for float64 inputs), also under autocast. Differentiable once.
     """
-    dtype = torch.promote_types(student_queries.dtype, torch.float32)
-    tensors = [t.to(dtype) for t in (student_queries, teacher_queries, student_keys, teacher_keys, weights)]
-    bias = (
-        None if key_mask is None else torch.zeros_like(key_mask, dtype=dtype).masked_fill_(~key_mask, MASKED)
+    relation = Relation(
+        student_queries.unsqueeze(0),
+        teacher_queries.unsqueeze(0),
+        student_keys.unsqueeze(0),
+        None if teacher_keys is student_keys else teacher_keys.unsqueeze(0),
+        weights.unsqueeze(0),
+        None if key_mask is None else key_mask.unsqueeze(0),
     )
+    return relate(relation, temperature * kd_temperature, kd_temperature**2, relations, chunk_rows)
+
+
+def relate(
+    relation: Relation,
+    temperature: float,
+    factor: float,
+    relations: Relations,
+    chunk_rows: int | None = None,
+) -> Tensor:
+    """`factor` times the relational KL of all groups at `temperature`, on the kernels of `relations`."""
+    device, scale = relation.q_s.device, 1.0 / temperature
+
+    def fused(relation: Relation) -> Tensor:
+        arithmetic = relations.arithmetic(device, True)
+        half = torch.bfloat16 if arithmetic == "bf16" else None
+        with no_autocast(relation.q_s), products(arithmetic, device):
+            return attention_kl(relation, scale, factor, half)
+
+    def tiles(relation: Relation) -> Tensor:
+        arithmetic = relations.arithmetic(device, False)
+        with no_autocast(relation.q_s), products(arithmetic, device):
+            return _in_tiles(relation, scale, factor, arithmetic == "bf16", chunk_rows)
+
+    return (fused if relations.is_fused(relation, fused, tiles) else tiles)(relation)
+
+
+def _in_tiles(
+    relation: Relation, scale: float, factor: float, rounded: bool, chunk_rows: int | None
+) -> Tensor:
+    """One group after the other; `rounded`: the vectors are rounded to bf16."""
+    dtype = torch.promote_types(relation.q_s.dtype, torch.float32)
+    near = torch.bfloat16 if rounded and dtype == torch.float32 else dtype
+    q_s, q_t, k_s = (x.to(near).to(dtype) for x in (relation.q_s, relation.q_t, relation.k_s))
+    k_t = k_s.detach() if relation.k_t is None else relation.k_t.to(near).to(dtype)
+    weights, mask = relation.weights.to(dtype), relation.mask
+    bias = None if mask is None else torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, MASKED)
     if chunk_rows is None:
-        budget = CHUNK_ELEMENTS.get(student_queries.device.type, CHUNK_ELEMENTS["cuda"])
-        chunk_rows = max(1, budget // max(1, student_keys.shape[1]))
-    with no_autocast(student_queries):
-        return _RelationalKL.apply(*tensors, bias, temperature, kd_temperature, chunk_rows)  # type: ignore[no-any-return]
+        budget = CHUNK_ELEMENTS.get(q_s.device.type, CHUNK_ELEMENTS["cuda"])
+        chunk_rows = max(1, budget // max(1, k_s.shape[2]))
+    found: list[Tensor] = [
+        _RelationalKL.apply(
+            q_s[g],
+            q_t[g],
+            k_s[g],
+            k_t[g],
+            weights[g],
+            None if bias is None else bias[g],
+            scale,
+            factor,
+            chunk_rows,
+        )
+        for g in range(len(q_s))
+    ]
+    return found[0] if len(found) == 1 else torch.stack(found).sum()
 
 
 class _RelationalKL(torch.autograd.Function):
@@ -87,12 +142,11 @@ class _RelationalKL(torch.autograd.Function):
         k_t: Tensor,
         weights: Tensor,
         bias: Tensor | None,
-        temperature: float,
-        kd_temperature: float,
+        scale: float,
+        factor: float,
         chunk_rows: int,
     ) -> Tensor:
-        scale = 1.0 / (temperature * kd_temperature)
-        weights = weights * kd_temperature**2
+        weights = weights * factor
         scaled_s, scaled_t = q_s * scale, q_t * scale
         need_q, need_k = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
         grad_q = torch.zeros_like(q_s) if need_q else None

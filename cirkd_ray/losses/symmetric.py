@@ -21,11 +21,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cirkd_ray.device import no_autocast
-from cirkd_ray.losses.relational import MASKED, relational_kl
+from cirkd_ray.losses.attention import MASKED, Relation
+from cirkd_ray.losses.paths import AUTOMATIC, Relations
+from cirkd_ray.losses.relational import relate
 
-TILES = {"cpu": (1024, 1024), "cuda": (4096, 8192), "meta": (2**31, 2**31)}
-"""Rows and columns of similarities worked on at once: in cache on a CPU, enough to fill a GPU, all on
-`meta`, where nothing is computed."""
+TILE = (1024, 1024)
+"""Rows and columns of similarities worked on at once: in cache on a CPU."""
 WIDEST = 60.0
 """Widest range of similarities over temperature whose exponentials float32 sums without loss."""
 
@@ -37,31 +38,54 @@ def relational_kl_symmetric(
     *,
     temperature: float,
     mask: Tensor | None = None,
-    tile: tuple[int, int] | None = None,
+    relations: Relations = AUTOMATIC,
+    tile: tuple[int, int] = TILE,
 ) -> Tensor:
-    """`relational_kl` with every image's tokens as queries and as keys.
+    """`relational_kl` with the tokens of every image of a group as queries and as keys.
+
+    On devices other than CPUs it is plain `relational_kl`, fused or in tiles: all groups in one call.
 
     Args:
-        student: N x L x C_s, L2-normalised.
-        teacher: N x L x C_t, L2-normalised, no gradient.
-        weights: N*L row weights, no gradient; 1 / (N * L * N) everywhere gives the mean over rows and
+        student: N x L x C_s, L2-normalised; or G x N x L x C_s: G groups, whose values are added.
+        teacher: N x L x C_t, or G x N x L x C_t; L2-normalised, no gradient.
+        weights: N*L row weights (G*N*L), no gradient; 1 / (N * L * N) everywhere gives the mean over rows and
             ordered pairs of images (CIRKD, eq. 6).
         temperature: divides the similarities.
-        mask: N x L bool, false for tokens that do not count as keys; their weight must be 0.
-        tile: rows and columns worked on at once; by default `TILES`.
+        mask: N x L (G x N x L) bool, false for tokens that do not count as keys; their weight must be 0.
+        relations: kernels and precision on CUDA devices.
+        tile: rows and columns worked on at once on a CPU.
 
     Returns:
         A scalar in float32 (float64 for float64 inputs), also under autocast. Differentiable once.
     """
-    if 2.0 / temperature > WIDEST:  # sums over columns have no maximum of their own to subtract
-        x_s, x_t = student.flatten(0, 1), teacher.flatten(0, 1)
-        return relational_kl(x_s, x_t, student, teacher, weights, temperature=temperature, key_mask=mask)
+    if student.ndim == 3:
+        student, teacher = student.unsqueeze(0), teacher.unsqueeze(0)
+        mask = None if mask is None else mask.unsqueeze(0)
+    weights = weights.view(len(student), -1)
+    # Sums over columns have no maximum of their own to subtract: the widest ranges go by rows alone.
+    if student.device.type != "cpu" or 2.0 / temperature > WIDEST:
+        queries = student.flatten(1, 2), teacher.flatten(1, 2)
+        return relate(Relation(*queries, student, teacher, weights, mask), temperature, 1.0, relations)
+    found = [
+        _group(student[g], teacher[g], weights[g], None if mask is None else mask[g], temperature, tile)
+        for g in range(len(student))
+    ]
+    return found[0] if len(found) == 1 else torch.stack(found).sum()
+
+
+def _group(
+    student: Tensor,
+    teacher: Tensor,
+    weights: Tensor,
+    mask: Tensor | None,
+    temperature: float,
+    tile: tuple[int, int],
+) -> Tensor:
+    """One group on a CPU."""
     dtype = torch.promote_types(student.dtype, torch.float32)
     bias = None
     if mask is not None:
         bias = torch.zeros_like(mask, dtype=dtype).masked_fill_(~mask, MASKED).flatten()
-    if tile is None:
-        tile = TILES.get(student.device.type, TILES["cuda"])
     with no_autocast(student):
         return _SymmetricKL.apply(  # type: ignore[no-any-return]
             student.to(dtype), teacher.to(dtype), weights.to(dtype), bias, 1.0 / temperature, tile

@@ -14,6 +14,7 @@ from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
+from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -148,11 +149,7 @@ def build_run(spec: RunSpec, world: World) -> Run:
     The student's first weights depend on the seed and the network alone, so that methods that are compared
     start from the same student.
     """
-    device, precision = world.device, choose_precision(spec.train.precision, world.device)
-    if spec.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
-    torch.use_deterministic_algorithms(spec.train.deterministic)
-    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
+    precision = choose_arithmetic(spec, world.device)
     train_set, val_set = build_datasets(spec)
     classes = len(train_set.classes)
     torch.manual_seed(seed_of(spec.seed, 0))
@@ -162,6 +159,40 @@ def build_run(spec: RunSpec, world: World) -> Run:
     teacher = None
     if spec.distill is not None and spec.teacher is not None:
         teacher = build_teacher(spec.teacher, classes, train_set.classes, notes)
+    step = assemble_step(spec, world, student, teacher, classes, precision)
+    return Run(
+        spec=spec,
+        world=world,
+        train_set=train_set,
+        val_set=val_set,
+        student=student,
+        teacher=step.teacher,
+        step=step,
+        precision=precision,
+        notes=tuple(notes),
+    )
+
+
+def choose_arithmetic(spec: RunSpec, device: torch.device) -> str:
+    """Set this process up for the run's arithmetic; its precision."""
+    if spec.train.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # else CUDA's matrix products refuse
+    torch.use_deterministic_algorithms(spec.train.deterministic)
+    torch.backends.cudnn.benchmark = device.type == "cuda" and not spec.train.deterministic
+    if device.type == "cuda":  # TF32 for what autocast leaves in float32
+        torch.set_float32_matmul_precision("highest" if spec.train.deterministic else "high")
+    return choose_precision(spec.train.precision, device)
+
+
+def assemble_step(
+    spec: RunSpec,
+    world: World,
+    student: SegmentationModel,
+    teacher: SegmentationModel | None,
+    classes: int,
+    precision: str,
+) -> TrainStep:
+    """The step of a student, its teacher and the recipe's losses; without losses it has no teacher."""
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
     if teacher is not None:
@@ -169,17 +200,8 @@ def build_run(spec: RunSpec, world: World) -> Run:
     teacher = teacher if losses else None
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
     distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
-    return Run(
-        spec=spec,
-        world=world,
-        train_set=train_set,
-        val_set=val_set,
-        student=student,
-        teacher=teacher,
-        step=_build_step(spec, world, distiller, teacher, precision),
-        precision=precision,
-        notes=tuple(notes),
-    )
+    distiller.relations = Relations(spec.train.relations_path, spec.train.relations, spec.train.deterministic)
+    return _build_step(spec, world, distiller, teacher, precision)
 
 
 def _build_step(

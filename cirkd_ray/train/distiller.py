@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cirkd_ray.config import LossSpec, RunSpec, TaskSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
+from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.task import TaskLoss
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import SegmentationOutput
@@ -28,6 +29,7 @@ class Distiller(nn.Module):
         seed: the run's seed, for the losses' random choices.
 
     Attributes:
+        relations: kernels and precision of relational losses on CUDA devices.
         seen: what the losses saw in the last forward, where one of them has a discriminator that learns from
             it. It is no result of `forward`: DDP would take every map in it for one that gets a gradient.
     """
@@ -49,6 +51,7 @@ class Distiller(nn.Module):
         self.task_loss = TaskLoss(align_corners=student.align_corners)
         self.steps = steps
         self.seed = seed
+        self.relations = Relations()
         self.seen: LossInputs | None = None
         self._weights: tuple[tuple[float, ...], Tensor] | None = None
         for _, loss in self.discriminators():
@@ -72,7 +75,9 @@ class Distiller(nn.Module):
         output = self.student(images)
         terms, weights = self._task_terms(output, labels), self.task_weights()
         if teacher is not None:
-            inputs = LossInputs(output, teacher, labels, step=step, micro=micro, seed=self.seed)
+            inputs = LossInputs(
+                output, teacher, labels, step=step, micro=micro, seed=self.seed, relations=self.relations
+            )
             for name, loss in self.named_losses():
                 found, its_weights = self._distil(name, loss, inputs)
                 terms.update(found)

@@ -112,15 +112,20 @@ class TrainStep:
             terms = self._accumulate(step, micro, batch, 1.0 / len(batches), last)
             names = tuple(terms)
             values.append(torch.stack([*terms.values()]))
+        norm = self.apply()
+        means = values[0] if len(values) == 1 else torch.stack(values).sum(0) / len(values)
+        self.nonfinite.watch(step, names, means)
+        found = dict(zip(names, means.unbind(), strict=True))
+        return found if norm is None else {**found, "grad_norm": norm}
+
+    def apply(self) -> Tensor | None:
+        """Let the gradients move everything that is trained; the student's norm where there is a bound."""
         norm = self._update()
         self._update_discriminators()
         self.update.finish()
         if self.average is not None:
             self.average.update_parameters(self.distiller.student)
-        means = values[0] if len(values) == 1 else torch.stack(values).sum(0) / len(values)
-        self.nonfinite.watch(step, names, means)
-        found = dict(zip(names, means.unbind(), strict=True))
-        return found if norm is None else {**found, "grad_norm": norm}
+        return norm
 
     def watch_weights(self, step: int) -> None:
         """Look whether step `step` left weights that are finite, as a checkpoint of them should be."""
@@ -134,8 +139,8 @@ class TrainStep:
         exchange_later = isinstance(self.trained, DistributedDataParallel) and not last
         with self.trained.no_sync() if exchange_later else nullcontext():  # type: ignore[operator]
             with autocast(self.precision, self.world.device):
-                images = self._input(self.prepare, batch)
-                teacher = self._teach(batch, images)
+                images = self.network_input(self.prepare, batch)
+                teacher = self.teach(batch, images)
                 total, terms = self.trained(images, batch.labels, teacher, step, micro)
             self.update.backward(total, share)
         seen, self.distiller.seen = self.distiller.seen, None
@@ -144,17 +149,18 @@ class TrainStep:
                 self._train_discriminator(loss, seen, share)
         return {name: value.detach() for name, value in {**terms, "total": total}.items()}
 
-    def _input(self, prepare: Preprocess, batch: DeviceBatch) -> Tensor:
+    def network_input(self, prepare: Preprocess, batch: DeviceBatch) -> Tensor:
+        """What a network takes, in its memory format."""
         images: Tensor = prepare(batch.images, batch.padding)
         return images.contiguous(memory_format=self.memory_format)
 
-    def _teach(self, batch: DeviceBatch, images: Tensor) -> SegmentationOutput | None:
+    def teach(self, batch: DeviceBatch, images: Tensor) -> SegmentationOutput | None:
         """The teacher's maps, which have no history; `images` are the student's."""
         if self.teacher is None:
             return None
         with torch.no_grad():  # not inference mode: losses save these maps for their backward pass
             if self.prepare_for_teacher is not self.prepare:
-                images = self._input(self.prepare_for_teacher, batch)
+                images = self.network_input(self.prepare_for_teacher, batch)
             found: SegmentationOutput = self.teacher(images)
         return found
 

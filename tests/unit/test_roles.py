@@ -173,7 +173,7 @@ def test_what_a_cohort_shares() -> None:
         for name in (
             *("batch_size", "accumulate", "validate_every", "validate_limit", "validate_batch_size"),
             *("validate_window", "validate_stride"),
-            *("precision", "channels_last", "compile", "deterministic"),
+            *("precision", "relations", "relations_path", "channels_last", "compile", "deterministic"),
         )
     }
     assert {path.split(".")[0] for path in shared} == {"seed", "teacher", "data", "cluster", "train"}

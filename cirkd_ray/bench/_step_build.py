@@ -1,0 +1,211 @@
+"""A recipe's step, and the same student's without distillation, on random images: no data, no weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cirkd_ray.config import ModelSpec, RunSpec
+from cirkd_ray.data import DATASETS
+from cirkd_ray.data.loader import Batch, DeviceBatch, to_device
+from cirkd_ray.device import autocast
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses import DistillationLoss, LossInputs
+from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.build import (
+    assemble_step,
+    build_datasets,
+    build_network,
+    build_teacher,
+    choose_arithmetic,
+)
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.step import TrainStep
+from cirkd_ray.train.teacher import teacher_recipe
+from cirkd_ray.types import ClassSet, SegmentationOutput
+
+Work = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured.
+
+    Attributes:
+        spec: the recipe.
+        step, plain: its step, and that of the same student with the labels alone.
+        batch: a rank's micro-batch in main memory.
+        precision: of the arithmetic.
+    """
+
+    spec: RunSpec
+    step: TrainStep
+    plain: TrainStep
+    batch: Batch
+    precision: str
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs."""
+        return self.step.world.device
+
+    def moved(self) -> DeviceBatch:
+        """The batch on the device."""
+        return to_device(self.batch, self.device, self.device.type == "cuda")
+
+
+@contextmanager
+def ranks(number: int, device: torch.device) -> Iterator[World]:
+    """The world of the first of so many ranks; the others are pretended: nothing is exchanged."""
+    if number == 1:
+        yield World(device=device)
+        return
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    dist.init_process_group("fake", rank=0, world_size=number, store=FakeStore())
+    try:
+        yield World(0, number, device, pretended=True)
+    finally:
+        dist.destroy_process_group()
+
+
+def build(spec: RunSpec, world: World, images: int | None) -> Subject:
+    """Build the networks with random weights; `images` a rank and micro-batch, by default the recipe's.
+
+    Raises:
+        ConfigError: the batch does not divide, or what a recipe's network or loss says.
+    """
+    per_step = world.size * spec.train.accumulate
+    if images is None and spec.train.batch_size % per_step:
+        raise ConfigError(f"--ranks: {spec.train.batch_size} images do not divide by {per_step}; see --batch")
+    images = images or spec.train.batch_size // per_step
+    tree = spec.to_dict()
+    tree["train"]["batch_size"] = images * per_step
+    spec = RunSpec.model_validate(tree)
+    precision = choose_arithmetic(spec, world.device)
+    classes = _classes(spec)
+    torch.manual_seed(0)
+    teacher = _teacher(spec, classes)
+    students = [_untrained(spec.model, len(classes), "model") for _ in range(2)]
+    alone = spec.model_copy(update={"distill": None})
+    step, plain = (
+        assemble_step(which, world, student, its_teacher, len(classes), precision)
+        for which, student, its_teacher in zip((spec, alone), students, (teacher, None), strict=True)
+    )
+    for each in (step, plain):
+        each.distiller.train()
+    return Subject(spec, step, plain, _batch(spec, images, len(classes), world.device), precision)
+
+
+def _classes(spec: RunSpec) -> ClassSet:
+    """The data set's classes; of its files where only they tell."""
+    declared = getattr(DATASETS.get(spec.data.name), "classes", None)
+    return declared if isinstance(declared, ClassSet) else build_datasets(spec)[0].classes
+
+
+def _untrained(model: ModelSpec, classes: int, where: str) -> SegmentationModel:
+    tree = {**model.model_dump(), "weights": None}
+    if "pretrained" in tree:
+        tree["pretrained"] = False
+    return build_network(ModelSpec.model_validate(tree), classes, where)
+
+
+def _teacher(spec: RunSpec, classes: ClassSet) -> SegmentationModel | None:
+    """The recipe's teacher, untrained where the recipe says which network it is."""
+    if spec.distill is None or spec.teacher is None:
+        return None
+    model = teacher_recipe(spec).model if spec.teacher.train is not None else spec.teacher.model
+    if model is None:
+        return build_teacher(spec.teacher, len(classes))
+    return _untrained(model, len(classes), "teacher.model").eval()
+
+
+def _batch(spec: RunSpec, images: int, classes: int, device: torch.device) -> Batch:
+    """Random images, with labels in blocks as of objects."""
+    assert spec.data.crop is not None
+    height, width = spec.data.crop
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (images, height, width, 3), dtype=torch.uint8, generator=generator)
+    coarse = torch.randint(0, classes, (images, -(-height // 32), -(-width // 32)), generator=generator)
+    labels = coarse.repeat_interleave(32, 1).repeat_interleave(32, 2)[:, :height, :width].to(torch.uint8)
+    batch = Batch(pixels.permute(0, 3, 1, 2), labels.contiguous(), torch.arange(images), True)
+    if device.type == "cuda":
+        return batch._replace(images=batch.images.pin_memory(), labels=batch.labels.pin_memory())
+    return batch
+
+
+def parts(subject: Subject) -> dict[str, Work]:
+    """Name -> that part of a step, alone, with the backward pass where it has one.
+
+    The losses get fresh leaves in the place of the student's maps, and the student has the labels' loss: so
+    the parts add up to the step, but for what joins them.
+    """
+    step, plain = subject.step, subject.plain
+    batch = subject.moved()
+    images = step.network_input(step.prepare, batch)
+
+    def data() -> object:
+        moved = subject.moved()
+        return step.network_input(step.prepare, moved)
+
+    def student() -> None:
+        with autocast(subject.precision, subject.device):
+            total, _ = plain.trained(images, batch.labels, None, 0, 0)
+        plain.update.backward(total, 1.0)
+
+    student()
+    found: dict[str, Work] = {"data": data, "student": student}
+    if step.teacher is not None:
+        found["teacher"] = lambda: _taught(subject, batch, images)
+        outputs = _maps(subject, batch, images)
+        for name, loss in step.distiller.named_losses():
+            found[f"loss {name}"] = _loss_work(subject, loss, outputs, batch)
+    found["optimiser"] = plain.apply
+    return found
+
+
+def _taught(subject: Subject, batch: DeviceBatch, images: Tensor) -> SegmentationOutput:
+    with autocast(subject.precision, subject.device):
+        found = subject.step.teach(batch, images)
+    assert found is not None
+    return found
+
+
+def _maps(
+    subject: Subject, batch: DeviceBatch, images: Tensor
+) -> tuple[SegmentationOutput, SegmentationOutput]:
+    """The student's and the teacher's maps, without history."""
+    with torch.no_grad(), autocast(subject.precision, subject.device):
+        student = subject.step.distiller.student(images)
+    return student, _taught(subject, batch, images)
+
+
+def _loss_work(
+    subject: Subject,
+    loss: DistillationLoss,
+    outputs: tuple[SegmentationOutput, SegmentationOutput],
+    batch: DeviceBatch,
+) -> Work:
+    student, teacher = outputs
+    inputs = LossInputs(student, teacher, batch.labels, seed=subject.spec.seed)
+
+    def leaf(x: Tensor | None) -> Tensor | None:
+        return None if x is None else x.detach().requires_grad_()
+
+    def work() -> None:
+        leaves = SegmentationOutput(
+            student.logits.detach().requires_grad_(),
+            leaf(student.aux),
+            student.feature.detach().requires_grad_(),
+            {name: x.detach().requires_grad_() for name, x in (student.stages or {}).items()} or None,
+        )
+        with autocast(subject.precision, subject.device):
+            terms = loss(replace(inputs, student=leaves))
+        torch.autograd.backward(torch.stack([*terms.values()]).sum())
+
+    return work
