@@ -53,9 +53,11 @@ def test_a_random_sweep_ranks_its_trials_and_records_a_failure(ray_cluster: None
 
 @pytest.mark.slow
 def test_asha_with_tpe_stops_bad_trials_early(ray_cluster: None, tmp_path: Path) -> None:
+    """One at a time: else chance decides whether a bad trial comes to a rung after better ones."""
     data = swept(
         tmp_path / "s",
         steps=8,
+        at_a_time=1,
         budget={"trials": 8},
         scheduler={"name": "asha", "reduction_factor": 2},
         searcher={"name": "tpe"},
