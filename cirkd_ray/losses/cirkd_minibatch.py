@@ -63,16 +63,17 @@ class CirkdMinibatch(MapLoss):
         relations: Relations,
     ) -> Tensor:
         """Groups that this rank holds whole: those of equal size in one call, a smaller last one after."""
-        total, (size, *_) = student.new_zeros(()), [part.images for part in groups.parts()]
+        total, keys = student.new_zeros(()), next(groups.parts()).keys
+        size = keys.stop - keys.start
         whole = len(student) // size * size
         for rows, images in ((slice(0, whole), size), (slice(whole, None), len(student) - whole)):
             if images:
                 total = total + relational_kl_symmetric(
-                    student[rows].unflatten(0, (-1, images)),
-                    teacher[rows].unflatten(0, (-1, images)),
+                    student[rows].reshape(-1, images, *student.shape[1:]),
+                    teacher[rows].reshape(-1, images, *teacher.shape[1:]),
                     weights[rows].flatten() / images,
                     temperature=self.temperature,
-                    mask=None if mask is None else mask[rows].unflatten(0, (-1, images)),
+                    mask=None if mask is None else mask[rows].reshape(-1, images, *mask.shape[1:]),
                     relations=relations,
                 )
         return total
