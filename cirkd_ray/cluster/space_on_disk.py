@@ -7,7 +7,7 @@ from pathlib import Path
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.sweep.space import SweepSpec
-from cirkd_ray.train.disk import free_bytes
+from cirkd_ray.train.disk import free_bytes, size_text
 
 TIGHT = 0.8
 """Share of the free space above which a sweep is warned of."""
@@ -30,15 +30,15 @@ def check_disk(spec: SweepSpec, base: RunSpec, each: int, folder: Path, fresh: b
     held = () if fresh else folder.rglob("checkpoints/*/state.pt")
     there = sum(path.stat().st_size for path in held)
     need, free = max(0, count * each - there), free_bytes(folder)
-    product = f"{count} of {_size(each)}"
-    told = f"about {_size(need)} " + (
-        f"more ({product}, less {_size(there)} there)" if there else f"({product})"
+    product = f"{count} of {size_text(each)}"
+    told = f"about {size_text(need)} " + (
+        f"more ({product}, less {size_text(there)} there)" if there else f"({product})"
     )
-    line = f"disk: checkpoints will take {told}, {_size(free)} are free in {folder}"
+    line = f"disk: checkpoints will take {told}, {size_text(free)} are free in {folder}"
     if need > free and spec.resources.disk == "check":
         raise ConfigError(
             f"resources.disk: the checkpoints of the sweep will take {told}, "
-            f"but {_size(free)} are free in {folder};\n"
+            f"but {size_text(free)} are free in {folder};\n"
             "free some, lower train.keep_checkpoints or budget.trials, or go on with resources.disk=ignore"
         )
     if need > free:
@@ -56,11 +56,3 @@ def checkpoints(spec: SweepSpec, base: RunSpec) -> int:
     controls = (2 if base.distill is not None else 1) * len(spec.seeds) if spec.controls else 0
     finalists = spec.finalists * (len(spec.seeds) - 1)
     return spec.trials * (kept + population) + (controls + finalists) * kept
-
-
-def _size(count: float) -> str:
-    units = ["TB", "GB", "MB", "kB", "B"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        units.pop()
-    return f"{count:.3g} {units[-1]}"

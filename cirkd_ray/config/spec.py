@@ -246,6 +246,9 @@ class ClusterSpec(_Spec):
     hang_timeout: Machine[PositiveFloat | None] = Field(
         600.0, description="seconds without progress after which a hung worker is ended; null: only say so"
     )
+    disk: Machine[Literal["check", "ignore"]] = Field(
+        "check", description="refuse a run whose checkpoints do not fit the disk"
+    )
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
 

@@ -1,4 +1,4 @@
-"""What checkpoints take on a disk, known before there is one."""
+"""What a run takes on a disk, known before it starts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,45 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss
+
+OTHER_FILES = 16_000_000
+"""Bytes for TensorBoard, lines of metrics and the exported student, about."""
+
+
+def require_room(spec: RunSpec, each: int, folder: Path) -> None:
+    """Look, before a run starts, whether its checkpoints fit the disk; one is in writing with those kept.
+
+    Args:
+        spec: the run's.
+        each: bytes of a checkpoint.
+        folder: the run's; the checkpoints that it holds already are taken into account.
+
+    Raises:
+        ConfigError: they do not fit, and `cluster.disk` is not `ignore`.
+    """
+    if spec.cluster.disk == "ignore":
+        return
+    count, free = spec.train.keep_checkpoints + 1, free_bytes(folder)
+    there = sum(path.stat().st_size for path in folder.glob("checkpoints/*/state.pt"))
+    need = max(0, count * each - there) + OTHER_FILES
+    if need > free:
+        raise ConfigError(
+            f"cluster.disk: the run will take about {size_text(need)} ({count} checkpoints of "
+            f"{size_text(each)} and its other files), but {size_text(free)} are free in {folder};\n"
+            "free some, lower train.keep_checkpoints, choose another --out, or go on with "
+            "--set cluster.disk=ignore"
+        )
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them: `12.3 MB`."""
+    units = ["TB", "GB", "MB", "kB", "B"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop()
+    return f"{count:.3g} {units[-1]}"
 
 
 def checkpoint_bytes(spec: RunSpec, student: nn.Module, losses: Mapping[str, DistillationLoss]) -> int:

@@ -18,7 +18,8 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import CheckpointError, ConfigError
 from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
 from cirkd_ray.train.checkpoint import none_is_whole
-from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.disk import checkpoint_bytes, require_room
+from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
@@ -96,7 +97,7 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    notes = check_run(spec)
+    notes = _check(spec, directory)
     for note in notes:
         say(note)
     data = DataGuard.of(spec, accept_data, say)
@@ -139,6 +140,15 @@ def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool,
     open_directory(directory, spec, resume)
     data.hold(directory.path, begun, ANEW)
     require_whole(directory, restart)
+
+
+def _check(spec: RunSpec, directory: RunDirectory) -> tuple[str, ...]:
+    """A dry run of the recipe, and whether the disk has room for what is still to be trained; the notes."""
+    dry = DryRun()
+    dry.check(spec)
+    if dry.built is not None and not directory.result.exists():
+        require_room(spec, checkpoint_bytes(spec, *dry.built), directory.path)
+    return tuple(dry.notes)
 
 
 def train_once(
