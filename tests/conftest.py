@@ -62,12 +62,12 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of four CPUs."""
+    """A local Ray of four CPUs. It is no call: a stop that one test asks for would be told to all later ones."""
     import ray
 
-    from cirkd_ray.cluster.session import ray_session
+    from cirkd_ray.cluster.session import joined
 
     os.environ.pop("RAY_ADDRESS", None)
-    with ray_session(minimum_cpus=4):
+    with joined(minimum_cpus=4):
         assert ray.cluster_resources()["CPU"] >= 4
         yield

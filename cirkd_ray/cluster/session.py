@@ -86,7 +86,7 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
     Raises:
         ConfigError: the cluster of the environment cannot be joined.
     """
-    with _joined(minimum_cpus) as lives_on:
+    with joined(minimum_cpus) as lives_on:
         from cirkd_ray.cluster.stopping import ask_to_stop, one_call
 
         with one_call():
@@ -99,8 +99,8 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
 
 
 @contextmanager
-def _joined(minimum_cpus: float) -> Iterator[bool]:
-    """Ray for the length of the block; yields whether it runs on after it."""
+def joined(minimum_cpus: float) -> Iterator[bool]:
+    """Ray for the length of the block, which is no call; yields whether it runs on after it."""
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
     import ray

@@ -31,7 +31,7 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(autouse=True)
 def _no_dry_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cirkd_ray.train.stages.check_run", lambda *specs: ())
+    monkeypatch.setattr("cirkd_ray.train.stages._check", lambda *arguments: ())
 
 
 @pytest.fixture
