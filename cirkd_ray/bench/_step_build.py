@@ -18,13 +18,14 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.build import (
-    assemble_step,
+    assemble,
     build_datasets,
     build_network,
     build_teacher,
     choose_arithmetic,
 )
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.train.teacher import teacher_recipe
 from cirkd_ray.types import ClassSet, SegmentationOutput
@@ -39,6 +40,7 @@ class Subject:
     Attributes:
         spec: the recipe.
         step, plain: its step, and that of the same student with the labels alone.
+        shared: prepares images and runs the teacher for both.
         batch: a rank's micro-batch in main memory.
         precision: of the arithmetic.
     """
@@ -46,6 +48,7 @@ class Subject:
     spec: RunSpec
     step: TrainStep
     plain: TrainStep
+    shared: SharedForward
     batch: Batch
     precision: str
 
@@ -93,13 +96,16 @@ def build(spec: RunSpec, world: World, images: int | None) -> Subject:
     teacher = _teacher(spec, classes)
     students = [_untrained(spec.model, len(classes), "model") for _ in range(2)]
     alone = spec.model_copy(update={"distill": None})
-    step, plain = (
-        assemble_step(which, world, student, its_teacher, len(classes), precision)
-        for which, student, its_teacher in zip((spec, alone), students, (teacher, None), strict=True)
-    )
-    for each in (step, plain):
+    steps = []
+    found, shared = assemble((spec, alone), world, students, teacher, len(classes), precision)
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
         each.distiller.train()
-    return Subject(spec, step, plain, _batch(spec, images, len(classes), world.device), precision)
+        steps.append(each)
+    return Subject(
+        spec, steps[0], steps[1], shared, _batch(spec, images, len(classes), world.device), precision
+    )
 
 
 def _classes(spec: RunSpec) -> ClassSet:
@@ -147,11 +153,12 @@ def parts(subject: Subject) -> dict[str, Work]:
     """
     step, plain = subject.step, subject.plain
     batch = subject.moved()
-    images = step.network_input(step.prepare, batch)
+    preprocessing = step.distiller.student.preprocessing
+    images = subject.shared.network_input(preprocessing, batch)
 
     def data() -> object:
         moved = subject.moved()
-        return step.network_input(step.prepare, moved)
+        return subject.shared.network_input(preprocessing, moved)
 
     def student() -> None:
         with autocast(subject.precision, subject.device):
@@ -160,7 +167,7 @@ def parts(subject: Subject) -> dict[str, Work]:
 
     student()
     found: dict[str, Work] = {"data": data, "student": student}
-    if step.teacher is not None:
+    if step.distiller.losses:
         found["teacher"] = lambda: _taught(subject, batch, images)
         outputs = _maps(subject, batch, images)
         for name, loss in step.distiller.named_losses():
@@ -170,10 +177,12 @@ def parts(subject: Subject) -> dict[str, Work]:
 
 
 def _taught(subject: Subject, batch: DeviceBatch, images: Tensor) -> SegmentationOutput:
-    with autocast(subject.precision, subject.device):
-        found = subject.step.teach(batch, images)
-    assert found is not None
-    return found
+    """The teacher's maps; `images` are the student's, which often are the teacher's, too."""
+    shared, student = subject.shared, subject.step.distiller.student
+    assert shared.teacher is not None
+    if shared.teacher.preprocessing != student.preprocessing:
+        images = shared.network_input(shared.teacher.preprocessing, batch)
+    return shared.teach(images)
 
 
 def _maps(
