@@ -83,18 +83,12 @@ def build(spec: RunSpec, world: World, images: int | None) -> Subject:
     Raises:
         ConfigError: the batch does not divide, or what a recipe's network or loss says.
     """
-    per_step = world.size * spec.train.accumulate
-    if images is None and spec.train.batch_size % per_step:
-        raise ConfigError(f"--ranks: {spec.train.batch_size} images do not divide by {per_step}; see --batch")
-    images = images or spec.train.batch_size // per_step
-    tree = spec.to_dict()
-    tree["train"]["batch_size"] = images * per_step
-    spec = RunSpec.model_validate(tree)
+    spec, images = sized(spec, world, images)
     precision = choose_arithmetic(spec, world.device)
-    classes = _classes(spec)
+    classes = classes_of(spec)
     torch.manual_seed(0)
-    teacher = _teacher(spec, classes)
-    students = [_untrained(spec.model, len(classes), "model") for _ in range(2)]
+    teacher = untrained_teacher(spec, classes)
+    students = [untrained(spec.model, len(classes), "model") for _ in range(2)]
     alone = spec.model_copy(update={"distill": None})
     steps = []
     found, shared = assemble((spec, alone), world, students, teacher, len(classes), precision)
@@ -104,34 +98,49 @@ def build(spec: RunSpec, world: World, images: int | None) -> Subject:
         each.distiller.train()
         steps.append(each)
     return Subject(
-        spec, steps[0], steps[1], shared, _batch(spec, images, len(classes), world.device), precision
+        spec, steps[0], steps[1], shared, random_batch(spec, images, len(classes), world.device), precision
     )
 
 
-def _classes(spec: RunSpec) -> ClassSet:
+def sized(spec: RunSpec, world: World, images: int | None) -> tuple[RunSpec, int]:
+    """The recipe with so many images a rank and micro-batch, by default its own, and how many these are.
+
+    Raises:
+        ConfigError: its batch does not divide.
+    """
+    per_step = world.size * spec.train.accumulate
+    if images is None and spec.train.batch_size % per_step:
+        raise ConfigError(f"--ranks: {spec.train.batch_size} images do not divide by {per_step}; see --batch")
+    images = images or spec.train.batch_size // per_step
+    tree = spec.to_dict()
+    tree["train"]["batch_size"] = images * per_step
+    return RunSpec.model_validate(tree), images
+
+
+def classes_of(spec: RunSpec) -> ClassSet:
     """The data set's classes; of its files where only they tell."""
     declared = getattr(DATASETS.get(spec.data.name), "classes", None)
     return declared if isinstance(declared, ClassSet) else build_datasets(spec)[0].classes
 
 
-def _untrained(model: ModelSpec, classes: int, where: str) -> SegmentationModel:
+def untrained(model: ModelSpec, classes: int, where: str) -> SegmentationModel:
     tree = {**model.model_dump(), "weights": None}
     if "pretrained" in tree:
         tree["pretrained"] = False
     return build_network(ModelSpec.model_validate(tree), classes, where)
 
 
-def _teacher(spec: RunSpec, classes: ClassSet) -> SegmentationModel | None:
+def untrained_teacher(spec: RunSpec, classes: ClassSet) -> SegmentationModel | None:
     """The recipe's teacher, untrained where the recipe says which network it is."""
     if spec.distill is None or spec.teacher is None:
         return None
     model = teacher_recipe(spec).model if spec.teacher.train is not None else spec.teacher.model
     if model is None:
         return build_teacher(spec.teacher, len(classes))
-    return _untrained(model, len(classes), "teacher.model").eval()
+    return untrained(model, len(classes), "teacher.model").eval()
 
 
-def _batch(spec: RunSpec, images: int, classes: int, device: torch.device) -> Batch:
+def random_batch(spec: RunSpec, images: int, classes: int, device: torch.device) -> Batch:
     """Random images, with labels in blocks as of objects."""
     assert spec.data.crop is not None
     height, width = spec.data.crop
