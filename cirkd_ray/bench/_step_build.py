@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cirkd_ray.bench._step_count import device_counters, stand_in
 from cirkd_ray.config import ModelSpec, RunSpec
 from cirkd_ray.data import DATASETS
 from cirkd_ray.data.loader import Batch, DeviceBatch, to_device
@@ -114,6 +115,10 @@ def sized(spec: RunSpec, world: World, images: int | None) -> tuple[RunSpec, int
     images = images or spec.train.batch_size // per_step
     tree = spec.to_dict()
     tree["train"]["batch_size"] = images * per_step
+    if device_counters() is not None:
+        stand_in()
+        if spec.train.relations_path == "auto":  # there is nothing to compare
+            tree["train"]["relations_path"] = "fused"
     return RunSpec.model_validate(tree), images
 
 
@@ -170,6 +175,7 @@ def parts(subject: Subject) -> dict[str, Work]:
         return subject.shared.network_input(preprocessing, moved)
 
     def student() -> None:
+        plain.optimizer.zero_grad(set_to_none=True)
         with autocast(subject.precision, subject.device):
             total, _ = plain.trained(images, batch.labels, None, 0, 0)
         plain.update.backward(total, 1.0)
@@ -210,12 +216,14 @@ def _loss_work(
     batch: DeviceBatch,
 ) -> Work:
     student, teacher = outputs
-    inputs = LossInputs(student, teacher, batch.labels, seed=subject.spec.seed)
+    distiller = subject.step.distiller
+    inputs = LossInputs(student, teacher, batch.labels, seed=distiller.seed, relations=distiller.relations)
 
     def leaf(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.detach().requires_grad_()
 
     def work() -> None:
+        loss.zero_grad(set_to_none=True)
         leaves = SegmentationOutput(
             student.logits.detach().requires_grad_(),
             leaf(student.aux),

@@ -24,7 +24,7 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.batchnorm import count_on_host, synchronised
 from cirkd_ray.train.distiller import Distiller, build_losses
 from cirkd_ray.train.distributed import World
-from cirkd_ray.train.frozen import freeze
+from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
 from cirkd_ray.train.shared import SharedForward
@@ -234,8 +234,9 @@ def assemble(
     channels_last = device.type == "cuda" and specs[0].train.channels_last
     if teacher is not None and losses:
         teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
+        freeze(teacher, losses)
         _move(teacher, device, channels_last)
-        freeze(teacher, losses, precision)
+        cast_weights(teacher, precision)
         if specs[0].train.compile:
             teacher.compile()
     shared = SharedForward(teacher if losses else None, precision, device, channels_last)
