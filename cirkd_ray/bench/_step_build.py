@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cirkd_ray.bench._step_count import device_counters, stand_in
 from cirkd_ray.config import ModelSpec, RunSpec
 from cirkd_ray.data import DATASETS
 from cirkd_ray.data.loader import Batch, DeviceBatch, to_device
@@ -87,6 +88,10 @@ def build(spec: RunSpec, world: World, images: int | None) -> Subject:
     images = images or spec.train.batch_size // per_step
     tree = spec.to_dict()
     tree["train"]["batch_size"] = images * per_step
+    if device_counters() is not None:
+        stand_in()
+        if spec.train.relations_path == "auto":  # there is nothing to compare
+            tree["train"]["relations_path"] = "fused"
     spec = RunSpec.model_validate(tree)
     precision = choose_arithmetic(spec, world.device)
     classes = _classes(spec)
@@ -155,6 +160,7 @@ def parts(subject: Subject) -> dict[str, Work]:
         return step.network_input(step.prepare, moved)
 
     def student() -> None:
+        plain.optimizer.zero_grad(set_to_none=True)
         with autocast(subject.precision, subject.device):
             total, _ = plain.trained(images, batch.labels, None, 0, 0)
         plain.update.backward(total, 1.0)
@@ -209,12 +215,14 @@ def _loss_work(
     batch: DeviceBatch,
 ) -> Work:
     student, teacher = outputs
-    inputs = LossInputs(student, teacher, batch.labels, seed=subject.spec.seed)
+    distiller = subject.step.distiller
+    inputs = LossInputs(student, teacher, batch.labels, seed=distiller.seed, relations=distiller.relations)
 
     def leaf(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.detach().requires_grad_()
 
     def work() -> None:
+        loss.zero_grad(set_to_none=True)
         leaves = SegmentationOutput(
             student.logits.detach().requires_grad_(),
             leaf(student.aux),

@@ -70,6 +70,7 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
 
     Returns:
         `launches` of a step (`launches_are`: "launches" on devices, dispatched "operations" on CPUs);
+        `fused`: its kernels of relations, which a device that counts does not count among the launches;
         `host_waits`, line -> how often; `peak_bytes` of a step; `operations`, `flops` and `bytes` by part
         (the latter two by type); `seconds` by part, None where nothing was timed; `model_seconds` by part,
         None where the device's peaks are not known; `ratios` of the seconds, else of the model's.
@@ -107,6 +108,7 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
         "precision": subject.precision,
         "launches": number,
         "launches_are": what,
+        "fused": tallies["step"].fused,
         "host_waits": dict(waits),
         "peak_bytes": _peak(whole, device) if device.type == "cuda" else peak_bytes(whole, device),
         "operations": {name: tally.operations for name, tally in tallies.items()},
@@ -178,3 +180,8 @@ def _table(recipe: str, values: dict[str, Any]) -> TextTable:
     )
     columns = ("part", "ms", "roofline ms", "operations", "GFLOP", "MiB moved")
     return TextTable(columns, tuple(rows), title)
+
+
+def _beside(values: dict[str, Any]) -> str:
+    """The kernels that the number of launches leaves out."""
+    return f" and {values['fused']} compiled kernels" if values["counts_only"] and values["fused"] else ""

@@ -10,8 +10,10 @@ and the bias `log w - lse` on each row, times the exponential of its own log-sum
 take five calls of a kernel that others keep (`torch.nn.attention.flex_attention`), and two where the keys are
 those of a queue.
 
-In bf16 the kernels round their inputs and outputs, the inputs being the smaller part: loss and gradient are
-then within 1e-3 and 2.5e-2 of float64 (relative, unit vectors at random, temperature 0.1).
+Kernels of 16 bits take fp16, never bf16: unit vectors over a temperature fit in it, every such vector rounded
+to bf16 is one of its numbers, and what the kernels return is rounded eight times as finely. Sums are
+float32. Loss and gradient are then within 1e-4 and 8e-3 of float64 (relative, unit vectors at random,
+temperature 0.1).
 
 On a CPU the same code runs on the kernels' uncompiled form, which holds whole matrices: that is for tests.
 """
@@ -36,6 +38,8 @@ NARROWEST = 16
 """Channels of the narrowest; fewer are padded with zeros, which change no product."""
 SIGNATURES = 64
 """Kernels of different shapes and types that one process may compile."""
+AT_ONCE = 2**26
+"""Entries of a kernel's result: as many segments as it holds go in one call."""
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
@@ -81,20 +85,20 @@ class Relation(NamedTuple):
         )
 
 
-def attention_kl(relation: Relation, scale: float, factor: float, half: torch.dtype | None) -> Tensor:
+def attention_kl(relation: Relation, scale: float, factor: float, rounding: torch.dtype | None) -> Tensor:
     """`factor * sum_i w_i sum_s KL_is` over all groups, on attention kernels.
 
     Args:
         relation: gradients flow to `q_s` and `k_s` where they require them.
         scale: 1 / temperature, multiplies the similarities.
         factor: multiplies the result.
-        half: the type of the kernels' inputs and outputs (their sums are float32), or None for that of the
-            inputs.
+        rounding: float16 or bfloat16, to which the vectors are rounded for kernels in float16; or None for
+            kernels in the type of the inputs.
 
     Returns:
         A scalar in float32 (float64 for float64 inputs). Differentiable once.
     """
-    return _AttentionKL.apply(*relation, scale, factor, half)  # type: ignore[no-any-return]
+    return _AttentionKL.apply(*relation, scale, factor, rounding)  # type: ignore[no-any-return]
 
 
 class _AttentionKL(torch.autograd.Function):
@@ -111,121 +115,138 @@ class _AttentionKL(torch.autograd.Function):
         mask: Tensor | None,
         scale: float,
         factor: float,
-        half: torch.dtype | None,
+        rounding: torch.dtype | None,
     ) -> Tensor:
         dtype = torch.promote_types(q_s.dtype, torch.float32)
         need_q, need_k = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        keys_s = _cast(k_s, 1.0, dtype, half)
-        keys_t = None if k_t is None else _cast(k_t, 1.0, dtype, half)
-        sides = _Rows(
-            _cast(q_s, scale, dtype, half), _cast(q_t, scale, dtype, half), weights.to(dtype) * factor
-        )
-        attend = _attention(q_s.device, half)
-        loss = q_s.new_zeros((), dtype=dtype)
-        grad_q = torch.zeros_like(q_s, dtype=dtype) if need_q else None
-        grad_k = torch.zeros_like(k_s, dtype=dtype) if need_k else None
-        for segment in range(k_s.shape[1]):
-            keys = _Keys(
-                keys_s[:, segment],
-                None if keys_t is None else keys_t[:, segment],
-                None if mask is None else mask[:, segment],
-            )
-            value, d_rows, lse = _rows(attend, sides, keys, need_q)
-            loss += value
-            if grad_q is not None and d_rows is not None:
-                grad_q += d_rows[..., : q_s.shape[-1]]
-            if grad_k is not None:
-                grad_k[:, segment] = _columns(attend, sides, keys, lse)[..., : k_s.shape[-1]]
-        if grad_q is not None:
-            grad_q *= (sides.weights * scale).unsqueeze(-1)
-            grad_q = grad_q.to(q_s.dtype)
-        ctx.save_for_backward(grad_q, None if grad_k is None else grad_k.to(k_s.dtype))
-        return loss
+        cast = functools.partial(_cast, dtype=dtype, rounding=rounding)
+        rows = _Rows(cast(q_s, scale), cast(q_t, scale), weights.to(dtype) * factor)
+        keys = _Keys(cast(k_s), None if k_t is None else cast(k_t), mask)
+        width = max(1, AT_ONCE // max(1, rows.teacher.numel()))
+        values, grads_q, grads_k = [], [], []
+        for first in range(0, k_s.shape[1], width):
+            some = keys.of(slice(first, first + width))
+            spread = rows.over(some.student.shape[1])
+            value, d_rows, lse = _rows(spread, some)
+            values.append(value)
+            if need_q:
+                grads_q.append(d_rows.sum(1))
+            if need_k:
+                grads_k.append(_columns(spread, some, lse)[..., : k_s.shape[-1]])
+        grad_q = grad_k = None
+        if need_q:
+            total = functools.reduce(Tensor.add_, grads_q)
+            grad_q = (total * (rows.weights * scale).unsqueeze(-1))[..., : q_s.shape[-1]].to(q_s.dtype)
+        if need_k:
+            grad_k = (grads_k[0] if len(grads_k) == 1 else torch.cat(grads_k, 1)).to(k_s.dtype)
+        ctx.save_for_backward(grad_q, grad_k)
+        return functools.reduce(Tensor.add_, values)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad_q, grad_k = (None if t is None else grad.to(t.dtype) * t for t in ctx.saved_tensors)
+        grad_q, grad_k = (None if t is None else t * grad for t in ctx.saved_tensors)
         return grad_q, None, grad_k, None, None, None, None, None, None
 
 
 class _Rows(NamedTuple):
-    """Scaled queries of both sides (G x M x C) in the kernels' type, and the weights (G x M) in full."""
+    """Scaled queries of both sides (G x ... x M x C) in the kernels' type, and the weights in full."""
 
     student: Tensor
     teacher: Tensor
     weights: Tensor
 
+    def over(self, segments: int) -> _Rows:
+        """The same for each of so many segments: G x S x M ..."""
+        return _Rows(*(x.unsqueeze(1).expand(x.shape[0], segments, *x.shape[1:]) for x in self))
+
 
 class _Keys(NamedTuple):
-    """One segment's keys (G x N x C) of both sides, and which count (G x N)."""
+    """Keys (G x S x N x C) of both sides in the kernels' type, and which count (G x S x N)."""
 
     student: Tensor
     teacher: Tensor | None
     mask: Tensor | None
 
+    def of(self, segments: slice) -> _Keys:
+        """Those of some segments."""
+        return _Keys(*(None if x is None else x[:, segments] for x in self))  # type: ignore[arg-type]
+
     def bias(self, like: Tensor) -> Tensor:
-        """G x N: what a key adds to its similarities."""
-        zeros = like.new_zeros(self.student.shape[:2])
+        """G x S x N: what a key adds to its similarities."""
+        zeros = like.new_zeros(self.student.shape[:-1])
         return zeros if self.mask is None else zeros.masked_fill_(~self.mask, MASKED)
 
 
-def _rows(
-    attend: Attend, rows: _Rows, keys: _Keys, need_q: bool
-) -> tuple[Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-    """One segment's value, the difference of attentions that is the queries' gradient, and both `lse`."""
+def _rows(rows: _Rows, keys: _Keys) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+    """The value, the difference of attentions that is the queries' gradient (G x S x M x C_s), both `lse`."""
     bias = keys.bias(rows.weights)
     keys_t = keys.student if keys.teacher is None else keys.teacher
-    by_teacher, lse_t = attend(rows.teacher, keys_t, keys.student, bias)
-    by_student, lse_s = attend(rows.student, keys.student, keys.student, bias)
-    own = by_teacher if keys.teacher is None else attend(rows.teacher, keys_t, keys_t, bias)[0]
-    kl = _dot(rows.teacher, own) - _dot(rows.student, by_teacher)
+    by_teacher, lse_t = _attend(rows.teacher, keys_t, keys.student, bias)
+    by_student, lse_s = _attend(rows.student, keys.student, keys.student, bias)
+    by_teacher = by_teacher.to(bias.dtype)
+    if keys.teacher is None:
+        own = by_teacher
+    else:
+        own = _attend(rows.teacher, keys_t, keys_t, bias)[0].to(bias.dtype)
+    # Products of mixed types are those of the wider one.
+    kl = (rows.teacher * own).sum(-1) - (rows.student * by_teacher).sum(-1)
     kl += lse_s - lse_t
     if keys.mask is not None:  # rows without any key to compare with are worth 0
-        none = ~keys.mask.any(1, keepdim=True)
+        none = ~keys.mask.any(2, keepdim=True)
         kl, lse_s, lse_t = (x.masked_fill(none, 0.0) for x in (kl, lse_s, lse_t))
-    return torch.vdot(kl.flatten(), rows.weights.flatten()), by_student.sub_(by_teacher), (lse_s, lse_t)
+    return (kl * rows.weights).sum(), by_student - by_teacher, (lse_s, lse_t)
 
 
-def _columns(attend: Attend, rows: _Rows, keys: _Keys, lse: tuple[Tensor, Tensor]) -> Tensor:
-    """One segment's gradient of the keys (G x N x C_s): attention with queries and keys exchanged."""
+def _columns(rows: _Rows, keys: _Keys, lse: tuple[Tensor, Tensor]) -> Tensor:
+    """The gradient of the keys (G x S x N x C_s): attention with queries and keys exchanged."""
     keys_t = keys.student if keys.teacher is None else keys.teacher
-    logs = rows.weights.log().clamp_(min=MASKED)
+    logs = rows.weights[:, :1].log().clamp_(min=MASKED)
     found = []
     for k, q, sums in ((keys.student, rows.student, lse[0]), (keys_t, rows.teacher, lse[1])):
-        mixed, total = attend(k, q, rows.student, logs - sums)
-        found.append(mixed.mul_(total.exp().unsqueeze(-1)))
+        mixed, total = _attend(k, q, rows.student, logs - sums)
+        found.append(mixed * total.exp_().unsqueeze(-1))
     grad = found[0].sub_(found[1])
     return grad if keys.mask is None else grad.masked_fill_(~keys.mask.unsqueeze(-1), 0.0)
 
 
-def _dot(x: Tensor, y: Tensor) -> Tensor:
-    """Inner products along the last dimension, in the type of `y`."""
-    product: Tensor = torch.linalg.vecdot(x.to(y.dtype), y)
-    return product
-
-
-def _cast(x: Tensor, scale: float, dtype: torch.dtype, half: torch.dtype | None) -> Tensor:
-    """Scaled, in the kernels' type; on CUDA padded to a power of two channels. Halves stay float32 on a CPU,
-    where the uncompiled form would round similarities to them."""
-    x = x.detach().to(dtype) * scale
-    if half is not None:
-        x = x.to(half) if x.is_cuda else x.to(half).to(dtype)
+def _cast(x: Tensor, scale: float = 1.0, *, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:
+    """Scaled, in the kernels' type; on CUDA padded to a power of two channels. Rounded vectors stay float32
+    on a CPU, where the uncompiled form would round similarities to them."""
+    x = x.detach()
+    if scale != 1.0:
+        x = x.to(dtype) * scale
+    if rounding is not None:
+        x = x.to(rounding).to(torch.float16)
+    if rounding is None or not x.is_cuda:
+        x = x.to(dtype)
     wide = max(NARROWEST, 1 << (x.shape[-1] - 1).bit_length())
-    return F.pad(x, (0, wide - x.shape[-1])) if x.is_cuda else x
+    return F.pad(x, (0, wide - x.shape[-1])) if x.is_cuda and wide != x.shape[-1] else x
 
 
-def _attention(device: torch.device, half: torch.dtype | None) -> Attend:
-    """softmax(q k^T + bias) v (B x M x C_v) and its log-sum-exp (B x M), both in the bias's type."""
-    kernel = _compiled() if device.type == "cuda" else _flex
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T + bias) v and its log-sum-exp, in the type of `v` and that of `bias`.
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        out, lse = kernel(q, k, v, bias)
-        if half is not None:
-            out = out.to(half)  # as the compiled kernels return it
-        return out.to(bias.dtype), lse.to(bias.dtype)
+    q: G x S x M x C; k: G x S x N x C; v: G x S x N x C_v; bias: G x S x N.
+    """
+    out, lse = attention(*(x.flatten(0, 1) for x in (q, k, v, bias)))
+    return out.view(*q.shape[:-1], -1), lse.view(q.shape[:-1])
 
-    return attend
+
+@torch.library.custom_op("cirkd_ray::attention", mutates_args=())
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp, as one operation of torch's: what counts or traces sees no kernel in it.
+
+    Args:
+        q, k, v: B x M x C, B x N x C and B x N x C_v.
+        bias: B x N, added to the similarities to a key.
+
+    Returns:
+        `softmax(q k^T + bias) v` (B x M x C_v) in the type of `v`, and the log-sum-exp (B x M) in that of
+        `bias`. No gradients.
+    """
+    out, lse = (_compiled() if q.is_cuda else _flex)(q, k, v, bias)
+    return out, lse.to(bias.dtype)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

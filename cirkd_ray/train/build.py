@@ -22,7 +22,7 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.batchnorm import count_on_host, synchronised
 from cirkd_ray.train.distiller import Distiller, build_losses
 from cirkd_ray.train.distributed import World
-from cirkd_ray.train.frozen import freeze
+from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
@@ -216,8 +216,9 @@ def _build_step(
         synchronise_batchnorm(distiller)
     _move(distiller, world.device, channels_last)
     if teacher is not None:
+        freeze(teacher, [loss for _, loss in distiller.named_losses()])
         _move(teacher, world.device, bool(spec.train.channels_last))  # on CPUs its forward pass is faster so
-        freeze(teacher, [loss for _, loss in distiller.named_losses()], precision)
+        cast_weights(teacher, precision)
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {
