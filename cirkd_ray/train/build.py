@@ -209,7 +209,7 @@ def _build_step(
 ) -> TrainStep:
     """Move everything to the device, wrap what is trained, make the optimisers."""
     on_gpu = world.device.type == "cuda"
-    channels_last = (on_gpu and spec.train.channels_last) or spec.train.channels_last == "always"
+    channels_last = bool(spec.train.channels_last) if on_gpu else spec.train.channels_last == "always"
     student = distiller.student
     require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
