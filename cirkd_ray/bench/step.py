@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cirkd_ray.bench._step_build import Subject, Work
     from cirkd_ray.report.tables import TextTable
+    from cirkd_ray.train.step import TrainStep
 
 
 def run(
@@ -123,7 +124,11 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
 def _steps(subject: Subject) -> tuple[Work, Work]:
     """The whole step, and the one without distillation, on a batch that is on the device."""
     batches = [subject.moved()] * subject.spec.train.accumulate
-    return lambda: subject.step(0, batches), lambda: subject.plain(0, batches)
+
+    def work(step: TrainStep) -> Work:
+        return lambda: step(0, [subject.shared(batch) for batch in batches])
+
+    return work(subject.step), work(subject.plain)
 
 
 def _peak(work: Work, device: torch.device) -> int:

@@ -33,6 +33,11 @@ def subject(teacher: Path, device: str, losses: Mapping[str, Any], **changes: An
     return build(from_tree(tree), World(device=torch.device(device)), None)
 
 
+def run(found: Subject, number: int, micro_batches: int = 1) -> dict[str, Tensor]:
+    """Step `number`, on the subject's batch."""
+    return found.step(number, [found.shared(found.moved()) for _ in range(micro_batches)])
+
+
 @contextmanager
 def no_waits(device: str) -> Iterator[None]:
     """Where the host waits for a CUDA device, an error says so."""

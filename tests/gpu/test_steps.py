@@ -15,7 +15,7 @@ from cirkd_ray.losses import LOSSES
 from cirkd_ray.train.batchnorm import SynchronisedBatchNorm
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.step import NEVER
-from tests.gpu.subjects import ARITHMETIC, DEVICES, MEMORY, copied, moved, no_waits, subject
+from tests.gpu.subjects import ARITHMETIC, DEVICES, MEMORY, copied, moved, no_waits, run, subject
 from tests.tinyrun import tiny_distillation
 
 STEPS = 6
@@ -33,14 +33,14 @@ def test_average_clipping_accumulation_and_discriminators(teacher: Path, device:
     }
     train = {"precision": precision, "ema": 0.9, "accumulate": 2, "batch_size": 4}
     found = subject(teacher, device, losses, train=train, optim={"clip_grad_norm": 1.0, "warmup_steps": 0})
-    step, batches = found.step, [found.moved(), found.moved()]
+    step = found.step
     ((_, loss),) = step.distiller.discriminators()
     watched = (step.distiller.student, step.average, loss.discriminator)
     before = [copied(module) for module in watched]
-    step(0, batches)  # looks at the labels, and chooses kernels
+    run(found, 0, 2)  # looks at the labels, and chooses kernels
     with no_waits(device):
         for number in range(1, STEPS):
-            terms = step(number, batches)
+            terms = run(found, number, 2)
         step.watch_weights(STEPS - 1)
     assert {"task", "kd", "minibatch", "adversarial", "total", "grad_norm"} <= terms.keys()
     assert {name: int(at) for name, at in step.nonfinite.first.items() if at != NEVER} == {}
@@ -54,10 +54,9 @@ def test_no_loss_waits_in_a_whole_step(teacher: Path, kind: str, name: str) -> N
     losses = {"it": {"kind": kind, **SETTINGS.get(kind, {})}}
     model = {"aux": True}  # dsd reads both networks' auxiliary heads
     found = subject(teacher, "cuda", losses, train={"precision": "bf16"}, optim={"name": name}, model=model)
-    batch = found.moved()
-    found.step(0, [batch])
+    run(found, 0)
     with no_waits("cuda"):
-        terms = found.step(1, [batch])
+        terms = run(found, 1)
     assert all(torch.isfinite(value) for value in terms.values())
 
 
@@ -76,11 +75,10 @@ def test_one_rank_of_ddp_is_no_rank(teacher: Path, device: str, tmp_path: Path) 
         norms = [m for m in ranks.step.distiller.modules() if isinstance(m, SynchronisedBatchNorm)]
         assert bool(norms) == (device == "cuda")
         for found in (plain, ranks):
-            batch = found.moved()
             torch.manual_seed(0)  # of dropout
-            found.step(0, [batch])
+            run(found, 0)
             with no_waits(device):
-                found.step(1, [batch])
+                run(found, 1)
         mine, theirs = (found.step.distiller.student.state_dict() for found in (plain, ranks))
         for key, value in mine.items():
             torch.testing.assert_close(
