@@ -197,7 +197,7 @@ def _rows(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, bias: Tensor | Non
 
 
 def _is_bounded(*pairs: tuple[Tensor, Tensor]) -> bool:
-    """On a CPU: whether all similarities of these queries and keys are so small that their exponentials can be
+    """On a CPU: whether all similarities of queries and keys are so small that their exponentials can be
     summed as they are."""
     tensors = [x for pair in pairs for x in pair]
     if torch.compiler.is_compiling() or any(x.device.type != "cpu" or not x.numel() for x in tensors):
