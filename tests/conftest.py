@@ -62,7 +62,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of four CPUs. It is no call: a stop that one test asks for would be told to all later ones."""
+    """A local Ray of four CPUs; no call, or a stop that one test asks for would be told to later ones."""
     import ray
 
     from cirkd_ray.cluster.session import joined

@@ -42,7 +42,7 @@ from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import HostCopy, Snapshot
 from cirkd_ray.train.state import load_state, refuse_damaged, state_of
-from cirkd_ray.train.stop import Stopped, asked
+from cirkd_ray.train.stop import Interrupted, Stopped, asked
 from cirkd_ray.train.underway import Underway
 from cirkd_ray.train.validation import (
     Scores,
@@ -79,10 +79,11 @@ def train(
 
     Raises:
         TrainingError: a loss is not finite.
-        UserError: bad data, a full disk and the like, with what to do.
-        Stopped: asked to; a checkpoint of the last step is written.
+        UserError: bad data, a disk that stays full and the like, with what to do.
+        Stopped: asked to; a checkpoint of the last step is written, unless it is `Interrupted`.
     """
-    told = Underway(directory, listeners, world, heartbeat or Heartbeat())
+    timeout = spec.cluster.storage_timeout
+    told = Underway(directory, listeners, world, heartbeat or Heartbeat(), timeout, asked_to_stop)
     loop = TrainingLoop(build_run(spec, world), told, reporter)
     loop.resume(resume_from)
     loop.score_teacher()
@@ -103,7 +104,7 @@ class TrainingLoop:
         self.progress = RunProgress()
         self.copy_to_host = HostCopy()
         self.started_from: Path | None = None
-        self.best = BestStudent(run, told, validation_loader(run))
+        self.best = BestStudent(run, told, validation_loader(run, told.patience))
         self.teacher: Scores | None = None
 
     def resume(self, started_from: Path | None = None) -> None:
@@ -117,7 +118,8 @@ class TrainingLoop:
             refuse_damaged(self.directory.checkpoints, self.world)
         if self.world.is_main:
             remove_partial_checkpoints(self.directory.checkpoints)
-            self.directory.rewind(self.progress.step, validated=not self.progress.due)
+            step, validated = self.progress.step, not self.progress.due
+            self.told.patience.write(lambda: self.directory.rewind(step, validated))
         self.told.start(self.spec.to_dict(), self.progress.step)
         for note in self.run.notes:
             self.told.message(note)
@@ -161,7 +163,7 @@ class TrainingLoop:
         if self.progress.due:
             self.told.message(f"the validation of step {self.progress.step} is due")
             self._tell(self.progress.step, self.progress.due, validates=True)
-        batches = training_batches(self.run, self.progress.step)
+        batches = training_batches(self.run, self.progress.step, self.told.patience)
         window, waiting_since = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
         self.progress.window = {}
         saved = self.progress.step
@@ -170,7 +172,12 @@ class TrainingLoop:
             if stops(step):
                 self._stop(step, window, saved == step)
             self.told.heartbeat.note("data", step + 1)
-            micro_batches = list(islice(batches, train.accumulate))
+            try:
+                micro_batches = list(islice(batches, train.accumulate))
+            except Interrupted:
+                if self.world.size > 1:
+                    raise
+                self._stop(step, window, saved == step)
             waited = time.perf_counter() - waiting_since
             self.told.heartbeat.note("step", step + 1)
             torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
@@ -268,7 +275,8 @@ class TrainingLoop:
         self.reporter.settle()
         if not self.world.is_main:
             return None
-        return Snapshot(self.copy_to_host({**state_of(self.run), **vars(self.progress)}))
+        state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
+        return Snapshot(state, self.told.patience)
 
     def _finish(self) -> dict[str, Any]:
         """Write `result.json`."""

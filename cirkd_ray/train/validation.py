@@ -13,7 +13,7 @@ from torch import nn
 
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.data.identity import identity
-from cirkd_ray.data.loader import Batches, eval_loader
+from cirkd_ray.data.loader import Batches, Patient, eval_loader
 from cirkd_ray.device import without_autotuning
 from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, evaluate, over_classes
@@ -30,7 +30,7 @@ NEAR = 0.05
 Scores = dict[str, Any]
 
 
-def validation_loader(run: Run) -> Batches:
+def validation_loader(run: Run, patience: Patient | None = None) -> Batches:
     """This rank's validation images."""
     train = run.spec.train
     return eval_loader(
@@ -41,6 +41,7 @@ def validation_loader(run: Run) -> Batches:
         batch_size=train.validate_batch_size,
         pin_memory=run.world.device.type == "cuda",
         indices=range(images(run)),
+        patience=patience,
     )
 
 
@@ -155,8 +156,7 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
     if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
         known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:
-        with FileLock(place.parent / f".{place.name}.lock"):  # the runs of a sweep share it
-            write_text(place, json.dumps({**(read_json(place) or {}), key: known}, indent=1))
+        told.patience.write(lambda: _keep(place, key, known))
     miou, guessed = 100 * known["miou"], 100 * known["chance"]
     say(f"teacher: mIoU {miou:.2f} % on this run's validation split, over {over_classes(known)}")
     if near_chance(known):
@@ -165,6 +165,11 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
             f"{guessed:.2f} %); see whether it was trained on these classes, in this order"
         )
     return known
+
+
+def _keep(place: Path, key: str, scores: Scores) -> None:
+    with FileLock(place.parent / f".{place.name}.lock"):  # the runs of a sweep share it
+        write_text(place, json.dumps({**(read_json(place) or {}), key: scores}, indent=1))
 
 
 def tell_better_student(teacher: Scores | None, best: dict[str, Any], say: Callable[[str], None]) -> None:
