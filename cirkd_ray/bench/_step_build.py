@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cirkd_ray.bench._step_count import device_counters, stand_in
 from cirkd_ray.config import ModelSpec, RunSpec
 from cirkd_ray.data import DATASETS
 from cirkd_ray.data.loader import Batch, DeviceBatch, to_device
@@ -18,13 +19,14 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.build import (
-    assemble_step,
+    assemble,
     build_datasets,
     build_network,
     build_teacher,
     choose_arithmetic,
 )
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.train.teacher import teacher_recipe
 from cirkd_ray.types import ClassSet, SegmentationOutput
@@ -39,6 +41,7 @@ class Subject:
     Attributes:
         spec: the recipe.
         step, plain: its step, and that of the same student with the labels alone.
+        shared: prepares images and runs the teacher for both.
         batch: a rank's micro-batch in main memory.
         precision: of the arithmetic.
     """
@@ -46,6 +49,7 @@ class Subject:
     spec: RunSpec
     step: TrainStep
     plain: TrainStep
+    shared: SharedForward
     batch: Batch
     precision: str
 
@@ -80,52 +84,68 @@ def build(spec: RunSpec, world: World, images: int | None) -> Subject:
     Raises:
         ConfigError: the batch does not divide, or what a recipe's network or loss says.
     """
+    spec, images = sized(spec, world, images)
+    precision = choose_arithmetic(spec, world.device)
+    classes = classes_of(spec)
+    torch.manual_seed(0)
+    teacher = untrained_teacher(spec, classes)
+    students = [untrained(spec.model, len(classes), "model") for _ in range(2)]
+    alone = spec.model_copy(update={"distill": None})
+    steps = []
+    found, shared = assemble((spec, alone), world, students, teacher, len(classes), precision)
+    for each in found:
+        if isinstance(each, Exception):
+            raise each
+        each.distiller.train()
+        steps.append(each)
+    return Subject(
+        spec, steps[0], steps[1], shared, random_batch(spec, images, len(classes), world.device), precision
+    )
+
+
+def sized(spec: RunSpec, world: World, images: int | None) -> tuple[RunSpec, int]:
+    """The recipe with so many images a rank and micro-batch, by default its own, and how many these are.
+
+    Raises:
+        ConfigError: its batch does not divide.
+    """
     per_step = world.size * spec.train.accumulate
     if images is None and spec.train.batch_size % per_step:
         raise ConfigError(f"--ranks: {spec.train.batch_size} images do not divide by {per_step}; see --batch")
     images = images or spec.train.batch_size // per_step
     tree = spec.to_dict()
     tree["train"]["batch_size"] = images * per_step
-    spec = RunSpec.model_validate(tree)
-    precision = choose_arithmetic(spec, world.device)
-    classes = _classes(spec)
-    torch.manual_seed(0)
-    teacher = _teacher(spec, classes)
-    students = [_untrained(spec.model, len(classes), "model") for _ in range(2)]
-    alone = spec.model_copy(update={"distill": None})
-    step, plain = (
-        assemble_step(which, world, student, its_teacher, len(classes), precision)
-        for which, student, its_teacher in zip((spec, alone), students, (teacher, None), strict=True)
-    )
-    for each in (step, plain):
-        each.distiller.train()
-    return Subject(spec, step, plain, _batch(spec, images, len(classes), world.device), precision)
+    if device_counters() is not None:
+        stand_in()
+        if spec.train.relations_path == "auto":  # there is nothing to compare
+            tree["train"]["relations_path"] = "fused"
+    return RunSpec.model_validate(tree), images
 
 
-def _classes(spec: RunSpec) -> ClassSet:
+def classes_of(spec: RunSpec) -> ClassSet:
     """The data set's classes; of its files where only they tell."""
     declared = getattr(DATASETS.get(spec.data.name), "classes", None)
     return declared if isinstance(declared, ClassSet) else build_datasets(spec)[0].classes
 
 
-def _untrained(model: ModelSpec, classes: int, where: str) -> SegmentationModel:
+def untrained(model: ModelSpec, classes: int, where: str) -> SegmentationModel:
     tree = {**model.model_dump(), "weights": None}
     if "pretrained" in tree:
         tree["pretrained"] = False
     return build_network(ModelSpec.model_validate(tree), classes, where)
 
 
-def _teacher(spec: RunSpec, classes: ClassSet) -> SegmentationModel | None:
+def untrained_teacher(spec: RunSpec, classes: ClassSet) -> SegmentationModel | None:
     """The recipe's teacher, untrained where the recipe says which network it is."""
     if spec.distill is None or spec.teacher is None:
         return None
     model = teacher_recipe(spec).model if spec.teacher.train is not None else spec.teacher.model
     if model is None:
         return build_teacher(spec.teacher, len(classes))
-    return _untrained(model, len(classes), "teacher.model").eval()
+    return untrained(model, len(classes), "teacher.model").eval()
 
 
-def _batch(spec: RunSpec, images: int, classes: int, device: torch.device) -> Batch:
+def random_batch(spec: RunSpec, images: int, classes: int, device: torch.device) -> Batch:
     """Random images, with labels in blocks as of objects."""
     assert spec.data.crop is not None
     height, width = spec.data.crop
@@ -147,20 +167,22 @@ def parts(subject: Subject) -> dict[str, Work]:
     """
     step, plain = subject.step, subject.plain
     batch = subject.moved()
-    images = step.network_input(step.prepare, batch)
+    preprocessing = step.distiller.student.preprocessing
+    images = subject.shared.network_input(preprocessing, batch)
 
     def data() -> object:
         moved = subject.moved()
-        return step.network_input(step.prepare, moved)
+        return subject.shared.network_input(preprocessing, moved)
 
     def student() -> None:
+        plain.optimizer.zero_grad(set_to_none=True)
         with autocast(subject.precision, subject.device):
             total, _ = plain.trained(images, batch.labels, None, 0, 0)
         plain.update.backward(total, 1.0)
 
     student()
     found: dict[str, Work] = {"data": data, "student": student}
-    if step.teacher is not None:
+    if step.distiller.losses:
         found["teacher"] = lambda: _taught(subject, batch, images)
         outputs = _maps(subject, batch, images)
         for name, loss in step.distiller.named_losses():
@@ -170,10 +192,12 @@ def parts(subject: Subject) -> dict[str, Work]:
 
 
 def _taught(subject: Subject, batch: DeviceBatch, images: Tensor) -> SegmentationOutput:
-    with autocast(subject.precision, subject.device):
-        found = subject.step.teach(batch, images)
-    assert found is not None
-    return found
+    """The teacher's maps; `images` are the student's, which often are the teacher's, too."""
+    shared, student = subject.shared, subject.step.distiller.student
+    assert shared.teacher is not None
+    if shared.teacher.preprocessing != student.preprocessing:
+        images = shared.network_input(shared.teacher.preprocessing, batch)
+    return shared.teach(images)
 
 
 def _maps(
@@ -192,12 +216,14 @@ def _loss_work(
     batch: DeviceBatch,
 ) -> Work:
     student, teacher = outputs
-    inputs = LossInputs(student, teacher, batch.labels, seed=subject.spec.seed)
+    distiller = subject.step.distiller
+    inputs = LossInputs(student, teacher, batch.labels, seed=distiller.seed, relations=distiller.relations)
 
     def leaf(x: Tensor | None) -> Tensor | None:
         return None if x is None else x.detach().requires_grad_()
 
     def work() -> None:
+        loss.zero_grad(set_to_none=True)
         leaves = SegmentationOutput(
             student.logits.detach().requires_grad_(),
             leaf(student.aux),

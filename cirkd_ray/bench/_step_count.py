@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import traceback
 import warnings
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from cirkd_ray.bench._step_devices import Peak
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses.attention import fused_kl
 
 COUNTERS = "CIRKD_DEVICE_COUNTERS"
 """MODULE:FUNCTION of a device that counts and computes nothing; it returns running totals with `launch`."""
@@ -27,6 +29,8 @@ _IDLE = {
     *("detach", "lift_fresh", "set_", "alias", "_unsafe_view"),
 }
 """Operators that only make or name memory."""
+_ROWS = {"index_select", "gather", "index_copy_"}
+"""Operators that read or write some rows of their first operand, as many as their smallest one has."""
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 
 
@@ -35,7 +39,9 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         operations: those that compute or copy.
-        flops: of convolutions, matrix products and attention, by the type of their first operand.
+        fused: those of them that are relations on fused kernels, which are compiled.
+        flops: of convolutions, matrix products and attention, by the type of their first operand, or "tf32"
+            where a device multiplies float32 so.
         bytes: of all operands and results, by type.
         model_seconds: the sum over operations of the longer of arithmetic and memory traffic, where the
             device's peaks are known.
@@ -44,7 +50,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, peak: Peak | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.peak = peak
-        self.operations = 0
+        self.operations = self.fused = 0
         self.flops: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.model_seconds = 0.0
@@ -63,14 +69,23 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not tensors:
             return
         self.operations += 1
-        moved = 0
+        fused = func is torch.ops.cirkd_ray.fused_kl.default
+        self.fused += fused
+        moved, rows = 0, func._overloadpacket.__name__ in _ROWS
+        touched = min(x.nbytes for x in tensors if x.dtype == tensors[0].dtype) if rows else None
         for x in tensors:
-            held = min(x.numel() * x.element_size(), x.untyped_storage().nbytes())
+            held = min(x.nbytes, x.untyped_storage().nbytes())
+            if touched is not None and x.dtype == tensors[0].dtype:
+                held = touched
             self.bytes[_name(x.dtype)] += held
             moved += held
         formula = flop_registry.get(func._overloadpacket)
         flops = 0 if formula is None else int(formula(*args, **kwargs, out_val=out))
         kind = _name(tensors[0].dtype)
+        if kind == "float32" and tensors[0].is_cuda and _takes_tf32(func):
+            kind = "tf32"
+        if fused and args[7] is not None:  # rounded
+            kind = "float16"
         if flops:
             self.flops[kind] += flops
         if self.peak is not None:
@@ -79,6 +94,33 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _takes_tf32(func: Any) -> bool:
+    """Whether torch's settings let this product of float32 run in TF32."""
+    if "convolution" in func._overloadpacket.__name__:
+        return torch.backends.cudnn.allow_tf32
+    return torch.get_float32_matmul_precision() != "highest"
+
+
+@register_flop_formula(torch.ops.cirkd_ray.fused_kl)
+def _fused_flops(q_s: Any, q_t: Any, k_s: Any, k_t: Any, *rest: Any, **_: Any) -> int:
+    """Each attention multiplies, a similarity, the channels of queries and those of values."""
+    student, teacher, need_k = q_s[-1], q_t[-1], rest[5]
+    widths = [teacher + student, 2 * student]
+    if k_t is not None:
+        widths.append(2 * teacher)
+    if need_k:
+        widths += [2 * student, teacher + student]
+    return int(2 * math.prod(k_s[:3]) * q_s[1] * sum(widths))
+
+
+def stand_in() -> None:
+    """On a device that only counts nothing can be compiled: fused relations give memory and do nothing."""
+
+    @fused_kl.register_kernel("cuda")
+    def nothing(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor | None, weights: Tensor, *_: Any) -> Any:
+        return weights.new_empty(()), torch.empty_like(q_s), torch.empty_like(k_s)
 
 
 def device_counters() -> Callable[[], Mapping[str, int]] | None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from cirkd_ray.bench._step_build import Subject, Work
     from cirkd_ray.report.tables import TextTable
+    from cirkd_ray.train.step import TrainStep
 
 
 def run(
@@ -70,6 +71,7 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
 
     Returns:
         `launches` of a step (`launches_are`: "launches" on devices, dispatched "operations" on CPUs);
+        `fused`: its relations on compiled kernels, which a device that counts leaves out of the launches;
         `host_waits`, line -> how often; `peak_bytes` of a step; `operations`, `flops` and `bytes` by part
         (the latter two by type); `seconds` by part, None where nothing was timed; `model_seconds` by part,
         None where the device's peaks are not known; `ratios` of the seconds, else of the model's.
@@ -107,6 +109,7 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
         "precision": subject.precision,
         "launches": number,
         "launches_are": what,
+        "fused": tallies["step"].fused,
         "host_waits": dict(waits),
         "peak_bytes": _peak(whole, device) if device.type == "cuda" else peak_bytes(whole, device),
         "operations": {name: tally.operations for name, tally in tallies.items()},
@@ -121,7 +124,11 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
 def _steps(subject: Subject) -> tuple[Work, Work]:
     """The whole step, and the one without distillation, on a batch that is on the device."""
     batches = [subject.moved()] * subject.spec.train.accumulate
-    return lambda: subject.step(0, batches), lambda: subject.plain(0, batches)
+
+    def work(step: TrainStep) -> Work:
+        return lambda: step(0, [subject.shared(batch) for batch in batches])
+
+    return work(subject.step), work(subject.plain)
 
 
 def _peak(work: Work, device: torch.device) -> int:
@@ -178,3 +185,8 @@ def _table(recipe: str, values: dict[str, Any]) -> TextTable:
     )
     columns = ("part", "ms", "roofline ms", "operations", "GFLOP", "MiB moved")
     return TextTable(columns, tuple(rows), title)
+
+
+def _beside(values: dict[str, Any]) -> str:
+    """The kernels that the number of launches leaves out."""
+    return f" and {values['fused']} compiled relations" if values["counts_only"] and values["fused"] else ""

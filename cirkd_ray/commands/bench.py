@@ -115,3 +115,24 @@ def step(recipes: Words, **settings: Any) -> None:
     console = output()
     for table in tables:
         console.print(table.rich())
+
+
+@command.command()
+@option("--members", type=COUNT, default=4, metavar="K", help="Runs of the cohort.")
+@repeatable("--recipe", "recipes", metavar="RECIPE", help="Of the members, in turn (default: quickstart).")
+@set_option()
+@device_option
+@option("--batch", type=COUNT, help="Images at a time (default: the recipe's).")
+@option("--repeat", type=COUNT, default=3, help="Repetitions.")
+@choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
+@option("--json", "file", metavar="FILE", help="Write the figures there, too.")
+def cohort(**settings: Any) -> None:
+    """Cohorts: a step of K members that share a teacher, beside the same members apart.
+
+    At the recipe's sizes, with random images and weights; loading and augmentation, which a cohort shares as
+    well, are left out. Both ways take turns in one run; the best of several repetitions counts.
+    """
+    from cirkd_ray.bench.cohort import run
+    from cirkd_ray.report.console import output
+
+    output().print(run(**settings).rich())

@@ -207,8 +207,8 @@ class TrainSpec(_Spec):
     precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
         "auto", description="auto: bf16 on CUDA, fp16 on its older cards, fp32 on CPUs"
     )
-    relations: Cohort[Computes[Literal["auto", "fp32", "tf32", "bf16"]]] = Field(
-        "auto", description="products of relational losses on CUDA; auto: bf16 fused, else tf32"
+    relations: Cohort[Computes[Literal["auto", "fp32", "tf32", "fp16", "bf16"]]] = Field(
+        "auto", description="products of relational losses on CUDA; auto: fp16 fused, else tf32"
     )
     relations_path: Cohort[Computes[Literal["auto", "fused", "tiles"]]] = Field(
         "auto", description="their kernels on CUDA; auto: both are compared once, the better one is taken"

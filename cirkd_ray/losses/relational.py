@@ -88,9 +88,9 @@ def relate(
 
     def fused(relation: Relation) -> Tensor:
         arithmetic = relations.arithmetic(device, True)
-        half = torch.bfloat16 if arithmetic == "bf16" else None
+        rounding = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(arithmetic)
         with no_autocast(relation.q_s), products(arithmetic, device):
-            return attention_kl(relation, scale, factor, half)
+            return attention_kl(relation, scale, factor, rounding)
 
     def tiles(relation: Relation) -> Tensor:
         arithmetic = relations.arithmetic(device, False)

@@ -9,8 +9,10 @@ from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.train.build import Run
 
 
-def training_batches(run: Run, start: int, patience: Patient | None = None) -> Iterator[DeviceBatch]:
-    """This rank's micro-batches from step `start` on, to the end of the run."""
+def training_batches(
+    run: Run, start: int, end: int, patience: Patient | None = None
+) -> Iterator[DeviceBatch]:
+    """This rank's micro-batches of the steps from `start` to before `end`."""
     spec, world = run.spec, run.world
     assert spec.data.crop is not None
     transform = TrainTransform(
@@ -28,7 +30,7 @@ def training_batches(run: Run, start: int, patience: Patient | None = None) -> I
         rank=world.rank,
         world_size=world.size,
         start_step=start,
-        total_steps=spec.train.steps,
+        total_steps=end,
         accumulate=spec.train.accumulate,
         workers=spec.data.workers,
         pin_memory=world.device.type == "cuda",

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cirkd_ray.data.loader import Batches
 from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.files import plain_json
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.distributed import broadcast_text
 from cirkd_ray.train.progress import RunProgress
 from cirkd_ray.train.underway import Underway
-from cirkd_ray.train.validation import images, measured_on, scores_of, validate
+from cirkd_ray.train.validation import ValidationSplit, images, scores_of, validate
 from cirkd_ray.weights import save_model
 
 
@@ -21,12 +20,11 @@ class BestStudent:
     Args:
         run: the run.
         told: says what goes on, and knows the folder where the model is written.
-        batches: of the validation split, this rank's.
+        split: the validation images.
     """
 
-    def __init__(self, run: Run, told: Underway, batches: Batches) -> None:
-        self.run, self.told, self.directory, self.batches = run, told, told.directory, batches
-        self.measured_on = measured_on(run) if run.world.is_main else ""
+    def __init__(self, run: Run, told: Underway, split: ValidationSplit) -> None:
+        self.run, self.told, self.directory, self.split = run, told, told.directory, split
 
     def validate(self, done: int, progress: RunProgress) -> EvaluationResult:
         """Score the student after step `done`; `progress` gets the scores. Every rank calls it."""
@@ -36,7 +34,7 @@ class BestStudent:
         teacher = run.teacher if run.teacher is not None and run.teacher.num_classes else None
         seen = self.told.scoring("validation", f"validating at step {done}", done, images(run))
         options: dict[str, Any] = {"pictures": pictures, "teacher": teacher, "on_images": seen}
-        result = validate(run, run.evaluated, self.batches, **options)
+        result = validate(run, run.evaluated, self.split.batches, **options)
         scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
         progress.last = scores
         if not progress.best or scores["miou"] > progress.best["miou"]:
@@ -68,7 +66,7 @@ class BestStudent:
             "range": run.val_set.span,
             "precision": run.precision,
             "validation": plain_json(scores),
-            "measured": {"on": self.measured_on, "scores": plain_json(scores_of(result))},
+            "measured": {"on": self.split.digits, "scores": plain_json(scores_of(result))},
         }
         half = spec.train.export == "fp16"
         classes, folder = run.val_set.classes, self.directory.path

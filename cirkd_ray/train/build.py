@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,8 +24,10 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.batchnorm import count_on_host, synchronised
 from cirkd_ray.train.distiller import Distiller, build_losses
 from cirkd_ray.train.distributed import World
-from cirkd_ray.train.frozen import freeze
+from cirkd_ray.train.frozen import cast_weights, freeze
+from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
+from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
 from cirkd_ray.weights.loading import WeightsReport, aside, load_weights
@@ -33,18 +37,23 @@ from cirkd_ray.weights.package import numbered_classes
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that one rank trains with."""
+    """Everything that one rank trains with; the members of a cohort share `shared` and the data sets."""
 
     spec: RunSpec
     world: World
     train_set: SegmentationDataset
     val_set: SegmentationDataset
     student: SegmentationModel
-    teacher: SegmentationModel | None
+    shared: SharedForward
     step: TrainStep
     precision: str
     notes: tuple[str, ...] = ()
     """What the user should know of the weights that the networks start with."""
+
+    @property
+    def teacher(self) -> SegmentationModel | None:
+        """The frozen network that the run's losses learn from; None without losses."""
+        return self.shared.teacher if self.step.distiller.losses else None
 
     @property
     def evaluated(self) -> SegmentationModel:
@@ -144,33 +153,50 @@ def seed_of(*numbers: int) -> int:
 
 
 def build_run(spec: RunSpec, world: World) -> Run:
-    """Build data, networks, losses and optimisers of one rank.
+    """Build data, networks, losses and optimisers of one rank: a cohort of one."""
+    (found,) = build_cohort([spec], world)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
-    The student's first weights depend on the seed and the network alone, so that methods that are compared
-    start from the same student.
+
+def build_cohort(specs: Sequence[RunSpec], world: World) -> list[Run | Exception]:
+    """Build what one rank trains of runs that share data and teacher; an error where one of them fails.
+
+    A student's first weights depend on the seed and the network alone, so that methods that are compared
+    start from the same student. What is drawn for a member does not depend on the others.
+
+    Raises:
+        UserError: what the members share is wrong.
     """
-    precision = choose_arithmetic(spec, world.device)
-    train_set, val_set = build_datasets(spec)
+    first = specs[0]
+    precision = choose_arithmetic(first, world.device)
+    train_set, val_set = build_datasets(first)
     classes = len(train_set.classes)
+    notes: list[list[str]] = [[] for _ in specs]
+    students = [
+        isolated(partial(_student, spec, classes, told), world)
+        for spec, told in zip(specs, notes, strict=True)
+    ]
+    torch.manual_seed(seed_of(first.seed, 1))
+    teacher, of_teacher = None, list[str]()
+    source = next((spec.teacher for spec in specs if spec.distill is not None), None)
+    if source is not None:
+        teacher = build_teacher(source, classes, train_set.classes, of_teacher)
+    steps, shared = assemble(specs, world, students, teacher, classes, precision)
+    found: list[Run | Exception] = []
+    for spec, student, step, told in zip(specs, students, steps, notes, strict=True):
+        if isinstance(student, Exception) or isinstance(step, Exception):
+            found.append(student if isinstance(student, Exception) else step)  # type: ignore[arg-type]
+            continue
+        told += of_teacher if spec.distill is not None else []
+        found.append(Run(spec, world, train_set, val_set, student, shared, step, precision, tuple(told)))
+    return found
+
+
+def _student(spec: RunSpec, classes: int, notes: list[str]) -> SegmentationModel:
     torch.manual_seed(seed_of(spec.seed, 0))
-    notes: list[str] = []
-    student = build_network(spec.model, classes, "model", notes)
-    torch.manual_seed(seed_of(spec.seed, 1))
-    teacher = None
-    if spec.distill is not None and spec.teacher is not None:
-        teacher = build_teacher(spec.teacher, classes, train_set.classes, notes)
-    step = assemble_step(spec, world, student, teacher, classes, precision)
-    return Run(
-        spec=spec,
-        world=world,
-        train_set=train_set,
-        val_set=val_set,
-        student=student,
-        teacher=step.teacher,
-        step=step,
-        precision=precision,
-        notes=tuple(notes),
-    )
+    return build_network(spec.model, classes, "model", notes)
 
 
 def choose_arithmetic(spec: RunSpec, device: torch.device) -> str:
@@ -184,40 +210,70 @@ def choose_arithmetic(spec: RunSpec, device: torch.device) -> str:
     return choose_precision(spec.train.precision, device)
 
 
-def assemble_step(
-    spec: RunSpec,
+def assemble(
+    specs: Sequence[RunSpec],
     world: World,
-    student: SegmentationModel,
+    students: Sequence[SegmentationModel | Exception],
     teacher: SegmentationModel | None,
     classes: int,
     precision: str,
-) -> TrainStep:
-    """The step of a student, its teacher and the recipe's losses; without losses it has no teacher."""
+) -> tuple[list[TrainStep | Exception], SharedForward]:
+    """The step of each student with its recipe's losses, and what they share: the teacher, if one has losses.
+
+    Args:
+        students: an error in the place of one that failed is handed through.
+    """
+    state, device = torch.get_rng_state(), world.device
+    distillers = [
+        student
+        if isinstance(student, Exception)
+        else isolated(partial(_distiller, spec, student, teacher, classes, state), world)
+        for spec, student in zip(specs, students, strict=True)
+    ]
+    losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
+    channels_last = device.type == "cuda" and specs[0].train.channels_last
+    if teacher is not None and losses:
+        teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
+        freeze(teacher, losses)
+        _move(teacher, device, channels_last)
+        cast_weights(teacher, precision)
+        if specs[0].train.compile:
+            teacher.compile()
+    shared = SharedForward(teacher if losses else None, precision, device, channels_last)
+    steps = [
+        distiller
+        if isinstance(distiller, Exception)
+        else isolated(partial(_build_step, spec, world, distiller, precision), world)
+        for spec, distiller in zip(specs, distillers, strict=True)
+    ]
+    return steps, shared
+
+
+def _distiller(
+    spec: RunSpec,
+    student: SegmentationModel,
+    teacher: SegmentationModel | None,
+    classes: int,
+    state: torch.Tensor,
+) -> Distiller:
+    """A student and its losses, whose first values are drawn from a generator in this state."""
+    torch.set_rng_state(state)
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
-    if teacher is not None:
-        teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses.values()))
-    teacher = teacher if losses else None
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
     distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
     distiller.relations = Relations(spec.train.relations_path, spec.train.relations, spec.train.deterministic)
-    return _build_step(spec, world, distiller, teacher, precision)
+    return distiller
 
 
-def _build_step(
-    spec: RunSpec, world: World, distiller: Distiller, teacher: SegmentationModel | None, precision: str
-) -> TrainStep:
-    """Move everything to the device, wrap what is trained, make the optimisers."""
+def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: str) -> TrainStep:
+    """Move what is trained to the device, wrap it, make the optimisers."""
     on_gpu = world.device.type == "cuda"
-    channels_last = on_gpu and spec.train.channels_last
     student = distiller.student
     require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
         synchronise_batchnorm(distiller)
-    _move(distiller, world.device, channels_last)
-    if teacher is not None:
-        _move(teacher, world.device, channels_last)
-        freeze(teacher, [loss for _, loss in distiller.named_losses()], precision)
+    _move(distiller, world.device, on_gpu and spec.train.channels_last)
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {
@@ -227,19 +283,8 @@ def _build_step(
     }
     if spec.train.compile:
         student.compile()
-        if teacher is not None:
-            teacher.compile()
     step = TrainStep(
-        distiller,
-        teacher,
-        optimizer,
-        discriminators,
-        spec.optim,
-        spec.train.steps,
-        precision,
-        world,
-        average=average,
-        channels_last=channels_last,
+        distiller, optimizer, discriminators, spec.optim, spec.train.steps, precision, world, average=average
     )
     count_on_host(distiller, average)  # after DDP, which wants all tensors on one device when it begins
     return step

@@ -29,18 +29,16 @@ class _Pair(NamedTuple):
     norm: str
 
 
-def freeze(model: SegmentationModel, losses: Iterable[DistillationLoss], precision: str) -> int:
-    """Make a frozen network cheaper in place, on its device; what it returns changes by rounding.
+def freeze(model: SegmentationModel, losses: Iterable[DistillationLoss]) -> int:
+    """Make a frozen network cheaper in place, before it moves to its device; its maps change by rounding.
 
     An auxiliary head that no loss reads is dropped. BatchNorms are folded into the convolutions before them,
-    in float64. Under autocast the weights of convolutions and linear layers are cast once, not in each step.
-    What norm belongs to what convolution is seen in one pass of a random image; if a second pass, through
-    the folded network, gives other maps, the network stays as it was.
+    in float64. What norm belongs to what convolution is seen in one pass of a random image; if a second pass,
+    through the folded network, gives other maps, the network stays as it was.
 
     Args:
         model: in evaluation mode afterwards, without gradients.
         losses: those that it teaches.
-        precision: "fp32", "bf16" or "fp16" of the run.
 
     Returns:
         How many norms were folded.
@@ -49,10 +47,7 @@ def freeze(model: SegmentationModel, losses: Iterable[DistillationLoss], precisi
     if isinstance(model, EncoderDecoder) and not any(loss.reads_teacher_aux for loss in losses):
         model.auxiliary = None
         model.strides.pop("aux", None)
-    folded = _fold(model)
-    if precision != "fp32":
-        _cast(model, precision)
-    return folded
+    return _fold(model)
 
 
 @torch.no_grad()
@@ -159,11 +154,17 @@ def _alike(before: SegmentationOutput, after: SegmentationOutput) -> bool:
 
 
 @torch.no_grad()
-def _cast(model: SegmentationModel, precision: str) -> None:
-    """Give the weights of convolutions and linear layers the type that autocast would cast them to.
+def cast_weights(model: SegmentationModel, precision: str) -> None:
+    """Give convolutions and linear layers, once, the type that autocast would cast them to in each step.
 
     A network that looks at these types, or leaves autocast, may refuse them: then they stay.
+
+    Args:
+        model: a frozen network, on its device.
+        precision: "fp32", "bf16" or "fp16" of the run.
     """
+    if precision == "fp32":
+        return
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     parameters = [p for m in model.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)]
     floats = [(p, p.data) for p in parameters if p.dtype == torch.float32]

@@ -1,55 +1,65 @@
 """The training loop, read top to bottom: every method, network and data set runs through it.
 
-`TrainingLoop.resume` loads the last checkpoint, `train` does the steps that are left, and `_report` writes
-metrics, validates and saves a checkpoint where they are due.
+A cohort is one or more runs that share batches and the teacher's forward pass; one run is the ordinary case.
+`Cohort` walks the batches and gives each member its turn. What a member does is in `member`.
 """
 
 from __future__ import annotations
 
-import json
+import gc
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.errors import first_line
 from cirkd_ray.train.agreement import StopAgreement
 from cirkd_ray.train.batches import training_batches
-from cirkd_ray.train.best import BestStudent
-from cirkd_ray.train.build import Run, build_run, seed_of
-from cirkd_ray.train.checkpoint import (
-    newest_checkpoint,
-    read_checkpoint,
-    remove_partial_checkpoints,
-)
-from cirkd_ray.train.distributed import (
-    World,
-    average_batchnorm_statistics,
-    barrier,
-    broadcast_text,
-    mean_over_ranks,
-)
-from cirkd_ray.train.finite import check_finite
+from cirkd_ray.train.build import build_cohort, seed_of
+from cirkd_ray.train.cohort import check_cohort
+from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.progress import ReportWindow, RunProgress
-from cirkd_ray.train.rehearsal import enough_values
+from cirkd_ray.train.isolate import isolated
+from cirkd_ray.train.member import Member
+from cirkd_ray.train.progress import mark
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.snapshot import HostCopy, Snapshot
-from cirkd_ray.train.state import load_state, refuse_damaged, state_of
+from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.stop import Interrupted, Stopped, asked
 from cirkd_ray.train.underway import Underway
-from cirkd_ray.train.validation import (
-    Scores,
-    score_teacher,
-    tell_better_student,
-    validation_loader,
-)
+from cirkd_ray.train.validation import validation_split
+
+Ended = dict[str, Any] | Exception
+"""How a member ended: its result, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A run that takes part in a cohort.
+
+    Attributes:
+        spec: a resolved recipe whose teacher, if any, has weights.
+        directory: the run's, seen by all ranks.
+        reporter: takes figures and checkpoints.
+        listeners: follow the run on the main rank.
+        resume_from: a checkpoint to start from where the directory has none, such as another run's.
+        asked_to_stop: whether this member is to leave, asked before each of its steps; one rank is enough.
+    """
+
+    spec: RunSpec
+    directory: RunDirectory
+    reporter: Reporter
+    listeners: Sequence[Listener] = ()
+    resume_from: Path | None = None
+    asked_to_stop: Callable[[], bool] | None = None
 
 
 def train(
@@ -65,12 +75,8 @@ def train(
     """Train, validate, checkpoint; resume from the directory's newest whole checkpoint if there is one.
 
     Args:
-        spec: a resolved recipe whose teacher, if any, has weights.
+        spec, directory, reporter, listeners, resume_from: as of `Entry`.
         world: this process among its peers.
-        directory: the run's directory, seen by all ranks.
-        reporter: takes figures and checkpoints.
-        listeners: follow the run on the main rank.
-        resume_from: a checkpoint to start from where the directory has none, such as another run's.
         asked_to_stop: asked before every step; one rank is enough.
         heartbeat: notes how far this rank is, for a thread that watches it.
 
@@ -82,220 +88,192 @@ def train(
         UserError: bad data, a disk that stays full and the like, with what to do.
         Stopped: asked to; a checkpoint of the last step is written, unless it is `Interrupted`.
     """
-    timeout = spec.cluster.storage_timeout
-    told = Underway(directory, listeners, world, heartbeat or Heartbeat(), timeout, asked_to_stop)
-    loop = TrainingLoop(build_run(spec, world), told, reporter)
-    loop.resume(resume_from)
-    loop.score_teacher()
+    entry = Entry(spec, directory, reporter, listeners, resume_from)
+    (ended,) = train_cohort([entry], world, asked_to_stop, heartbeat)
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
+
+
+def train_cohort(
+    entries: Sequence[Entry],
+    world: World,
+    asked_to_stop: Callable[[], bool] = asked,
+    heartbeat: Heartbeat | None = None,
+) -> list[Ended]:
+    """Train runs that share batches and a teacher, each as it would train alone.
+
+    A run's figures do not depend on its companions, nor on when they end. Runs at different steps join when
+    the one that is behind has caught up.
+
+    Args:
+        entries: the runs, each with a folder of its own.
+        world, asked_to_stop, heartbeat: as of `train`; the stop is one of all runs.
+
+    Returns:
+        How each ended: a result, the error that ended it alone, or `Stopped` where it was asked to leave.
+
+    Raises:
+        ConfigError: runs that cannot share.
+        UserError: an error that is not one member's own, such as unreadable images.
+        Stopped: asked to; all that were under way have written a checkpoint of the last step.
+    """
+    check_cohort({entry.directory.path.name: entry.spec for entry in entries})
+    cohort = Cohort(entries, world, heartbeat or Heartbeat(), asked_to_stop)
     try:
-        return loop.train(StopAgreement(asked_to_stop, world))
+        return cohort.train(StopAgreement(asked_to_stop, world))
     except BaseException:
-        with suppress(Exception):  # the first error is the one to tell
-            reporter.settle()
+        cohort.settle()  # the first error is the one to tell
         raise
 
 
-class TrainingLoop:
-    """One rank's way through a run."""
+class Cohort:
+    """One rank's way through the batches of its members.
 
-    def __init__(self, run: Run, told: Underway, reporter: Reporter) -> None:
-        self.run, self.spec, self.world = run, run.spec, run.world
-        self.told, self.directory, self.reporter = told, told.directory, reporter
-        self.progress = RunProgress()
-        self.copy_to_host = HostCopy()
-        self.started_from: Path | None = None
-        self.best = BestStudent(run, told, validation_loader(run, told.patience))
-        self.teacher: Scores | None = None
+    Attributes:
+        members: those that are under way, by their place among the entries.
+        ended: how the others ended.
+    """
 
-    def resume(self, started_from: Path | None = None) -> None:
-        """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0."""
-        self.started_from = started_from
-        path = self._newest_checkpoint(self.told.message)
-        if path:
-            self.progress = RunProgress(**load_state(self.run, read_checkpoint(Path(path))))
-            self._take_validation(Path(path))
-        else:
-            refuse_damaged(self.directory.checkpoints, self.world)
-        if self.world.is_main:
-            remove_partial_checkpoints(self.directory.checkpoints)
-            step, validated = self.progress.step, not self.progress.due
-            self.told.patience.write(lambda: self.directory.rewind(step, validated))
-        self.told.start(self.spec.to_dict(), self.progress.step)
-        for note in self.run.notes:
-            self.told.message(note)
-        if path:
-            self.told.message(f"continuing at step {self.progress.step} from {path}")
-        before, self.progress.workers = self.progress.workers, self.world.size
-        if before not in (0, self.world.size):
-            self.told.message(
-                f"WARNING: workers: {before} before, {self.world.size} now: figures will differ a little "
-                "from those of an undisturbed run"
-            )
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        world: World,
+        heartbeat: Heartbeat,
+        asked_to_stop: Callable[[], bool] = asked,
+    ) -> None:
+        self.world, self.heartbeat = world, heartbeat
+        self.members: dict[int, Member] = {}
+        self.ended: dict[int, Ended] = {}
+        self.stops = {
+            place: StopAgreement(entry.asked_to_stop, world)
+            for place, entry in enumerate(entries)
+            if entry.asked_to_stop is not None
+        }
+        split = None
+        for place, run in enumerate(build_cohort([entry.spec for entry in entries], world)):
+            entry = entries[place]
+            timeout = entry.spec.cluster.storage_timeout
+            told = Underway(entry.directory, entry.listeners, world, heartbeat, timeout, asked_to_stop)
+            if isinstance(run, Exception):
+                told.message(f"failed before its first step: {first_line(run)}")
+                self.ended[place] = run
+                continue
+            split = split or validation_split(run, told.patience)
+            self.members[place] = Member(run, told, entry.reporter, split)
+        for place, member in [*self.members.items()]:
+            self._attempt(place, partial(member.resume, entries[place].resume_from))
 
-    def score_teacher(self) -> None:
-        """Score the teacher on the validation split, if that is not known yet."""
-        best = self.best
-        self.teacher = score_teacher(self.run, self.told, best.batches, best.measured_on, self.progress.step)
-
-    def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
-        """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
-        path = ""
-        if self.world.is_main:
-            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
-        return broadcast_text(path, self.world)
-
-    def _take_validation(self, checkpoint: Path) -> None:
-        """The scores of the validation after that checkpoint, where the run that it is of finished it."""
-        found = ""
-        if self.world.is_main and self.progress.due:
-            done = RunDirectory(checkpoint.parent.parent).read_validation(self.progress.step)
-            found = json.dumps(done) if done else ""
-        if found := broadcast_text(found, self.world):
-            self.progress = replace(self.progress, **json.loads(found), due={})
-
-    def train(self, stops: Callable[[int], bool]) -> dict[str, Any]:
-        """A validation that is due, all steps that are left, then the result.
+    def train(self, stops: Callable[[int], bool]) -> list[Ended]:
+        """Validations that are due, then all steps that are left of each member.
 
         Raises:
             Stopped: where `stops` says so before a step.
         """
-        train = self.spec.train
-        if self.progress.due:
-            self.told.message(f"the validation of step {self.progress.step} is due")
-            self._tell(self.progress.step, self.progress.due, validates=True)
-        batches = training_batches(self.run, self.progress.step, self.told.patience)
-        window, waiting_since = ReportWindow.unpacked(self.progress.window, self.world), time.perf_counter()
-        self.progress.window = {}
-        saved = self.progress.step
-        self.run.step.distiller.train()
-        for step in range(self.progress.step, train.steps):
+        for place, member in [*self.members.items()]:
+            self._attempt(place, member.catch_up)
+        self._finish()
+        while self.members:
+            self._walk(stops)
+        return [self.ended[place] for place in sorted(self.ended)]
+
+    def settle(self) -> None:
+        """Wait until no checkpoint is being written any more; how that ends is not told."""
+        for member in self.members.values():
+            with suppress(Exception):
+                member.reporter.settle()
+
+    def _walk(self, stops: Callable[[int], bool]) -> None:
+        """The steps from where the last member is, as long as one has a turn."""
+        leader = next(iter(self.members.values()))
+        first, patience = leader.run, leader.told.patience
+        shared, train, seed = first.shared, first.spec.train, first.spec.seed
+        start = min(member.done for member in self.members.values())
+        end = max(member.spec.train.steps for member in self.members.values())
+        batches = training_batches(first, start, end, patience)
+        del leader, first  # its memory is free when it has ended
+        waiting_since = time.perf_counter()
+        for step in range(start, end):
             if stops(step):
-                self._stop(step, window, saved == step)
-            self.told.heartbeat.note("data", step + 1)
+                return self._stop_all(step)
+            for place in [p for p in self.members if p in self.stops and self.stops[p](step)]:
+                self._end(place, self._attempt(place, self.members[place].stop))
+            turn = {place: member for place, member in self.members.items() if member.done == step}
+            if not turn:
+                return None
+            for member in turn.values():
+                member.open()
+            self.heartbeat.note("data", step + 1)
             try:
-                micro_batches = list(islice(batches, train.accumulate))
+                micro_batches = [shared(batch, len(turn)) for batch in islice(batches, train.accumulate)]
             except Interrupted:
                 if self.world.size > 1:
                     raise
-                self._stop(step, window, saved == step)
+                return self._stop_all(step)
             waited = time.perf_counter() - waiting_since
-            self.told.heartbeat.note("step", step + 1)
-            torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
-            with enough_values(self.spec, len(micro_batches[0].indices)):
-                window.add(self.run.step(step, micro_batches), waited)
-            done = step + 1
-            validates = done % train.validate_every == 0 or done == train.steps
-            saves = done % train.checkpoint_every == 0 or done == train.steps
-            if validates or saves or done % train.log_every == 0:
-                self._report(done, window, validates, saves)
-                window = ReportWindow()
-                saved = done if saves else saved
+            self.heartbeat.note("step", step + 1)
+            if len(turn) > 1 and any(member.run.teacher for member in turn.values()):
+                torch.manual_seed(seed_of(seed, 2, step, self.world.rank))
+                for micro_batch in micro_batches:
+                    micro_batch.taught()
+            self._take_turns(turn, micro_batches, waited)
             waiting_since = time.perf_counter()
-        self.best.replace_lost(self.progress)
-        return self._finish()
+        return None
 
-    def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
-        """One line of metrics, with a validation and a checkpoint where they are due."""
-        self.progress.step = done
-        metrics = self._window_metrics(done, window)
-        if saves:
-            self.run.step.watch_weights(done - 1)
-        self._check_finite()
-        self.progress.seconds += metrics["seconds"]
-        if validates or saves:
-            self.told.heartbeat.note("checkpoint", done)
-            average_batchnorm_statistics(self.run.step.distiller, self.world)
-            average_batchnorm_statistics(self.run.step.average, self.world)
-        # A line is on disk before the checkpoint that stands for it, or in it where a validation is due, so
-        # that no resumed run can miss one.
-        if not validates:
-            self._tell(done, metrics, validates)
-        if saves:
-            self.progress.due = metrics if validates else {}
-            self.reporter.report(metrics, self._save(), done == self.spec.train.steps)
-        if validates:
-            self._tell(done, metrics, validates)
+    def _take_turns(
+        self, turn: dict[int, Member], micro_batches: Sequence[MicroBatch], waited: float
+    ) -> None:
+        """A step of each of these members, one after the other; what one takes is not the others' time."""
+        for place, member in turn.items():
+            begun = mark(self.world.device) if len(turn) > 1 else 0.0
+            self._attempt(place, partial(member.step, micro_batches, waited))
+            if len(turn) > 1:
+                away = begun, mark(self.world.device)
+                for other in turn.values():
+                    if other is not member and other.window is not None:
+                        other.window.away.append(away)
+        self._finish()
 
-    def _tell(self, done: int, metrics: dict[str, Any], validates: bool) -> None:
-        """Validate if that is due, and write the line of metrics."""
-        result = self.best.validate(done, self.progress) if validates else None
-        if result is not None:
-            scores = {k: v for k, v in result.metrics().items() if not k.startswith("iou/")}
-            metrics = {**metrics, **scores}
-        self.told.line(done, metrics, result)
-        if result is not None:
-            self.told.validated(done, self.progress)
-            self.progress.due = {}
-            self.reporter.report(metrics, None, done == self.spec.train.steps)
+    def _finish(self) -> None:
+        """The results of members whose steps are all done."""
+        for place, member in [*self.members.items()]:
+            if member.complete:
+                self._end(place, self._attempt(place, member.finish))
 
-    def _stop(self, done: int, window: ReportWindow, saved: bool) -> NoReturn:
-        """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
-        self.progress.step, state = done, None
-        if not saved:
-            self.run.step.watch_weights(done - 1)
-            self._check_finite()
-            average_batchnorm_statistics(self.run.step.distiller, self.world)
-            average_batchnorm_statistics(self.run.step.average, self.world)
-            self.progress.window = window.packed(self.world)
-            state = self._save()
-        self.reporter.report({"step": done}, state, True)
-        self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
-        barrier(self.world)
-        raise Stopped(f"stopped at step {done}")
+    def _stop_all(self, step: int) -> None:
+        """Checkpoints of all members.
 
-    def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
-        """The window's figures. Here the host waits for the device."""
-        sums = {name: value / window.steps for name, value in window.terms.items()}
-        means = mean_over_ranks(sums, self.world)
-        seconds = time.perf_counter() - window.start
-        images = window.steps * self.spec.train.batch_size
-        metrics: dict[str, float] = {
-            "step": done,
-            **{name if name == "grad_norm" else f"loss/{name}": value for name, value in means.items()},
-            "lr": self.run.step.lr(done - 1),
-            "images_per_second": images / seconds,
-            "data_wait": window.wait / seconds,
-            "seconds": seconds,
-        }
-        if self.world.device.type == "cuda":
-            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
-        return metrics
+        Raises:
+            Stopped: unless none could stop, each for a reason of its own.
+        """
+        for place, member in [*self.members.items()]:
+            self._end(place, self._attempt(place, member.stop))
+        if any(isinstance(ended, Stopped) for ended in self.ended.values()):
+            raise Stopped(f"stopped at step {step}")
 
-    def _check_finite(self) -> None:
-        """Stop, on all ranks alike, if a term was not finite since the last look."""
-        check_finite(self.run.step.nonfinite, self.world, self._last_good)
+    def _attempt(self, place: int, act: Callable[[], Any]) -> Any:
+        """What a member's part of the work returns, or the error that ends it alone."""
+        found = isolated(act, self.world)
+        if isinstance(found, Exception):
+            self._end(place, found)
+        return found
 
-    def _last_good(self) -> str:
-        """The newest checkpoint when all are written."""
-        self.reporter.settle()
-        return self._newest_checkpoint(lambda text: None)
-
-    def _save(self) -> Snapshot | None:
-        """The complete state, on the main rank, when the checkpoint before is written."""
-        self.reporter.settle()
-        if not self.world.is_main:
-            return None
-        state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
-        return Snapshot(state, self.told.patience)
-
-    def _finish(self) -> dict[str, Any]:
-        """Write `result.json`."""
-        progress = self.progress
-        images = progress.step * self.spec.train.batch_size
-        result: dict[str, Any] = {
-            "recipe": self.spec.name,
-            "model": self.spec.model.name,
-            "steps": progress.step,
-            "parameters": sum(p.numel() for p in self.run.student.parameters()),
-            "seconds": progress.seconds,
-            "images_per_second": images / progress.seconds if progress.seconds else None,
-            "workers": self.world.size,
-            "last": progress.last,
-            "best": progress.best,
-        }
-        if self.teacher is not None:
-            result["teacher"] = self.teacher
-            tell_better_student(self.teacher, progress.best, self.told.message)
-        self.told.finish(result)
-        barrier(self.world)
-        return result
+    def _end(self, place: int, ended: Ended) -> None:
+        """A member is over; its memory is free for the others."""
+        member = self.members.pop(place, None)
+        if member is None:
+            return
+        self.ended[place] = ended
+        if isinstance(ended, Exception):
+            with suppress(Exception):  # the first error is the one to tell
+                member.reporter.settle()
+            if self.members and not isinstance(ended, Stopped):
+                # As far as that is possible: its disk may be the reason.
+                member.told.patience.say(
+                    f"failed at step {member.done + 1}: {first_line(ended)}; the others go on"
+                )
+                traceback.clear_frames(ended.__traceback__)
+        del member
+        gc.collect()
+        if self.world.device.type == "cuda" and self.members:
+            torch.cuda.empty_cache()

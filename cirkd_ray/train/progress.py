@@ -37,14 +37,45 @@ class RunProgress:
     workers: int = 0
 
 
+Mark = float | torch.cuda.Event
+"""A moment of the device."""
+
+
+def mark(device: torch.device) -> Mark:
+    """Now, on the device; the host does not wait for it."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _between(start: Mark, end: Mark) -> float:
+    """Seconds between two moments that the device has passed."""
+    if isinstance(start, float) or isinstance(end, float):
+        assert isinstance(start, float)
+        assert isinstance(end, float)
+        return end - start
+    return float(start.elapsed_time(end)) / 1e3
+
+
 @dataclass
 class ReportWindow:
-    """Sums over the steps since the last line of metrics; the terms stay on the device until then."""
+    """Sums over the steps since the last line of metrics; the terms stay on the device until then.
+
+    Attributes:
+        away: when companions in a cohort had the device: that is not this run's time.
+    """
 
     terms: dict[str, Tensor] = field(default_factory=dict)
     steps: int = 0
     wait: float = 0.0
     start: float = field(default_factory=time.perf_counter)
+    away: list[tuple[Mark, Mark]] = field(default_factory=list)
+
+    def seconds(self) -> float:
+        """Seconds of this run since the start; the host has waited for the device."""
+        return time.perf_counter() - self.start - sum(_between(*turn) for turn in self.away)
 
     def add(self, terms: dict[str, Tensor], wait: float) -> None:
         """Count one step."""
@@ -58,9 +89,8 @@ class ReportWindow:
 
     def packed(self, world: World) -> dict[str, Any]:
         """Plain values for a checkpoint between two lines; the terms of each rank apart."""
-        seconds = time.perf_counter() - self.start
         terms = {name: over_ranks(value, world) for name, value in self.terms.items()}
-        return {"terms": terms, "steps": self.steps, "wait": self.wait, "seconds": seconds}
+        return {"terms": terms, "steps": self.steps, "wait": self.wait, "seconds": self.seconds()}
 
     @classmethod
     def unpacked(cls, found: dict[str, Any], world: World) -> ReportWindow:

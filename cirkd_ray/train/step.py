@@ -14,16 +14,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from cirkd_ray.config import OptimSpec
-from cirkd_ray.data.loader import DeviceBatch
 from cirkd_ray.device import autocast
 from cirkd_ray.losses import DistillationLoss, LossInputs
-from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World, average_gradients, parallel
 from cirkd_ray.train.optim import learning_rate_factor, set_learning_rate
+from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.update import FiniteUpdate
-from cirkd_ray.types import Preprocess, SegmentationOutput
 
 WEIGHTS = "weights"
 """Stands among the terms for the weights that a step left."""
@@ -59,7 +57,6 @@ class TrainStep:
 
     Args:
         distiller: the student and the losses, on the device.
-        teacher: frozen network in eval mode, or None.
         optimizer: of the distiller.
         discriminator_optimizers: of the losses' discriminators, by the loss's name.
         spec: learning rate, schedule and clipping.
@@ -67,13 +64,11 @@ class TrainStep:
         precision: "fp32", "bf16" or "fp16".
         world: this process among its peers.
         average: exponential moving average of the student, or None.
-        channels_last: whether the networks take images in that memory format.
     """
 
     def __init__(
         self,
         distiller: Distiller,
-        teacher: SegmentationModel | None,
         optimizer: torch.optim.Optimizer,
         discriminator_optimizers: dict[str, torch.optim.Optimizer],
         spec: OptimSpec,
@@ -82,18 +77,12 @@ class TrainStep:
         world: World,
         *,
         average: StudentAverage | None = None,
-        channels_last: bool = False,
     ) -> None:
-        self.distiller, self.teacher, self.average = distiller, teacher, average
+        self.distiller, self.average = distiller, average
         self.trained = parallel(distiller, world)
-        self.prepare = Preprocess(distiller.student.preprocessing).to(world.device)
-        self.prepare_for_teacher = self.prepare
-        if teacher is not None and teacher.preprocessing != distiller.student.preprocessing:
-            self.prepare_for_teacher = Preprocess(teacher.preprocessing).to(world.device)
         self.optimizer, self.discriminator_optimizers = optimizer, discriminator_optimizers
         self.update = FiniteUpdate(precision, world.device)
         self.spec, self.steps, self.precision, self.world = spec, steps, precision, world
-        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self.nonfinite = NonFinite(world.device)
 
@@ -101,8 +90,11 @@ class TrainStep:
         """The learning rate of a step."""
         return self.spec.lr * learning_rate_factor(self.spec, step, self.steps)
 
-    def __call__(self, step: int, batches: Sequence[DeviceBatch]) -> dict[str, Tensor]:
-        """Do step `step`; returns the detached, unweighted terms and their weighted sum `total`."""
+    def __call__(self, step: int, batches: Sequence[MicroBatch]) -> dict[str, Tensor]:
+        """Do step `step`; returns the detached, unweighted terms and their weighted sum `total`.
+
+        The maps that the losses compare with are those of the micro-batches' teacher: it may be shared.
+        """
         set_learning_rate(self.optimizer, self.lr(step))
         self.optimizer.zero_grad(set_to_none=True)
         names: tuple[str, ...] = ()
@@ -133,36 +125,22 @@ class TrainStep:
         self.nonfinite.watch(step, (WEIGHTS,), largest.unsqueeze(0))
 
     def _accumulate(
-        self, step: int, micro: int, batch: DeviceBatch, share: float, last: bool
+        self, step: int, micro: int, batch: MicroBatch, share: float, last: bool
     ) -> dict[str, Tensor]:
         """Forward and backward of one micro-batch; ranks exchange gradients at the last one only."""
+        images = batch.images(self.distiller.student.preprocessing)
+        teacher = batch.taught() if self.distiller.losses else None
         exchange_later = isinstance(self.trained, DistributedDataParallel) and not last
         with self.trained.no_sync() if exchange_later else nullcontext():  # type: ignore[operator]
             with autocast(self.precision, self.world.device):
-                images = self.network_input(self.prepare, batch)
-                teacher = self.teach(batch, images)
                 total, terms = self.trained(images, batch.labels, teacher, step, micro)
             self.update.backward(total, share)
         seen, self.distiller.seen = self.distiller.seen, None
         if seen is not None:
             for _, loss in self.distiller.discriminators():
                 self._train_discriminator(loss, seen, share)
+        batch.leave()
         return {name: value.detach() for name, value in {**terms, "total": total}.items()}
-
-    def network_input(self, prepare: Preprocess, batch: DeviceBatch) -> Tensor:
-        """What a network takes, in its memory format."""
-        images: Tensor = prepare(batch.images, batch.padding)
-        return images.contiguous(memory_format=self.memory_format)
-
-    def teach(self, batch: DeviceBatch, images: Tensor) -> SegmentationOutput | None:
-        """The teacher's maps, which have no history; `images` are the student's."""
-        if self.teacher is None:
-            return None
-        with torch.no_grad():  # not inference mode: losses save these maps for their backward pass
-            if self.prepare_for_teacher is not self.prepare:
-                images = self.network_input(self.prepare_for_teacher, batch)
-            found: SegmentationOutput = self.teacher(images)
-        return found
 
     def _update(self) -> Tensor | None:
         """Clip and apply the gradients; the norm before clipping if there is a bound."""

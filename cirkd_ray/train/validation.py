@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,23 @@ NEAR = 0.05
 Scores = dict[str, Any]
 
 
-def validation_loader(run: Run, patience: Patient | None = None) -> Batches:
-    """This rank's validation images."""
+@dataclass(frozen=True)
+class ValidationSplit:
+    """The images that a run, or all runs of a cohort, are validated on.
+
+    Attributes:
+        batches: this rank's; all validations have the same loader processes.
+        digits: for what a validation depends on besides the network; on the main rank.
+    """
+
+    batches: Batches
+    digits: str
+
+
+def validation_split(run: Run, patience: Patient | None = None) -> ValidationSplit:
+    """That of a run, and of all that share its data and how it validates."""
     train = run.spec.train
-    return eval_loader(
+    batches = eval_loader(
         run.val_set,
         run.world.rank,
         run.world.size,
@@ -43,6 +57,7 @@ def validation_loader(run: Run, patience: Patient | None = None) -> Batches:
         indices=range(images(run)),
         patience=patience,
     )
+    return ValidationSplit(batches, measured_on(run) if run.world.is_main else "")
 
 
 def images(run: Run) -> int:
@@ -57,7 +72,7 @@ def validate(run: Run, network: nn.Module, batches: Batches, **options: Any) -> 
     Args:
         run: the run.
         network: its student or teacher.
-        batches: of `validation_loader`.
+        batches: of `validation_split`.
         options: what `evaluate` takes for pictures, and `on_images`.
     """
     with without_autotuning():
@@ -124,7 +139,7 @@ def shared_scores(folder: Path) -> None:
         write_text(folder / SCORES, "{}")
 
 
-def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step: int) -> Scores | None:
+def score_teacher(run: Run, told: Underway, split: ValidationSplit, step: int) -> Scores | None:
     """The teacher's scores on the run's validation split; every rank calls it.
 
     They are looked up in the card of its weights and in what was kept, by what they were measured on;
@@ -133,8 +148,7 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
     Args:
         run: the run.
         told: hears what is found, and knows the run's folder.
-        batches: the loader of its validation images.
-        digits: `measured_on`, on the main rank.
+        split: its validation images.
         step: steps that are done.
 
     Returns:
@@ -146,13 +160,13 @@ def score_teacher(run: Run, told: Underway, batches: Batches, digits: str, step:
     say = told.message
     if run.world.is_main:
         place = _ledger(told.directory.path)
-        key = f"{digits}-{_teacher_digits(run.spec.teacher)}"
-        known = _of_card(run.spec.teacher, digits) or (read_json(place) or {}).get(key)
+        key = f"{split.digits}-{_teacher_digits(run.spec.teacher)}"
+        known = _of_card(run.spec.teacher, split.digits) or (read_json(place) or {}).get(key)
     known = json.loads(broadcast_text(json.dumps(known), run.world))
     if known is None:
         say("teacher: scoring it on this run's validation split")
         seen = told.scoring("teacher", "scoring the teacher", step, images(run))
-        known = scores_of(validate(run, run.teacher, batches, on_images=seen))
+        known = scores_of(validate(run, run.teacher, split.batches, on_images=seen))
     if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
         known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:

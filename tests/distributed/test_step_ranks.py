@@ -50,7 +50,7 @@ def two_steps(tree: dict[str, Any]) -> dict[str, torch.Tensor]:
         if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout):
             module.eval()  # batch statistics and dropout masks are each rank's own on CPUs
     for step in range(2):
-        terms = run.step(step, [local])
+        terms = run.step(step, [run.shared(local)])
     distiller = run.step.distiller
     found = {f"grad.{n}": p.grad for n, p in distiller.named_parameters() if p.grad is not None}
     found |= {f"state.{n}": v for n, v in distiller.state_dict().items()}
@@ -99,18 +99,18 @@ def test_batchnorm_statistics_are_averaged(tmp_path: Path) -> None:
 
 def interrupted_run(spec: RunSpec, path: str, stop_at: int | None) -> None:
     """A run of two ranks; the second leaves at a step, as a killed process would."""
-    from cirkd_ray.train import loop
+    from cirkd_ray.train.member import Member
 
     directory = RunDirectory(path)
     if stop_at is not None and World.current().rank == 1:
-        real = loop.TrainingLoop._report
+        real = Member._report
 
         def leave(self: Any, done: int, *args: Any) -> None:
             if done == stop_at:
                 raise SystemExit(9)
             real(self, done, *args)
 
-        loop.TrainingLoop._report = leave  # type: ignore[method-assign]
+        Member._report = leave  # type: ignore[method-assign]
     run_local(spec, directory)
 
 
@@ -140,7 +140,7 @@ def some_steps(tree: dict[str, Any]) -> dict[str, torch.Tensor]:
     run.step.distiller.train()
     terms: dict[str, torch.Tensor] = {}
     for step in range(3):
-        terms = run.step(step, [local])
+        terms = run.step(step, [run.shared(local)])
     return terms
 
 

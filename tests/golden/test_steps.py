@@ -14,6 +14,7 @@ from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.optim import build_optimizer, parameter_groups
+from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import Preprocessing
 from cirkd_ray.weights.loading import load_weights, to_reference
@@ -37,8 +38,8 @@ def network(prefix: str) -> SegmentationModel:
     return model
 
 
-def make_step(mode: str) -> TrainStep:
-    """The step of the golden run."""
+def make_step(mode: str) -> tuple[TrainStep, SharedForward]:
+    """The step of the golden run, and its teacher's part of it."""
     student, teacher = network("student"), network("teacher").eval().requires_grad_(False)
     context = {"student_channels": 128, "teacher_channels": 128, "num_classes": CLASSES}
     memory = build_loss(
@@ -75,24 +76,15 @@ def make_step(mode: str) -> TrainStep:
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, optim), optim)
     cpu = World()
     student.preprocessing = teacher.preprocessing = UNCHANGED
-    return TrainStep(
-        distiller,
-        teacher,
-        optimizer,
-        {},
-        optim,
-        STEPS,
-        "fp32",
-        cpu,
-    )
+    shared = SharedForward(teacher, "fp32", cpu.device)
+    return TrainStep(distiller, optimizer, {}, optim, STEPS, "fp32", cpu), shared
 
 
-def in_float64(step: TrainStep) -> None:
+def in_float64(step: TrainStep, teacher: SegmentationModel) -> None:
     """Networks and losses in float64; images come to the networks in float32."""
-    assert step.teacher is not None
-    for module in (step.distiller, step.teacher):
+    for module in (step.distiller, teacher):
         module.double()
-    for network in (step.distiller.student, step.teacher):
+    for network in (step.distiller.student, teacher):
         network.register_forward_pre_hook(lambda module, args: (args[0].double(), *args[1:]))
 
 
@@ -101,14 +93,15 @@ def test_six_steps_follow_the_reference(mode: str) -> None:
     data = np.load(golden("steps.npz"))
     images, labels = torch.from_numpy(data["images"]), torch.from_numpy(data["labels"]).long()
     expected = data[f"{mode}/trajectory"]
-    step = make_step(mode)
-    in_float64(step)
+    step, shared = make_step(mode)
+    assert shared.teacher is not None
+    in_float64(step, shared.teacher)
     step.distiller.train()
     found = []
     for number in range(len(images)):
         lr = step.lr(number)
         batch = DeviceBatch(images[number], labels[number], None, torch.arange(2))
-        terms = {name: value.item() for name, value in step(number, [batch]).items()}
+        terms = {name: value.item() for name, value in step(number, [shared(batch)]).items()}
         task = terms["task"] + 0.4 * terms["task_aux"]
         memory = [terms["memory.memory_pixel"], terms["memory.memory_region"]]
         found.append([lr, task, terms["kd"], terms["minibatch"], *memory, terms["total"]])

@@ -13,7 +13,7 @@ from cirkd_ray.losses import DistillationLoss, build_loss
 from cirkd_ray.models import build_model
 from cirkd_ray.models.external import ExternalModel
 from cirkd_ray.models.segmentation import EncoderDecoder, SegmentationModel
-from cirkd_ray.train.frozen import freeze
+from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.types import SegmentationOutput
 
 
@@ -64,7 +64,7 @@ def test_the_maps_stay(name: str, dtype: torch.dtype, bound: float) -> None:
     model.taps = frozenset({"stage2"})
     images = torch.randn(2, 3, 64, 96, dtype=dtype)
     before, count = maps(model, images), norms(model)
-    assert freeze(model, loss("dsd"), "fp32") == count > 0
+    assert freeze(model, loss("dsd")) == count > 0
     assert norms(model) == 0
     after = maps(model, images)
     assert before.keys() == after.keys()
@@ -76,7 +76,7 @@ def test_only_an_auxiliary_head_that_nobody_reads_is_dropped() -> None:
     for kind, kept in (("kd", False), ("dsd", True)):
         model = build_model("deeplabv3_resnet18", num_classes=5)
         assert isinstance(model, EncoderDecoder)
-        freeze(model, loss(kind), "fp32")
+        freeze(model, loss(kind))
         assert (model.auxiliary is not None) is kept
     tapped = [
         build_loss(
@@ -90,8 +90,9 @@ def test_weights_have_the_compute_type_and_give_what_autocast_gives() -> None:
     torch.manual_seed(0)
     model = trained(build_model("segformer_b0", num_classes=5))
     cast = copy.deepcopy(model)
-    freeze(model, loss("kd"), "fp32")
-    freeze(cast, loss("kd"), "bf16")
+    freeze(model, loss("kd"))
+    freeze(cast, loss("kd"))
+    cast_weights(cast, "bf16")
     assert {m.weight.dtype for m in cast.modules() if isinstance(m, nn.Conv2d | nn.Linear)} == {
         torch.bfloat16
     }
@@ -124,7 +125,7 @@ def test_a_network_that_folding_would_change_stays_as_it_was() -> None:
     model = trained(ExternalModel(Untidy(), outputs={"feature": "feature"}))
     images = torch.randn(1, 3, 64, 96)
     before, state = maps(model, images)["feature"], list(model.state_dict())
-    assert freeze(model, [], "fp32") == 0
+    assert freeze(model, []) == 0
     assert list(model.state_dict()) == state
     assert torch.equal(maps(model, images)["feature"], before)
 
@@ -138,6 +139,6 @@ def test_a_hooked_norm_and_a_convolution_that_runs_twice_are_left_alone() -> Non
     model = trained(ExternalModel(Tidy(), outputs={"feature": "feature", "logits": "@plain_norm"}))
     images = torch.randn(1, 3, 64, 96)
     before = maps(model, images)
-    assert freeze(model, [], "fp32") == 1  # of `split`
+    assert freeze(model, []) == 1  # of `split`
     for key, value in maps(model, images).items():
         torch.testing.assert_close(value, before[key], rtol=1e-5, atol=1e-5)

@@ -91,3 +91,26 @@ def test_a_step_on_cuda_waits_for_nothing(tmp_path: Path) -> None:
     for more in ([], ["--set", "train.precision=fp16"], ["--set", "train.ema=0.9"]):
         assert main([*words, *more]) == 0
         assert json.loads(file.read_text())["quickstart"]["host_waits"] == {}
+
+
+def test_a_cohort_is_measured_together_and_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "cohort.json"
+    words = [
+        "--members",
+        "3",
+        "--batch",
+        "2",
+        "--set",
+        "data.crop=[32,64]",
+        "--repeat",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert main(["bench", "cohort", *words, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert found["members"] == 3
+    assert found["ratio"] == found["seconds"]["together"] / found["seconds"]["apart"]
+    peaks = found["peak_bytes"]
+    assert 0 < peaks["one"] < peaks["together"] <= 1.02 * peaks["teacher_and_students"] < 3 * peaks["one"]
+    assert f"together / apart: {found['ratio']:.2f}" in capsys.readouterr().out

@@ -167,7 +167,7 @@ def test_other_workers_than_before_are_told(tmp_path: Path, monkeypatch: pytest.
         assert found["workers"] == 1
         return {**found, "workers": 2}
 
-    monkeypatch.setattr("cirkd_ray.train.loop.load_state", of_two_workers)
+    monkeypatch.setattr("cirkd_ray.train.member.load_state", of_two_workers)
     told = continued(tmp_path / "other")
     assert len(told) == 1
     assert "2 before, 1 now: figures will differ" in told[0]

@@ -71,13 +71,13 @@ def test_the_step_remembers_the_term_and_keeps_the_weights(teacher: Path) -> Non
     images = torch.zeros(2, 3, 32, 64, dtype=torch.uint8)
     batch = DeviceBatch(images, torch.zeros(2, 32, 64, dtype=torch.int64), None, torch.arange(2))
     run.step.distiller.train()
-    run.step(0, [batch])
+    run.step(0, [run.shared(batch)])
     assert all(int(step) == NEVER for step in run.step.nonfinite.first.values())
     before = [p.detach().clone() for p in run.student.parameters()]
     handle = run.student.register_forward_hook(
         lambda _, inputs, out: out._replace(logits=out.logits * float("nan"))
     )
-    run.step(1, [batch])
+    run.step(1, [run.shared(batch)])
     handle.remove()
     assert int(run.step.nonfinite.first["task"]) == int(run.step.nonfinite.first["total"]) == 1
     assert all(torch.equal(a, b) for a, b in zip(before, run.student.parameters(), strict=True))

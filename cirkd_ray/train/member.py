@@ -1,0 +1,251 @@
+"""One run of a cohort: what it resumes from, its steps, and what it reports, validates and saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cirkd_ray.train.best import BestStudent
+from cirkd_ray.train.build import Run, seed_of
+from cirkd_ray.train.checkpoint import (
+    newest_checkpoint,
+    read_checkpoint,
+    remove_partial_checkpoints,
+)
+from cirkd_ray.train.distributed import (
+    average_batchnorm_statistics,
+    barrier,
+    broadcast_text,
+    mean_over_ranks,
+)
+from cirkd_ray.train.finite import check_finite
+from cirkd_ray.train.progress import ReportWindow, RunProgress
+from cirkd_ray.train.rehearsal import enough_values
+from cirkd_ray.train.reporter import Reporter
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.shared import MicroBatch
+from cirkd_ray.train.snapshot import HostCopy, Snapshot
+from cirkd_ray.train.state import load_state, refuse_damaged, state_of
+from cirkd_ray.train.stop import Stopped
+from cirkd_ray.train.underway import Underway
+from cirkd_ray.train.validation import Scores, ValidationSplit, score_teacher, tell_better_student
+
+
+class Member:
+    """One rank's way through a run, step by step: `Cohort` has the batches.
+
+    Args:
+        run: what is trained.
+        told: says what goes on, and knows the run's folder.
+        reporter: takes figures and checkpoints.
+        split: the validation images.
+
+    Attributes:
+        done: steps that are done.
+        window: sums since the last line of metrics; None before the first step.
+    """
+
+    def __init__(self, run: Run, told: Underway, reporter: Reporter, split: ValidationSplit) -> None:
+        self.run, self.spec, self.world = run, run.spec, run.world
+        self.told, self.directory, self.reporter = told, told.directory, reporter
+        self.progress = RunProgress()
+        self.done, self.saved = 0, 0
+        self.window: ReportWindow | None = None
+        self.copy_to_host = HostCopy()
+        self.started_from: Path | None = None
+        self.best = BestStudent(run, told, split)
+        self.teacher: Scores | None = None
+
+    @property
+    def complete(self) -> bool:
+        """Whether all steps are done."""
+        return self.done >= self.spec.train.steps
+
+    def resume(self, started_from: Path | None = None) -> None:
+        """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0."""
+        self.started_from = started_from
+        path = self._newest_checkpoint(self.told.message)
+        if path:
+            self.progress = RunProgress(**load_state(self.run, read_checkpoint(Path(path))))
+            self._take_validation(Path(path))
+        else:
+            refuse_damaged(self.directory.checkpoints, self.world)
+        if self.world.is_main:
+            remove_partial_checkpoints(self.directory.checkpoints)
+            step, validated = self.progress.step, not self.progress.due
+            self.told.patience.write(lambda: self.directory.rewind(step, validated))
+        self.told.start(self.spec.to_dict(), self.progress.step)
+        for note in self.run.notes:
+            self.told.message(note)
+        if path:
+            self.told.message(f"continuing at step {self.progress.step} from {path}")
+        self.done = self.saved = self.progress.step
+        before, self.progress.workers = self.progress.workers, self.world.size
+        if before not in (0, self.world.size):
+            self.told.message(
+                f"WARNING: workers: {before} before, {self.world.size} now: figures will differ a little "
+                "from those of an undisturbed run"
+            )
+
+    def catch_up(self) -> None:
+        """Score the teacher if that is not known yet, and do a validation that is due."""
+        self.teacher = score_teacher(self.run, self.told, self.best.split, self.progress.step)
+        if self.progress.due:
+            self.told.message(f"the validation of step {self.progress.step} is due")
+            self._tell(self.progress.step, self.progress.due, validates=True)
+
+    def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
+        """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
+        path = ""
+        if self.world.is_main:
+            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
+        return broadcast_text(path, self.world)
+
+    def _take_validation(self, checkpoint: Path) -> None:
+        """The scores of the validation after that checkpoint, where the run that it is of finished it."""
+        found = ""
+        if self.world.is_main and self.progress.due:
+            done = RunDirectory(checkpoint.parent.parent).read_validation(self.progress.step)
+            found = json.dumps(done) if done else ""
+        if found := broadcast_text(found, self.world):
+            self.progress = replace(self.progress, **json.loads(found), due={})
+
+    def open(self) -> ReportWindow:
+        """Begin to count for the next line of metrics, unless that goes on already."""
+        if self.window is None:
+            self.window = ReportWindow.unpacked(self.progress.window, self.world)
+            self.progress.window = {}
+            self.run.step.distiller.train()
+        return self.window
+
+    def step(self, micro_batches: Sequence[MicroBatch], waited: float) -> None:
+        """Do the next step; report, validate and save where that is due after it.
+
+        Args:
+            micro_batches: of this rank.
+            waited: seconds that they were waited for.
+        """
+        train, step, window = self.spec.train, self.done, self.open()
+        torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
+        with enough_values(self.spec, len(micro_batches[0].labels)):
+            window.add(self.run.step(step, micro_batches), waited)
+        self.done = done = step + 1
+        validates = done % train.validate_every == 0 or done == train.steps
+        saves = done % train.checkpoint_every == 0 or done == train.steps
+        if validates or saves or done % train.log_every == 0:
+            self._report(done, window, validates, saves)
+            self.window = ReportWindow()
+            self.saved = done if saves else self.saved
+
+    def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
+        """One line of metrics, with a validation and a checkpoint where they are due."""
+        self.progress.step = done
+        metrics = self._window_metrics(done, window)
+        if saves:
+            self.run.step.watch_weights(done - 1)
+        self._check_finite()
+        self.progress.seconds += metrics["seconds"]
+        if validates or saves:
+            self.told.heartbeat.note("checkpoint", done)
+            average_batchnorm_statistics(self.run.step.distiller, self.world)
+            average_batchnorm_statistics(self.run.step.average, self.world)
+        # A line is on disk before the checkpoint that stands for it, or in it where a validation is due, so
+        # that no resumed run can miss one.
+        if not validates:
+            self._tell(done, metrics, validates)
+        if saves:
+            self.progress.due = metrics if validates else {}
+            self.reporter.report(metrics, self._save(), done == self.spec.train.steps)
+        if validates:
+            self._tell(done, metrics, validates)
+
+    def _tell(self, done: int, metrics: dict[str, Any], validates: bool) -> None:
+        """Validate if that is due, and write the line of metrics."""
+        result = self.best.validate(done, self.progress) if validates else None
+        if result is not None:
+            scores = {k: v for k, v in result.metrics().items() if not k.startswith("iou/")}
+            metrics = {**metrics, **scores}
+        self.told.line(done, metrics, result)
+        if result is not None:
+            self.told.validated(done, self.progress)
+            self.progress.due = {}
+            self.reporter.report(metrics, None, done == self.spec.train.steps)
+
+    def stop(self) -> Stopped:
+        """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
+        done, state = self.done, None
+        self.progress.step = done
+        if self.saved != done:
+            self.run.step.watch_weights(done - 1)
+            self._check_finite()
+            average_batchnorm_statistics(self.run.step.distiller, self.world)
+            average_batchnorm_statistics(self.run.step.average, self.world)
+            self.progress.window = self.open().packed(self.world)
+            state = self._save()
+        self.reporter.report({"step": done}, state, True)
+        self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
+        barrier(self.world)
+        return Stopped(f"stopped at step {done}")
+
+    def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
+        """The window's figures. Here the host waits for the device."""
+        sums = {name: value / window.steps for name, value in window.terms.items()}
+        means = mean_over_ranks(sums, self.world)
+        seconds = window.seconds()
+        images = window.steps * self.spec.train.batch_size
+        metrics: dict[str, float] = {
+            "step": done,
+            **{name if name == "grad_norm" else f"loss/{name}": value for name, value in means.items()},
+            "lr": self.run.step.lr(done - 1),
+            "images_per_second": images / seconds,
+            "data_wait": window.wait / seconds,
+            "seconds": seconds,
+        }
+        if self.world.device.type == "cuda":
+            metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.world.device) / 2**30
+        return metrics
+
+    def _check_finite(self) -> None:
+        """Stop, on all ranks alike, if a term was not finite since the last look."""
+        check_finite(self.run.step.nonfinite, self.world, self._last_good)
+
+    def _last_good(self) -> str:
+        """The newest checkpoint when all are written."""
+        self.reporter.settle()
+        return self._newest_checkpoint(lambda text: None)
+
+    def _save(self) -> Snapshot | None:
+        """The complete state, on the main rank, when the checkpoint before is written."""
+        self.reporter.settle()
+        if not self.world.is_main:
+            return None
+        state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
+        return Snapshot(state, self.told.patience)
+
+    def finish(self) -> dict[str, Any]:
+        """Write `result.json`."""
+        progress = self.progress
+        self.best.replace_lost(progress)
+        images = progress.step * self.spec.train.batch_size
+        result: dict[str, Any] = {
+            "recipe": self.spec.name,
+            "model": self.spec.model.name,
+            "steps": progress.step,
+            "parameters": sum(p.numel() for p in self.run.student.parameters()),
+            "seconds": progress.seconds,
+            "images_per_second": images / progress.seconds if progress.seconds else None,
+            "workers": self.world.size,
+            "last": progress.last,
+            "best": progress.best,
+        }
+        if self.teacher is not None:
+            result["teacher"] = self.teacher
+            tell_better_student(self.teacher, progress.best, self.told.message)
+        self.told.finish(result)
+        barrier(self.world)
+        return result
