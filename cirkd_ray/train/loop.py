@@ -248,8 +248,10 @@ class Cohort:
         """
         for place, member in [*self.members.items()]:
             self._end(place, self._attempt(place, member.stop))
-        if any(isinstance(ended, Stopped) for ended in self.ended.values()):
-            raise Stopped(f"stopped at step {step}")
+        stopped = [ended for ended in self.ended.values() if isinstance(ended, Stopped)]
+        if stopped:
+            without_checkpoint = [ended for ended in stopped if isinstance(ended, Interrupted)]
+            raise without_checkpoint[0] if without_checkpoint else Stopped(f"stopped at step {step}")
 
     def _attempt(self, place: int, act: Callable[[], Any]) -> Any:
         """What a member's part of the work returns, or the error that ends it alone."""
