@@ -213,7 +213,11 @@ class TrainSpec(_Spec):
     relations_path: Cohort[Computes[Literal["auto", "fused", "tiles"]]] = Field(
         "auto", description="their kernels on CUDA; auto: both are compared once, the better one is taken"
     )
-    channels_last: Cohort[Computes[bool]] = Field(True, description="on CUDA")
+    channels_last: Cohort[Computes[bool | Literal["always"]]] = Field(
+        True,
+        description="memory format of the networks; true: on CPUs of the teacher alone; always: of the "
+        "student too, which makes some of them faster (`cirkd bench step` compares)",
+    )
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
     ema: Computes[float | None] = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are validated"
