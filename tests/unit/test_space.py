@@ -287,3 +287,13 @@ def test_a_value_that_is_not_in_effect_is_found() -> None:
     assert differences(spec, {"optim.rl": 0.1}) == ["optim.rl=nothing, not 0.1"]
     losses = {"kd": {"kind": "kd", "temperature": 2.0}}
     assert differences(spec, {"distill.losses": losses}) == ["distill.losses.kd.temperature=1.0, not 2.0"]
+
+
+@pytest.mark.parametrize("root", ["data.root: mydata", "data: {root: mydata}"])
+def test_the_data_root_of_a_space_is_relative_to_its_file(root: str, tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text(
+        "recipe: quickstart/baseline\nparameters:\n  optim.lr: {loguniform: [0.001, 0.1]}\n"
+        f"budget: {{trials: 2, steps: 4}}\nset: {{{root}}}\n"
+    )
+    assert load_space(str(path)).spec.set["data.root"] == str(tmp_path / "mydata")
