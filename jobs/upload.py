@@ -84,7 +84,15 @@ def shown(files: dict[str, int], count: int = 4) -> str:
 
 def main(root: Path, environment: Path) -> int:
     """Say what is left out and what is large; 2 where it cannot go up."""
-    tree = yaml.safe_load(environment.read_text()) or {}
+    try:
+        tree = yaml.safe_load(environment.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        reason = " ".join(str(error).split())
+        sys.stderr.write(f"upload: CIRKD_ENV: the runtime environment is not YAML: {reason}\n")
+        return 2
+    if not isinstance(tree, dict) or not isinstance(tree.get("excludes") or [], list):
+        sys.stderr.write("upload: CIRKD_ENV: give a mapping of settings, with a list as `excludes`\n")
+        return 2
     excludes = [*(tree.get("excludes") or []), *APART]
     apart = [name.strip("/") for name in APART if (root / name.strip("/")).exists()]
     how = f"to leave a file out, add a line with its path to {root / '.rayignore'}"

@@ -285,9 +285,20 @@ def test_many_small_files_are_measured_by_their_folder(checkout: Path, tmp_path:
     assert "frames/ 150.0 MiB" in done.stderr
 
 
-def test_a_script_does_not_submit_what_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", ["a: [", "- a", "excludes: data"])
+def test_a_bad_environment_file_is_one_line(text: str, checkout: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "bad.yaml"
+    environment.write_text(text)
+    done = measured(checkout, environment)
+    assert done.returncode == 2
+    assert done.stderr.startswith("upload: CIRKD_ENV: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("code", [1, 2])
+def test_a_script_does_not_submit_what_is_refused(code: int, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$1" in */upload.py) exit 2;; esac\ntouch {tmp_path}/submitted\n')
+    python.write_text(f'#!/bin/sh\ncase "$1" in */upload.py) exit {code};; esac\ntouch {tmp_path}/submitted\n')
     python.chmod(0o755)
     environment = {**os.environ, "CIRKD_PYTHON": str(python), "RAY_ADDRESS": "http://h:1", "CIRKD_OUT": "/s"}
     done = subprocess.run(["bash", str(JOBS / "train.sh"), "a", "b"], env=environment, check=False)
