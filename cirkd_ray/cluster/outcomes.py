@@ -13,6 +13,7 @@ from ray.tune import Callback
 
 from cirkd_ray.cluster.stopping import has_stopped
 from cirkd_ray.config.composition import read_yaml
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.sweep.folder import SPACE, write_expired
 from cirkd_ray.train.outcome import OUTCOME, read_failure, write_outcome
 from cirkd_ray.train.stop import asked
@@ -80,6 +81,8 @@ class TrialLog(Callback):  # type: ignore[misc]
         ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
         value = last.get(self.metric)
         figure = f" at step {last.get('step')}, {self.metric} {value:.4f}" if value is not None else ""
+        if figure and self.metric == "miou" and over_classes(last):
+            figure += f" over {over_classes(last)}"
         text = f"trial {trial_id}: {status}{figure}{': ' + reason if reason else ''}"
         console = Console(soft_wrap=True)
         console.print(f"{text} ({ended} of {self.total})", highlight=False, markup=False)
