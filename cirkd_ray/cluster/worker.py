@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -28,7 +29,7 @@ from cirkd_ray.train.loop import train
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
-from cirkd_ray.train.stop import Stopped
+from cirkd_ray.train.stop import Interrupted, Stopped
 
 
 class RayReporter:
@@ -120,12 +121,15 @@ def work(config: dict[str, Any]) -> None:
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
             train(spec, world, directory, reporter, listeners, parent, StopWatch(), heartbeat)
+    except Interrupted:
+        raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
         return  # an error would be retried
     except TransientError:
         raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
-        write_failure(directory.path, error)
+        with suppress(OSError):  # the controller hears of it all the same
+            write_failure(directory.path, error)
         raise
     finally:  # Ray kills this process, so that it cannot do so at its end
         shutil.rmtree(get_temp_dir(), ignore_errors=True)

@@ -250,6 +250,9 @@ class ClusterSpec(_Spec):
     hang_timeout: Machine[PositiveFloat | None] = Field(
         600.0, description="seconds without progress after which a hung worker is ended; null: only say so"
     )
+    storage_timeout: Machine[float] = Field(
+        600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
+    )
     disk: Machine[Literal["check", "ignore"]] = Field(
         "check", description="refuse a run whose checkpoints do not fit the disk"
     )
