@@ -21,7 +21,7 @@ from tests.tinyrun import tiny_distillation
 STEPS = 6
 """Enough for the scale of float16 to come down to where gradients are finite."""
 SETTINGS: dict[str, dict[str, Any]] = {
-    "af_dcd": {"groups": 8},
+    "af_dcd": {"groups": 8, "pool": 1, "patch": 2},
     "cirkd_channel": {"length": 1},
     "cirkd_memory": MEMORY,
     "cirkd_v2": {**MEMORY, "length": 1},
