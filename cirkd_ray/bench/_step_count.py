@@ -20,7 +20,7 @@ from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from cirkd_ray.bench._step_devices import Peak
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.losses.attention import attention
+from cirkd_ray.losses.attention import fused_kl
 
 COUNTERS = "CIRKD_DEVICE_COUNTERS"
 """MODULE:FUNCTION of a device that counts and computes nothing; it returns running totals with `launch`."""
@@ -39,7 +39,7 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     Attributes:
         operations: those that compute or copy.
-        fused: those of them that are kernels of relations, which are compiled.
+        fused: those of them that are relations on fused kernels, which are compiled.
         flops: of convolutions, matrix products and attention, by the type of their first operand, or "tf32"
             where a device multiplies float32 so.
         bytes: of all operands and results, by type.
@@ -69,7 +69,8 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if not tensors:
             return
         self.operations += 1
-        self.fused += func is torch.ops.cirkd_ray.attention.default
+        fused = func is torch.ops.cirkd_ray.fused_kl.default
+        self.fused += fused
         moved, rows = 0, func._overloadpacket.__name__ in _ROWS
         touched = min(x.nbytes for x in tensors if x.dtype == tensors[0].dtype) if rows else None
         for x in tensors:
@@ -83,6 +84,8 @@ class Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]
         kind = _name(tensors[0].dtype)
         if kind == "float32" and tensors[0].is_cuda and _takes_tf32(func):
             kind = "tf32"
+        if fused and args[7] is not None:  # rounded
+            kind = "float16"
         if flops:
             self.flops[kind] += flops
         if self.peak is not None:
@@ -100,18 +103,24 @@ def _takes_tf32(func: Any) -> bool:
     return torch.get_float32_matmul_precision() != "highest"
 
 
-@register_flop_formula(torch.ops.cirkd_ray.attention)
-def _attention_flops(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    """Two products a similarity: with the channels of the queries, and with those of the values."""
-    return int(2 * math.prod(q[:2]) * k[1] * (q[2] + v[2]))
+@register_flop_formula(torch.ops.cirkd_ray.fused_kl)
+def _fused_flops(q_s: Any, q_t: Any, k_s: Any, k_t: Any, *rest: Any, **_: Any) -> int:
+    """Each attention multiplies, a similarity, the channels of queries and those of values."""
+    student, teacher, need_k = q_s[-1], q_t[-1], rest[5]
+    widths = [teacher + student, 2 * student]
+    if k_t is not None:
+        widths.append(2 * teacher)
+    if need_k:
+        widths += [2 * student, teacher + student]
+    return int(2 * math.prod(k_s[:3]) * q_s[1] * sum(widths))
 
 
 def stand_in() -> None:
-    """On a device that only counts nothing can be compiled: relations' kernels give memory and do nothing."""
+    """On a device that only counts nothing can be compiled: fused relations give memory and do nothing."""
 
-    @attention.register_kernel("cuda")
-    def nothing(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-        return v.new_empty(*q.shape[:2], v.shape[2]), bias.new_empty(q.shape[:2])
+    @fused_kl.register_kernel("cuda")
+    def nothing(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor | None, weights: Tensor, *_: Any) -> Any:
+        return weights.new_empty(()), torch.empty_like(q_s), torch.empty_like(k_s)
 
 
 def device_counters() -> Callable[[], Mapping[str, int]] | None:

@@ -71,7 +71,7 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
 
     Returns:
         `launches` of a step (`launches_are`: "launches" on devices, dispatched "operations" on CPUs);
-        `fused`: its kernels of relations, which a device that counts does not count among the launches;
+        `fused`: its relations on compiled kernels, which a device that counts leaves out of the launches;
         `host_waits`, line -> how often; `peak_bytes` of a step; `operations`, `flops` and `bytes` by part
         (the latter two by type); `seconds` by part, None where nothing was timed; `model_seconds` by part,
         None where the device's peaks are not known; `ratios` of the seconds, else of the model's.
@@ -189,4 +189,4 @@ def _table(recipe: str, values: dict[str, Any]) -> TextTable:
 
 def _beside(values: dict[str, Any]) -> str:
     """The kernels that the number of launches leaves out."""
-    return f" and {values['fused']} compiled kernels" if values["counts_only"] and values["fused"] else ""
+    return f" and {values['fused']} compiled relations" if values["counts_only"] and values["fused"] else ""

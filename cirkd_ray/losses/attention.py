@@ -41,8 +41,6 @@ SIGNATURES = 64
 AT_ONCE = 2**26
 """Entries of a kernel's result: as many segments as it holds go in one call."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-
 
 class Relation(NamedTuple):
     """What is compared, in G groups of their own.
@@ -118,35 +116,89 @@ class _AttentionKL(torch.autograd.Function):
         rounding: torch.dtype | None,
     ) -> Tensor:
         dtype = torch.promote_types(q_s.dtype, torch.float32)
-        need_q, need_k = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
-        cast = functools.partial(_cast, dtype=dtype, rounding=rounding)
-        rows = _Rows(cast(q_s, scale), cast(q_t, scale), weights.to(dtype) * factor)
-        keys = _Keys(cast(k_s), None if k_t is None else cast(k_t), mask)
-        width = max(1, AT_ONCE // max(1, rows.teacher.numel()))
-        values, grads_q, grads_k = [], [], []
-        for first in range(0, k_s.shape[1], width):
-            some = keys.of(slice(first, first + width))
-            spread = rows.over(some.student.shape[1])
-            value, d_rows, lse = _rows(spread, some)
-            values.append(value)
-            if need_q:
-                grads_q.append(d_rows.sum(1))
-            if need_k:
-                grads_k.append(_columns(spread, some, lse)[..., : k_s.shape[-1]])
-        grad_q = grad_k = None
-        if need_q:
-            total = functools.reduce(Tensor.add_, grads_q)
-            grad_q = (total * (rows.weights * scale).unsqueeze(-1))[..., : q_s.shape[-1]].to(q_s.dtype)
-        if need_k:
-            grad_k = (grads_k[0] if len(grads_k) == 1 else torch.cat(grads_k, 1)).to(k_s.dtype)
-        ctx.save_for_backward(grad_q, grad_k)
-        return functools.reduce(Tensor.add_, values)
+        needs = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        weights = weights.to(dtype) if factor == 1.0 else weights.to(dtype) * factor
+        # A tensor, so that another temperature needs no other kernel.
+        scale_ = torch.full((), scale, dtype=dtype, device=q_s.device)
+        vectors = (None if x is None else x.detach() for x in (q_s, q_t, k_s, k_t))
+        loss, *found = fused_kl(*vectors, weights, mask, scale_, rounding, *needs)
+        ctx.save_for_backward(*(x if needed else None for x, needed in zip(found, needs, strict=True)))
+        value: Tensor = loss
+        return value
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_q, grad_k = (None if t is None else t * grad for t in ctx.saved_tensors)
         return grad_q, None, grad_k, None, None, None, None, None, None
+
+
+@torch.library.custom_op("cirkd_ray::fused_kl", mutates_args=())
+def fused_kl(
+    q_s: Tensor,
+    q_t: Tensor,
+    k_s: Tensor,
+    k_t: Tensor | None,
+    weights: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    rounding: torch.dtype | None,
+    need_q: bool,
+    need_k: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The value and both gradients, as one operation of torch's: what counts or traces looks no further.
+
+    Args:
+        q_s, q_t, k_s, k_t, weights, mask: of a `Relation`, whose weights give the type of the value.
+        scale: 1 / temperature, a scalar.
+        rounding: see `attention_kl`.
+        need_q, need_k: which gradients are asked for; one that is not comes without entries.
+    """
+    work = _compiled() if q_s.is_cuda else _fused_kl
+    return work(q_s, q_t, k_s, k_t, weights, mask, scale, rounding, need_q, need_k)
+
+
+@functools.cache
+def _compiled() -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+    """Compiled once a shape. Never uncompiled: that form would hold whole matrices."""
+    limit = torch._dynamo.config.recompile_limit
+    torch._dynamo.config.recompile_limit = max(limit, SIGNATURES)
+    return torch.compile(_fused_kl, fullgraph=True, dynamic=False)
+
+
+def _fused_kl(
+    q_s: Tensor,
+    q_t: Tensor,
+    k_s: Tensor,
+    k_t: Tensor | None,
+    weights: Tensor,
+    mask: Tensor | None,
+    scale: Tensor,
+    rounding: torch.dtype | None,
+    need_q: bool,
+    need_k: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = _Rows(_cast(q_s * scale, rounding), _cast(q_t * scale, rounding), weights)
+    keys = _Keys(_cast(k_s, rounding), None if k_t is None else _cast(k_t, rounding), mask)
+    width = max(1, AT_ONCE // max(1, rows.teacher.numel()))
+    loss, grad_q = weights.new_zeros(()), weights.new_zeros(())
+    grads_k: list[Tensor] = []
+    for first in range(0, k_s.shape[1], width):
+        some = keys.of(first, first + width)
+        spread = rows.over(some.student.shape[1])
+        value, d_rows, lse = _rows(spread, some)
+        loss = loss + value
+        if need_q:
+            grad_q = grad_q + d_rows.sum(1)
+        if need_k:
+            grads_k.append(_columns(spread, some, lse))
+    return (
+        loss,
+        (grad_q * (weights * scale).unsqueeze(-1))[..., : q_s.shape[-1]].to(q_s.dtype)
+        if need_q
+        else weights.new_empty(0),
+        torch.cat(grads_k, 1)[..., : k_s.shape[-1]].to(k_s.dtype) if need_k else weights.new_empty(0),
+    )
 
 
 class _Rows(NamedTuple):
@@ -158,7 +210,8 @@ class _Rows(NamedTuple):
 
     def over(self, segments: int) -> _Rows:
         """The same for each of so many segments: G x S x M ..."""
-        return _Rows(*(x.unsqueeze(1).expand(x.shape[0], segments, *x.shape[1:]) for x in self))
+        student, teacher, weights = (x.unsqueeze(1).expand(x.shape[0], segments, *x.shape[1:]) for x in self)
+        return _Rows(student, teacher, weights)
 
 
 class _Keys(NamedTuple):
@@ -168,9 +221,10 @@ class _Keys(NamedTuple):
     teacher: Tensor | None
     mask: Tensor | None
 
-    def of(self, segments: slice) -> _Keys:
+    def of(self, first: int, end: int) -> _Keys:
         """Those of some segments."""
-        return _Keys(*(None if x is None else x[:, segments] for x in self))  # type: ignore[arg-type]
+        teacher, mask = (None if x is None else x[:, first:end] for x in (self.teacher, self.mask))
+        return _Keys(self.student[:, first:end], teacher, mask)
 
     def bias(self, like: Tensor) -> Tensor:
         """G x S x N: what a key adds to its similarities."""
@@ -210,18 +264,16 @@ def _columns(rows: _Rows, keys: _Keys, lse: tuple[Tensor, Tensor]) -> Tensor:
     return grad if keys.mask is None else grad.masked_fill_(~keys.mask.unsqueeze(-1), 0.0)
 
 
-def _cast(x: Tensor, scale: float = 1.0, *, dtype: torch.dtype, rounding: torch.dtype | None) -> Tensor:
-    """Scaled, in the kernels' type; on CUDA padded to a power of two channels. Rounded vectors stay float32
-    on a CPU, where the uncompiled form would round similarities to them."""
-    x = x.detach()
-    if scale != 1.0:
-        x = x.to(dtype) * scale
+def _cast(x: Tensor, rounding: torch.dtype | None) -> Tensor:
+    """In the kernels' type; on CUDA padded to a power of two channels. Rounded vectors stay float32 on a CPU,
+    where the uncompiled form would round similarities to them."""
+    wide = torch.promote_types(x.dtype, torch.float32)
     if rounding is not None:
         x = x.to(rounding).to(torch.float16)
     if rounding is None or not x.is_cuda:
-        x = x.to(dtype)
-    wide = max(NARROWEST, 1 << (x.shape[-1] - 1).bit_length())
-    return F.pad(x, (0, wide - x.shape[-1])) if x.is_cuda and wide != x.shape[-1] else x
+        x = x.to(wide)
+    channels = max(NARROWEST, 1 << (x.shape[-1] - 1).bit_length())
+    return F.pad(x, (0, channels - x.shape[-1])) if x.is_cuda and channels != x.shape[-1] else x
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -229,24 +281,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tens
 
     q: G x S x M x C; k: G x S x N x C; v: G x S x N x C_v; bias: G x S x N.
     """
-    out, lse = attention(*(x.flatten(0, 1) for x in (q, k, v, bias)))
-    return out.view(*q.shape[:-1], -1), lse.view(q.shape[:-1])
-
-
-@torch.library.custom_op("cirkd_ray::attention", mutates_args=())
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp, as one operation of torch's: what counts or traces sees no kernel in it.
-
-    Args:
-        q, k, v: B x M x C, B x N x C and B x N x C_v.
-        bias: B x N, added to the similarities to a key.
-
-    Returns:
-        `softmax(q k^T + bias) v` (B x M x C_v) in the type of `v`, and the log-sum-exp (B x M) in that of
-        `bias`. No gradients.
-    """
-    out, lse = (_compiled() if q.is_cuda else _flex)(q, k, v, bias)
-    return out, lse.to(bias.dtype)
+    out, lse = _flex(q.flatten(0, 1), k.flatten(0, 1), v.flatten(0, 1), bias.flatten(0, 1))
+    return out.view(*q.shape[:-1], -1), lse.to(bias.dtype).view(q.shape[:-1])
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -263,11 +299,3 @@ def _flex(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor
     )
     assert aux.lse is not None
     return out.squeeze(1), aux.lse.squeeze(1)
-
-
-@functools.cache
-def _compiled() -> Attend:
-    """The kernels, compiled once a shape. Never uncompiled: that form would hold whole matrices."""
-    limit = torch._dynamo.config.recompile_limit
-    torch._dynamo.config.recompile_limit = max(limit, SIGNATURES)
-    return torch.compile(_flex, fullgraph=True, dynamic=False)

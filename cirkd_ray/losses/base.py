@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, TypeVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from cirkd_ray.config.roles import Mutable
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.losses.paths import AUTOMATIC, Relations
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,29 @@ class LossInputs:
     seed: int = 0
     micro: int = 0
     relations: Relations = AUTOMATIC
+    _made: dict[tuple[object, ...], tuple[object, Any]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    def shared(self, make: Callable[..., T], *args: object) -> T:
+        """`make(*args)`, made once for all losses of the step that ask for the same of the same tensors.
+
+        It is for what has no history: labels at another size, masks and their counts, the teacher's maps.
+        What requires a gradient is made anew for each, so that each loss can be differentiated alone. Nobody
+        may write to the result.
+
+        Args:
+            make: a function of a module, not a lambda, which would be another one each time.
+            args: tensors, told apart by identity, and hashable values.
+        """
+        key = (make, torch.is_grad_enabled(), *(id(x) if isinstance(x, Tensor) else x for x in args))
+        if key in self._made:
+            found: T = self._made[key][1]
+            return found
+        found = make(*args)
+        if not (isinstance(found, Tensor) and found.requires_grad):
+            self._made[key] = args, found  # with the tensors, so that no other one gets their identity
+        return found
 
     def key(self, name: str) -> tuple[str, int, int, int]:
         """The key of this step's random choice `name` (see `hashing.py`)."""

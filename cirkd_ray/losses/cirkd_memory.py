@@ -11,8 +11,8 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import queues
 from cirkd_ray.losses.base import LOSSES, Count, LossInputs, Temperature
 from cirkd_ray.losses.hashing import bits_of_rank
-from cirkd_ray.losses.maps import MapLoss, MapPair, tokens, unit
-from cirkd_ray.losses.reduce import all_gather, mean_weights
+from cirkd_ray.losses.maps import MapLoss, MapPair, row_weights, tokens, unit
+from cirkd_ray.losses.reduce import all_gather
 from cirkd_ray.losses.relational import relational_kl
 
 
@@ -97,11 +97,11 @@ class CirkdMemory(MapLoss):
         return projected
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
-        student, teacher = tokens(unit(pair.student)), tokens(unit(pair.teacher))
+        student, teacher = tokens(unit(pair.student)), tokens(inputs.shared(unit, pair.teacher))
         labels = pair.labels.flatten(1)
         self._enqueue(teacher, labels, inputs)
         rows_s, rows_t, terms = student.flatten(0, 1), teacher.flatten(0, 1), {}
-        weights = mean_weights(rows_s, None if pair.mask is None else pair.mask.flatten())
+        weights = row_weights(student, pair.mask, inputs).flatten()
         for term in sorted(self.active):
             queue: queues.ClassQueue = getattr(self, QUEUES[term])
             keys = queue.draw(self.draws[term], *inputs.key(term)).to(student.dtype).unsqueeze(0)

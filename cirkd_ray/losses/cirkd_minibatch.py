@@ -6,13 +6,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
 from cirkd_ray.losses.groups import Group, Groups
-from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, tokens, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, pool_map, pool_mask, row_weights, tokens, unit
 from cirkd_ray.losses.paths import Relations
-from cirkd_ray.losses.reduce import all_gather, mean_weights
+from cirkd_ray.losses.reduce import all_gather
 from cirkd_ray.losses.relational import relational_kl
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
 
@@ -45,10 +44,10 @@ class CirkdMinibatch(MapLoss):
         self.temperature, self.pool, self.group = temperature, pool, group
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
-        student, teacher, mask = self._pooled(pair)
-        student, teacher = tokens(unit(student)), tokens(unit(teacher))
-        weights = mean_weights(student.flatten(0, 1), None if mask is None else mask.flatten())
-        weights = weights.view(student.shape[:2])
+        student, teacher, mask = self._pooled(pair, inputs)
+        student, teacher = tokens(unit(student)), tokens(inputs.shared(unit, teacher))
+        weights = row_weights(student, mask, inputs)
+        mask = None if mask is None else mask.flatten(1)
         groups = Groups(len(student), self.group)
         relate = self._across if groups.gathers else self._within
         return {"minibatch_pixel": relate(student, teacher, weights, mask, groups, inputs.relations)}
@@ -104,10 +103,12 @@ class CirkdMinibatch(MapLoss):
             )
         return total
 
-    def _pooled(self, pair: MapPair) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Both maps pooled, and the mask (N x hw): a pooled pixel counts if any of its pixels does."""
-        student, teacher, mask = pair.student, pair.teacher, pair.mask
-        if self.pool > 1:
-            student, teacher = (F.avg_pool2d(x, self.pool, ceil_mode=True) for x in (student, teacher))
-            mask = None if mask is None else pool_mask(mask, self.pool)
-        return student, teacher, None if mask is None else mask.flatten(1)
+    def _pooled(self, pair: MapPair, inputs: LossInputs) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Both maps pooled, and the mask (N x h x w): a pooled pixel counts if any of its pixels does."""
+        if self.pool == 1:
+            return pair.student, pair.teacher, pair.mask
+        return (
+            pool_map(pair.student, self.pool),
+            inputs.shared(pool_map, pair.teacher, self.pool),
+            None if pair.mask is None else inputs.shared(pool_mask, pair.mask, self.pool),
+        )

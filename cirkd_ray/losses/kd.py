@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
 from cirkd_ray.losses.maps import LogitLoss, MapPair
-from cirkd_ray.losses.reduce import masked_mean
+from cirkd_ray.losses.reduce import mask_scale, masked_mean
 
 
 @LOSSES.register("kd")
@@ -41,7 +41,8 @@ class KD(LogitLoss):
         divergence = F.kl_div(
             student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True
         ).sum(1)
-        return {"kd": masked_mean(divergence, pair.mask) * self.temperature**2}
+        scale = None if pair.mask is None else inputs.shared(mask_scale, pair.mask)
+        return {"kd": masked_mean(divergence, pair.mask, scale) * self.temperature**2}
 
 
 def standardize(logits: Tensor) -> Tensor:

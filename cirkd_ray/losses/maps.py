@@ -6,12 +6,17 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from cirkd_ray.device import no_autocast
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.base import DistillationLoss, LossInputs, channels_of
+from cirkd_ray.losses.reduce import mask_scale
 from cirkd_ray.types import SegmentationOutput
+
+SHORTEST = 1e-12
+"""Length under which vectors are not normalised."""
 
 
 def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
@@ -32,6 +37,11 @@ def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
+def pool_map(x: Tensor, size: int) -> Tensor:
+    """The mean (N x C x H x W) over size x size pixels; of fewer at the end."""
+    return F.avg_pool2d(x, size, ceil_mode=True)
+
+
 def pool_mask(mask: Tensor, size: int) -> Tensor:
     """The mask (N x H x W) of a map pooled over size x size pixels: true if any of them counts."""
     return F.max_pool2d(mask.to(torch.float32).unsqueeze(1), size, ceil_mode=True).squeeze(1) > 0
@@ -42,9 +52,33 @@ def full_precision(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+class _Unit(torch.autograd.Function):
+    """`F.normalize` with a third of its operations in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dim: int) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=dim, keepdim=True).clamp_min_(SHORTEST)
+        found: Tensor = x / norm
+        ctx.dim = dim
+        ctx.save_for_backward(found, norm)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        found, norm = ctx.saved_tensors
+        along = torch.linalg.vecdot(found, grads[0], dim=ctx.dim).unsqueeze(ctx.dim)
+        return torch.addcmul(grads[0], found, along, value=-1).div_(norm), None
+
+
 def unit(x: Tensor, dim: int = 1) -> Tensor:
-    """L2-normalised along `dim`."""
-    return F.normalize(x, dim=dim)
+    """L2-normalised along `dim`; differentiable once."""
+    return _Unit.apply(x, dim)  # type: ignore[no-any-return]
+
+
+def _target(teacher: Tensor, size: tuple[int, int]) -> Tensor:
+    """The teacher's map as losses see it."""
+    return resize_map(full_precision(teacher.detach()), size)
 
 
 def tokens(x: Tensor) -> Tensor:
@@ -60,6 +94,9 @@ class MapPair(NamedTuple):
         teacher: N x C_t x h x w, without gradient, resized to the student's size.
         labels: N x h x w, nearest.
         mask: N x h x w bool, false where ignored; None where the setting `mask_ignored` is off.
+
+    The teacher's map, labels and mask are those of all losses that look at the same maps: do not write to
+    them.
     """
 
     student: Tensor
@@ -112,13 +149,13 @@ class MapLoss(DistillationLoss):
 
     def forward(self, inputs: LossInputs) -> dict[str, Tensor]:
         student = tap_map(self.kind, "student", inputs.student, self.student_tap, self.student_width)
-        teacher = tap_map(self.kind, "teacher", inputs.teacher, self.teacher_tap, self.teacher_width).detach()
+        teacher = tap_map(self.kind, "teacher", inputs.teacher, self.teacher_tap, self.teacher_width)
         size = (student.shape[-2], student.shape[-1])
-        labels = resize_labels(inputs.labels, size)
-        mask = labels != inputs.ignore_index if self.mask_ignored else None
+        labels = inputs.shared(resize_labels, inputs.labels, size)
+        mask = inputs.shared(torch.ne, labels, inputs.ignore_index) if self.mask_ignored else None
         student = self.adapt(student)
         with no_autocast(student):
-            teacher = resize_map(full_precision(teacher), size)
+            teacher = inputs.shared(_target, teacher, size)
             return self.compute(MapPair(full_precision(student), teacher, labels, mask), inputs)
 
     def adapt(self, student: Tensor) -> Tensor:
@@ -129,6 +166,19 @@ class MapLoss(DistillationLoss):
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         """The active terms."""
         raise NotImplementedError
+
+
+def row_weights(rows: Tensor, mask: Tensor | None, inputs: LossInputs) -> Tensor:
+    """N x L weights, without gradient, that turn a sum over pixels into their mean over the global batch.
+
+    Args:
+        rows: N x L x anything.
+        mask: N x h x w of h * w = L pixels, shared by the losses of the step, or None for all pixels.
+    """
+    if mask is None:
+        return rows.new_full(rows.shape[:2], 1.0 / rows[..., 0].numel())
+    weights = inputs.shared(torch.mul, mask, inputs.shared(mask_scale, mask))
+    return weights.flatten(1).to(rows.dtype)
 
 
 class LogitLoss(MapLoss):

@@ -114,29 +114,30 @@ class ClassQueue(nn.Module):
                 the tail, and the next vector to slot 0.
         """
         slots, candidates = self.queue.shape[1], vectors.shape[1]
+        for first in range(0, candidates, slots):  # in one piece, but for a queue shorter than a step's
+            self._push(vectors[:, first : first + slots], reference)
+
+    def _push(self, vectors: Tensor, reference: bool) -> None:
+        """`push` of at most as many vectors a class as there are slots."""
+        classes, slots, channels = self.queue.shape
         valid = (vectors != 0).any(-1)
-        count = valid.sum(1)
-        order = (~valid).to(torch.uint8).argsort(dim=1, stable=True)
-        width = min(candidates, slots)
-        nth = (count - width).clamp_(min=0).unsqueeze(1) + torch.arange(width, device=vectors.device)
-        source = order.gather(1, nth.clamp(max=candidates - 1))
+        before = valid.cumsum(1)
+        count = before[:, -1]
         start, end = self.ptr, self.ptr + count
         if reference:
             full = end >= slots
             start, end = torch.where(full, slots - count, start), torch.where(full, 0, end)
-        self._write((start.unsqueeze(1) + nth) % slots, vectors, source, nth < count.unsqueeze(1))
-        self.ptr.copy_(end % slots)
-
-    def _write(self, slot: Tensor, vectors: Tensor, source: Tensor, valid: Tensor) -> None:
-        """Copy vectors[k, source[k, j]] to slot[k, j] where valid; slots of a class are all different."""
-        classes, slots, channels = self.queue.shape
-        row = torch.arange(classes, device=slot.device).unsqueeze(1)
-        flat, target = self.queue.view(-1, channels), (row * slots + slot).flatten()
-        new = (
-            vectors.flatten(0, 1).index_select(0, (row * vectors.shape[1] + source).flatten()).to(flat.dtype)
-        )
+        # Valid vectors go to the next slots in order, others to those behind, where the old ones stay.
+        place = torch.arange(vectors.shape[1], device=vectors.device) + count.unsqueeze(1) - before
+        place = torch.where(valid, before - 1, place)
+        target = (place + start.unsqueeze(1)) % slots
+        target += torch.arange(0, classes * slots, slots, device=vectors.device).unsqueeze(1)
+        flat, target = self.queue.view(-1, channels), target.flatten()
         old = flat.index_select(0, target)
-        flat.index_copy_(0, target, torch.where(valid.flatten().unsqueeze(1), new, old))
+        flat.index_copy_(
+            0, target, torch.where(valid.flatten().unsqueeze(1), vectors.flatten(0, 1).to(flat.dtype), old)
+        )
+        torch.remainder(end, slots, out=self.ptr)
 
     def draw(self, count: int, *key: int | str) -> Tensor:
         """The vectors in the same `count` random slots of every class: K*count x C, in float32."""

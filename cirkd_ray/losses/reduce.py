@@ -39,6 +39,11 @@ def global_scale(count: Tensor) -> Tensor:
     return world / count.clamp(min=1.0)
 
 
+def mask_scale(mask: Tensor) -> Tensor:
+    """`global_scale` of the true entries of a mask."""
+    return global_scale(mask.sum())
+
+
 def mean_weights(rows: Tensor, mask: Tensor | None) -> Tensor:
     """Weights that turn a sum over rows into their mean over the global batch; 0 where masked out.
 
@@ -48,23 +53,24 @@ def mean_weights(rows: Tensor, mask: Tensor | None) -> Tensor:
     """
     if mask is None:
         return rows.new_full((len(rows),), 1.0 / len(rows))
-    return mask.to(rows.dtype) * global_scale(mask.sum()).to(rows.dtype)
+    return mask.to(rows.dtype) * mask_scale(mask).to(rows.dtype)
 
 
-def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
+def masked_mean(values: Tensor, mask: Tensor | None, scale: Tensor | None = None) -> Tensor:
     """Mean of `values` where `mask` is true, over the global batch; 0, and differentiable, where there is
     none.
 
     Args:
         values: any shape; reduced in float32 (or float64).
         mask: bool, broadcastable to `values`, or None for the plain mean (ranks hold equally many values).
+        scale: `mask_scale` of a mask in the shape of `values`, where the caller has it.
     """
     values = values.to(torch.promote_types(values.dtype, torch.float32))
     if mask is None:
         return values.mean()
     mask = mask.expand_as(values)
-    total = values.masked_fill(~mask, 0.0).sum()
-    return total * global_scale(mask.sum()).to(total.dtype)
+    total = torch.where(mask, values, 0.0).sum()
+    return total * (mask_scale(mask) if scale is None else scale).to(total.dtype)
 
 
 def all_gather(x: Tensor) -> Tensor:

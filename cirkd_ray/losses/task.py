@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import check_labels
-from cirkd_ray.losses.reduce import global_scale
+from cirkd_ray.losses.reduce import mask_scale
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
 TASK_WEIGHTS = {"task": 1.0, "task_aux": 0.4}
@@ -15,7 +15,11 @@ TASK_WEIGHTS = {"task": 1.0, "task_aux": 0.4}
 
 
 def segmentation_cross_entropy(
-    logits: Tensor, labels: Tensor, ignore_index: int = IGNORE_INDEX, align_corners: bool = True
+    logits: Tensor,
+    labels: Tensor,
+    ignore_index: int = IGNORE_INDEX,
+    align_corners: bool = True,
+    scale: Tensor | None = None,
 ) -> Tensor:
     """Mean cross-entropy over the valid pixels of the global batch; 0 where every pixel is ignored.
 
@@ -25,6 +29,7 @@ def segmentation_cross_entropy(
         ignore_index: the label of pixels that do not count.
         align_corners: how logits are upsampled; true for the published ResNet and MobileNet heads, false
             for SegFormer.
+        scale: `world / valid pixels`, where the caller has counted them.
     """
     size = labels.shape[-2:]
     if logits.shape[-2:] != size:
@@ -33,7 +38,8 @@ def segmentation_cross_entropy(
     fixed_order = logits.is_cuda and torch.are_deterministic_algorithms_enabled()
     reduction = "none" if fixed_order else "sum"
     total = F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction=reduction).sum()
-    return total * global_scale((labels != ignore_index).sum()).to(total.dtype)
+    scale = mask_scale(labels != ignore_index) if scale is None else scale
+    return total * scale.to(total.dtype)
 
 
 class TaskLoss(nn.Module):
@@ -53,10 +59,8 @@ class TaskLoss(nn.Module):
         if labels.device.type == "cpu" or not self._labels_checked:
             check_labels("task loss", labels, output.logits.shape[1], self.ignore_index)
             self._labels_checked = True
-        terms = {"task": self._cross_entropy(output.logits, labels)}
+        how = self.ignore_index, self.align_corners, mask_scale(labels != self.ignore_index)
+        terms = {"task": segmentation_cross_entropy(output.logits, labels, *how)}
         if output.aux is not None:
-            terms["task_aux"] = self._cross_entropy(output.aux, labels)
+            terms["task_aux"] = segmentation_cross_entropy(output.aux, labels, *how)
         return terms
-
-    def _cross_entropy(self, logits: Tensor, labels: Tensor) -> Tensor:
-        return segmentation_cross_entropy(logits, labels, self.ignore_index, self.align_corners)

@@ -168,7 +168,7 @@ def test_kernels_in_fp16_stay_within_the_bounds(
 ) -> None:
     """Their inputs, the weights of their sums and their results rounded as the compiled kernels do, sums in
     float32: the bounds of `attention.py`."""
-    monkeypatch.setattr(module, "attention", rounded_attention)
+    monkeypatch.setattr(module, "_flex", rounded_attention)
     monkeypatch.setattr(module, "AT_ONCE", 2 * images * 128 * 256)  # segments in several calls
     torch.manual_seed(6)
     student, teacher = unit(1, images, 128, 128).float().requires_grad_(), unit(1, images, 128, 256).float()
@@ -180,6 +180,18 @@ def test_kernels_in_fp16_stay_within_the_bounds(
     assert value.dtype == torch.float32
     assert relative(value.detach().double(), exact[0]) < 1e-4
     assert relative(gradient[0].double(), exact[1]) < 8e-3
+
+
+def test_the_whole_is_traced_into_one_graph() -> None:
+    """As the compiler does for CUDA, but for the kernels themselves."""
+    torch.manual_seed(7)
+    q, keys, weights = unit(2, 5, 4), unit(2, 3, 7, 4), torch.rand(2, 5, dtype=torch.float64)
+    scale = torch.tensor(10.0, dtype=torch.float64)
+    mask = torch.rand(2, 3, 7) > 0.3
+    traced = torch.compile(module._fused_kl, backend="aot_eager", fullgraph=True, dynamic=False)
+    for k_t, hidden in ((None, None), (unit(2, 3, 7, 4), mask)):
+        arguments = (q, unit(2, 5, 4), keys, k_t, weights, hidden, scale, None, True, True)
+        torch.testing.assert_close(traced(*arguments), module._fused_kl(*arguments), rtol=1e-9, atol=1e-12)
 
 
 def rounded_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
