@@ -19,8 +19,8 @@ from typing import NoReturn
 import click
 
 from cirkd_ray import __version__
-from cirkd_ray.errors import UserError, nearest
-from cirkd_ray.train.stop import Stopped, follows_another
+from cirkd_ray.errors import StorageError, UserError, nearest
+from cirkd_ray.train.stop import Stopped, follows_another, line_to_continue
 
 COMMANDS = {
     "train": "train a student from a teacher, a teacher, or a baseline",
@@ -106,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options["debug"]:
             raise
         sys.stderr.write(f"cirkd: {error}\n")
+        if isinstance(error, StorageError) and error.again is not None:
+            sys.stderr.write(f"{line_to_continue(words, error.again)}\n")
         return 2
     except Stopped as stopped:
         if not follows_another():

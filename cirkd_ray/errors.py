@@ -32,6 +32,16 @@ class TransientError(DataError):
     """Data could not be had for a reason that may pass: a loader process died, the storage did not answer."""
 
 
+class StorageError(UserError):
+    """Storage is full or away, and was waited for in vain.
+
+    Attributes:
+        again: words that the command line needs to resume; None where that is not known.
+    """
+
+    again: tuple[str, ...] | None = None
+
+
 class WeightsError(UserError):
     """A weights file does not exist, is damaged or does not fit the network."""
 

@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from cirkd_ray.errors import ConfigError
+
+PASSING = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("ENOSPC", "EDQUOT", "EROFS"),  # full, or taken away from writers after a fault
+        *(
+            "EIO",
+            "ESTALE",
+            "ETIMEDOUT",
+            "ENOTCONN",
+            "ENODEV",
+            "ENXIO",
+            "EHOSTDOWN",
+            "EHOSTUNREACH",
+            "EREMOTEIO",
+        ),
+    )
+    if hasattr(errno, name)
+)
+"""Errors of a file system that may pass: somebody makes room, or the server or the mount comes back."""
 
 
 def partial_name(path: Path) -> Path:
@@ -71,6 +92,40 @@ def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     """The same for bytes; `durable` as in `whole_file`."""
     with whole_file(path, durable) as partial:
         partial.write_bytes(content)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Add a line to a file of lines: whole, or not at all; a torn line that a lost process left is dropped.
+
+    Args:
+        path: the file; several processes may append to it.
+        line: without its end.
+    """
+    content = f"{line}\n".encode()
+    with cast(BinaryIO, path.open("ab+", buffering=0)) as file:
+        _drop_torn_line(file)
+        try:
+            written = 0
+            while written < len(content):
+                written += file.write(content[written:])
+        except BaseException:
+            with suppress(OSError):  # the next to append does it
+                _drop_torn_line(file)
+            raise
+
+
+def _drop_torn_line(file: BinaryIO) -> None:
+    """Cut an unbuffered file off after its last end of a line."""
+    size = end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        end = start if found < 0 else start + found + 1
+        if found >= 0:
+            break
+    if end < size:
+        file.truncate(end)
 
 
 @contextmanager

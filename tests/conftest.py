@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,29 @@ os.environ.setdefault(
 )  # comparisons between processes need the same order of additions
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Files of tests that import Ray skip where it is not installed: the tests on a GPU do without."""
+    report = yield
+    missing = importlib.util.find_spec("ray") is None
+    if report.failed and missing and "No module named 'ray'" in str(report.longrepr):
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, "Skipped: needs Ray")
+    return report
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked `gpu` skip where there is none; tests that need Ray come last, and all in one process."""
     import torch
 
     for item in items:
-        if "gpu" in item.keywords and not torch.cuda.is_available():
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if "ray" in item.keywords:
+        if item.get_closest_marker("ray"):
             item.add_marker(pytest.mark.xdist_group("ray"))
-    items.sort(key=lambda item: "ray" in item.keywords)
+    items.sort(key=lambda item: item.get_closest_marker("ray") is not None)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -41,7 +54,7 @@ def _ray_only_where_it_is_asked_for(request: pytest.FixtureRequest) -> Iterator[
     """A Ray that a test starts by the way would be the one that all later tests get."""
     yield
     ray = sys.modules.get("ray")
-    if "ray" not in request.keywords and ray is not None and ray.is_initialized():
+    if request.node.get_closest_marker("ray") is None and ray is not None and ray.is_initialized():
         ray.shutdown()
         pytest.fail("started Ray; mark it with pytest.mark.ray and use ray_cluster")
 
@@ -62,7 +75,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """A local Ray of four CPUs. It is no call: a stop that one test asks for would be told to all later ones."""
+    """A local Ray of four CPUs; no call, so that a stop that one test asks for is not told to all others."""
     import ray
 
     from cirkd_ray.cluster.session import joined

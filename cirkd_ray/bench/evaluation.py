@@ -5,6 +5,7 @@ Each part is timed alone; the best of several repetitions counts.
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -63,9 +64,12 @@ def parts(
     from torch.nn import functional as F
 
     from cirkd_ray.evaluate.boundary import BoundaryMatrix
+    from cirkd_ray.evaluate.inference import channel_last
     from cirkd_ray.evaluate.metrics import ConfusionMatrix
     from cirkd_ray.evaluate.scores import predicted_classes
 
+    plain = copy.deepcopy(model)
+    channel_last(model)
     image = torch.randint(0, 256, (1, 3, *size), dtype=torch.uint8, device=device)
     pixels = model.preprocessing(image)
     small = model(pixels).logits
@@ -76,6 +80,7 @@ def parts(
     boundary = BoundaryMatrix(classes, device=device)
     return {
         "forward pass": lambda: model(pixels),
+        "the same, channels first": lambda: plain(pixels),
         "upsampling": lambda: F.interpolate(small, size, mode="bilinear", align_corners=True),
         "choice of the class": lambda: predicted_classes(logits),
         "confusion matrix": lambda: confusion.update(prediction, labels),

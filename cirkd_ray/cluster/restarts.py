@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from ray.train import UserCallback
@@ -38,7 +39,8 @@ class TellRestarts(UserCallback):  # type: ignore[misc]
         nodes = {sign.rank: sign.node for sign in pulse.signs(directory.path)}
         what = describe(worker_exceptions, nodes, pulse.hung(directory.path))
         step = min(last_step(RunDirectory(run).checkpoints) for run in self.runs)
-        RunLog(directory).message(f"{what}; {follows(self.count, self.most, step)}")
+        with suppress(OSError):  # a log that cannot be written ends no run
+            RunLog(directory).message(f"{what}; {follows(self.count, self.most, step)}")
         pulse.restarting(directory.path)
 
 

@@ -21,9 +21,10 @@ from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
+from cirkd_ray.train.distributed import collective_timeout
 from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stop import Stopped
+from cirkd_ray.train.stop import Interrupted, Stopped
 
 RAYS_LIST = "checkpoint_manager_snapshot.json"
 
@@ -39,9 +40,9 @@ class StopOnUserError(UserCallback):  # type: ignore[misc]
         failure = read_failure(Path(self.directory))
         if failure is not None:
             raise failure
-        for error in worker_exceptions.values():  # of a node that does not see the run's directory
+        for error in worker_exceptions.values():  # where the run's directory could not be written
             reason = getattr(error, "_base_exc", error)
-            if isinstance(reason, UserError) and not isinstance(reason, TransientError):
+            if isinstance(reason, (UserError, Interrupted)) and not isinstance(reason, TransientError):
                 raise reason
 
 
@@ -94,7 +95,10 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
         scaling_config=ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()
         ),
-        torch_config=TorchConfig(backend="nccl" if plan.gpus else "gloo"),
+        torch_config=TorchConfig(
+            backend="nccl" if plan.gpus else "gloo",
+            timeout_s=int(collective_timeout(spec.cluster.storage_timeout).total_seconds()),
+        ),
         run_config=RunConfig(
             name=directory.checkpoints.name,
             storage_path=str(directory.path),
@@ -178,8 +182,10 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     except Stopped:
         pass
     except ray.train.TrainingFailedError as error:
-        if not isinstance(getattr(error, "controller_failure", None), Stopped):
-            raise read_failure(directory.path) or _explain(error, directory) from error
+        reason = getattr(error, "controller_failure", None)
+        if not isinstance(reason, Stopped):
+            known = reason if isinstance(reason, UserError) else read_failure(directory.path)
+            raise known or _explain(error, directory) from error
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

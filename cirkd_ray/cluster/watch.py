@@ -142,7 +142,8 @@ def watched(spec: RunSpec, directory: RunDirectory) -> Iterator[None]:
             return
         found = watch.look(pulse.signs(directory.path), time.monotonic())
         if found is not None:
-            log.message(found.text(watch.timeout))
+            with contextlib.suppress(OSError):
+                log.message(found.text(watch.timeout))
             if found.end:
                 _end(found.workers[0], directory)
 

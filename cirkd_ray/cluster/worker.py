@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -29,7 +30,7 @@ from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
-from cirkd_ray.train.stop import Stopped
+from cirkd_ray.train.stop import Interrupted, Stopped
 
 
 class RayReporter:
@@ -109,12 +110,15 @@ def work(config: dict[str, Any]) -> None:
         entries, heartbeat = _entries(config["runs"], world), Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
+    except Interrupted:
+        raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
         return  # an error would be retried
     except TransientError:
         raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
-        write_failure(directory.path, error)
+        with suppress(OSError):  # the controller hears of it all the same
+            write_failure(directory.path, error)
         raise
     finally:  # Ray kills this process, so that it cannot do so at its end
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
@@ -158,4 +162,7 @@ def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: Worl
             raise how
         if isinstance(how, Exception) and world.is_main:
             text = f"{type(how).__name__}: {first_line(how)}"
-            write_failure(entry.directory.path, how if isinstance(how, UserError) else TrainingError(text))
+            with suppress(OSError):  # its disk may be the reason
+                write_failure(
+                    entry.directory.path, how if isinstance(how, UserError) else TrainingError(text)
+                )

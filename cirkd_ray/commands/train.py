@@ -111,4 +111,4 @@ def _runner(local: bool, spec: RunSpec) -> AbstractContextManager[Runner | None]
         finally:
             shown.finish()
 
-    return led_by_first_rank(spec.cluster.device, run_here)
+    return led_by_first_rank(spec.cluster, run_here)

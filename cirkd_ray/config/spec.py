@@ -213,7 +213,11 @@ class TrainSpec(_Spec):
     relations_path: Cohort[Computes[Literal["auto", "fused", "tiles"]]] = Field(
         "auto", description="their kernels on CUDA; auto: both are compared once, the better one is taken"
     )
-    channels_last: Cohort[Computes[bool]] = Field(True, description="on CUDA")
+    channels_last: Cohort[Computes[bool | Literal["always"]]] = Field(
+        True,
+        description="memory format of the networks; true: on CPUs of the teacher alone; always: of the "
+        "student too, which makes some of them faster (`cirkd bench step` compares)",
+    )
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
     ema: Computes[float | None] = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are validated"
@@ -245,6 +249,9 @@ class ClusterSpec(_Spec):
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
     hang_timeout: Machine[PositiveFloat | None] = Field(
         600.0, description="seconds without progress after which a hung worker is ended; null: only say so"
+    )
+    storage_timeout: Machine[float] = Field(
+        600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
     )
     disk: Machine[Literal["check", "ignore"]] = Field(
         "check", description="refuse a run whose checkpoints do not fit the disk"

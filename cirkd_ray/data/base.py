@@ -140,8 +140,19 @@ class SegmentationDataset(ABC):
         """What the samples are made of, without reading any: file -> its stamp. By default names alone."""
         return {self.name(index): () for index in range(len(self))}
 
-    def explained(self, error: UserError) -> UserError:
-        """An error of reading a sample, with the command that finds all bad files."""
+    def away(self, index: int) -> str | None:
+        """The folder that is away with its disk, so that sample `index` cannot be read now, or None."""
+        return None
+
+    def explained(self, error: UserError, indices: Sequence[int] = ()) -> UserError:
+        """An error of reading one of some samples, with the command that finds all bad files.
+
+        Returns:
+            A `TransientError` where the samples' storage is away.
+        """
+        folder = next(filter(None, map(self.away, indices)), None)
+        if folder is not None and isinstance(error, DataError):
+            return TransientError(f"data.root: {folder} is gone or empty (is its disk mounted?)")
         passing = isinstance(error, TransientError) or not isinstance(error, DataError)
         if passing or not self.check_command or self.check_command in str(error):
             return error

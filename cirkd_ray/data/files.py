@@ -128,6 +128,10 @@ class FileDataset(SegmentationDataset):
         names = self.classes.names
         return self.labels.named(names) | ({} if self.colours is None else self.colours.named(names))
 
+    def away(self, index: int) -> str | None:
+        """By the folders of its files."""
+        return self.storage.away(*self.files(index))
+
     def load(self, index: int) -> Sample:
         """Read and check one pair."""
         return self._pair(index)[0]

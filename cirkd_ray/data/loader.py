@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.util import get_temp_dir
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import cv2
 import numpy as np
@@ -79,6 +79,12 @@ def to_device(batch: Batch, device: torch.device | str, channels_last: bool = Fa
     return DeviceBatch(images, labels, padding, batch.indices)
 
 
+class Patient(Protocol):
+    """Calls again what raises a `TransientError`, for a while."""
+
+    def __call__(self, act: Callable[[], T]) -> T: ...
+
+
 @dataclass(frozen=True)
 class _Failure:
     """A user's error on its way out of a loader process: raised there, it would arrive with a traceback."""
@@ -101,6 +107,7 @@ def train_loader(
     prefetch: int = 2,
     pin_memory: bool | None = None,
     timeout: float = 600.0,
+    patience: Patient | None = None,
 ) -> Iterator[Batch]:
     """One rank's batches for steps `start_step` .. `total_steps - 1`, `accumulate` of them a step.
 
@@ -109,6 +116,7 @@ def train_loader(
         prefetch: batches that each process holds ready.
         pin_memory: put batches into page-locked memory; by default where CUDA is available.
         timeout: seconds without a batch after which loading counts as stuck.
+        patience: waits for storage that is away.
 
     Raises:
         ConfigError: the global batch does not divide.
@@ -117,7 +125,7 @@ def train_loader(
     local_batch(global_batch, world_size, accumulate)
     numbers = _Steps(range(start_step, total_steps), global_batch, rank, world_size, accumulate)
     samples = _TrainSamples(dataset, transform, seed)
-    return iter(Batches(samples, numbers, workers, prefetch, pin_memory, timeout))
+    return iter(Batches(samples, numbers, workers, prefetch, pin_memory, timeout, patience))
 
 
 def eval_loader(
@@ -131,6 +139,7 @@ def eval_loader(
     pin_memory: bool | None = None,
     timeout: float = 600.0,
     indices: Sequence[int] | None = None,
+    patience: Patient | None = None,
 ) -> Batches:
     """Whole images `rank`, `rank + world_size`, ...: every image once over all ranks, none twice.
 
@@ -139,13 +148,14 @@ def eval_loader(
 
     Args:
         indices: the images to go through, all by default.
+        patience: waits for storage that is away.
 
     Raises:
         DataError: while iterating, as for `train_loader`.
     """
     mine = list(range(len(dataset)) if indices is None else indices)[rank::world_size]
     groups = [mine[i : i + batch_size] for i in range(0, len(mine), batch_size)]
-    return Batches(_WholeImages(dataset), groups, workers, prefetch, pin_memory, timeout)
+    return Batches(_WholeImages(dataset), groups, workers, prefetch, pin_memory, timeout, patience)
 
 
 class _Steps(Sequence[list[int]]):
@@ -176,7 +186,7 @@ class _TrainSamples(Dataset[Any]):
                 for n, i in zip(numbers, indices, strict=True)
             ]
         except UserError as error:
-            return _Failure(self.dataset.explained(error))
+            return _Failure(self.dataset.explained(error, indices))
         return [_stack(pairs, indices, padded=True)]
 
 
@@ -188,7 +198,7 @@ class _WholeImages(Dataset[Any]):
         try:
             samples = [self.dataset.load(i) for i in indices]
         except UserError as error:
-            return _Failure(self.dataset.explained(error))
+            return _Failure(self.dataset.explained(error, indices))
         starts = [i for i in range(len(samples)) if i == 0 or samples[i].size != samples[i - 1].size]
         ends = [*starts[1:], len(samples)]
         return [
@@ -223,13 +233,15 @@ class Batches(Iterable[Batch]):
 
     def __init__(
         self,
-        samples: Dataset[Any],
+        samples: _TrainSamples | _WholeImages,
         groups: Sequence[list[int]],
         workers: int,
         prefetch: int,
         pin: bool | None,
         timeout: float,
+        patience: Patient | None = None,
     ) -> None:
+        self._samples, self._groups, self._patience = samples, groups, patience
         options: dict[str, Any] = {}
         if workers:
             # Not fork: it may deadlock under the threads of a Ray actor or of CUDA.
@@ -255,10 +267,25 @@ class Batches(Iterable[Batch]):
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = self._attempt(lambda: iter(self._loader), patient=False)
+        number = 0
         while (batches := self._attempt(lambda: next(iterator, None))) is not None:
             if isinstance(batches, _Failure):
-                raise batches.error
+                batches = self._again(batches, self._groups[number])
             yield from batches
+            number += 1
+
+    def _again(self, failure: _Failure, group: list[int]) -> list[Batch]:
+        """The batches of a group that could not be read, where that may pass: read again in this process."""
+        if self._patience is None or not isinstance(failure.error, TransientError):
+            raise failure.error
+
+        def read() -> list[Batch]:
+            found = self._samples.__getitems__(group)
+            if isinstance(found, _Failure):
+                raise found.error
+            return found
+
+        return self._patience(read)
 
     def _attempt(self, request: Callable[[], T], patient: bool = True) -> T:
         """What the loader answers; a dead or stuck loader process becomes a `TransientError`."""

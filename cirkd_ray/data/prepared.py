@@ -225,6 +225,10 @@ class PreparedDataset(SegmentationDataset):
         row = self._rows[index]
         return str(row.file), str(row.sha256)
 
+    def away(self, index: int) -> str | None:
+        """By the folder of its file."""
+        return self.storage.away(self.file(index)[0])
+
     def open(self, index: int) -> TiledSample:
         """The sample, of which nothing but the header is decoded yet."""
         name, (path, digest) = self.name(index), self.file(index)

@@ -6,7 +6,6 @@ fsspec knows of them.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -20,11 +19,9 @@ from pyarrow import fs
 
 from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.errors import DataError, TransientError
-from cirkd_ray.files import write_bytes
+from cirkd_ray.files import PASSING, write_bytes
 
 T = TypeVar("T")
-PASSING = frozenset({errno.EIO, errno.ESTALE, errno.ETIMEDOUT})
-"""What a network file system says while its server is away."""
 _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
 """In pyarrow's errors of an S3 server: another try would get the same answer."""
 _CHANGING = (".json", ".jsonl", ".yaml", ".txt")
@@ -84,6 +81,13 @@ class Storage(ABC):
         """
         return None
 
+    def away(self, *paths: str) -> str | None:
+        """The root, or the first folder of these files, that holds nothing now as its disk is not mounted.
+
+        None where all hold something, and behind a URL, where a failed request tells it itself.
+        """
+        return None
+
     @abstractmethod
     def where(self, path: str) -> str:
         """The path in full, for messages."""
@@ -127,6 +131,17 @@ class LocalStorage(Storage):
             return found.st_size, found.st_mtime_ns
         except OSError:
             return None
+
+    def away(self, *paths: str) -> str | None:
+        for folder in dict.fromkeys(("", *(path.rpartition("/")[0] for path in paths))):
+            try:
+                with os.scandir(self.root / folder) as entries:
+                    if next(entries, None) is not None:
+                        continue
+            except OSError:
+                pass
+            return self.where(folder)
+        return None
 
     def where(self, path: str) -> str:
         return str(self.root / path)

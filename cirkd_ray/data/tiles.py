@@ -18,8 +18,8 @@ from safetensors.numpy import load, save
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.data.codec import decode_image
-from cirkd_ray.data.storage import PASSING
 from cirkd_ray.errors import DataError, TransientError
+from cirkd_ray.files import PASSING
 
 
 def encode_sample(

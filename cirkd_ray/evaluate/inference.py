@@ -77,11 +77,26 @@ def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
 
+def convolution_weights(model: nn.Module) -> list[nn.Parameter]:
+    """The weights of the network's convolutions that are not made anew in each pass."""
+    found = [m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Conv2d)]
+    return [weight for weight in found if weight is not None]
+
+
+def channel_last(model: nn.Module) -> None:
+    """Let the network's convolutions, and so their maps, have the channel last in memory."""
+    for weight in convolution_weights(model):
+        weight.data = weight.data.contiguous(memory_format=torch.channels_last)
+
+
 @contextmanager
 def inference(
     *models: nn.Module | None, device: torch.device, precision: str | None = None
 ) -> Iterator[None]:
-    """Evaluation mode, no gradients and, where asked, autocast; every module's mode is put back at the end.
+    """Evaluation mode, no gradients and, where asked, autocast; all that is changed is put back at the end.
+
+    Convolutions have the channel last in memory meanwhile: networks are then 1.1 to 1.6 times as fast on CPUs
+    (`cirkd bench evaluation`), and their maps differ by rounding.
 
     Args:
         models: the networks; None is passed over.
@@ -93,14 +108,18 @@ def inference(
         raise ConfigError(f"precision: must be one of {', '.join(DTYPES)}; got {precision!r}")
     networks = [model for model in models if model is not None]
     modes = [(module, module.training) for model in networks for module in model.modules()]
+    plain = [(weight, weight.data) for model in networks for weight in convolution_weights(model)]
     try:
         for model in networks:
+            channel_last(model)
             model.eval()
         with torch.inference_mode(), autocast(precision, device):
             yield
     finally:
         for module, mode in modes:
             module.training = mode
+        for weight, data in plain:
+            weight.data = data
 
 
 def window_corners(length: int, size: int, stride: int) -> list[int]:

@@ -17,7 +17,7 @@ from cirkd_ray.data.codec import read_image
 from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError, DataError
-from cirkd_ray.evaluate.inference import ONE_VIEW, Views, inference
+from cirkd_ray.evaluate.inference import ONE_VIEW, Views, channel_last, inference
 from cirkd_ray.evaluate.scores import label_map
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet
@@ -105,6 +105,7 @@ class Predictor:
         arithmetic = chosen_precision(precision, opened, chosen)
         low_high = opened.info.get("range")
         span = (float(low_high[0]), float(low_high[1])) if low_high else None
+        channel_last(opened.model)  # here, so that `inference` need not do it for every image
         return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings, span)
 
     def labels(self, image: UInt8, name: str = "image") -> UInt8:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 class ConvNormAct(nn.Module):
@@ -96,6 +99,38 @@ def _pooling_matrix(side: int, bins: int, like: Tensor) -> Tensor:
     first, end = index * side // bins, ((index + 1) * side + bins - 1) // bins
     inside = ((place >= first) & (place < end)).to(like.dtype)
     return inside / inside.sum(1, keepdim=True)
+
+
+class DeterministicBicubic(TorchFunctionMode):
+    """While it is active, bicubic resizing is two matrix products, whose gradient adds in a fixed order.
+
+    timm resizes position embeddings so; torch's own gradient of it has no deterministic form on CUDA.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """`func`, or what stands in for it."""
+        kwargs = kwargs or {}
+        if func is F.interpolate and kwargs.get("mode") == "bicubic" and kwargs.get("size") is not None:
+            return bicubic_by_products(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def bicubic_by_products(x: Tensor, *, size: Sequence[int], **options: Any) -> Tensor:
+    """`F.interpolate(x, size, mode="bicubic")` of an N x C x h x w map as two matrix products."""
+    with torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad():  # what becomes of each row, and of each column, alone
+            units = (torch.eye(side, dtype=x.dtype, device=x.device)[None, None] for side in x.shape[-2:])
+            rows, columns = (
+                F.interpolate(unit, size=(len(unit[0, 0]), end), **options)[0, 0]
+                for unit, end in zip(units, size, strict=True)
+            )
+        return rows.transpose(0, 1) @ x @ columns
+
+
+def deterministic_bicubic(images: Tensor) -> AbstractContextManager[object]:
+    """`DeterministicBicubic` where it is needed for a gradient on the device of `images`."""
+    needed = images.is_cuda and torch.are_deterministic_algorithms_enabled() and torch.is_grad_enabled()
+    return DeterministicBicubic() if needed and not torch.compiler.is_compiling() else nullcontext()
 
 
 def init_convolutions(module: nn.Module) -> None:

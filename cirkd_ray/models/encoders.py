@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError, WeightsError, first_line
 from cirkd_ray.models.backbones import Backbone
+from cirkd_ray.models.blocks import deterministic_bicubic
 from cirkd_ray.models.heads.base import EncoderInfo
 from cirkd_ray.types import IMAGENET, Preprocessing
 
@@ -87,7 +88,8 @@ class Encoder(nn.Module):
         height, width = images.shape[-2:]
         if self.multiple > 1:
             images = F.pad(images, (0, -width % self.multiple, 0, -height % self.multiple))
-        maps = list(self.body(images))[-MAX_STAGES:]
+        with deterministic_bicubic(images):
+            maps = list(self.body(images))[-MAX_STAGES:]
         if self.channels_last:
             maps = [x.permute(0, 3, 1, 2).contiguous() for x in maps]
         if self.multiple > 1:

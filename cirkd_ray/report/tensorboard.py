@@ -70,6 +70,14 @@ class TensorBoard:
         self._writer.add_hparams(plain, dict(metrics), run_name=".")
         self._writer.flush()
 
+    def flush(self) -> None:
+        """Write what was handed over so far.
+
+        Raises:
+            OSError: it could not be written; the object is of no more use.
+        """
+        self._writer.flush()
+
     def close(self) -> None:
         """Write what is left and close the file."""
         self._writer.close()

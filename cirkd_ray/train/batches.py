@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from cirkd_ray.data.loader import DeviceBatch, to_device, train_loader
+from cirkd_ray.data.loader import DeviceBatch, Patient, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.train.build import Run
 
 
-def training_batches(run: Run, start: int, end: int) -> Iterator[DeviceBatch]:
+def training_batches(
+    run: Run, start: int, end: int, patience: Patient | None = None
+) -> Iterator[DeviceBatch]:
     """This rank's micro-batches of the steps from `start` to before `end`."""
     spec, world = run.spec, run.world
     assert spec.data.crop is not None
@@ -32,5 +34,6 @@ def training_batches(run: Run, start: int, end: int) -> Iterator[DeviceBatch]:
         accumulate=spec.train.accumulate,
         workers=spec.data.workers,
         pin_memory=world.device.type == "cuda",
+        patience=patience,
     )
     return (to_device(batch, world.device, world.device.type == "cuda") for batch in loader)

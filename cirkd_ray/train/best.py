@@ -69,4 +69,5 @@ class BestStudent:
             "measured": {"on": self.split.digits, "scores": plain_json(scores_of(result))},
         }
         half = spec.train.export == "fp16"
-        save_model(run.evaluated, self.directory.path, run.val_set.classes, half=half, **about)
+        classes, folder = run.val_set.classes, self.directory.path
+        self.told.patience.write(lambda: save_model(run.evaluated, folder, classes, half=half, **about))

@@ -231,15 +231,15 @@ def assemble(
         for spec, student in zip(specs, students, strict=True)
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
-    channels_last = device.type == "cuda" and specs[0].train.channels_last
+    wanted = specs[0].train.channels_last
     if teacher is not None and losses:
         teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
         freeze(teacher, losses)
-        _move(teacher, device, channels_last)
+        _move(teacher, device, bool(wanted))  # on CPUs, too: networks that are not trained are faster so
         cast_weights(teacher, precision)
         if specs[0].train.compile:
             teacher.compile()
-    shared = SharedForward(teacher if losses else None, precision, device, channels_last)
+    shared = SharedForward(teacher if losses else None, precision, device, _of_student(wanted, device))
     steps = [
         distiller
         if isinstance(distiller, Exception)
@@ -273,7 +273,7 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
         synchronise_batchnorm(distiller)
-    _move(distiller, world.device, on_gpu and spec.train.channels_last)
+    _move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {
@@ -301,6 +301,11 @@ def synchronise_batchnorm(distiller: Distiller) -> None:
         parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
     for owner, name, part in parts:
         setattr(owner, name, synchronised(part))
+
+
+def _of_student(channels_last: bool | str, device: torch.device) -> bool:
+    """Whether a student has the channel last in memory."""
+    return bool(channels_last) if device.type == "cuda" else channels_last == "always"
 
 
 def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:

@@ -33,24 +33,21 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     """Write `state` into a new folder `folder`; nothing is left behind when that fails.
 
     Raises:
-        CheckpointError: the disk is full or not writable; what was there before stays as it is.
+        OSError: the disk is full or not writable; what was there before stays as it is.
     """
     import torch  # here and below: those that only look at checkpoints do without
 
-    try:
-        with whole_folder(folder) as partial:
-            with (partial / STATE).open("wb") as file:
-                hashing = _Hashing(file)
+    with whole_folder(folder) as partial:
+        with (partial / STATE).open("wb") as file:
+            hashing = _Hashing(file)
+            try:
                 torch.save(state, cast(BinaryIO, hashing))
-            manifest = {"step": int(state["step"]), "bytes": hashing.bytes, "sha256": hashing.sha.hexdigest()}
-            (partial / MANIFEST).write_text(json.dumps(manifest))
-    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{folder}: the checkpoint could not be written ({reason}); free some space and start again "
-            "with --resume.\n"
-            "The checkpoints before it are untouched."
-        ) from None
+            except RuntimeError:  # torch's word for a failed write
+                if hashing.error is None:
+                    raise
+                raise hashing.error from None
+        manifest = {"step": int(state["step"]), "bytes": hashing.bytes, "sha256": hashing.sha.hexdigest()}
+        (partial / MANIFEST).write_text(json.dumps(manifest))
     with contextlib.suppress(OSError):
         _LOOKED_AT[folder] = (_version(folder), None)
     return folder
@@ -61,11 +58,16 @@ class _Hashing:
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.sha, self.bytes = file, hashlib.sha256(), 0
+        self.error: OSError | None = None
 
     def write(self, block: bytes) -> int:
         self.sha.update(block)
         self.bytes += len(block)
-        return self.file.write(block)
+        try:
+            return self.file.write(block)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -72,6 +74,16 @@ def free_bytes(folder: Path) -> int:
     """Free space where a folder is, or will be made."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     return shutil.disk_usage(there).free
+
+
+def require_free(folder: Path, count: int) -> None:
+    """Look whether a disk has room for so many bytes, for those that cannot undo half of a write.
+
+    Raises:
+        OSError: as a write would raise it.
+    """
+    if free_bytes(folder) < count:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
 
 
 def _bytes(tensors: Iterable[object]) -> int:

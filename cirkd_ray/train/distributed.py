@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -37,6 +38,11 @@ class World:
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(device=device)
+
+
+def collective_timeout(storage_timeout: float) -> timedelta:
+    """How long ranks wait for one of them, which may wait for storage: as long as that, and half an hour."""
+    return timedelta(seconds=storage_timeout + 1800)
 
 
 def barrier(world: World) -> None:

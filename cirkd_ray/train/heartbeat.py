@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -65,17 +65,24 @@ class Heartbeat:
         self.thread = threading.get_ident()
         self._clock, self._begun = clock, 0.0
         self._seconds: deque[float] = deque(maxlen=50)
+        self._lock = threading.Lock()
 
     def note(self, phase: Phase, step: int, part: int = 0) -> None:
         """The calling thread begins this."""
-        now, before, self.thread = self._clock(), self.beat, threading.get_ident()
-        usual = before.usual
-        if phase == "data":
-            if (before.phase, before.step) == ("step", step - 1):  # no validation or checkpoint between
-                self._seconds.append(now - self._begun)
-                usual = statistics.median(self._seconds)
-            self._begun = now
-        self.beat = Beat(phase, step, part, before.count + 1, usual)
+        with self._lock:
+            now, before, self.thread = self._clock(), self.beat, threading.get_ident()
+            usual = before.usual
+            if phase == "data":
+                if (before.phase, before.step) == ("step", step - 1):  # no validation or checkpoint between
+                    self._seconds.append(now - self._begun)
+                    usual = statistics.median(self._seconds)
+                self._begun = now
+            self.beat = Beat(phase, step, part, before.count + 1, usual)
+
+    def waits(self) -> None:
+        """It does not hang: a thread of this process waits for storage, within a bound of its own."""
+        with self._lock:
+            self.beat = replace(self.beat, count=self.beat.count + 1)
 
     def whereabouts(self) -> tuple[str, bool]:
         """The line of code that the training thread is at, and whether it waits for other ranks there."""

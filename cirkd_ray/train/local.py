@@ -12,8 +12,9 @@ import torch
 import torch.distributed as dist
 
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import local_device, share_cores
-from cirkd_ray.train.distributed import World, broadcast_object
+from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
@@ -43,23 +44,24 @@ def rank_device(setting: str) -> torch.device:
 
 
 @contextmanager
-def led_by_first_rank(device: str, run: Runner) -> Iterator[Runner | None]:
+def led_by_first_rank(cluster: ClusterSpec, run: Runner) -> Iterator[Runner | None]:
     """Lets torchrun's first rank decide what is run, and all ranks run it; without torchrun, just `run`.
 
     Yields on the first rank what runs a recipe on all ranks. The others take part until the first leaves the
     block; they get None then.
 
     Args:
-        device: of `cluster.device`.
+        cluster: where it runs.
         run: `run_local`, with this rank's listeners.
     """
     if not launched_by_torchrun():
         yield run
         return
-    place = rank_device(device)
+    place = rank_device(cluster.device)
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    timeout = collective_timeout(cluster.storage_timeout)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timeout)
     world = World.current(place)
     # On the CPU: collectives on GPUs, like those of training, give up after minutes.
     words = dist.new_group(backend="gloo", timeout=PATIENCE)

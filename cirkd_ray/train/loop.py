@@ -33,7 +33,7 @@ from cirkd_ray.train.progress import mark
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import MicroBatch
-from cirkd_ray.train.stop import Stopped, asked
+from cirkd_ray.train.stop import Interrupted, Stopped, asked
 from cirkd_ray.train.underway import Underway
 from cirkd_ray.train.validation import validation_split
 
@@ -85,8 +85,8 @@ def train(
 
     Raises:
         TrainingError: a loss is not finite.
-        UserError: bad data, a full disk and the like, with what to do.
-        Stopped: asked to; a checkpoint of the last step is written.
+        UserError: bad data, a disk that stays full and the like, with what to do.
+        Stopped: asked to; a checkpoint of the last step is written, unless it is `Interrupted`.
     """
     entry = Entry(spec, directory, reporter, listeners, resume_from)
     (ended,) = train_cohort([entry], world, asked_to_stop, heartbeat)
@@ -119,7 +119,7 @@ def train_cohort(
         Stopped: asked to; all that were under way have written a checkpoint of the last step.
     """
     check_cohort({entry.directory.path.name: entry.spec for entry in entries})
-    cohort = Cohort(entries, world, heartbeat or Heartbeat())
+    cohort = Cohort(entries, world, heartbeat or Heartbeat(), asked_to_stop)
     try:
         return cohort.train(StopAgreement(asked_to_stop, world))
     except BaseException:
@@ -135,7 +135,13 @@ class Cohort:
         ended: how the others ended.
     """
 
-    def __init__(self, entries: Sequence[Entry], world: World, heartbeat: Heartbeat) -> None:
+    def __init__(
+        self,
+        entries: Sequence[Entry],
+        world: World,
+        heartbeat: Heartbeat,
+        asked_to_stop: Callable[[], bool] = asked,
+    ) -> None:
         self.world, self.heartbeat = world, heartbeat
         self.members: dict[int, Member] = {}
         self.ended: dict[int, Ended] = {}
@@ -147,12 +153,13 @@ class Cohort:
         split = None
         for place, run in enumerate(build_cohort([entry.spec for entry in entries], world)):
             entry = entries[place]
-            told = Underway(entry.directory, entry.listeners, world, heartbeat)
+            timeout = entry.spec.cluster.storage_timeout
+            told = Underway(entry.directory, entry.listeners, world, heartbeat, timeout, asked_to_stop)
             if isinstance(run, Exception):
                 told.message(f"failed before its first step: {first_line(run)}")
                 self.ended[place] = run
                 continue
-            split = split or validation_split(run)
+            split = split or validation_split(run, told.patience)
             self.members[place] = Member(run, told, entry.reporter, split)
         for place, member in [*self.members.items()]:
             self._attempt(place, partial(member.resume, entries[place].resume_from))
@@ -178,12 +185,13 @@ class Cohort:
 
     def _walk(self, stops: Callable[[int], bool]) -> None:
         """The steps from where the last member is, as long as one has a turn."""
-        first = next(iter(self.members.values())).run
+        leader = next(iter(self.members.values()))
+        first, patience = leader.run, leader.told.patience
         shared, train, seed = first.shared, first.spec.train, first.spec.seed
         start = min(member.done for member in self.members.values())
         end = max(member.spec.train.steps for member in self.members.values())
-        batches = training_batches(first, start, end)
-        del first  # its memory is free when it has ended
+        batches = training_batches(first, start, end, patience)
+        del leader, first  # its memory is free when it has ended
         waiting_since = time.perf_counter()
         for step in range(start, end):
             if stops(step):
@@ -196,7 +204,12 @@ class Cohort:
             for member in turn.values():
                 member.open()
             self.heartbeat.note("data", step + 1)
-            micro_batches = [shared(batch, len(turn)) for batch in islice(batches, train.accumulate)]
+            try:
+                micro_batches = [shared(batch, len(turn)) for batch in islice(batches, train.accumulate)]
+            except Interrupted:
+                if self.world.size > 1:
+                    raise
+                return self._stop_all(step)
             waited = time.perf_counter() - waiting_since
             self.heartbeat.note("step", step + 1)
             if len(turn) > 1 and any(member.run.teacher for member in turn.values()):
@@ -235,8 +248,10 @@ class Cohort:
         """
         for place, member in [*self.members.items()]:
             self._end(place, self._attempt(place, member.stop))
-        if any(isinstance(ended, Stopped) for ended in self.ended.values()):
-            raise Stopped(f"stopped at step {step}")
+        stopped = [ended for ended in self.ended.values() if isinstance(ended, Stopped)]
+        if stopped:
+            without_checkpoint = [ended for ended in stopped if isinstance(ended, Interrupted)]
+            raise without_checkpoint[0] if without_checkpoint else Stopped(f"stopped at step {step}")
 
     def _attempt(self, place: int, act: Callable[[], Any]) -> Any:
         """What a member's part of the work returns, or the error that ends it alone."""
@@ -255,7 +270,8 @@ class Cohort:
             with suppress(Exception):  # the first error is the one to tell
                 member.reporter.settle()
             if self.members and not isinstance(ended, Stopped):
-                member.told.message(
+                # As far as that is possible: its disk may be the reason.
+                member.told.patience.say(
                     f"failed at step {member.done + 1}: {first_line(ended)}; the others go on"
                 )
                 traceback.clear_frames(ended.__traceback__)

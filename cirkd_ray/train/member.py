@@ -77,7 +77,8 @@ class Member:
             refuse_damaged(self.directory.checkpoints, self.world)
         if self.world.is_main:
             remove_partial_checkpoints(self.directory.checkpoints)
-            self.directory.rewind(self.progress.step, validated=not self.progress.due)
+            step, validated = self.progress.step, not self.progress.due
+            self.told.patience.write(lambda: self.directory.rewind(step, validated))
         self.told.start(self.spec.to_dict(), self.progress.step)
         for note in self.run.notes:
             self.told.message(note)
@@ -223,7 +224,8 @@ class Member:
         self.reporter.settle()
         if not self.world.is_main:
             return None
-        return Snapshot(self.copy_to_host({**state_of(self.run), **vars(self.progress)}))
+        state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
+        return Snapshot(state, self.told.patience)
 
     def finish(self) -> dict[str, Any]:
         """Write `result.json`."""

@@ -27,7 +27,7 @@ class Reporter(Protocol):
         """Wait until all checkpoints that were reported are in the run's directory.
 
         Raises:
-            CheckpointError: one could not be written.
+            StorageError: one could not be written.
         """
 
 

@@ -20,7 +20,7 @@ from cirkd_ray import __version__
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import CheckpointError, ConfigError
-from cirkd_ray.files import plain_json, write_text
+from cirkd_ray.files import append_line, plain_json, write_text
 
 MODEL_FILES = ("student.safetensors", "model.json")
 """The exported model."""
@@ -80,13 +80,11 @@ class RunDirectory:
 
     def log(self, text: str) -> None:
         """Add a line to `log.txt`."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
-            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(_line(metrics))
+        append_line(self.metrics, _line(metrics))
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Every complete line of `metrics.jsonl`; NaN for the numbers that were not finite."""
@@ -94,8 +92,7 @@ class RunDirectory:
 
     def append_validation(self, step: int, best: Mapping[str, Any], last: Mapping[str, Any]) -> None:
         """Add one line to `validations.jsonl`: what the checkpoint of that step, written before, lacks."""
-        with self.validations.open("a", encoding="utf-8") as file:
-            file.write(_line({"step": step, "best": best, "last": last}))
+        append_line(self.validations, _line({"step": step, "best": best, "last": last}))
 
     def read_validation(self, step: int) -> dict[str, Any] | None:
         """`best` and `last` as they were after the validation of that step; None if it was not finished."""
@@ -108,7 +105,7 @@ class RunDirectory:
         for path in (self.metrics, self.validations):
             if path.is_file():
                 rows = [row for row in _read_lines(path) if row.get("step", 0) <= kept]
-                write_text(path, "".join(map(_line, rows)))
+                write_text(path, "".join(f"{_line(row)}\n" for row in rows))
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write `result.json`; its existence says that the run is finished."""
@@ -184,7 +181,7 @@ def relative(place: str, folder: Path) -> str:
 
 
 def _line(row: Mapping[str, Any]) -> str:
-    return json.dumps(plain_json(row), allow_nan=False) + "\n"
+    return json.dumps(plain_json(row), allow_nan=False)
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:

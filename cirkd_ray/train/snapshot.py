@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from contextvars import copy_context
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cirkd_ray.train.checkpoint import checkpoint_name, write_checkpoint
+from cirkd_ray.train.patience import Patience
 
 
 class Snapshot:
@@ -20,19 +22,23 @@ class Snapshot:
 
     Args:
         state: what a checkpoint holds; nothing in it changes any more.
+        patience: waits where it cannot be written for a while.
     """
 
-    def __init__(self, state: dict[str, Any]) -> None:
-        self.state = state
+    def __init__(self, state: dict[str, Any], patience: Patience | None = None) -> None:
+        self.state, self.patience = state, patience
         self.name = checkpoint_name(state["step"])
 
     def write(self, folder: Path) -> None:
         """Write the checkpoint `folder`, whole or not at all.
 
         Raises:
-            CheckpointError: as of `write_checkpoint`.
+            OSError: as of `write_checkpoint`; with `patience`, a `StorageError`.
         """
-        write_checkpoint(folder, self.state)
+        if self.patience is None:
+            write_checkpoint(folder, self.state)
+        else:
+            self.patience.write(lambda: write_checkpoint(folder, self.state))
 
 
 class HostCopy:
@@ -101,7 +107,8 @@ class BackgroundWriter:
                 done.set_result(None)
 
         self.pending = done
-        threading.Thread(target=run, name="checkpoint", daemon=True).start()
+        # In the caller's context: it may wait, and look whether the caller's command was asked to stop.
+        threading.Thread(target=copy_context().run, args=(run,), name="checkpoint", daemon=True).start()
         return done
 
     def settle(self) -> None:

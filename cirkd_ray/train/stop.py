@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import NoReturn
 
+from cirkd_ray.errors import StorageError
+
 EXIT_CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}
 """Of a command that a signal has stopped: 128 and the signal's number, as shells count."""
 _ONE_REQUEST = {False: 0.3, True: 2.0}
@@ -59,8 +61,17 @@ class Stopped(Exception):
         """
         if self.again is None:
             return str(self)
-        program = "torchrun ... -m cirkd_ray" if launched_by_torchrun() else "cirkd"
-        return f"{self}; continue with: {program} {shlex.join(continued(words, self.again))}"
+        return f"{self}; {line_to_continue(words, self.again)}"
+
+
+class Interrupted(Stopped):
+    """Asked to stop while this rank alone waited for storage: the others cannot take part in a checkpoint."""
+
+
+def line_to_continue(words: Sequence[str], again: Sequence[str]) -> str:
+    """The command line that continues what `words` began; see `continued`."""
+    program = "torchrun ... -m cirkd_ray" if launched_by_torchrun() else "cirkd"
+    return f"continue with: {program} {shlex.join(continued(words, again))}"
 
 
 def continued(words: Sequence[str], again: Sequence[str]) -> list[str]:
@@ -129,7 +140,7 @@ def stoppable(*again: str) -> Iterator[None]:
         again: words that the command line needs to resume: `--name NAME`, or that and `--resume`.
 
     Raises:
-        Stopped: as what is inside raises it, with the exit code.
+        Stopped, StorageError: as what is inside raises them, with the words and the exit code.
     """
     _request.asked.clear()
     _request.code = 0
@@ -138,6 +149,9 @@ def stoppable(*again: str) -> Iterator[None]:
             yield
         except Stopped as stopped:
             stopped.code, stopped.again = _request.code or stopped.code, again
+            raise
+        except StorageError as error:
+            error.again = again
             raise
         finally:
             _request.asked.clear()

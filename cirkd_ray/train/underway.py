@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat, Phase
+from cirkd_ray.train.patience import Patience
 from cirkd_ray.train.progress import RunProgress
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Interrupted, asked
 
 
 class Underway:
@@ -24,23 +29,57 @@ class Underway:
         listeners: of the main rank.
         world: this rank among its peers.
         heartbeat: notes what this rank begins.
+        storage_timeout: seconds to wait for a disk that is full or away.
+        asked_to_stop: asked while it waits.
+
+    Attributes:
+        patience: waits for storage, and says so.
     """
 
     def __init__(
-        self, directory: RunDirectory, listeners: Sequence[Listener], world: World, heartbeat: Heartbeat
+        self,
+        directory: RunDirectory,
+        listeners: Sequence[Listener],
+        world: World,
+        heartbeat: Heartbeat,
+        storage_timeout: float = 0.0,
+        asked_to_stop: Callable[[], bool] = asked,
     ) -> None:
         self.directory, self.world, self.heartbeat = directory, world, heartbeat
         self.listeners = listeners if world.is_main else ()
+        self.asked_to_stop = asked_to_stop
+        self.patience = Patience(storage_timeout, directory, self._say, self._rest)
+
+    def _say(self, text: str) -> None:
+        """Tell it as far as that is possible now; each rank speaks for itself."""
+        for listener in self.listeners:
+            with suppress(OSError):
+                listener.message(text)
+        if not self.world.is_main:
+            with suppress(OSError):
+                self.directory.log(f"worker {self.world.rank} on {socket.gethostname()}: {text}")
+
+    def _rest(self) -> None:
+        """Between two tries of what cannot be written or read.
+
+        Raises:
+            Interrupted: asked to stop.
+        """
+        self.heartbeat.waits()
+        if self.asked_to_stop():
+            raise Interrupted("stopped while waiting for storage")
+
+    def _each(self, act: Callable[[Listener], None]) -> None:
+        for listener in self.listeners:
+            self.patience.write(partial(act, listener))
 
     def start(self, spec: Mapping[str, Any], step: int) -> None:
         """Training begins after `step` steps."""
-        for listener in self.listeners:
-            listener.start(dict(spec), step)
+        self._each(lambda listener: listener.start(dict(spec), step))
 
     def message(self, text: str) -> None:
         """Something that the user should know."""
-        for listener in self.listeners:
-            listener.message(text)
+        self._each(lambda listener: listener.message(text))
 
     def scoring(self, phase: Phase, what: str, step: int, total: int) -> Callable[[int], None]:
         """The scoring of `total` images on all ranks begins.
@@ -60,8 +99,7 @@ class Underway:
             nonlocal mine
             mine += images
             self.heartbeat.note(phase, step, mine)
-            for listener in self.listeners:
-                listener.underway(what, min(mine * self.world.size, total), total)
+            self._each(lambda listener: listener.underway(what, min(mine * self.world.size, total), total))
 
         advance(0)
         return advance
@@ -70,20 +108,18 @@ class Underway:
         """A line of metrics, and the validation that it holds the scores of."""
         if not self.world.is_main:
             return
-        self.directory.append_metrics(metrics)
-        for listener in self.listeners:
-            listener.metrics(done, metrics)
-            if result is not None:
-                listener.validation(done, result)
+        self.patience.write(lambda: self.directory.append_metrics(metrics))
+        self._each(lambda listener: listener.metrics(done, metrics))
+        if result is not None:
+            self._each(lambda listener: listener.validation(done, result))
 
     def validated(self, done: int, progress: RunProgress) -> None:
         """A validation is over, and its scores are in `progress`."""
         if self.world.is_main:
-            self.directory.append_validation(done, progress.best, progress.last)
+            self.patience.write(lambda: self.directory.append_validation(done, progress.best, progress.last))
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The run has this result."""
         if self.world.is_main:
-            self.directory.write_result(result)
-        for listener in self.listeners:
-            listener.finish(result)
+            self.patience.write(lambda: self.directory.write_result(result))
+        self._each(lambda listener: listener.finish(result))

@@ -14,7 +14,7 @@ from torch import nn
 
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.data.identity import identity
-from cirkd_ray.data.loader import Batches, eval_loader
+from cirkd_ray.data.loader import Batches, Patient, eval_loader
 from cirkd_ray.device import without_autotuning
 from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, evaluate, over_classes
@@ -44,7 +44,7 @@ class ValidationSplit:
     digits: str
 
 
-def validation_split(run: Run) -> ValidationSplit:
+def validation_split(run: Run, patience: Patient | None = None) -> ValidationSplit:
     """That of a run, and of all that share its data and how it validates."""
     train = run.spec.train
     batches = eval_loader(
@@ -55,6 +55,7 @@ def validation_split(run: Run) -> ValidationSplit:
         batch_size=train.validate_batch_size,
         pin_memory=run.world.device.type == "cuda",
         indices=range(images(run)),
+        patience=patience,
     )
     return ValidationSplit(batches, measured_on(run) if run.world.is_main else "")
 
@@ -169,8 +170,7 @@ def score_teacher(run: Run, told: Underway, split: ValidationSplit, step: int) -
     if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
         known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:
-        with FileLock(place.parent / f".{place.name}.lock"):  # the runs of a sweep share it
-            write_text(place, json.dumps({**(read_json(place) or {}), key: known}, indent=1))
+        told.patience.write(lambda: _keep(place, key, known))
     miou, guessed = 100 * known["miou"], 100 * known["chance"]
     say(f"teacher: mIoU {miou:.2f} % on this run's validation split, over {over_classes(known)}")
     if near_chance(known):
@@ -179,6 +179,11 @@ def score_teacher(run: Run, told: Underway, split: ValidationSplit, step: int) -
             f"{guessed:.2f} %); see whether it was trained on these classes, in this order"
         )
     return known
+
+
+def _keep(place: Path, key: str, scores: Scores) -> None:
+    with FileLock(place.parent / f".{place.name}.lock"):  # the runs of a sweep share it
+        write_text(place, json.dumps({**(read_json(place) or {}), key: scores}, indent=1))
 
 
 def tell_better_student(teacher: Scores | None, best: dict[str, Any], say: Callable[[str], None]) -> None:

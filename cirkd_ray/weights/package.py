@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 import cirkd_ray
-from cirkd_ray.errors import CheckpointError, ConfigError, WeightsError
-from cirkd_ray.files import whole_file, write_text
+from cirkd_ray.errors import ConfigError, WeightsError
+from cirkd_ray.files import whole_file, write_bytes, write_text
 from cirkd_ray.models.build import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import ClassSet, Preprocessing
@@ -88,11 +87,8 @@ def save_model(
     tensors = {name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}
     if half:
         tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
-    with whole_file(folder / WEIGHTS_FILE) as path:
-        try:
-            save_file(tensors, path, metadata={"format": "pt", "model": json.dumps(card)})
-        except SafetensorError as error:
-            raise CheckpointError(f"{folder / WEIGHTS_FILE}: cannot be written ({error})") from None
+    # Not by `save_file`, whose errors do not say what a disk's are.
+    write_bytes(folder / WEIGHTS_FILE, save(tensors, metadata={"format": "pt", "model": json.dumps(card)}))
     write_text(folder / CARD_FILE, json.dumps(card, indent=2) + "\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import torch.distributed as dist
 import yaml
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.train.local import led_by_first_rank, rank_device, run_local
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
@@ -83,10 +83,15 @@ def led(world_size: int) -> list[str]:
         done.append(directory.path.name)
         return {}
 
-    short = functools.partial(dist.init_process_group, timeout=timedelta(seconds=3))
+    real = dist.init_process_group
+
+    def short(backend: str, timeout: timedelta) -> None:
+        assert timeout > timedelta(seconds=ClusterSpec().storage_timeout)  # one rank may wait for storage
+        real(backend, timeout=timedelta(seconds=3))
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dist, "init_process_group", short)
-        with led_by_first_rank("cpu", run) as lead:
+        with led_by_first_rank(ClusterSpec(device="cpu"), run) as lead:
             if lead is not None:
                 time.sleep(8)  # waiting for another job's teacher
                 lead(tiny_baseline(), RunDirectory("x"))

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.errors import CheckpointError, ConfigError, TrainingError
+from cirkd_ray.errors import ConfigError, StorageError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints, newest_checkpoint
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.local import run_local
@@ -184,7 +184,7 @@ def test_old_checkpoints_are_pruned(undisturbed: RunDirectory) -> None:
 def test_a_full_disk_leaves_the_checkpoint_before_it_whole(
     teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = tiny_distillation(teacher)
+    spec = tiny_distillation(teacher, cluster={"storage_timeout": 0})
     real = torch.save
 
     def full_after_two(state: Any, file: Any) -> None:
@@ -195,7 +195,9 @@ def test_a_full_disk_leaves_the_checkpoint_before_it_whole(
 
     monkeypatch.setattr(torch, "save", full_after_two)
     path = tmp_path / "run"
-    with refuses(path / "checkpoints/step_00000004", CheckpointError, "No space left on device", "--resume"):
+    with refuses(
+        path, StorageError, "No space left on device", path / "checkpoints/step_00000002", "--resume"
+    ):
         new_run(spec, path)
     assert [p.name for p in (path / "checkpoints").iterdir()] == ["step_00000002"]
     monkeypatch.undo()

@@ -8,10 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cirkd_ray import files
 from cirkd_ray.errors import WeightsError
 from cirkd_ray.models import build_model
 from cirkd_ray.types import CAFFE, ClassSet, Preprocessing
-from cirkd_ray.weights import load_model, package, save_model
+from cirkd_ray.weights import load_model, save_model
 from cirkd_ray.weights.card import find_card, find_preprocessing
 from tests.errors import refuses
 
@@ -79,11 +80,10 @@ def test_channels_last_weights_are_saved_in_plain_order(tmp_path):
 def test_failed_write_leaves_the_earlier_files(saved, monkeypatch):
     before = {path.name: path.read_bytes() for path in saved.iterdir()}
 
-    def full_disk(tensors, path, metadata):
-        path.write_bytes(b"half")
+    def full_disk(path):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(package, "save_file", full_disk)
+    monkeypatch.setattr(files, "_flush", full_disk)
     with pytest.raises(OSError, match="No space left"):
         save_model(small(1), saved, CLASSES)
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cirkd_ray.config import OptimSpec
 from cirkd_ray.data.loader import DeviceBatch
 from cirkd_ray.device import choose_precision
-from cirkd_ray.models.blocks import adaptive_average_pool, pool_by_products
+from cirkd_ray.models.blocks import DeterministicBicubic, adaptive_average_pool, pool_by_products
 from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.build import build_run
 from cirkd_ray.train.distributed import World
@@ -135,3 +138,23 @@ def test_pooling_by_products_is_adaptive_pooling(bins: int) -> None:
     low = pool_by_products(x.bfloat16(), bins)
     assert low.dtype == torch.bfloat16
     torch.testing.assert_close(low.double(), adaptive_average_pool(x, bins), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.parametrize("size", [(9, 4), (3, 12)])
+def test_bicubic_by_products_is_bicubic_resizing(size: tuple[int, int], antialias: bool) -> None:
+    """Also that timm's position embeddings take that way while the mode is active."""
+    found = []
+    for by_products in (False, True):
+        x = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
+        with DeterministicBicubic() if by_products else nullcontext():
+            out = functional.interpolate(x, size=size, mode="bicubic", antialias=antialias)
+        (gradient,) = torch.autograd.grad(out.sin().sum(), x)
+        found.append((out, gradient, str(out.grad_fn)))
+    torch.testing.assert_close(found[0][:2], found[1][:2])
+    assert "Upsample" in found[0][2]
+    assert "Upsample" not in found[1][2]
+    tokens = torch.randn(1, 37, 8, requires_grad=True)
+    with DeterministicBicubic():
+        tables = resample_abs_pos_embed(tokens, [3, 12])
+    torch.testing.assert_close(tables, resample_abs_pos_embed(tokens, [3, 12]))
