@@ -29,9 +29,12 @@ from cirkd_ray.losses.attention import MASKED as MASKED
 from cirkd_ray.losses.attention import Relation, attention_kl
 from cirkd_ray.losses.paths import AUTOMATIC, Relations, products
 
-CHUNK_ELEMENTS = {"cpu": 2**20, "cuda": 2**25, "meta": 2**62}
+CHUNK_ELEMENTS = {"cpu": 2**19, "cuda": 2**25, "meta": 2**62}
 """Entries of a similarity matrix held at once: in cache on a CPU, enough to fill a GPU (128 MiB), all
 on `meta`, where nothing is computed."""
+
+LARGEST = 30.0
+"""Similarity over temperature up to which float32 sums exponentials without loss, as they are."""
 
 
 def relational_kl(
@@ -160,9 +163,12 @@ class _RelationalKL(torch.autograd.Function):
             keys_s = k_s[segment]
             columns_s, columns_t = keys_s.T.contiguous(), k_t[segment].T.contiguous()
             row_bias = None if bias is None else bias[segment]
+            rows_of = _rows
+            if bias is None and _is_bounded((scaled_s, keys_s), (scaled_t, k_t[segment])):
+                rows_of = _bounded_rows
             for start in range(0, q_s.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
-                kl, grad = _rows(scaled_s[rows], scaled_t[rows], columns_s, columns_t, row_bias)
+                kl, grad = rows_of(scaled_s[rows], scaled_t[rows], columns_s, columns_t, row_bias)
                 loss += torch.dot(weights[rows], kl)
                 if grad_q is not None:
                     grad_q[rows].addmm_(grad, keys_s)
@@ -188,6 +194,29 @@ def _rows(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, bias: Tensor | Non
     lse_s, lse_t = (z.amax(1) - p.amax(1).log() for z, p in ((z_s, p_s), (z_t, p_t)))
     kl = torch.linalg.vecdot(p_t, z_t.sub_(z_s)) + lse_s - lse_t
     return kl, p_s.sub_(p_t)
+
+
+def _is_bounded(*pairs: tuple[Tensor, Tensor]) -> bool:
+    """On a CPU: whether all similarities of queries and keys are so small that their exponentials can be
+    summed as they are."""
+    tensors = [x for pair in pairs for x in pair]
+    if torch.compiler.is_compiling() or any(x.device.type != "cpu" or not x.numel() for x in tensors):
+        return False
+    return all(float(q.norm(dim=1).amax() * k.norm(dim=1).amax()) <= LARGEST for q, k in pairs)
+
+
+def _bounded_rows(
+    q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """`_rows` of similarities that are small: one exponential each, and no maximum."""
+    z_s, z_t = _similarity(q_s, k_s, bias), _similarity(q_t, k_t, bias)
+    e_t = z_t.exp()
+    along = torch.linalg.vecdot(e_t, z_t.sub_(z_s))
+    e_s = z_s.exp_()
+    sum_s, sum_t = e_s.sum(1), e_t.sum(1)
+    kl = along / sum_t + sum_s.log() - sum_t.log()
+    grad = e_s.div_(sum_s.unsqueeze(1)).addcmul_(e_t, sum_t.reciprocal().unsqueeze(1), value=-1)
+    return kl, grad
 
 
 def _similarity(q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:

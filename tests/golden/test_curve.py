@@ -18,7 +18,7 @@ from cirkd_ray.config import from_tree
 from cirkd_ray.data import build_dataset
 from cirkd_ray.models import build_model
 from cirkd_ray.train import loop
-from cirkd_ray.train.build import Run, build_run
+from cirkd_ray.train.build import Run, build_cohort
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.weights import save_model
@@ -78,7 +78,7 @@ def curve(folder: Path) -> dict[str, list[float]]:
     directory = RunDirectory(folder / "run")
     directory.create(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "build_run", lambda *args: in_float64(build_run(*args)))
+        patch.setattr(loop, "build_cohort", lambda *args: [in_float64(run) for run in build_cohort(*args)])
         result = run_local(spec, directory)
     rows = directory.read_metrics()
     names = [name for name in rows[0] if name.startswith("loss/")]

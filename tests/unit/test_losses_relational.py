@@ -7,8 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from cirkd_ray.bench._losses_measure import peak_bytes
+from cirkd_ray.losses import relational
 from cirkd_ray.losses.relational import relational_kl
 
 CPU = torch.device("cpu")
@@ -151,3 +153,21 @@ def test_traced_by_torch_compile() -> None:
     torch.testing.assert_close(compiled(q_s), loss(q_s))
     (mine,), (expected,) = (torch.autograd.grad(f(q_s), q_s) for f in (compiled, loss))
     torch.testing.assert_close(mine, expected)
+
+
+@pytest.mark.parametrize("size", [1.0, 2.5])
+def test_small_and_large_similarities_have_the_same_form(size: float) -> None:
+    """Exponentials of small ones are summed as they are, those of large ones less the row's maximum."""
+    torch.manual_seed(0)
+    q_s, q_t, keys = (F.normalize(torch.randn(n, 6, dtype=torch.float64), dim=1) for n in (9, 9, 7))
+    q_s, q_t, keys = q_s * size, q_t * size, keys.unsqueeze(0) * size
+    bounded = relational._is_bounded((q_s * 10, keys[0]), (q_t * 10, keys[0]))
+    assert bounded is (size == 1.0)
+    leaf = q_s.clone().requires_grad_()
+    weights = torch.full((9,), 1 / 9, dtype=torch.float64)
+    value = relational_kl(leaf, q_t, keys, keys, weights, temperature=0.1)
+    teacher, student = ((q @ keys[0].T * 10).log_softmax(1) for q in (q_t, leaf))
+    expected = F.kl_div(student, teacher, reduction="batchmean", log_target=True)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
+    found, wanted = (torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (value, expected))
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
