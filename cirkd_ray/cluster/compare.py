@@ -15,7 +15,7 @@ from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.rundir import RunDirectory, relative
-from cirkd_ray.train.same_data import DataGuard
+from cirkd_ray.train.same_data import DataGuard, trained_in
 from cirkd_ray.train.stages import locked, train_once
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
 from cirkd_ray.train.validation import shared_scores
@@ -56,7 +56,7 @@ def run_comparison(
         say(note)
     data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     with locked(RunDirectory(folder)):
-        begun = (folder / COMPARISON).is_file()
+        begun = (folder / COMPARISON).is_file() and trained_in(folder)
         open_comparison(methods, folder)
         for name, spec in methods.items():  # of others only where --differ names the data
             place = folder if spec.data == data.spec.data else folder / "data" / name

@@ -115,7 +115,7 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 f"{sweep.folder}: {EXPIRED}, which ended its search; leave budget.hours at "
                 f"{hours}, or start it anew with --fresh"
             )
-    begun = path.is_file()
+    begun = path.is_file() and (sweep.folder / TUNE).exists()
     sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.data.hold(sweep.folder, begun, ANEW)
     shared_scores(sweep.folder)

@@ -131,11 +131,13 @@ def prepare(
 
     values = split_settings(name, overrides)
     splits = build_splits(name, root, chosen or ("train", "val"), values, holes=skip_bad)
-    for key in getattr(DATASETS.get(name), "stored_only", ()):
-        values.pop(key, None)  # how files are stored does not change what a label means
+    apart = getattr(DATASETS.get(name), "stored_only", ())  # these do not change what a label means
+    stored = {key: values.pop(key) for key in apart if key in values}
     encoding = Encoding(None if lossless else quality, tile, max_size)
     with bar(sum(len(data) for data in splits.values()), "prepare") as advance:
-        manifest = prepare(splits, name, values, out, encoding, workers or _cores(), skip_bad, advance)
+        manifest = prepare(
+            splits, name, values, out, encoding, workers or _cores(), skip_bad, advance, stored
+        )
     console = output()
     for split in splits:
         console.print(f"{split}: {manifest.splits[split]} samples", highlight=False)

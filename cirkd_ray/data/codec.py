@@ -17,7 +17,16 @@ from PIL import Image
 from PIL.PngImagePlugin import PngImageFile
 
 from cirkd_ray.data.base import UInt8
-from cirkd_ray.data.tiff import COMPRESSION, EXTRA_SAMPLES, ORIENTATION, PHOTOMETRIC, TIFF, neutral, value_of
+from cirkd_ray.data.tiff import (
+    BITS_PER_SAMPLE,
+    COMPRESSION,
+    EXTRA_SAMPLES,
+    ORIENTATION,
+    PHOTOMETRIC,
+    TIFF,
+    neutral,
+    value_of,
+)
 from cirkd_ray.errors import DataError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -149,7 +158,7 @@ class ColourLabels(DataError):
 
 
 def decode_mask(data: bytes, where: str) -> UInt8:
-    """`decode_label`, but a mask of colours is given as H x W x 3 RGB; an alpha band of it is left out."""
+    """`decode_label`, but a mask of colours is given as H x W x 3 RGB; a constant alpha band is left out."""
     if data.startswith(TIFF):
         return _tiff_mask(data, where)
     if not data.startswith(PNG_SIGNATURE) or len(data) < 33:
@@ -167,7 +176,7 @@ def decode_mask(data: bytes, where: str) -> UInt8:
         if label is None:
             _explain(data, where)
         whole = _known(label, where)
-        return _narrow(whole, where) if colour == _GRAY else np.ascontiguousarray(whole[..., 2::-1])
+        return _narrow(whole, where) if colour == _GRAY else _opaque(whole, where)[..., ::-1].copy()
     indices = _indices(data, where)
     _require_all_rows(data, pixels, where)
     if colour == _GRAY:
@@ -186,16 +195,41 @@ def _tiff_mask(data: bytes, where: str) -> UInt8:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{where}: damaged or truncated ({_short(error)})") from None
     if mode in ("RGB", "RGBA", "RGBX"):
-        return np.ascontiguousarray(stored[..., :3])
+        return _opaque(stored, where).copy()
     if mode not in ("1", "L", "P") and not (stored.ndim == 2 and stored.dtype.kind in "iu"):
         raise DataError(f"{where}: holds {mode} values; labels must be gray or palette maps of class indices")
     if stored.dtype not in (np.uint8, np.bool_):
         if stored.size and stored.min() < 0:
             raise DataError(f"{where}: label values down to {stored.min()}; class indices start at 0")
         stored = stored.clip(0, 65535).astype(np.uint16)
+    if mode == "L":
+        stored = stored // (255 // (2 ** min(8, value_of(data, BITS_PER_SAMPLE) or 8) - 1))
     return _narrow(
         np.ascontiguousarray(stored.astype(np.uint8) if stored.dtype == np.bool_ else stored), where
     )
+
+
+def _opaque(mask: np.ndarray, where: str) -> np.ndarray:
+    """The three colours of a mask.
+
+    Raises:
+        DataError: its alpha band says something that would be lost.
+    """
+    if mask.shape[2] == 4 and mask[..., 3].min() != mask[..., 3].max():
+        raise DataError(
+            f"{where}: has transparent pixels; save the mask without alpha, and give what they stand for a "
+            "colour of its own (pixels without a class: `ignore: [[R, G, B]]` in dataset.yaml)"
+        )
+    return mask[..., :3]
+
+
+def colour_table(data: bytes) -> UInt8 | None:
+    """The RGB colours (K x 3) of a palette PNG or TIFF, by index; None for files of another kind."""
+    if data.startswith(PNG_SIGNATURE) and data[25] != _PALETTE:
+        return None
+    with Image.open(io.BytesIO(data)) as image:
+        colours = image.getpalette("RGB") if image.mode == "P" else None
+    return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
 
 
 def opencv_decode(data: bytes, flags: int, where: str) -> np.ndarray | None:

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp, UInt8
-from cirkd_ray.data.codec import ColourLabels, decode_mask, read_image
+from cirkd_ray.data.codec import ColourLabels, colour_table, decode_mask, read_image
 from cirkd_ray.data.header import Header, read_header
-from cirkd_ray.data.label_map import ColourMap, LabelMap, some
+from cirkd_ray.data.label_map import ColourMap, LabelMap, read_indexed, some
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
@@ -157,7 +157,8 @@ class FileDataset(SegmentationDataset):
             return np.full(size, IGNORE_LABEL, np.uint8)
         path = self.label_file(self.ids[index])
         where = self.storage.where(path)
-        stored = decode_mask(self.storage.read(path), where)
+        content = self.storage.read(path)
+        stored = decode_mask(content, where)
         if size is not None and stored.shape[:2] != size:
             raise SizeMismatch(
                 f"{where}: the label is {_by(stored.shape)} pixels, its image "
@@ -165,6 +166,9 @@ class FileDataset(SegmentationDataset):
                 stored.shape[:2],
             )
         if stored.ndim == 2:
+            table = None if self.colours is None else colour_table(content)
+            if table is not None and self.colours is not None:
+                return read_indexed(stored, table, self.labels, self.colours, where)
             return self.labels(stored, where)
         if self.colours is None:
             raise ColourLabels(f"{where}: holds RGB values; {self.colour_hint}")

@@ -90,6 +90,8 @@ class Description(BaseModel):
             return
         if self.ids is None:
             why, line = "its value is in ignore", _ids_line(dict(enumerate(self.classes)))
+            if self.palette is not None and len(self.ignored) == 3:  # most likely meant as one colour
+                line = f"ignore: [{list(self.ignored)}]"
         else:
             kept = {v: k if isinstance(k, str) else self.classes[k] for v, k in self.ids.items()}
             free = next(v for v in (IGNORE_LABEL, *range(256)) if v not in kept)

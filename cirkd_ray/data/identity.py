@@ -99,7 +99,7 @@ def identity(datasets: Mapping[str, SegmentationDataset]) -> DataIdentity:
         split: {name: list(stamp) for name, stamp in data.stamps().items()}
         for split, data in datasets.items()
     }
-    splits = {split: _digest(stamps) for split, stamps in files.items()}
+    splits = {split: _digest(list(stamps.items())) for split, stamps in files.items()}
     low_high = {} if first.span is None else {RANGE: f"{first.span[0]:g}..{first.span[1]:g}"}
     values = {**first.label_values(), **low_high}
     return DataIdentity(first.place, first.classes.names, values, splits, files)
@@ -147,7 +147,8 @@ def _file_changes(
         "removed": [name for name in before if name not in common],
         "changed": [name for name in now if name in common and differs(name)],
     }
-    return [f"{_files(names)} {kind} in {split}" for kind, names in kinds.items() if names]
+    found = [f"{_files(names)} {kind} in {split}" for kind, names in kinds.items() if names]
+    return found if found or list(before) == list(now) else [f"the files of {split} are in another order"]
 
 
 def _files(names: list[str]) -> str:

@@ -108,6 +108,37 @@ class ColourMap:
         return {f"colour {r},{g},{b}": _name(index, classes) for (r, g, b), index in known}
 
 
+def read_indexed(stored: UInt8, table: UInt8, labels: LabelMap, colours: ColourMap, where: str) -> UInt8:
+    """Class indices of a palette file of a data set whose classes have declared colours.
+
+    Tools order the colours of a palette as they like, so that where a file's colours are those of classes,
+    they decide. Where they are not, the palette is for display alone, and the stored indices decide.
+
+    Args:
+        stored: H x W indices.
+        table: K x 3 colours by index.
+        labels, colours: what indices and colours mean.
+        where: the file, for messages.
+
+    Raises:
+        DataError: some of the used colours are those of other classes than their indices say, and some of
+            none.
+    """
+    used = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
+    named = {k: colours.mapping.get(tuple(table[k].tolist())) for k in used.tolist() if k < len(table)}
+    meant = {k: index for k, index in named.items() if index is not None}
+    if len(meant) == len(used):
+        return colours(table[stored], where)
+    differing = [k for k, index in meant.items() if not labels.possible[k] or index != labels.table[k]]
+    if differing:
+        others = some([str(k) for k in used.tolist() if k not in meant])
+        raise ImpossibleLabels(
+            f"{where}: index {differing[0]} has the colour of another class, and the colours of {others} are "
+            "those of none; save the mask as RGB in the colours of `palette`, or as gray class indices"
+        )
+    return labels(stored, where)
+
+
 def _name(index: int, classes: Sequence[str]) -> str:
     return classes[index] if index < len(classes) else "ignored"
 

@@ -47,6 +47,7 @@ class Manifest(BaseModel):
         options: how images were encoded.
         source: the root that it was made of; None where an earlier version made it.
         values: stored label value there -> name of its class, or "ignored".
+        stored: the data set's settings of how its files are stored there.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -64,6 +65,7 @@ class Manifest(BaseModel):
     options: dict[str, Any]
     source: str | None = None
     values: dict[str, str] = {}
+    stored: dict[str, Any] = {}
 
     def without(self, split: str) -> Manifest:
         """The manifest as it would be had the split never been prepared."""

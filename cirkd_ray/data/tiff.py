@@ -6,7 +6,7 @@ from typing import Literal
 
 TIFF = (b"II*\0", b"MM\0*")
 """How a TIFF file starts, in either order of bytes."""
-COMPRESSION, PHOTOMETRIC, ORIENTATION, EXTRA_SAMPLES = 259, 262, 274, 338
+BITS_PER_SAMPLE, COMPRESSION, PHOTOMETRIC, ORIENTATION, EXTRA_SAMPLES = 258, 259, 262, 274, 338
 _NEUTRAL = {PHOTOMETRIC: {0: 1}, ORIENTATION: dict.fromkeys(range(2, 9), 1), EXTRA_SAMPLES: {1: 0, 2: 0}}
 """Tag -> its values that turn, invert or multiply pixels, and the one that does not."""
 

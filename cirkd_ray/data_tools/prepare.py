@@ -65,6 +65,7 @@ def prepare(
     workers: int = 1,
     skip_bad: bool = False,
     progress: Callable[[int], None] | None = None,
+    stored: Mapping[str, Any] | None = None,
 ) -> Manifest:
     """Write the prepared form of a data set; what an interrupted call has finished is kept.
 
@@ -84,6 +85,7 @@ def prepare(
         skip_bad: leave unreadable samples out and list them in the manifest, instead of stopping. The files
             that a split built with `subset=True` lacks are listed, too.
         progress: called after each part with its number of samples.
+        stored: settings of how its files are stored, to find them again.
 
     Raises:
         DataError: a sample is bad, the target cannot be written or holds a preparation of something else.
@@ -91,7 +93,8 @@ def prepare(
     """
     encoding = encoding or Encoding()
     storage = open_storage(target, create=True)
-    ledger = _open_ledger(storage, target, next(iter(splits.values())), name, settings, encoding)
+    first = next(iter(splits.values()))
+    ledger = _open_ledger(storage, target, first, name, settings, encoding, dict(stored or {}))
     with ThreadPoolExecutor(workers) as pool:
         for split, data in splits.items():
             store = functools.partial(_store, data, split, storage, encoding, skip_bad)
@@ -111,6 +114,7 @@ def _open_ledger(
     name: str,
     settings: Mapping[str, Any],
     encoding: Encoding,
+    stored: dict[str, Any],
 ) -> _Ledger:
     """The ledger of what was begun at `target`, or a new one."""
     plan = {
@@ -128,7 +132,7 @@ def _open_ledger(
     }
     _agree(storage, plan | meaning)
     begun = find_manifest(target, unfinished=True) or Manifest(**plan)
-    made_of = {"source": source.place, "values": source.label_values()}
+    made_of = {"source": source.place, "values": source.label_values(), "stored": stored}
     return _Ledger(storage, begun.model_copy(update=made_of))
 
 

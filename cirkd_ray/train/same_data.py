@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cirkd_ray.config import RunSpec
-from cirkd_ray.data import SegmentationDataset, build_dataset
+from cirkd_ray.data import DATASETS, SegmentationDataset, build_dataset
 from cirkd_ray.data.base import Stamp
 from cirkd_ray.data.files import FileDataset
 from cirkd_ray.data.identity import DATA, DataIdentity, identity
@@ -44,6 +44,7 @@ class DataGuard:
 
         Raises:
             DataError: they are a prepared set, and the labels that it was made of mean something else now.
+            ConfigError: `teacher.weights` was trained when labels of this root meant something else.
         """
         train, val = build_datasets(spec)
         splits = {spec.data.train_split: train, spec.data.val_split: val}
@@ -52,7 +53,9 @@ class DataGuard:
         for note in dict.fromkeys(notes):
             if note:
                 say(note)
-        return cls(spec, identity(splits), accept, say)
+        guard = cls(spec, identity(splits), accept, say)
+        guard._hold_teacher()
+        return guard
 
     def on(self, spec: RunSpec) -> DataGuard:
         """That of another recipe, which mostly has the same data."""
@@ -63,13 +66,13 @@ class DataGuard:
 
         Args:
             folder: of a run, sweep or comparison.
-            begun: whether it was there before; one of an earlier version says nothing of its data.
+            begun: whether anything was trained there before; what a start that failed left is written anew.
             way_on: how to train anew, for the message.
 
         Raises:
             ConfigError: the data are others; the message says what changed.
         """
-        changes = self._changes(folder)
+        changes = self._changes(folder) if begun else []
         if changes and not self.accept:
             raise ConfigError(
                 f"{folder}: was begun with other data ({told(changes)});\n"
@@ -79,6 +82,22 @@ class DataGuard:
             self.say(f"{folder}: is used with other data than it was begun with ({told(changes)})")
         self.adopt(folder, begun)
         self.now.write(folder)
+
+    def _hold_teacher(self) -> None:
+        """Require that labels mean what they meant when the teacher of the recipe's `teacher.weights` was
+        trained, where that was on the same root."""
+        weights = None if self.spec.teacher is None else self.spec.teacher.weights
+        before = None if weights is None or not Path(weights).is_dir() else DataIdentity.read(Path(weights))
+        if before is None or before.root is None or before.root != self.now.root:
+            return
+        changes = before.changed_meaning(self.now)
+        if changes and not self.accept:
+            raise ConfigError(
+                f"teacher.weights: {weights} was trained when labels of {before.root} meant something else "
+                f"({told(changes)});\ntrain the teacher anew, or go on all the same with {FLAG}"
+            )
+        if changes:
+            self.say(f"teacher.weights: labels meant something else for {weights} ({told(changes)})")
 
     def adopt(self, folder: Path, begun: bool) -> None:
         """Write these data into a folder that names none, and say so where it was there before."""
@@ -94,6 +113,8 @@ class DataGuard:
         may be moved, and copied where the copy keeps all times or none (see `DataIdentity.changes`).
         """
         changes = self._changes(folder)
+        if changes and self.accept:
+            self.say(f"{folder}: is used, though it is of other data ({told(changes)})")
         if not changes or self.accept:
             return folder
         for other in sorted(folder.parent.glob(f"{folder.name}-{'?' * _DIGITS}")):
@@ -112,6 +133,11 @@ class DataGuard:
         return [] if before is None else before.changes(self.now)
 
 
+def trained_in(folder: Path) -> bool:
+    """Whether any run below a sweep's or comparison's folder has written figures."""
+    return any(folder.rglob("metrics.jsonl"))
+
+
 def told(changes: list[str], most: int = 4) -> str:
     """The first changes as a text."""
     return "; ".join(changes[:most]) + (f"; {len(changes) - most} more" if len(changes) > most else "")
@@ -122,10 +148,16 @@ def _compare_source(data: PreparedDataset, root: str, accept: bool) -> str:
     manifest = data.manifest
     if manifest.source is None or not Path(manifest.source).is_dir():
         return ""
+    settings = {**manifest.settings, **manifest.stored}
+    if issubclass(DATASETS.get(manifest.dataset), FileDataset):
+        settings["subset"] = True  # files may be gone: the prepared set does without them
     try:
-        source = build_dataset(manifest.dataset, split=data.split, root=manifest.source, **manifest.settings)
-    except UserError:  # gone, or not whole any more: the prepared set does without it
-        return ""
+        source = build_dataset(manifest.dataset, split=data.split, root=manifest.source, **settings)
+    except UserError as error:
+        return (
+            f"{root}: {manifest.source}, which it was made of, cannot be read any more "
+            f"({str(error).splitlines()[0]}): whether its labels mean the same now is not known"
+        )
     sources = data.sources()
     skipped = manifest.skipped.get(data.split, {})
     files = {name: stamp for name, stamp in _sources(source) if printable(name) not in skipped}

@@ -136,7 +136,7 @@ def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool,
     Raises:
         UserError: it does not.
     """
-    begun = directory.recipe.exists()
+    begun = directory.begun()
     open_directory(directory, spec, resume)
     data.hold(directory.path, begun, ANEW)
     require_whole(directory, restart)
@@ -173,7 +173,7 @@ def train_once(
         ConfigError: it was begun there on other data than `data`, and is not finished.
     """
     with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
-        finished, begun = directory.read_finished() is not None, directory.recipe.exists()
+        finished, begun = directory.read_finished() is not None, directory.begun()
         if finished:
             if data is not None:
                 data.on(spec).adopt(directory.path, begun)

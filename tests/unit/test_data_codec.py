@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import zlib
 
 import cv2
@@ -221,7 +222,6 @@ def test_labels_of_few_bits_keep_their_numbers(bits: int, palette: bool) -> None
 
 def few_bits(label: np.ndarray, bits: int, palette: bool) -> bytes:
     """A PNG of 1, 2 or 4 bits a pixel, put together by hand: common libraries write only some of these."""
-    import struct
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -330,3 +330,34 @@ def test_pillows_guard_against_large_images_refuses_no_sound_one(monkeypatch: py
     assert decode_image(photo, "x").shape == (40, 60, 3)
     with refuses("x.jpg", DataError, "end", "too large"):
         decode_image(photo[:-20], "x.jpg")
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4])
+def test_gray_tiff_labels_of_few_bits_keep_their_numbers(bits: int) -> None:
+    label = np.random.default_rng(4).integers(0, 2**bits, (6, 8), dtype=np.uint8)
+    spread = ((label[..., None] >> np.arange(bits - 1, -1, -1)) & 1).reshape(len(label), -1)
+    rows = np.packbits(spread.astype(np.uint8), axis=1).tobytes()
+    tags = [
+        (256, 8),
+        (257, 6),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 6),
+        (279, len(rows)),
+    ]
+    where = 8 + len(rows)
+    entries = b"".join(struct.pack("<HHII", tag, 3, 1, value) for tag, value in tags)
+    tiff = struct.pack("<2sHI", b"II", 42, where) + rows + struct.pack("<H", len(tags)) + entries + bytes(4)
+    np.testing.assert_array_equal(decode_label(tiff, "x"), label)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_transparency_of_masks_is_not_lost_in_silence(kind: str) -> None:
+    mask = np.dstack([picture(), np.full(picture().shape[:2], 255, np.uint8)])
+    np.testing.assert_array_equal(decode_mask(encode(Image.fromarray(mask), kind), "x"), picture())
+    mask[0, 0, 3] = 0
+    with refuses("mask", DataError, "transparent", "ignore"):
+        decode_mask(encode(Image.fromarray(mask), kind), "mask")

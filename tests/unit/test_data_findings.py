@@ -398,6 +398,39 @@ def test_masks_of_the_palettes_colours_are_read(tmp_path: Path, capsys: pytest.C
         build_dataset("folder", split="train", root=root).load(0)
 
 
+def indexed(path: Path, indices: np.ndarray, colours: list[list[int]]) -> None:
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(np.array(colours, np.uint8).tobytes())
+    image.putdata(indices.ravel().tolist())
+    image.save(path)
+
+
+def test_a_palettes_colours_decide_where_they_are_those_of_classes(tmp_path: Path) -> None:
+    declared = {"classes": ["bg", "road", "sky"], "palette": [[0, 0, 0], [128, 64, 128], [70, 130, 180]]}
+    truth = np.random.default_rng(5).integers(0, 3, (12, 16), dtype=np.uint8)
+    root = make(tmp_path, declared, both(truth))
+    order = np.array([2, 0, 1], np.uint8)  # an editor's own order of the colours
+    colours = [declared["palette"][k] for k in np.argsort(order)]
+    label = root / "labels/train/0.png"
+    for path in (label, label.with_suffix(".tif")):
+        label.unlink(missing_ok=True)
+        indexed(path, order[truth], colours)
+        data = build_dataset("folder", split="train", root=root)
+        np.testing.assert_array_equal(data.load(0).label, truth)
+        path.unlink()
+    indexed(label, truth, [[1, 1, 1], [2, 2, 2], [3, 3, 3]])  # colours for display alone
+    np.testing.assert_array_equal(build_dataset("folder", split="train", root=root).load(0).label, truth)
+    indexed(label, order[truth], [colours[0], [9, 9, 9], colours[2]])
+    with pytest.raises(DataError, match=r"0\.png: index 0 has the colour of another class.* of 1 are"):
+        build_dataset("folder", split="train", root=root).load(0)
+
+
+def test_three_ignored_values_that_are_one_colour_are_told(tmp_path: Path) -> None:
+    root = make(tmp_path, {**PALETTE, "ignore": [0, 1, 2]}, both(halves(0, 1)))
+    with pytest.raises(DataError, match=r"write e\.g\. `ignore: \[\[0, 1, 2\]\]`"):
+        build_dataset("folder", split="train", root=root)
+
+
 def test_a_colour_stands_for_one_class(tmp_path: Path) -> None:
     root = make(tmp_path, {**PALETTE, "ignore": [[10, 20, 30]]}, both(halves(0, 1)))
     with pytest.raises(DataError, match=r"dataset\.yaml: palette: a colour stands for two classes"):

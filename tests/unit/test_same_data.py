@@ -12,7 +12,8 @@ from typing import Any
 import fsspec
 import pytest
 
-from cirkd_ray.config import RunSpec, from_tree, load_run
+from cirkd_ray.cli import main
+from cirkd_ray.config import RunSpec, TeacherSpec, from_tree, load_run
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data import shapes as scenes
 from cirkd_ray.data.identity import DATA, LISTING, DataIdentity, identity
@@ -263,14 +264,16 @@ def test_a_sweep_does_not_go_on_with_other_data(root: Path, tmp_path: Path) -> N
         data = DataGuard.of(spec, accept, said.append)
         return Sweep(space, spec, folder, tmp_path, said.append, data)
 
-    for _ in range(2):
-        _open(sweep(), fresh=False)
+    _open(sweep(), fresh=False)
+    rewrite(root)
+    _open(sweep(), fresh=False)  # nothing was trained yet
+    (folder / "tune").mkdir()
     add(root)
     with refuses(folder, ConfigError) as error:
         _open(sweep(), fresh=False)
     assert all(part in str(error.value) for part in ("c2.png", "--fresh", "--accept-data"))
     _open(sweep(accept=True), fresh=False)
-    rewrite(root)
+    take_away(root)
     _open(sweep(), fresh=True)
 
 
@@ -287,8 +290,11 @@ def test_a_comparison_does_not_go_on_with_other_data(
     def compared(accept: bool = False) -> None:
         compare.run_comparison(methods, 1, folder, tmp_path, lambda text: None, accept_data=accept)
 
-    for _ in range(2):
-        compared()
+    compared()
+    rewrite(root)
+    compared()  # nothing was trained yet
+    (folder / "runs").mkdir(exist_ok=True)
+    (folder / "runs" / "metrics.jsonl").touch()
     describe("classes: [x, y]\nids: {0: y, 1: x}")(root)
     with refuses(folder, ConfigError) as error:
         compared()
@@ -327,3 +333,65 @@ def test_a_prepared_set_that_was_made_again_is_other_data(root: Path, tmp_path: 
     add(root)
     convert(root, target)
     assert "c2.png added in train" in "; ".join(before.changes(DataGuard.of(own_data(target)).now))
+
+
+def test_mended_data_do_not_block_the_name_of_a_start_that_failed(root: Path, tmp_path: Path) -> None:
+    def fails(*args: object) -> dict[str, Any]:
+        raise DataError("labels/train/c.png: impossible label values")
+
+    run = RunDirectory(tmp_path / "out" / "run")
+    with pytest.raises(DataError):
+        run_recipe(own_data(root), run, tmp_path / "out", fails)
+    rewrite(root)
+    outcome = run_recipe(own_data(root), run, tmp_path / "out", stub_runner, resume=True)
+    assert outcome.result["steps"] > 0
+    describe("classes: [y, x]")(root)
+    run.result.unlink()
+    run.metrics.touch()
+    with refuses(run.path, ConfigError, "begun with other data"):
+        run_recipe(own_data(root), run, tmp_path / "out", stub_runner, resume=True)
+
+
+def test_a_teacher_of_labels_that_mean_something_else_now(root: Path, tmp_path: Path) -> None:
+    teacher = tmp_path / "teacher"
+    teacher.mkdir()
+    look(root).write(teacher)
+    spec = own_data(root)
+    said: list[str] = []
+    taught = spec.model_copy(update={"teacher": TeacherSpec(weights=str(teacher))})
+    DataGuard.of(taught)
+    rewrite(root)
+    DataGuard.of(taught)  # other files are what a teacher is for
+    describe("classes: [x, y]\nids: {0: y, 1: x}")(root)
+    with refuses("teacher.weights", ConfigError, "label value 0 is y, was x", "--accept-data"):
+        DataGuard.of(taught)
+    DataGuard.of(taught, True, said.append)
+    assert "label value 0" in said[-1]
+
+
+def test_a_prepared_set_whose_source_lacks_files_still_knows_what_labels_meant(
+    root: Path, tmp_path: Path
+) -> None:
+    for label in root.glob("labels/*/*.png"):
+        label.rename(label.with_name(f"{label.stem}_m.png"))
+    line = ["data", "prepare", "folder", str(root), str(tmp_path / "p"), "--set", "label_suffix=_m"]
+    assert main(line) == 0
+    spec = own_data(tmp_path / "p")
+    DataGuard.of(spec)
+    (root / "labels/train/c_m.png").unlink()
+    DataGuard.of(spec)
+    describe("classes: [x, y]\nids: {0: y, 1: x}")(root)
+    with refuses(tmp_path / "p", DataError, "prepared when labels meant something else"):
+        DataGuard.of(spec)
+    said: list[str] = []
+    describe("classes: [x")(root)
+    DataGuard.of(spec, say=said.append)
+    assert "cannot be read any more" in said[0]
+
+
+def test_another_order_is_other_data(root: Path, tmp_path: Path) -> None:
+    (root / "train.txt").write_text("train/ä\ntrain/b b\ntrain/c\n")
+    before = look(root)
+    (root / "train.txt").write_text("train/c\ntrain/b b\ntrain/ä\n")
+    assert before.changes(look(root)) == ["the files of train are in another order"]
+    assert before.digest != look(root).digest
