@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +45,7 @@ def run(
     Raises:
         ConfigError: a recipe is wrong, or the members cannot share.
     """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # the profiler that counts memory is chatty
     from cirkd_ray.bench._step_build import sized
     from cirkd_ray.config import load_run
     from cirkd_ray.device import local_device

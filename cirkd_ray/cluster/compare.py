@@ -11,6 +11,7 @@ from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
+from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.rundir import RunDirectory, relative
@@ -32,6 +33,7 @@ def run_comparison(
     say: Say,
     at_a_time: int | None = None,
     accept_data: bool = False,
+    apart: bool = False,
 ) -> CompareData:
     """Run or continue a comparison; returns what its folder holds at the end.
 
@@ -43,6 +45,8 @@ def run_comparison(
         say: hears what happens.
         at_a_time: runs at a time at most; default: what fits.
         accept_data: take data that changed since the comparison or a teacher was begun for the same.
+        apart: train each run alone; by default the methods of a seed share batches and their teacher's
+            forward pass where they can.
 
     Raises:
         ConfigError: a run does not fit the cluster, or the folder holds another comparison or one of other
@@ -61,7 +65,7 @@ def run_comparison(
         from cirkd_ray.cluster.capacity import wanted_cpus
 
         with ray_session(minimum_cpus=wanted_cpus(list(methods.values()))):
-            _run(methods, seeds, folder, out, say, data, at_a_time)
+            _run(methods, seeds, folder, out, say, data, at_a_time, apart)
     return read_comparison(folder)
 
 
@@ -73,13 +77,14 @@ def _run(
     say: Say,
     data: DataGuard,
     at_a_time: int | None,
+    apart: bool,
 ) -> None:
     import ray
 
     from cirkd_ray.cluster.capacity import check_places, cluster_capacity
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
-    from cirkd_ray.cluster.train import fit
+    from cirkd_ray.cluster.train import fit, fit_cohort
 
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
     for each, spec in zip(plans, methods.values(), strict=True):
@@ -87,14 +92,21 @@ def _run(
     plan = max(plans, key=lambda p: (p.workers * p.gpus, p.total_cpus))
     fits = cluster_capacity(plan, at_a_time)
     say(f"{len(methods)} methods x {seeds} seeds, {fits.count} runs at a time ({fits.reason})")
-    jobs = []
     trained = _with_teachers(methods, folder, out, say, data)
+    # No more share than leaves a cohort for each place: idle places would cost more time than sharing saves.
+    cohorts = cohorts_of(trained, parts=1 if fits.count < 2 * seeds else fits.count // seeds)
+    shared = max(map(len, cohorts)) if not apart else 1
+    if shared > 1:
+        say(f"up to {shared} methods of a seed are trained together, with one teacher (not so: --apart)")
+    jobs = []
     for seed in range(seeds):  # seed by seed: an interrupted comparison has as many whole rows as it can
-        for name, spec in trained.items():
-            run = from_tree({**spec.to_dict(), "seed": seed, "name": f"{name}-s{seed}"})
-            jobs.append(Job(f"{name}-s{seed}", run, folder / "runs" / f"{name}-s{seed}"))
-    failed = {name: r for name, r in run_jobs(jobs, fits.count, say, fit).items() if isinstance(r, str)}
-    write_outcome(folder, failures=failed)
+        for number, names in enumerate(cohorts):
+            for name in names:
+                run = from_tree({**trained[name].to_dict(), "seed": seed, "name": f"{name}-s{seed}"})
+                place = folder / "cohorts" / f"s{seed}-{number}"
+                jobs.append(Job(f"{name}-s{seed}", run, folder / "runs" / f"{name}-s{seed}", place))
+    found = run_jobs(jobs, fits.count, say, fit, None if apart else fit_cohort)
+    write_outcome(folder, failures={name: how for name, how in found.items() if isinstance(how, str)})
 
 
 def _with_teachers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,75 +25,142 @@ RETRIES = 2
 """Of a run whose driver was lost; what its workers lose is retried by Ray Train."""
 
 
+Found = dict[str, dict[str, Any] | str]
+"""Name of a job -> its result, or why there is none."""
+Together = Callable[[Sequence[tuple[RunSpec, RunDirectory]], Path], Sequence[dict[str, Any] | UserError]]
+"""`cluster.train.fit_cohort`, or a stand-in in a test."""
+
+
 @dataclass(frozen=True)
 class Job:
-    """A run: a name for messages, its resolved recipe and its folder."""
+    """A run.
+
+    Attributes:
+        name: for messages.
+        spec: its resolved recipe.
+        folder: its directory.
+        cohort: the folder of the cohort that it may be trained in; jobs with the same one can share.
+    """
 
     name: str
     spec: RunSpec
     folder: Path
+    cohort: Path | None = None
 
 
 def run_jobs(
-    jobs: Sequence[Job], at_a_time: int, say: Callable[[str], None], train: TrainFunction
-) -> dict[str, dict[str, Any] | str]:
+    jobs: Sequence[Job],
+    at_a_time: int,
+    say: Callable[[str], None],
+    train: TrainFunction,
+    together: Together | None = None,
+) -> Found:
     """Run all jobs on the Ray that this process has joined; name -> result, or why there is none.
 
-    A folder that holds the run of another recipe is left as it is: that job fails.
+    A folder that holds the run of another recipe is left as it is: that job fails. A job that lacked memory
+    in a cohort is run alone afterwards.
+
+    Args:
+        jobs: what is run, those of a cohort after one another.
+        at_a_time: runs, or cohorts, at a time.
+        say: hears of each that has ended.
+        train: trains one.
+        together: trains those with the same `cohort`; by default each is trained alone.
 
     Raises:
         Stopped: this process was asked to stop; all that ran has stopped.
     """
-    done: dict[str, dict[str, Any] | str] = {}
-    waiting = list(jobs)
-    running: dict[Any, Job] = {}
-    remote = ray.remote(_run).options(num_cpus=0, resources={HEAD: 1e-3}, max_retries=RETRIES)
+    done: Found = {}
+    waiting = [
+        [*group] for _, group in groupby(jobs, lambda job: (job.cohort or job.name) if together else job.name)
+    ]
+    running: dict[Any, list[Job]] = {}
+    options: dict[str, Any] = {"num_cpus": 0, "resources": {HEAD: 1e-3}, "max_retries": RETRIES}
+    remote = ray.remote(_run).options(**options)
     while running or (waiting and not asked()):
         while waiting and len(running) < at_a_time and not asked():
-            job = waiting.pop(0)
-            directory = RunDirectory(job.folder)
-            result = directory.read_result()
-            if result is not None and fingerprint(directory.spec()) == fingerprint(job.spec):
-                done[job.name] = result
-            else:
-                running[remote.remote(this_call(), job.spec.to_dict(), str(job.folder), train)] = job
+            group = [job for job in waiting.pop(0) if not _is_done(job, done)]
+            if group:
+                call, work = this_call(), [(job.name, job.spec.to_dict(), str(job.folder)) for job in group]
+                cohort = group[0].cohort if len(group) > 1 else None
+                running[remote.remote(call, work, train, together, cohort)] = group
         if running:
             (ready,), _ = ray.wait(list(running), num_returns=1)
-            job = running.pop(ready)
+            group = running.pop(ready)
             try:
-                done[job.name] = _result(ready)
+                found = _result(ready, group)
             except Stopped as stopped:
-                say(f"{job.name}: {stopped}")
+                say(f"{', '.join(job.name for job in group)}: {stopped}")
                 continue
-            say(f"{job.name}: {_summary(done[job.name])} ({len(done)} of {len(jobs)})")
+            for job in group:
+                how = found[job.name]
+                if isinstance(how, str) and _is_done(job, done):  # before the others failed
+                    how = done[job.name]
+                if len(group) > 1 and isinstance(how, str) and "OutOfMemory" in how:
+                    say(f"{job.name}: there was too little memory beside the others; it is run alone")
+                    waiting.append([job])
+                    continue
+                done[job.name] = how
+                say(f"{job.name}: {_summary(how)} ({len(done)} of {len(jobs)})")
     if asked() and len(done) < len(jobs):
         raise Stopped(f"stopped with {len(done)} of {len(jobs)} runs finished")
     return {job.name: done[job.name] for job in jobs}
 
 
-def _run(call: str, tree: dict[str, Any], folder: str, train: TrainFunction) -> dict[str, Any]:
-    spec, directory = from_tree(tree), RunDirectory(folder)
-    open_directory(directory, spec, resume=True)
+def _is_done(job: Job, done: Found) -> bool:
+    """Whether a job's folder holds its result, which is put to the others then."""
+    directory = RunDirectory(job.folder)
+    result = directory.read_result()
+    if result is None or fingerprint(directory.spec()) != fingerprint(job.spec):
+        return False
+    done[job.name] = result
+    return True
+
+
+def _run(
+    call: str,
+    work: Sequence[tuple[str, dict[str, Any], str]],
+    train: TrainFunction,
+    together: Together | None,
+    cohort: Path | None,
+) -> Found:
+    found: Found = {}
+    runs: dict[str, tuple[RunSpec, RunDirectory]] = {}
+    for name, tree, folder in work:
+        spec, directory = from_tree(tree), RunDirectory(folder)
+        try:
+            open_directory(directory, spec, resume=True)
+        except UserError as error:
+            found[name] = str(error)
+        else:
+            runs[name] = spec, directory
     with part_of(call):
-        return train(spec, directory, [], None)
+        if together is None or cohort is None or len(runs) == 1:
+            for name, (spec, directory) in runs.items():
+                found[name] = train(spec, directory, [], None)
+        elif runs:
+            for name, how in zip(runs, together([*runs.values()], cohort), strict=True):
+                found[name] = str(how) if isinstance(how, Exception) else how
+    return found
 
 
-def _result(reference: Any) -> dict[str, Any] | str:
-    """What a run returned, or why it failed.
+def _result(reference: Any, group: Sequence[Job]) -> Found:
+    """What the jobs of a group returned, or why they failed.
 
     Raises:
-        Stopped: it was asked to stop.
+        Stopped: they were asked to stop.
     """
     try:
-        result: dict[str, Any] = ray.get(reference)
+        found: Found = ray.get(reference)
     except ray.exceptions.RayTaskError as error:
         cause = error.cause
         if isinstance(cause, Stopped):
             raise cause from None
-        return str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+        reason = str(cause) if isinstance(cause, UserError) else f"{type(cause).__name__}: {cause}"
+        return {job.name: reason for job in group}
     except ray.exceptions.RayError as error:
-        return str(error).strip().splitlines()[0]
-    return result
+        return {job.name: str(error).strip().splitlines()[0] for job in group}
+    return found
 
 
 def _summary(result: dict[str, Any] | str) -> str:

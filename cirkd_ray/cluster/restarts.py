@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -26,10 +26,11 @@ class TellRestarts(UserCallback):  # type: ignore[misc]
     Args:
         directory: the run's.
         most: restarts that are allowed.
+        runs: directories of the runs that the workers train; they start again where the last of them is.
     """
 
-    def __init__(self, directory: str, most: int) -> None:
-        self.directory, self.most, self.count = directory, most, 0
+    def __init__(self, directory: str, most: int, runs: Sequence[str]) -> None:
+        self.directory, self.most, self.runs, self.count = directory, most, runs, 0
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Write the line; runs in the run's controller."""
@@ -37,7 +38,7 @@ class TellRestarts(UserCallback):  # type: ignore[misc]
         directory = RunDirectory(self.directory)
         nodes = {sign.rank: sign.node for sign in pulse.signs(directory.path)}
         what = describe(worker_exceptions, nodes, pulse.hung(directory.path))
-        step = last_step(directory.checkpoints)
+        step = min(last_step(RunDirectory(run).checkpoints) for run in self.runs)
         with suppress(OSError):  # a log that cannot be written ends no run
             RunLog(directory).message(f"{what}; {follows(self.count, self.most, step)}")
         pulse.restarting(directory.path)

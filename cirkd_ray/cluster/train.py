@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,22 +53,42 @@ def _worker(config: dict[str, Any]) -> None:
     work(config)
 
 
-def make_trainer(
-    spec: RunSpec,
-    directory: RunDirectory,
-    plan: Plan,
-    callbacks: Sequence[UserCallback] = (),
-    resume_from: Path | None = None,
-) -> TorchTrainer:
-    """The trainer of one run; its checkpoints go to the run's `checkpoints`."""
+@dataclass(frozen=True)
+class Launch:
+    """What workers are started for: one run, or several that share batches and a teacher.
+
+    Attributes:
+        runs: (resolved recipe, directory, checkpoint to start from where that has none) of each.
+        directory: where the workers' failures and signs of life are told: the run's, or one for all.
+    """
+
+    runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
+    directory: RunDirectory
+
+    @property
+    def spec(self) -> RunSpec:
+        """Of the first; what decides workers is equal in all."""
+        return self.runs[0][0]
+
+
+def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
+    """The trainer of one launch; checkpoints go to the runs' `checkpoints`."""
+    spec, directory = launch.spec, launch.directory
     threads = max(1, int(plan.cpus) - spec.data.workers)
+    folders = [str(run.path) for _, run, _ in launch.runs]
     return TorchTrainer(
         _worker,
         train_loop_config={
-            "spec": spec.to_dict(),
+            "runs": [
+                {
+                    "spec": each.to_dict(),
+                    "directory": str(run.path),
+                    "resume_from": None if start is None else str(start),
+                }
+                for each, run, start in launch.runs
+            ],
             "directory": str(directory.path),
             "call": this_call(),
-            "resume_from": str(resume_from) if resume_from else None,
             # Ray gives a worker a thread a CPU, also for those that its loader processes take.
             "threads": None if "OMP_NUM_THREADS" in os.environ else threads,
         },
@@ -86,7 +107,7 @@ def make_trainer(
             callbacks=[
                 StopOnUserError(str(directory.path)),
                 StartNoStopped(this_call(), str(directory.path)),
-                TellRestarts(str(directory.path), spec.cluster.max_failures),
+                TellRestarts(str(directory.path), spec.cluster.max_failures, folders),
                 *callbacks,
             ],
         ),
@@ -106,12 +127,54 @@ def fit(
         TrainingError: workers kept failing; the message names the last checkpoint.
         Stopped: asked to; its last checkpoint is written.
     """
+    _start(Launch([(spec, directory, resume_from)], directory), callbacks)
+    result = directory.read_result()
+    if result is None:
+        if stop_is_asked():
+            step = last_step(directory.checkpoints)
+            raise Stopped(f"stopped at step {step}" if step else "stopped before the first step")
+        raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
+    return result
+
+
+def fit_cohort(
+    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
+) -> list[dict[str, Any] | UserError]:
+    """`fit` of runs that share batches and a teacher.
+
+    Args:
+        runs: resolved recipes that `check_cohort` lets through, with their directories.
+        folder: for what is not one run's: the log of their workers.
+
+    Returns:
+        Of each its result, or why it has none.
+
+    Raises:
+        UserError, TrainingError, Stopped: as of `fit`, where that ended all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for _, directory in runs:
+        (directory.path / FAILURE).unlink(missing_ok=True)
+    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder)))
+    found = [directory.read_result() or read_failure(directory.path) for _, directory in runs]
+    if None in found and stop_is_asked():
+        raise Stopped(f"stopped at step {max(last_step(directory.checkpoints) for _, directory in runs)}")
+    return [each or TrainingError("the workers ended without a result") for each in found]
+
+
+def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
+    """Run workers to their end, or until they are stopped.
+
+    Raises:
+        UserError, TrainingError: as of `fit`.
+    """
+    spec, directory = launch.spec, launch.directory
     plan = plan_run(spec, ray.cluster_resources())
     check_places(plan, spec)
     (directory.path / FAILURE).unlink(missing_ok=True)
     # Ray's list of checkpoints, which it would want to find all of; the run knows its own.
     (directory.checkpoints / RAYS_LIST).unlink(missing_ok=True)
-    trainer = make_trainer(spec, directory, plan, callbacks, resume_from)
+    trainer = make_trainer(launch, plan, callbacks)
     try:
         if not stop_is_asked():
             with watched(spec, directory):
@@ -123,13 +186,6 @@ def fit(
         if not isinstance(reason, Stopped):
             known = reason if isinstance(reason, UserError) else read_failure(directory.path)
             raise known or _explain(error, directory) from error
-    result = directory.read_result()
-    if result is None:
-        if stop_is_asked():
-            step = last_step(directory.checkpoints)
-            raise Stopped(f"stopped at step {step}" if step else "stopped before the first step")
-        raise TrainingError(f"{directory.path}: the workers ended without a result; continue with --resume")
-    return result
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

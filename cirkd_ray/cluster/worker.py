@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from functools import partial
@@ -20,13 +20,14 @@ from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.errors import ConfigError, TransientError, UserError
+from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.loop import train
+from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.outcome import write_failure
+from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
 from cirkd_ray.train.stop import Interrupted, Stopped
@@ -94,33 +95,21 @@ class RayReporter:
 
 
 def work(config: dict[str, Any]) -> None:
-    """Train as one rank of a run.
+    """Train as one rank of a run, or of several that share batches and a teacher.
 
     Args:
-        config: `spec` (plain values of a resolved RunSpec), `directory` (the run's), `resume_from` (a
-            checkpoint to start from where the directory has none, or None), `threads` (or None) and `call`
-            (of the driver).
+        config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
+            `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
+            the launch), `threads` (or None) and `call` (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
-        if not directory.recipe.is_file():
-            raise ConfigError(
-                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
-                "runs must be written to storage that all nodes share"
-            )
-        spec = from_tree(config["spec"])
-        if sum(node["Alive"] for node in ray.nodes()) > 1:
-            spec = staged(spec)
-        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        reporter = RayReporter(directory, spec)
-        resume_from = config["resume_from"]
-        parent = Path(resume_from) if resume_from else None
-        heartbeat = Heartbeat()
+        entries, heartbeat = _entries(config["runs"], world), Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
-            train(spec, world, directory, reporter, listeners, parent, StopWatch(), heartbeat)
+            _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
@@ -133,3 +122,47 @@ def work(config: dict[str, Any]) -> None:
         raise
     finally:  # Ray kills this process, so that it cannot do so at its end
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
+
+
+def _entries(runs: Sequence[Mapping[str, Any]], world: World) -> list[Entry]:
+    """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
+
+    Raises:
+        ConfigError: a directory is not seen from here.
+    """
+    several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+    entries = []
+    for run in runs:
+        directory = RunDirectory(run["directory"])
+        if not directory.recipe.is_file():
+            raise ConfigError(
+                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+                "runs must be written to storage that all nodes share"
+            )
+        spec = from_tree(run["spec"])
+        spec = staged(spec) if several_nodes else spec
+        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
+        reporter: Reporter = RayReporter(directory, spec)
+        if len(runs) > 1:
+            keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
+            reporter = LocalReporter(directory.checkpoints, keep, background)
+        start = run["resume_from"]
+        entries.append(Entry(spec, directory, reporter, listeners, Path(start) if start else None))
+    return entries
+
+
+def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: World) -> None:
+    """Write down why members failed.
+
+    Raises:
+        Exception: what ended the only run.
+    """
+    for entry, how in zip(entries, ended, strict=True):
+        if isinstance(how, Exception) and len(entries) == 1:
+            raise how
+        if isinstance(how, Exception) and world.is_main:
+            text = f"{type(how).__name__}: {first_line(how)}"
+            with suppress(OSError):  # its disk may be the reason
+                write_failure(
+                    entry.directory.path, how if isinstance(how, UserError) else TrainingError(text)
+                )

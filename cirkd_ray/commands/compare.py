@@ -20,6 +20,7 @@ from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_op
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
 @accept_data_option
 @option("--concurrent", type=COUNT, help="Runs at a time at most (default: what fits).")
+@option("--apart", is_flag=True, help="Train each run alone; else the methods of a seed share one teacher.")
 def command(
     recipes: Words,
     seeds: int,
@@ -29,6 +30,7 @@ def command(
     differ: Words,
     accept_data: bool,
     concurrent: int | None,
+    apart: bool,
 ) -> int:
     """Compare methods over several seeds: intervals, paired tests against a retrained baseline, cost.
 
@@ -58,7 +60,7 @@ def command(
     console.print(f"comparison -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
-        data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data)
+        data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data, apart)
     page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)

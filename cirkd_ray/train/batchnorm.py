@@ -6,6 +6,8 @@ waits a step of a ResNet-18 with its head. Ranks of a run always hold equally ma
 
 from __future__ import annotations
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -98,8 +100,9 @@ class _Normalise(torch.autograd.Function):
         every = local.new_empty(2 * dist.get_world_size(), x.shape[1])
         dist.all_gather_into_tensor(every, local)
         means, seconds = every[0::2].contiguous(), every[1::2].contiguous()
-        counts = local.new_full((len(means),), count)
+        ctx.counts = len(means), count
         if x.is_cuda:
+            counts = _counts(*ctx.counts, local.dtype, x.device)
             mean, inverse = torch.batch_norm_gather_stats_with_counts(
                 x, means, seconds, running_mean, running_var, momentum, eps, counts
             )
@@ -109,12 +112,12 @@ class _Normalise(torch.autograd.Function):
             scale = inverse if weight is None else inverse * weight
             out = (x - _wide(mean, x)) * _wide(scale, x)
             out = (out if bias is None else out + _wide(bias, x)).to(x.dtype)
-        ctx.save_for_backward(x, weight, mean, inverse, counts)
+        ctx.save_for_backward(x, weight, mean, inverse)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, mean, inverse, counts = ctx.saved_tensors
+        x, weight, mean, inverse = ctx.saved_tensors
         grad = grads[0]
         if not grad.is_contiguous(memory_format=torch.channels_last):
             grad = grad.contiguous()
@@ -129,15 +132,21 @@ class _Normalise(torch.autograd.Function):
         dist.all_reduce(sums)
         if x.is_cuda:
             out = torch.batch_norm_backward_elemt(
-                grad, x, mean, inverse, weight, sums[0], sums[1], counts.to(torch.int32)
+                grad, x, mean, inverse, weight, sums[0], sums[1], _counts(*ctx.counts, torch.int32, x.device)
             )
         else:
-            total, along = sums / counts.sum()
+            total, along = sums / math.prod(ctx.counts)
             centred = (x - _wide(mean, x)) * _wide(along * inverse.square(), x)
             scale = inverse if weight is None else inverse * weight
             out = ((grad - _wide(total, x) - centred) * _wide(scale, x)).to(x.dtype)
         affine = (None, None) if weight is None else (grad_weight, grad_bias)
         return (out, *affine, None, None, None, None)
+
+
+@functools.lru_cache(maxsize=256)
+def _counts(ranks: int, count: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """How many values of a channel each rank holds."""
+    return torch.full((ranks,), count, dtype=dtype, device=device)
 
 
 def _wide(values: Tensor, like: Tensor) -> Tensor:

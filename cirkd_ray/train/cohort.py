@@ -48,3 +48,21 @@ def unshared(specs: Mapping[str, RunSpec]) -> tuple[str, tuple[str, object], tup
             for key, (before, now) in changed(trees[0][1], tree, decides).items():
                 return key, (trees[0][0], before), (name, now)
     return None
+
+
+def cohorts_of(specs: Mapping[str, RunSpec], parts: int = 1) -> list[list[str]]:
+    """Names of runs that can share, together: as few cohorts as possible, but `parts` at least.
+
+    Args:
+        specs: name -> resolved recipe.
+        parts: cohorts that each group of runs that can share is split into, as far as it has runs.
+    """
+    groups: list[list[str]] = []
+    for name in specs:
+        fits = (g for g in groups if unshared({each: specs[each] for each in [*g, name]}) is None)
+        group = next(fits, None)
+        if group is None:
+            groups.append([name])
+        else:
+            group.append(name)
+    return [part for group in groups for part in (group[i::parts] for i in range(parts)) if part]

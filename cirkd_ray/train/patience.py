@@ -133,7 +133,9 @@ class Patience:
             self._waiting -= 1
             last = self._waiting == 0
         if last:
-            self.say(f"{trouble.partition(': ')[0]}: is there again after {time.monotonic() - begun:.0f} s")
+            self.say(
+                f"{trouble.partition(': ')[0]}: goes on after {time.monotonic() - begun:.0f} s of waiting"
+            )
 
     def _failure(self, trouble: str, waited: float = 0.0) -> StorageError:
         kept = None

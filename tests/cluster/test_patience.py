@@ -79,7 +79,7 @@ def test_data_that_are_away_are_waited_for_by_all_and_missed_without_a_restart(
     second.join()
     third.join()
     said = "\n".join(log.read_text().splitlines()[begun:])
-    assert "data.root: is there again after" in said
+    assert "data.root: goes on after" in said
     assert "it is ended" not in said
     assert "restart" not in said
     assert figures(directory) == figures(whole)

@@ -298,7 +298,9 @@ def test_a_bad_environment_file_is_one_line(text: str, checkout: Path, tmp_path:
 @pytest.mark.parametrize("code", [1, 2])
 def test_a_script_does_not_submit_what_is_refused(code: int, tmp_path: Path) -> None:
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ncase "$1" in */upload.py) exit {code};; esac\ntouch {tmp_path}/submitted\n')
+    python.write_text(
+        f'#!/bin/sh\ncase "$1" in */upload.py) exit {code};; esac\ntouch {tmp_path}/submitted\n'
+    )
     python.chmod(0o755)
     environment = {**os.environ, "CIRKD_PYTHON": str(python), "RAY_ADDRESS": "http://h:1", "CIRKD_OUT": "/s"}
     done = subprocess.run(["bash", str(JOBS / "train.sh"), "a", "b"], env=environment, check=False)

@@ -121,7 +121,7 @@ def test_a_disk_that_fills_is_waited_for_and_the_run_is_the_undisturbed_one(
     assert "No space left on device; 98.3 kB are free on its disk" in begun
     assert begun.startswith(f"WARNING: {run.path}: ")
     assert "waiting for it, up to 60 s (cluster.storage_timeout)" in begun
-    assert over.startswith(f"{run.path}: is there again after")
+    assert over.startswith(f"{run.path}: goes on after")
     same_files(run, undisturbed)
 
 
@@ -360,3 +360,13 @@ def test_the_command_says_the_line_that_continues(
     words = ["train", str(recipe), "--local", "--out", str(tmp_path / "runs"), "--name", "a"]
     assert main(words) == 2
     assert f"continue with: cirkd {' '.join(words)} --resume" in capsys.readouterr().err
+
+
+def test_a_worker_that_stops_alone_ends_its_run_without_a_restart(tmp_path: Path) -> None:
+    from cirkd_ray.cluster.train import StopOnUserError
+
+    with pytest.raises(Interrupted):
+        StopOnUserError(str(tmp_path)).after_exception(None, {1: Interrupted("stopped while waiting")})
+    with pytest.raises(StorageError, match="full"):  # where failure.json could not be written
+        StopOnUserError(str(tmp_path)).after_exception(None, {0: StorageError("/x: full")})
+    StopOnUserError(str(tmp_path)).after_exception(None, {0: TransientError("/x: away")})

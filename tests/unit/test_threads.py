@@ -47,10 +47,11 @@ def test_waiting_threads_leave_their_core_to_others(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_ray_worker_leaves_its_loaders_their_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = tiny_baseline(data={"workers": 2})
+    spec, directory = tiny_baseline(data={"workers": 2}), RunDirectory(tmp_path / "run")
+    launch = train.Launch([(spec, directory, None)], directory)
 
     def threads(cpus: float) -> object:
-        trainer = train.make_trainer(spec, RunDirectory(tmp_path / "run"), Plan(1, cpus, 0))
+        trainer = train.make_trainer(launch, Plan(1, cpus, 0))
         return trainer.train_loop_config["threads"]
 
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
