@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 
 import cirkd_ray
-from cirkd_ray.config.composition import Tree, apply_overrides, beside, flatten, overrides_from, read_yaml
+from cirkd_ray.config.composition import Tree, apply_overrides, beside, overrides_from, read_yaml
 from cirkd_ray.config.registry import _fields_at
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.sweep.parameters import Parameter
@@ -80,9 +80,10 @@ def load_space(name: str, overrides: Iterable[str] = ()) -> SpaceFile:
     own = {key: value for key, value in changes.items() if key.split(".")[0] in OF_THE_SPACE}
     tree = apply_overrides(tree, own)
     if isinstance(tree.get("set"), dict | None):
-        settings = flatten(tree.get("set") or {})
-        if isinstance(root := settings.get("data.root"), str):
-            settings["data.root"] = beside(path, root)
+        settings: Tree = dict(tree.get("set") or {})
+        for values, key in ((settings, "data.root"), (settings.get("data"), "root")):
+            if isinstance(values, dict) and isinstance(root := values.get(key), str):
+                values[key] = beside(path, root)
         tree["set"] = {**settings, **{k: v for k, v in changes.items() if k not in own}}
     tree.setdefault("name", path.stem)
     return SpaceFile(path, _validated(tree, path, lines), lines)

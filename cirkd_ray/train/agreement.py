@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import torch
 
 from cirkd_ray.train.distributed import World, minimum_over_ranks
+from cirkd_ray.train.stop import Stopped
+
+T = TypeVar("T")
 
 INTERVAL = 1.0
 """Seconds between two exchanges, about: each makes the host wait for the device."""
 
 
 class StopAgreement:
-    """Whether to stop, asked before every step and answered alike on all ranks.
+    """Whether to stop, asked before every step and every batch of a validation, answered alike on all ranks.
 
     The ranks exchange what they know only every few steps. How many is part of what they exchange, so that
     they always do it at the same step.
@@ -22,21 +26,48 @@ class StopAgreement:
     Args:
         asked: whether this rank was asked to stop.
         world: this rank among its peers.
+
+    Attributes:
+        agreed: whether the ranks have agreed to stop.
     """
 
     def __init__(self, asked: Callable[[], bool], world: World) -> None:
-        self.asked, self.world = asked, world
+        self.asked, self.world, self.agreed = asked, world, False
         self.last, self.next, self.time = 0, 0, time.monotonic()
 
     def __call__(self, step: int) -> bool:
         """Whether all ranks stop before step `step`."""
+        if not self.agreed and step >= self.next:
+            self._exchange(step, True)
+        return self.agreed
+
+    def between(self, batches: Iterable[T]) -> Iterator[T]:
+        """These batches, of which each rank may have another number, until the ranks agree to stop.
+
+        Raises:
+            Stopped: on all ranks, before a batch or after the last.
+        """
+        counted = StopAgreement(self.asked, self.world)
+        for number, batch in enumerate(batches):
+            self.agreed = self.agreed or counted(number)
+            if self.agreed:
+                raise Stopped("stopped while scoring")
+            yield batch
+        while self.world.size > 1 and not counted.agreed and counted._exchange(counted.next, False):
+            pass
+        if counted.agreed:
+            self.agreed = True
+            raise Stopped("stopped while scoring")
+
+    def _exchange(self, step: int, more: bool) -> bool:
+        """Agree with the other ranks, and on when to do so again; returns whether one has more before it."""
         if self.world.size == 1:
-            return self.asked()
-        if step < self.next:
-            return False
+            self.agreed = self.asked()
+            return more
         now = time.monotonic()
-        every = int((step - self.last) * INTERVAL / max(now - self.time, 1e-3)) if self.next else 1
-        mine = torch.tensor([self.asked(), every], dtype=torch.int64, device=self.world.device)
-        stop, every = (-minimum_over_ranks(-mine, self.world)).tolist()
+        every = int((step - self.last) * INTERVAL / max(now - self.time, 1e-3)) if self.next and more else 1
+        mine = torch.tensor([self.asked(), every, more], dtype=torch.int64, device=self.world.device)
+        stop, every, more = (-minimum_over_ranks(-mine, self.world)).tolist()
         self.last, self.next, self.time = step, step + max(1, every), now
-        return bool(stop)
+        self.agreed = bool(stop)
+        return bool(more)

@@ -34,7 +34,7 @@ class BestStudent:
         teacher = run.teacher if run.teacher is not None and run.teacher.num_classes else None
         seen = self.told.scoring("validation", f"validating at step {done}", done, images(run))
         options: dict[str, Any] = {"pictures": pictures, "teacher": teacher, "on_images": seen}
-        result = validate(run, run.evaluated, self.split.batches, **options)
+        result = validate(run, run.evaluated, self.split, **options)
         scores = {"step": done, **result.metrics(), "images_per_second": result.images_per_second}
         progress.last = scores
         if not progress.best or scores["miou"] > progress.best["miou"]:

@@ -7,9 +7,10 @@ from typing import TypeVar
 
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, WeightsError
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.stop import Interrupted, Stopped
 
 T = TypeVar("T")
-ALIKE = (ConfigError, TrainingError, WeightsError)
+ALIKE = (ConfigError, TrainingError, WeightsError, Stopped)
 """Errors that all ranks make at the same place: of settings, of files, and of what ranks have agreed on."""
 
 
@@ -26,6 +27,7 @@ def isolated(act: Callable[[], T], world: World) -> T | Exception:
     try:
         return act()
     except Exception as error:
-        if isinstance(error, TransientError) or (world.size > 1 and not isinstance(error, ALIKE)):
+        alone = isinstance(error, Interrupted) or not isinstance(error, ALIKE)
+        if isinstance(error, TransientError) or (world.size > 1 and alone):
             raise
         return error

@@ -119,9 +119,9 @@ def train_cohort(
         Stopped: asked to; all that were under way have written a checkpoint of the last step.
     """
     check_cohort({entry.directory.path.name: entry.spec for entry in entries})
-    cohort = Cohort(entries, world, heartbeat or Heartbeat(), asked_to_stop)
+    cohort = Cohort(entries, world, heartbeat or Heartbeat(), StopAgreement(asked_to_stop, world))
     try:
-        return cohort.train(StopAgreement(asked_to_stop, world))
+        return cohort.train()
     except BaseException:
         cohort.settle()  # the first error is the one to tell
         raise
@@ -140,9 +140,9 @@ class Cohort:
         entries: Sequence[Entry],
         world: World,
         heartbeat: Heartbeat,
-        asked_to_stop: Callable[[], bool] = asked,
+        stop_all: StopAgreement,
     ) -> None:
-        self.world, self.heartbeat = world, heartbeat
+        self.world, self.heartbeat, self.stop_all = world, heartbeat, stop_all
         self.members: dict[int, Member] = {}
         self.ended: dict[int, Ended] = {}
         self.stops = {
@@ -154,27 +154,31 @@ class Cohort:
         for place, run in enumerate(build_cohort([entry.spec for entry in entries], world)):
             entry = entries[place]
             timeout = entry.spec.cluster.storage_timeout
-            told = Underway(entry.directory, entry.listeners, world, heartbeat, timeout, asked_to_stop)
+            told = Underway(entry.directory, entry.listeners, world, heartbeat, timeout, stop_all.asked)
             if isinstance(run, Exception):
                 told.message(f"failed before its first step: {first_line(run)}")
                 self.ended[place] = run
                 continue
-            split = split or validation_split(run, told.patience)
+            split = split or validation_split(run, stop_all, told.patience)
             self.members[place] = Member(run, told, entry.reporter, split)
         for place, member in [*self.members.items()]:
             self._attempt(place, partial(member.resume, entries[place].resume_from))
 
-    def train(self, stops: Callable[[int], bool]) -> list[Ended]:
+    def train(self) -> list[Ended]:
         """Validations that are due, then all steps that are left of each member.
 
         Raises:
-            Stopped: where `stops` says so before a step.
+            Stopped: where all were asked to stop, unless none could, each for a reason of its own.
         """
         for place, member in [*self.members.items()]:
             self._attempt(place, member.catch_up)
         self._finish()
         while self.members:
-            self._walk(stops)
+            self._walk()
+        stopped = [ended for ended in self.ended.values() if isinstance(ended, Stopped)]
+        if self.stop_all.agreed:
+            for each in [e for e in stopped if isinstance(e, Interrupted)] or stopped[-1:]:
+                raise each
         return [self.ended[place] for place in sorted(self.ended)]
 
     def settle(self) -> None:
@@ -183,7 +187,7 @@ class Cohort:
             with suppress(Exception):
                 member.reporter.settle()
 
-    def _walk(self, stops: Callable[[int], bool]) -> None:
+    def _walk(self) -> None:
         """The steps from where the last member is, as long as one has a turn."""
         leader = next(iter(self.members.values()))
         first, patience = leader.run, leader.told.patience
@@ -194,8 +198,8 @@ class Cohort:
         del leader, first  # its memory is free when it has ended
         waiting_since = time.perf_counter()
         for step in range(start, end):
-            if stops(step):
-                return self._stop_all(step)
+            if self.stop_all(step):
+                return self._stop()
             for place in [p for p in self.members if p in self.stops and self.stops[p](step)]:
                 self._end(place, self._attempt(place, self.members[place].stop))
             turn = {place: member for place, member in self.members.items() if member.done == step}
@@ -209,7 +213,7 @@ class Cohort:
             except Interrupted:
                 if self.world.size > 1:
                     raise
-                return self._stop_all(step)
+                return self._stop()
             waited = time.perf_counter() - waiting_since
             self.heartbeat.note("step", step + 1)
             if len(turn) > 1 and any(member.run.teacher for member in turn.values()):
@@ -240,18 +244,11 @@ class Cohort:
             if member.complete:
                 self._end(place, self._attempt(place, member.finish))
 
-    def _stop_all(self, step: int) -> None:
-        """Checkpoints of all members.
-
-        Raises:
-            Stopped: unless none could stop, each for a reason of its own.
-        """
+    def _stop(self) -> None:
+        """Checkpoints of all members."""
+        self.stop_all.agreed = True
         for place, member in [*self.members.items()]:
             self._end(place, self._attempt(place, member.stop))
-        stopped = [ended for ended in self.ended.values() if isinstance(ended, Stopped)]
-        if stopped:
-            without_checkpoint = [ended for ended in stopped if isinstance(ended, Interrupted)]
-            raise without_checkpoint[0] if without_checkpoint else Stopped(f"stopped at step {step}")
 
     def _attempt(self, place: int, act: Callable[[], Any]) -> Any:
         """What a member's part of the work returns, or the error that ends it alone."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.snapshot import HostCopy, Snapshot
 from cirkd_ray.train.state import load_state, refuse_damaged, state_of
-from cirkd_ray.train.stop import Stopped
+from cirkd_ray.train.stop import Interrupted, Stopped
 from cirkd_ray.train.underway import Underway
 from cirkd_ray.train.validation import Scores, ValidationSplit, score_teacher, tell_better_student
 
@@ -94,7 +95,8 @@ class Member:
 
     def catch_up(self) -> None:
         """Score the teacher if that is not known yet, and do a validation that is due."""
-        self.teacher = score_teacher(self.run, self.told, self.best.split, self.progress.step)
+        with self._stopping():
+            self.teacher = score_teacher(self.run, self.told, self.best.split, self.progress.step)
         if self.progress.due:
             self.told.message(f"the validation of step {self.progress.step} is due")
             self._tell(self.progress.step, self.progress.due, validates=True)
@@ -140,7 +142,6 @@ class Member:
         if validates or saves or done % train.log_every == 0:
             self._report(done, window, validates, saves)
             self.window = ReportWindow()
-            self.saved = done if saves else self.saved
 
     def _report(self, done: int, window: ReportWindow, validates: bool, saves: bool) -> None:
         """One line of metrics, with a validation and a checkpoint where they are due."""
@@ -158,15 +159,19 @@ class Member:
         # that no resumed run can miss one.
         if not validates:
             self._tell(done, metrics, validates)
+        self.progress.due = metrics if validates else {}
         if saves:
-            self.progress.due = metrics if validates else {}
             self.reporter.report(metrics, self._save(), done == self.spec.train.steps)
+            self.saved = done
         if validates:
             self._tell(done, metrics, validates)
 
     def _tell(self, done: int, metrics: dict[str, Any], validates: bool) -> None:
         """Validate if that is due, and write the line of metrics."""
-        result = self.best.validate(done, self.progress) if validates else None
+        result = None
+        if validates:
+            with self._stopping():
+                result = self.best.validate(done, self.progress)
         if result is not None:
             scores = {k: v for k, v in result.metrics().items() if not k.startswith("iou/")}
             metrics = {**metrics, **scores}
@@ -176,8 +181,22 @@ class Member:
             self.progress.due = {}
             self.reporter.report(metrics, None, done == self.spec.train.steps)
 
+    @contextmanager
+    def _stopping(self) -> Iterator[None]:
+        """For scoring: a stop leaves it, and this run with a checkpoint from which it is done anew."""
+        try:
+            yield
+        except Interrupted:
+            raise
+        except Stopped:
+            raise self.stop() from None
+
     def stop(self) -> Stopped:
-        """Write a checkpoint; it holds the window that is not full, of which no line of metrics tells yet."""
+        """Write a checkpoint, if there is none of this step.
+
+        It holds what no line of metrics tells yet: the window that is not full, or the line whose validation
+        is due.
+        """
         done, state = self.done, None
         self.progress.step = done
         if self.saved != done:
@@ -185,7 +204,7 @@ class Member:
             self._check_finite()
             average_batchnorm_statistics(self.run.step.distiller, self.world)
             average_batchnorm_statistics(self.run.step.average, self.world)
-            self.progress.window = self.open().packed(self.world)
+            self.progress.window = {} if self.progress.due else self.open().packed(self.world)
             state = self._save()
         self.reporter.report({"step": done}, state, True)
         self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
@@ -230,7 +249,8 @@ class Member:
     def finish(self) -> dict[str, Any]:
         """Write `result.json`."""
         progress = self.progress
-        self.best.replace_lost(progress)
+        with self._stopping():
+            self.best.replace_lost(progress)
         images = progress.step * self.spec.train.batch_size
         result: dict[str, Any] = {
             "recipe": self.spec.name,

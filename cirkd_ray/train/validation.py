@@ -19,6 +19,7 @@ from cirkd_ray.device import without_autotuning
 from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, evaluate, over_classes
 from cirkd_ray.files import read_json, write_text
+from cirkd_ray.train.agreement import StopAgreement
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.distributed import broadcast_text
 from cirkd_ray.train.underway import Underway
@@ -38,13 +39,15 @@ class ValidationSplit:
     Attributes:
         batches: this rank's; all validations have the same loader processes.
         digits: for what a validation depends on besides the network; on the main rank.
+        stops: asked between batches whether the run is to end.
     """
 
     batches: Batches
     digits: str
+    stops: StopAgreement
 
 
-def validation_split(run: Run, patience: Patient | None = None) -> ValidationSplit:
+def validation_split(run: Run, stops: StopAgreement, patience: Patient | None = None) -> ValidationSplit:
     """That of a run, and of all that share its data and how it validates."""
     train = run.spec.train
     batches = eval_loader(
@@ -57,7 +60,7 @@ def validation_split(run: Run, patience: Patient | None = None) -> ValidationSpl
         indices=range(images(run)),
         patience=patience,
     )
-    return ValidationSplit(batches, measured_on(run) if run.world.is_main else "")
+    return ValidationSplit(batches, measured_on(run) if run.world.is_main else "", stops)
 
 
 def images(run: Run) -> int:
@@ -66,14 +69,17 @@ def images(run: Run) -> int:
     return min(run.spec.train.validate_limit or total, total)
 
 
-def validate(run: Run, network: nn.Module, batches: Batches, **options: Any) -> EvaluationResult:
+def validate(run: Run, network: nn.Module, split: ValidationSplit, **options: Any) -> EvaluationResult:
     """Score a network as the run's recipe says; every rank calls it.
 
     Args:
         run: the run.
         network: its student or teacher.
-        batches: of `validation_split`.
+        split: the images.
         options: what `evaluate` takes for pictures, and `on_images`.
+
+    Raises:
+        Stopped: asked to, on all ranks, between two batches.
     """
     with without_autotuning():
         return evaluate(
@@ -85,7 +91,7 @@ def validate(run: Run, network: nn.Module, batches: Batches, **options: Any) -> 
             world_size=run.world.size,
             limit=run.spec.train.validate_limit,
             batch_size=run.spec.train.validate_batch_size,
-            batches=batches,
+            batches=split.stops.between(split.batches),
             views=run.views,
             **options,
         )
@@ -166,7 +172,7 @@ def score_teacher(run: Run, told: Underway, split: ValidationSplit, step: int) -
     if known is None:
         say("teacher: scoring it on this run's validation split")
         seen = told.scoring("teacher", "scoring the teacher", step, images(run))
-        known = scores_of(validate(run, run.teacher, split.batches, on_images=seen))
+        known = scores_of(validate(run, run.teacher, split, on_images=seen))
     if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
         known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:

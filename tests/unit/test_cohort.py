@@ -15,6 +15,7 @@ from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints
 from cirkd_ray.train.cohort import check_cohort
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import Ended, Entry, train, train_cohort
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener, LocalReporter
@@ -141,8 +142,9 @@ def test_a_cohort_that_is_stopped_goes_on_apart(
     specs = recipes(teacher)
     pair = {name: specs[name] for name in ("discriminator", "baseline")}
     entries = [entry(spec, tmp_path / name) for name, spec in pair.items()]
+    heartbeat = Heartbeat()  # the teacher is scored first, and asks as well
     with pytest.raises(Stopped, match="step 2"):
-        train_cohort(entries, World(), asked_to_stop=asked_at(2))
+        train_cohort(entries, World(), lambda: heartbeat.beat.step == 2, heartbeat)
     assert_same_run(alone(pair["baseline"], tmp_path / "baseline"), apart["baseline"])
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from cirkd_ray.config import load_run
 from cirkd_ray.config.applied import differences
+from cirkd_ray.config.composition import flatten
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.sweep.parameters import Parameter
 from cirkd_ray.sweep.space import SweepSpec
@@ -296,4 +297,4 @@ def test_the_data_root_of_a_space_is_relative_to_its_file(root: str, tmp_path: P
         "recipe: quickstart/baseline\nparameters:\n  optim.lr: {loguniform: [0.001, 0.1]}\n"
         f"budget: {{trials: 2, steps: 4}}\nset: {{{root}}}\n"
     )
-    assert load_space(str(path)).spec.set["data.root"] == str(tmp_path / "mydata")
+    assert flatten(load_space(str(path)).spec.set)["data.root"] == str(tmp_path / "mydata")

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,10 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.train import stop
 from cirkd_ray.train.checkpoint import last_step, list_checkpoints
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.heartbeat import Heartbeat, Phase
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.opening import open_directory
-from cirkd_ray.train.reporter import LocalReporter
+from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped, continued, stoppable
 from tests.distributed.gloo import run_ranks
@@ -43,7 +44,11 @@ class AskedAt:
 
 
 def run_in(
-    spec: RunSpec, path: Path, asked: Callable[[], bool] = lambda: False, world: World | None = None
+    spec: RunSpec,
+    path: Path,
+    asked: Callable[[], bool] = lambda: False,
+    world: World | None = None,
+    listeners: Sequence[Listener] = (),
 ) -> RunDirectory:
     """The run in `path`, begun or resumed; a stop is expected."""
     directory, world = RunDirectory(path), world or World()
@@ -51,7 +56,7 @@ def run_in(
         open_directory(directory, spec, resume=True)
     reporter = LocalReporter(directory.checkpoints, spec.train.keep_checkpoints)
     with contextlib.suppress(Stopped):
-        train(spec, world, directory, reporter, asked_to_stop=asked)
+        train(spec, world, directory, reporter, listeners, asked_to_stop=asked)
     return directory
 
 
@@ -241,3 +246,73 @@ def test_a_command_leaves_when_all_is_written_without_taking_the_interpreter_dow
         [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=REPO, timeout=120
     )
     assert (done.returncode, done.stdout, done.stderr) == (3, "result\nclosed\n", "")
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_a_stop_during_a_validation_leaves_it_due_and_ends_within_a_batch(
+    saves: bool, teacher: Path, tmp_path: Path
+) -> None:
+    train = {"steps": 8, "log_every": 4, "validate_every": 4, "checkpoint_every": 4 if saves else 8}
+    spec = tiny_distillation(teacher, train=train)
+    whole = run_in(spec, tmp_path / "whole")
+    seen: list[tuple[str, int]] = []
+
+    class Follows(Listener):
+        def underway(self, what: str, done: int, total: int) -> None:
+            seen.append((what, done))
+
+    def asked() -> bool:
+        return ("validating at step 4", 2) in seen
+
+    directory = run_in(spec, tmp_path / "stopped", asked, listeners=[Follows()])
+    assert seen[-1] == ("validating at step 4", 2)
+    assert last_step(directory.checkpoints) == 4
+    assert directory.read_metrics() == []
+    run_in(spec, directory.path)
+    assert figures(directory) == figures(whole)
+
+
+def test_a_stop_while_the_teacher_is_scored_ends_within_a_batch(teacher: Path, tmp_path: Path) -> None:
+    spec = tiny_distillation(teacher, data={"seed": 5})
+    seen: list[int] = []
+
+    class Follows(Listener):
+        def underway(self, what: str, done: int, total: int) -> None:
+            seen.append(done)
+
+    directory = run_in(spec, tmp_path / "run", lambda: 1 in seen, listeners=[Follows()])
+    assert seen == [0, 1]
+    assert last_step(directory.checkpoints) == 0
+
+
+def asked_while_validating(path: str, spec: RunSpec) -> int:
+    """A run of which rank 1 alone is asked, after its first image of the validation."""
+    world, images = World.current(), 0
+
+    def asked() -> bool:
+        return world.rank == 1 and images > 0
+
+    class Counts(Heartbeat):
+        def note(self, phase: Phase, step: int = 0, images_: int = 0) -> None:
+            nonlocal images
+            images = images_ if phase == "validation" else images
+
+    directory = RunDirectory(Path(path))
+    reporter = LocalReporter(directory.checkpoints, spec.train.keep_checkpoints)
+    try:
+        train(spec, world, directory, reporter, asked_to_stop=asked, heartbeat=Counts())
+    except Stopped:
+        return images
+    return -1
+
+
+@pytest.mark.timeout(900)
+def test_ranks_leave_a_validation_together_whose_images_are_not_shared_evenly(tmp_path: Path) -> None:
+    train = {"steps": 4, "log_every": 4, "validate_every": 4, "checkpoint_every": 4}
+    spec = tiny_baseline(train=train, data={"val_images": 5})
+    directory = RunDirectory(tmp_path / "run")
+    open_directory(directory, spec, resume=True)
+    found = run_ranks(asked_while_validating, 2, tmp_path, str(directory.path), spec)
+    assert max(found) < 3
+    assert min(found) > 0
+    assert last_step(directory.checkpoints) == 4
