@@ -107,17 +107,22 @@ accept_data_option = click.option(
 )
 
 
-def _folder(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+def local(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback of what is written and can only be on a file system.
+
+    Raises:
+        ConfigError: it is a URL.
+    """
     if value is not None and "://" in value:
-        raise ConfigError(
-            f"--out {value}: results go to folders, not to URLs; name a folder, perhaps a mount"
-        )
+        name = param.opts[0] if isinstance(param, click.Option) else param.opts[0].upper()
+        place = f"{name} {value}"
+        raise ConfigError(f"{place}: results go to folders, not to URLs; name a folder, perhaps a mount")
     return value
 
 
 def out_option(help: str = "Where runs are written.", **settings: Any) -> Decorator:
     """`--out`: a place on a file system."""
-    return click.option("--out", help=help, callback=_folder, **{"metavar": "DIR", **settings})
+    return click.option("--out", help=help, callback=local, **{"metavar": "DIR", **settings})
 
 
 device_option = choice("--device", "auto", "cpu", "cuda", help="Where it runs.")

@@ -14,6 +14,7 @@ from cirkd_ray.commands._options import (
     Words,
     choice,
     device_option,
+    local,
     repeatable,
     set_option,
     size_option,
@@ -101,7 +102,7 @@ def models(**settings: Any) -> None:
 @option("--ranks", type=COUNT, default=1, help="Workers that share the batch; the others are pretended.")
 @option("--batch", type=COUNT, help="Images a worker at a time (default: the recipe's).")
 @option("--repeat", type=COUNT, default=3, help="Repetitions.")
-@option("--json", "file", metavar="FILE", help="Write the figures there, too.")
+@option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too.")
 def step(recipes: Words, **settings: Any) -> None:
     """Training steps: time, memory and arithmetic of each part, beside the student without a teacher.
 
@@ -125,7 +126,7 @@ def step(recipes: Words, **settings: Any) -> None:
 @option("--batch", type=COUNT, help="Images at a time (default: the recipe's).")
 @option("--repeat", type=COUNT, default=3, help="Repetitions.")
 @choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
-@option("--json", "file", metavar="FILE", help="Write the figures there, too.")
+@option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too.")
 def cohort(**settings: Any) -> None:
     """Cohorts: a step of K members that share a teacher, beside the same members apart.
 

@@ -14,6 +14,7 @@ from cirkd_ray.commands._options import (
     Decorator,
     Number,
     Words,
+    local,
     out_option,
     set_option,
     together,
@@ -45,7 +46,9 @@ def command() -> None:
 @command.command()
 @_source()
 @_workers
-@option("--json", "target", metavar="FILE", help="Write the whole report, every finding in it.")
+@option(
+    "--json", "target", callback=local, metavar="FILE", help="Write the whole report, every finding in it."
+)
 @option(
     "--most-ignored",
     type=click.FloatRange(0, 1),
@@ -151,7 +154,7 @@ def prepare(
 
 @command.command()
 @argument("name", metavar="DATASET")
-@argument("root", metavar="ROOT", help="Folder to make.")
+@argument("root", callback=local, metavar="ROOT", help="Folder to make.")
 @option("--mirror", metavar="URL", help="A place that holds the same archives.")
 @option("--delete-archives", is_flag=True, help="Once they are unpacked.")
 def get(name: str, root: str, mirror: str | None, delete_archives: bool) -> None:

@@ -12,7 +12,7 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import COUNT, Words, out_option, several
+from cirkd_ray.commands._options import COUNT, Words, local, out_option, several
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -45,7 +45,9 @@ SHOWN = 20
     metavar="FORM...",
     help="Colors, blends, ids (default: all).",
 )
-@option("--submission", metavar="ZIP", help="Write a zip file for the Cityscapes test server.")
+@option(
+    "--submission", callback=local, metavar="ZIP", help="Write a zip file for the Cityscapes test server."
+)
 @option("--check-submission", metavar="ZIP", help="Check such a zip file, or a folder of PNGs.")
 @option("--worst", type=COUNT, help="A picture of the N worst images of a labelled split.")
 def command(

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, accept_data_option, out_option, set_option
+from cirkd_ray.commands._options import Words, accept_data_option, local, out_option, set_option
 
 
 @click.command()
@@ -19,7 +19,12 @@ from cirkd_ray.commands._options import Words, accept_data_option, out_option, s
 @option("--name", help="Name of the sweep's directory (default: the space's name).")
 @option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
 @accept_data_option
-@option("--export", metavar="FILE", help="Write the best configuration as a recipe of full length.")
+@option(
+    "--export",
+    callback=local,
+    metavar="FILE",
+    help="Write the best configuration as a recipe of full length.",
+)
 @option("--list", "list_only", is_flag=True, help="List the shipped search spaces.")
 @option("--check", is_flag=True, help="Check the space and its recipe, without data, and stop.")
 def command(

@@ -228,3 +228,20 @@ def test_recipes_list_show_and_schema(capsys: pytest.CaptureFixture[str]) -> Non
     assert not validator.is_valid(shown)
     shown["distill"]["losses"]["kd"] = {"kind": "nothing"}
     assert not validator.is_valid(shown)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("data check voc . --json s3://b/x.json", "--json"),
+        ("data get camvid s3://b/camvid", "ROOT"),
+        ("predict r --submission s3://b/x.zip", "--submission"),
+        ("tune smoke --export s3://b/x.yaml", "--export"),
+        ("bench step --json s3://b/x.json", "--json"),
+    ],
+)
+def test_what_is_written_to_a_file_system_is_no_url(
+    words: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words.split()) == 2
+    assert capsys.readouterr().err.startswith(f"cirkd: {name} s3://b/")
