@@ -156,10 +156,14 @@ def fit_cohort(
     for _, directory in runs:
         (directory.path / FAILURE).unlink(missing_ok=True)
     _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder)))
-    found = [directory.read_result() or read_failure(directory.path) for _, directory in runs]
+    places = [directory.path for _, directory in runs]
+    found = [RunDirectory(path).read_result() or read_failure(path) for path in places]
     if None in found and stop_is_asked():
         raise Stopped(f"stopped at step {max(last_step(directory.checkpoints) for _, directory in runs)}")
-    return [each or TrainingError("the workers ended without a result") for each in found]
+    return [
+        each or TrainingError(f"{path}: the workers ended without a result")
+        for path, each in zip(places, found, strict=True)
+    ]
 
 
 def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:

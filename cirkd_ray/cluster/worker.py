@@ -161,8 +161,7 @@ def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: Worl
         if isinstance(how, Exception) and len(entries) == 1:
             raise how
         if isinstance(how, Exception) and world.is_main:
-            text = f"{type(how).__name__}: {first_line(how)}"
+            place, kind = entry.directory.path, type(how).__name__
+            told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
             with suppress(OSError):  # its disk may be the reason
-                write_failure(
-                    entry.directory.path, how if isinstance(how, UserError) else TrainingError(text)
-                )
+                write_failure(place, told)

@@ -143,4 +143,5 @@ class Patience:
             kept = newest_checkpoint(self.directory.checkpoints, lambda text: None)
         last = f"the last whole checkpoint is {kept}" if kept else "no checkpoint has been written"
         after = f", and still not after {waited:.0f} s (cluster.storage_timeout)" if waited else ""
-        return StorageError(f"{trouble}{after};\n{last}; mend that, then continue with --resume")
+        place, _, what = trouble.partition(": ")
+        return StorageError(f"{place}: {what}{after};\n{last}; mend that, then continue with --resume")
