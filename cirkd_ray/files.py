@@ -18,18 +18,11 @@ from cirkd_ray.errors import ConfigError
 PASSING = frozenset(
     getattr(errno, name)
     for name in (
-        *("ENOSPC", "EDQUOT", "EROFS"),  # full, or taken away from writers after a fault
-        *(
-            "EIO",
-            "ESTALE",
-            "ETIMEDOUT",
-            "ENOTCONN",
-            "ENODEV",
-            "ENXIO",
-            "EHOSTDOWN",
-            "EHOSTUNREACH",
-            "EREMOTEIO",
-        ),
+        # full, or taken away from writers after a fault
+        *("ENOSPC", "EDQUOT", "EROFS"),
+        # away
+        *("EIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "ENODEV", "ENXIO"),
+        *("EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
     )
     if hasattr(errno, name)
 )

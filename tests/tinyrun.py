@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 
 SCENES = {"name": "shapes", "height": 32, "width": 64, "crop": [32, 64], "train_images": 40, "val_images": 6}
@@ -64,3 +65,18 @@ def tiny_distillation(teacher: Path, **changes: Any) -> RunSpec:
 def figures(directory: RunDirectory) -> list[dict[str, Any]]:
     """The lines of metrics without what depends on the machine's speed."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in directory.read_metrics()]
+
+
+class Killed(Exception):
+    """Stands for a process that ends."""
+
+
+class KillAt(Listener):
+    """Ends the run when it reports a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def metrics(self, step: int, metrics: Any) -> None:
+        if step == self.step:
+            raise Killed

@@ -227,7 +227,9 @@ def colour_table(data: bytes) -> UInt8 | None:
     """The RGB colours (K x 3) of a palette PNG or TIFF, by index; None for files of another kind."""
     if data.startswith(PNG_SIGNATURE) and data[25] != _PALETTE:
         return None
-    with Image.open(io.BytesIO(data)) as image:
+    # Image.open would refuse sound labels of large images.
+    opened = PngImageFile if data.startswith(PNG_SIGNATURE) else Image.open
+    with opened(io.BytesIO(data)) as image:
         colours = image.getpalette("RGB") if image.mode == "P" else None
     return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
 

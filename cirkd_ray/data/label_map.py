@@ -128,7 +128,10 @@ def read_indexed(stored: UInt8, table: UInt8, labels: LabelMap, colours: ColourM
     named = {k: colours.mapping.get(tuple(table[k].tolist())) for k in used.tolist() if k < len(table)}
     meant = {k: index for k, index in named.items() if index is not None}
     if len(meant) == len(used):
-        return colours(table[stored], where)
+        by_index = np.zeros(256, np.uint8)
+        by_index[list(meant)] = list(meant.values())
+        found: UInt8 = by_index[stored]
+        return found
     differing = [k for k, index in meant.items() if not labels.possible[k] or index != labels.table[k]]
     if differing:
         others = some([str(k) for k in used.tolist() if k not in meant])

@@ -159,13 +159,13 @@ class _RelationalKL(torch.autograd.Function):
         # Row weights go to the narrow factors of the products, never to the wide matrix.
         weighted = scaled_s * weights.unsqueeze(1) if need_k else scaled_s
         loss = q_s.new_zeros(())
+        rows_of = _rows
+        if bias is None and _is_bounded((scaled_s, k_s.flatten(0, 1)), (scaled_t, k_t.flatten(0, 1))):
+            rows_of = _bounded_rows
         for segment in range(k_s.shape[0]):
             keys_s = k_s[segment]
             columns_s, columns_t = keys_s.T.contiguous(), k_t[segment].T.contiguous()
             row_bias = None if bias is None else bias[segment]
-            rows_of = _rows
-            if bias is None and _is_bounded((scaled_s, keys_s), (scaled_t, k_t[segment])):
-                rows_of = _bounded_rows
             for start in range(0, q_s.shape[0], chunk_rows):
                 rows = slice(start, start + chunk_rows)
                 kl, grad = rows_of(scaled_s[rows], scaled_t[rows], columns_s, columns_t, row_bias)

@@ -72,14 +72,8 @@ class DataGuard:
         Raises:
             ConfigError: the data are others; the message says what changed.
         """
-        changes = self._changes(folder) if begun else []
-        if changes and not self.accept:
-            raise ConfigError(
-                f"{folder}: was begun with other data ({told(changes)});\n"
-                f"{way_on}, or go on all the same with {FLAG}"
-            )
-        if changes:
-            self.say(f"{folder}: is used with other data than it was begun with ({told(changes)})")
+        if begun:
+            self._refuse(folder, "was begun with other data", self._changes(folder), way_on)
         self.adopt(folder, begun)
         self.now.write(folder)
 
@@ -90,14 +84,16 @@ class DataGuard:
         before = None if weights is None or not Path(weights).is_dir() else DataIdentity.read(Path(weights))
         if before is None or before.root is None or before.root != self.now.root:
             return
-        changes = before.changed_meaning(self.now)
+        trouble = f"{weights} was trained when labels of {before.root} meant something else"
+        self._refuse("teacher.weights", trouble, before.changed_meaning(self.now), "train the teacher anew")
+
+    def _refuse(self, subject: object, trouble: str, changes: list[str], way_on: str) -> None:
+        """Raise a `ConfigError` with what changed, or say it where that is accepted."""
+        text = f"{trouble} ({told(changes)})"
         if changes and not self.accept:
-            raise ConfigError(
-                f"teacher.weights: {weights} was trained when labels of {before.root} meant something else "
-                f"({told(changes)});\ntrain the teacher anew, or go on all the same with {FLAG}"
-            )
+            raise ConfigError(f"{subject}: {text};\n{way_on}, or go on all the same with {FLAG}")
         if changes:
-            self.say(f"teacher.weights: labels meant something else for {weights} ({told(changes)})")
+            self.say(f"{subject}: {text}; it is used all the same")
 
     def adopt(self, folder: Path, begun: bool) -> None:
         """Write these data into a folder that names none, and say so where it was there before."""

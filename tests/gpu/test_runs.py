@@ -19,26 +19,11 @@ from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 from tests.gpu.subjects import DEVICES
-from tests.tinyrun import figures, tiny_distillation
+from tests.tinyrun import KillAt, Killed, figures, tiny_distillation
 
 ENCODERS = {"dpt": "test_vit"}
 SPEED = "gpu_memory_gib"
 HEAVY = [pytest.param("cpu", marks=pytest.mark.slow), pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-class Killed(Exception):
-    """Stands for a process that ends."""
-
-
-class KillAt(Listener):
-    """Ends the run when it reports a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def metrics(self, step: int, metrics: Any) -> None:
-        if step == self.step:
-            raise Killed
 
 
 def done(spec: RunSpec, path: Path, *listeners: Listener) -> RunDirectory:

@@ -405,7 +405,9 @@ def indexed(path: Path, indices: np.ndarray, colours: list[list[int]]) -> None:
     image.save(path)
 
 
-def test_a_palettes_colours_decide_where_they_are_those_of_classes(tmp_path: Path) -> None:
+def test_a_palettes_colours_decide_where_they_are_those_of_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     declared = {"classes": ["bg", "road", "sky"], "palette": [[0, 0, 0], [128, 64, 128], [70, 130, 180]]}
     truth = np.random.default_rng(5).integers(0, 3, (12, 16), dtype=np.uint8)
     root = make(tmp_path, declared, both(truth))
@@ -418,6 +420,10 @@ def test_a_palettes_colours_decide_where_they_are_those_of_classes(tmp_path: Pat
         data = build_dataset("folder", split="train", root=root)
         np.testing.assert_array_equal(data.load(0).label, truth)
         path.unlink()
+    indexed(label, order[truth], colours)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # large labels are sound, whatever Pillow says of them
+        np.testing.assert_array_equal(build_dataset("folder", split="train", root=root).load(0).label, truth)
     indexed(label, truth, [[1, 1, 1], [2, 2, 2], [3, 3, 3]])  # colours for display alone
     np.testing.assert_array_equal(build_dataset("folder", split="train", root=root).load(0).label, truth)
     indexed(label, order[truth], [colours[0], [9, 9, 9], colours[2]])

@@ -24,23 +24,8 @@ from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import run_recipe
 from cirkd_ray.weights import load_model
 from tests.errors import refuses
-from tests.tinyrun import figures, tiny_baseline, tiny_distillation, tiny_tree
+from tests.tinyrun import KillAt, Killed, figures, tiny_baseline, tiny_distillation, tiny_tree
 from tests.unit.test_data_sets import make_folder
-
-
-class Killed(Exception):
-    """Stands for a process that ends."""
-
-
-class KillAt(Listener):
-    """Ends the run when it reports a step."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def metrics(self, step: int, metrics: Any) -> None:
-        if step == self.step:
-            raise Killed
 
 
 class Messages(Listener):

@@ -22,8 +22,8 @@ from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.state import load_state
-from tests.tinyrun import tiny_baseline, tiny_distillation
-from tests.unit.test_engine_run import KillAt, Killed, Messages
+from tests.tinyrun import KillAt, Killed, tiny_baseline, tiny_distillation
+from tests.unit.test_engine_run import Messages
 
 
 class Clock:
