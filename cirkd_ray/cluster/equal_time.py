@@ -15,6 +15,8 @@ from cirkd_ray.compare.folder import BASELINE
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
 from cirkd_ray.files import write_text
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.timing import seconds_a_step
 
 
 def with_equal_time(
@@ -69,9 +71,6 @@ def _measure(
     trees: Mapping[str, dict[str, object]], workers: int, threads: int | None, on_gpu: bool
 ) -> dict[str, float]:
     import torch
-
-    from cirkd_ray.train.distributed import World
-    from cirkd_ray.train.timing import seconds_a_step
 
     if threads:
         torch.set_num_threads(threads)
