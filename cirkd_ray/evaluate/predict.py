@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -197,7 +198,11 @@ class Reading:
     def measure(self, files: Iterable[Path]) -> None:
         """Take one range for all files, where none is known and they have more than 8 bits."""
         paths = [str(path.absolute()).lstrip("/") for path in files]
-        if self.span is None and (span := measured_range(LocalStorage("/"), paths, lambda: paths)):
+        span = None
+        if self.span is None:
+            with suppress(DataError):  # told of each file, which is skipped
+                span = measured_range(LocalStorage("/"), paths, lambda: paths)
+        if span is not None:
             self.span = span
             self.measured = f"values of more than 8 bits are scaled from {shown(span)}, as measured"
 
