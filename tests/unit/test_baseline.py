@@ -113,7 +113,7 @@ def test_a_run_and_its_baseline_train_together_as_they_do_apart(
     assert found.result["baseline"]["best"]["miou"] == apart.result["baseline"]["best"]["miou"]
     run("a")  # nothing is left to be done
     found.directory.result.unlink()
-    assert run("a").reused == (found.baseline,)
+    assert [run.path for run in run("a").reused] == [found.baseline.path]
     assert calls[1:] == [["tiny"]]
 
 
