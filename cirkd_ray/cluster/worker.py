@@ -107,8 +107,9 @@ def work(config: dict[str, Any]) -> None:
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
-        entries, heartbeat = _entries(config["runs"], world), Heartbeat()
+        heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
+            entries = _entries(config["runs"], world)
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them

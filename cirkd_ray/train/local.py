@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,14 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import local_device, share_cores
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import train
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Runner
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import launched_by_torchrun
+from cirkd_ray.train.underway import say_now
 
 PATIENCE = timedelta(days=30)
 """How long torchrun's ranks wait for the first one's word: it may wait for another job's teacher."""
@@ -27,12 +31,14 @@ PATIENCE = timedelta(days=30)
 
 def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
     """Train in this process, or in this rank of an existing process group."""
-    world = World.current(rank_device(spec.cluster.device))
+    world, heartbeat = World.current(rank_device(spec.cluster.device)), Heartbeat()
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), spec.data.workers)
     reporter = LocalReporter(
         directory.checkpoints, spec.train.keep_checkpoints, spec.cluster.async_checkpoints
     )
-    return train(spec, world, directory, reporter, listeners)
+    say = partial(say_now, directory=directory, listeners=listeners, world=world)
+    with told_where_it_stalls(heartbeat, say):
+        return train(spec, world, directory, reporter, listeners, heartbeat=heartbeat)
 
 
 def rank_device(setting: str) -> torch.device:

@@ -20,9 +20,11 @@ from cirkd_ray.train.baseline import baseline_block, baseline_directory, baselin
 from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.disk import checkpoint_bytes, require_room
 from cirkd_ray.train.dry_run import DryRun
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
 
@@ -97,10 +99,11 @@ def run_recipe(
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    notes = _check(spec, directory)
-    for note in notes:
-        say(note)
-    data = DataGuard.of(spec, accept_data, say)
+    with told_where_it_stalls(Heartbeat(), say):
+        notes = _check(spec, directory)
+        for note in notes:
+            say(note)
+        data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
         _open(spec, directory, data, resume, restart)
         for note in notes:
