@@ -175,7 +175,7 @@ def straightforward(
     import cv2
     import numpy as np
 
-    from cirkd_ray.data.codec import decode_label
+    from cirkd_ray.data.masks import decode_label
 
     sample_id = data.ids[index]
     image_file, label_file = (data.storage.where(f(sample_id)) for f in (data.image_file, data.label_file))

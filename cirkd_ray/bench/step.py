@@ -179,7 +179,7 @@ def _table(recipe: str, values: dict[str, Any]) -> TextTable:
         f"{recipe}: {values['images']} x {height} x {width} a rank, {values['ranks']} ranks, "
         f"{values['precision']}, {values['device']}"
         + (" - a device that counts and computes nothing: no times" if values["counts_only"] else "")
-        + f"\n{values['launches']} {values['launches_are']} a step; host waits: {waits}; "
+        + f"\n{values['launches']} {values['launches_are']}{_beside(values)} a step; host waits: {waits}; "
         f"peak {values['peak_bytes'] / 2**20:.0f} MiB"
         + "".join(f"\n{name}: {ratio:.2f}" for name, ratio in values["ratios"].items())
     )

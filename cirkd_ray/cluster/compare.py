@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cirkd_ray.cluster.session import ray_session
+from cirkd_ray.compare.budget import Budget
 from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
@@ -36,6 +37,7 @@ def run_comparison(
     at_a_time: int | None = None,
     accept_data: bool = False,
     apart: bool = False,
+    budget: Budget = "steps",
 ) -> CompareData:
     """Run or continue a comparison; returns what its folder holds at the end.
 
@@ -49,6 +51,7 @@ def run_comparison(
         accept_data: take data that changed since the comparison or a teacher was begun for the same.
         apart: train each run alone; by default the methods of a seed share batches and their teacher's
             forward pass where they can.
+        budget: what is equal between the methods; with "time" their steps are set by a timing at the start.
 
     Raises:
         ConfigError: a run does not fit the cluster, or the folder holds another comparison or one of other
@@ -60,7 +63,7 @@ def run_comparison(
         data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     with locked(RunDirectory(folder)):
         begun = (folder / COMPARISON).is_file() and trained_in(folder)
-        open_comparison(methods, folder)
+        open_comparison(methods, folder, budget)
         for name, spec in methods.items():  # of others only where --differ names the data
             place = folder if spec.data == data.spec.data else folder / "data" / name
             data.on(spec).hold(place, begun and place.is_dir(), ANEW)
@@ -68,7 +71,7 @@ def run_comparison(
         from cirkd_ray.cluster.capacity import wanted_cpus
 
         with ray_session(minimum_cpus=wanted_cpus(list(methods.values()))):
-            _run(methods, seeds, folder, out, say, data, at_a_time, apart)
+            _run(methods, seeds, folder, out, say, data, at_a_time, apart, budget)
     return read_comparison(folder)
 
 
@@ -81,10 +84,12 @@ def _run(
     data: DataGuard,
     at_a_time: int | None,
     apart: bool,
+    budget: Budget,
 ) -> None:
     import ray
 
     from cirkd_ray.cluster.capacity import check_places, cluster_capacity
+    from cirkd_ray.cluster.equal_time import with_equal_time
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
     from cirkd_ray.cluster.train import fit, fit_cohort
@@ -96,6 +101,8 @@ def _run(
     fits = cluster_capacity(plan, at_a_time)
     say(f"{len(methods)} methods x {seeds} seeds, {fits.count} runs at a time ({fits.reason})")
     trained = _with_teachers(methods, folder, out, say, data)
+    if budget == "time":
+        trained = with_equal_time(trained, folder, plan, say)
     # No more share than leaves a cohort for each place: idle places would cost more time than sharing saves.
     cohorts = cohorts_of(trained, parts=1 if fits.count < 2 * seeds else fits.count // seeds)
     shared = max(map(len, cohorts)) if not apart else 1

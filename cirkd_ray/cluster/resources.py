@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +32,14 @@ def cpus_of_worker(spec: RunSpec) -> float:
     """CPUs of one worker: as set, or one and one more for each process of its loader."""
     setting = spec.cluster.cpus_per_worker
     return 1.0 + spec.data.workers if setting == "auto" else float(setting)
+
+
+def worker_threads(plan: Plan, spec: RunSpec) -> int | None:
+    """Threads of a worker; None where the user's environment says it.
+
+    Ray gives a worker a thread a CPU, also for those that its loader processes take.
+    """
+    return None if "OMP_NUM_THREADS" in os.environ else max(1, int(plan.cpus) - spec.data.workers)
 
 
 def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:

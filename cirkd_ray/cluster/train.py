@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
-from cirkd_ray.cluster.resources import Plan, plan_run
+from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
 from cirkd_ray.cluster.restarts import TellPlaced, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
@@ -74,7 +73,6 @@ class Launch:
 def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] = ()) -> TorchTrainer:
     """The trainer of one launch; checkpoints go to the runs' `checkpoints`."""
     spec, directory = launch.spec, launch.directory
-    threads = max(1, int(plan.cpus) - spec.data.workers)
     folders = [str(run.path) for _, run, _ in launch.runs]
     return TorchTrainer(
         _worker,
@@ -89,8 +87,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             ],
             "directory": str(directory.path),
             "call": this_call(),
-            # Ray gives a worker a thread a CPU, also for those that its loader processes take.
-            "threads": None if "OMP_NUM_THREADS" in os.environ else threads,
+            "threads": worker_threads(plan, spec),
         },
         scaling_config=ScalingConfig(
             num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click import argument, option
 
 from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_option, repeatable, set_option
+
+if TYPE_CHECKING:
+    from cirkd_ray.compare.budget import Budget
 
 
 @click.command()
@@ -18,6 +22,13 @@ from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_op
 @out_option(default="runs")
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
+@option(
+    "--budget",
+    type=click.Choice(["steps", "time"]),
+    default="steps",
+    help="What is equal: the steps, or the time that each method trains. With `time` a step of each is timed "
+    "at the start, and all train as long as the baseline's steps take.",
+)
 @accept_data_option
 @option("--concurrent", type=COUNT, help="Runs at a time at most (default: what fits).")
 @option("--apart", is_flag=True, help="Train each run alone; else the methods of a seed share one teacher.")
@@ -28,6 +39,7 @@ def command(
     out: str,
     name: str | None,
     differ: Words,
+    budget: Budget,
     accept_data: bool,
     concurrent: int | None,
     apart: bool,
@@ -60,7 +72,7 @@ def command(
     console.print(f"comparison -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
-        data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data, apart)
+        data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data, apart, budget)
     page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)

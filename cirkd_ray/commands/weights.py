@@ -68,7 +68,10 @@ def inspect(path: str, model: str | None, overrides: Words) -> None:
 @out_option(metavar="DIR", help="Folder to write (default: weights/ and the file's name).")
 @_settings
 def import_weights(path: str, name: str | None, data: str | None, out: str | None, overrides: Words) -> None:
-    """Convert weights of the CIRKD release, timm or torchvision to a folder of this package."""
+    """Convert weights of the CIRKD release, timm or torchvision to a folder of this package.
+
+    Ports of timm's networks that only call their entries otherwise are known by order and shapes.
+    """
     from cirkd_ray.weights.fit import KINDS, classes_for, load_into, network_for
     from cirkd_ray.weights.inspection import inspect
     from cirkd_ray.weights.loading import aside
@@ -87,7 +90,9 @@ def import_weights(path: str, name: str | None, data: str | None, out: str | Non
     print(f"{KINDS[report.kind]}: {report.loaded} entries of {model.name} -> {target}")
     for _, text in aside(report):
         print(f"  {text}")
-    print(f"expects {model.preprocessing.channels} images; use it with {use}")
+    expects = model.preprocessing
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (expects.mean, expects.std))
+    print(f"expects {expects.channels} images, mean {mean}, std {std}; use it with {use}")
 
 
 @command.command()

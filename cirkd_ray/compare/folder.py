@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cirkd_ray.compare.budget import Share, read_timing
 from cirkd_ray.compare.statistics import Interval, Paired, compare_to_baseline, share_of_gap, t_interval
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import ConfigError
@@ -30,6 +31,7 @@ class CompareData:
         memory: method -> seed -> most GPU memory in GiB, where there was a GPU.
         teachers: method -> mIoU of its teacher on the validation split, where that is known.
         failures: run -> why it failed.
+        timing: method -> its share, where the time that methods train is equal and not their steps.
     """
 
     folder: Path
@@ -39,6 +41,7 @@ class CompareData:
     memory: dict[str, dict[int, float]]
     teachers: dict[str, float]
     failures: dict[str, str]
+    timing: dict[str, Share] = field(default_factory=dict)
 
     def figures(self, method: str, kind: str = "last", name: str = "miou") -> dict[int, float]:
         """Seed -> a figure of the last or best validation."""
@@ -101,7 +104,8 @@ def read_comparison(folder: Path) -> CompareData:
     teachers = read_json(folder / "teachers.json") or {}
     scores = {name: _score(results.get(name, {}), folder / weights) for name, weights in teachers.items()}
     known = {name: score for name, score in scores.items() if score is not None}
-    return CompareData(folder, recipes, results, curves, memory, known, read_outcome(folder)["failures"])
+    failures, timing = read_outcome(folder)["failures"], read_timing(folder)
+    return CompareData(folder, recipes, results, curves, memory, known, failures, timing)
 
 
 def _score(results: dict[int, dict[str, Any]], weights: Path) -> float | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from cirkd_ray.compare.budget import Budget
 from cirkd_ray.compare.folder import BASELINE, COMPARISON
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import changed, paths_of
@@ -94,16 +95,21 @@ def check_differ(paths: Sequence[str], spec: RunSpec) -> None:
             raise ConfigError(f"--differ {path}: no such setting{nearest(path, known)}")
 
 
-def open_comparison(methods: dict[str, RunSpec], folder: Path) -> None:
+def open_comparison(methods: dict[str, RunSpec], folder: Path, budget: Budget = "steps") -> None:
     """Make the folder, or check that what it has of these methods is the same (more may be added).
 
     Raises:
-        ConfigError: it began one of them with other settings.
+        ConfigError: it began one of them with other settings, or with another budget.
     """
     path = folder / COMPARISON
     known: dict[str, Any] = {}
     if path.is_file() and any(folder.glob("runs/*/metrics.jsonl")):  # else it is a start that failed
-        known = read_yaml(path)["methods"]
+        tree = read_yaml(path)
+        known, before = tree["methods"], tree.get("budget", "steps")
+        if before != budget:
+            raise ConfigError(
+                f"{folder}: was begun with --budget {before}, not {budget}; choose another --name"
+            )
     trees = {name: movable_tree(spec, folder) for name, spec in methods.items()}
     for name, spec in methods.items():
         begun = moved_spec(known.get(name, trees[name]), folder)
@@ -112,4 +118,5 @@ def open_comparison(methods: dict[str, RunSpec], folder: Path) -> None:
                 f"{folder}: has {name} with {key}={before!r}, not {now!r}; choose another --name"
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, yaml.safe_dump({"methods": {**known, **trees}}, sort_keys=False, allow_unicode=True))
+    tree = {"budget": budget, "methods": {**known, **trees}}
+    write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from cirkd_ray.data.base import DATASETS, Facts
-from cirkd_ray.data.codec import decode_mask
 from cirkd_ray.data.files import FileDataset, class_set, metadata
 from cirkd_ray.data.label_map import ColourMap, LabelMap
+from cirkd_ray.data.masks import decode_mask
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL
 

@@ -1,43 +1,32 @@
-"""Decoding of images and label maps: a file that was cut short is an error, and no label is ever guessed.
+"""Decoding of images: a file that was cut short is an error.
 
-PNG files, as labels should be, carry checksums in all their parts: any damage to them is found. JPEG, WebP,
-TIFF and BMP carry none: one that is damaged before its end may decode to wrong values, which nothing tells.
+PNG files carry checksums in all their parts. JPEG, WebP, TIFF, BMP, GIF and PNM carry none: one that is
+damaged before its end may decode to wrong values, which nothing tells.
 """
 
 from __future__ import annotations
 
 import io
 import math
-import zlib
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
-from PIL.PngImagePlugin import PngImageFile
 
 from cirkd_ray.data.base import UInt8
-from cirkd_ray.data.tiff import (
-    BITS_PER_SAMPLE,
-    COMPRESSION,
-    EXTRA_SAMPLES,
-    ORIENTATION,
-    PHOTOMETRIC,
-    TIFF,
-    neutral,
-    value_of,
-)
+from cirkd_ray.data.tiff import EXTRA_SAMPLES, ORIENTATION, neutral
 from cirkd_ray.errors import DataError
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_PALETTE, _GRAY = 3, 0
-_RGB, _WITH_ALPHA = (2, 6), (b"\4", b"\6")
-_PNG_COLOURS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
-_LARGEST = 2**30
-"""Pixels of the largest image that OpenCV decodes."""
+EXTENSIONS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff"),
+    *(".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+"""Ends of the names of files that are read as images."""
+GIF, _WITH_ALPHA = b"GIF8", (b"\4", b"\6")
 # A camera's orientation tag is applied nowhere: labels are drawn on the pixels as stored.
 _COLOUR = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-_LOSSY = {b"\xff\xd8": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
 _DEPTHS = (8, 10, 12, 14, 16)
 Range = tuple[float, float]
 """The stored values that become 0 and 255."""
@@ -56,13 +45,14 @@ class Decoded(NamedTuple):
 
 
 def decode_image(data: bytes, where: str, span: Range | None = None) -> UInt8:
-    """An H x W x 3 uint8 RGB image from JPEG, PNG, WebP or another format of OpenCV, told by its content.
+    """An H x W x 3 uint8 RGB image from JPEG, PNG, WebP, GIF or a format of OpenCV, told by its content.
 
     This is the one way in which images are read. Pixels stay where they are stored: a camera's orientation
     tag (EXIF) is not applied. Gray images get three equal channels. A fourth band is dropped, and never
-    multiplies the others. 8-bit values stay as they are; others are scaled to 8 bits, `span` to 0..255,
-    rounded, and what lies outside is clipped. Without a `span`, 16-bit values are scaled by the bits that the
-    image uses (8, 10, 12, 14 or 16), floating-point values from 0..1, or from 0..255 where one is above 1.
+    multiplies the others; so is the transparency that PNG and GIF files declare for some of their colours.
+    8-bit values stay as they are; others are scaled to 8 bits, `span` to 0..255, rounded, and what lies
+    outside is clipped. Without a `span`, 16-bit values are scaled by the bits that the image uses (8, 10, 12,
+    14 or 16), floating-point values from 0..1, or from 0..255 where one is above 1.
 
     Args:
         data: the file's content.
@@ -80,19 +70,61 @@ def read_image(data: bytes, where: str, span: Range | None = None) -> Decoded:
     """`decode_image`, with what it changed."""
     if not data:
         raise DataError(f"{where}: the file is empty")
+    chunk = _transparency(data)
     plain = data.startswith(b"\xff\xd8") or (
-        data.startswith(PNG_SIGNATURE) and data[24:25] != b"\x10" and data[25:26] not in _WITH_ALPHA
+        data.startswith(PNG_SIGNATURE)
+        and data[24:25] != b"\x10"
+        and data[25:26] not in _WITH_ALPHA
+        and chunk is None
     )
     flags = _COLOUR if plain else cv2.IMREAD_UNCHANGED
-    image = opencv_decode(neutral(data, ORIENTATION, EXTRA_SAMPLES), flags, where)
+    image = (
+        _gif(data, where)
+        if data.startswith(GIF)
+        else opencv_decode(neutral(data, ORIENTATION, EXTRA_SAMPLES), flags, where)
+    )
     if image is None or not _ends_whole(data):
-        _explain(data, where)
-    whole = _known(image, where)
+        explain(data, where)
+    whole = known(image, where)
     if plain:
         return Decoded(whole)
+    if chunk is not None and whole.ndim == 2:
+        whole = _with_alpha(whole, data, chunk)
     bands, changes = _three_bands(whole, where)
     pixels, scaled = _eight_bits(bands, where, span)
     return Decoded(np.ascontiguousarray(pixels), changes + scaled)
+
+
+def _transparency(data: bytes) -> bytes | None:
+    """The chunk of a PNG file that declares some of its colours transparent; None where it has none."""
+    start = len(PNG_SIGNATURE)
+    while data.startswith(PNG_SIGNATURE) and (kind := data[start + 4 : start + 8]) not in (b"", b"IDAT"):
+        end = start + 8 + int.from_bytes(data[start : start + 4], "big")
+        if kind == b"tRNS":
+            return data[start + 8 : end]
+        start = end + 4
+    return None
+
+
+def _with_alpha(gray: np.ndarray, data: bytes, chunk: bytes) -> np.ndarray:
+    """A gray PNG with the band that its transparent value stands for, which OpenCV leaves out."""
+    depth, value = data[24], int.from_bytes(chunk[:2], "big")
+    top = np.iinfo(gray.dtype).max
+    stored = value * (top // (2**depth - 1)) if depth < 8 else value
+    alpha = np.where(gray == stored, 0, top).astype(gray.dtype)
+    return np.dstack([gray, gray, gray, alpha])
+
+
+def _gif(data: bytes, where: str) -> np.ndarray:
+    """The one picture of a GIF file, as OpenCV would give it; that one turns transparent pixels black."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            pictures = getattr(image, "n_frames", 1)
+            if pictures == 1:
+                return np.asarray(image.convert("RGBA"))[..., [2, 1, 0, 3]]
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where}: damaged or truncated ({short(error)})") from None
+    raise DataError(f"{where}: holds {pictures} pictures; save the one that is meant as PNG")
 
 
 def _three_bands(image: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -104,7 +136,7 @@ def _three_bands(image: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, 
         raise DataError(f"{where}: has {bands} bands; only gray and RGB images can be read: write 3 bands")
     opaque = bands == 3 or image[..., 3].min() == image[..., 3].max()
     return image[..., 2::-1], () if opaque else (
-        "a fourth band that differs between pixels, which is left out",
+        "a fourth band (transparency) that differs between pixels, which is left out",
     )
 
 
@@ -138,102 +170,6 @@ def _eight_bits(image: np.ndarray, where: str, span: Range | None) -> tuple[UInt
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8), changes
 
 
-def decode_label(data: bytes, where: str) -> UInt8:
-    """An H x W uint8 map of the stored indices, from PNG or TIFF.
-
-    Palette images give the palette's indices (OpenCV would give colours turned to gray), gray ones of 1, 2
-    and 4 bits the stored numbers (decoders stretch them to 0..255), 16-bit ones their value where it fits.
-
-    Raises:
-        DataError: damaged, truncated, of a lossy format, or holding colours; `where` names it.
-    """
-    label = decode_mask(data, where)
-    if label.ndim == 3:
-        raise ColourLabels(f"{where}: holds RGB values; labels must be gray or palette PNGs of class indices")
-    return label
-
-
-class ColourLabels(DataError):
-    """A label map holds colours where indices are expected."""
-
-
-def decode_mask(data: bytes, where: str) -> UInt8:
-    """`decode_label`, but a mask of colours is given as H x W x 3 RGB; a constant alpha band is left out."""
-    if data.startswith(TIFF):
-        return _tiff_mask(data, where)
-    if not data.startswith(PNG_SIGNATURE) or len(data) < 33:
-        lossy = next((kind for start, kind in _LOSSY.items() if data.startswith(start)), None)
-        why = f"a {lossy} file, which may change or lose label values" if lossy else "not a PNG file"
-        raise DataError(f"{where}: {why}; labels must be PNG (or TIFF) maps of class indices")
-    pixels = _compressed_pixels(data, where)
-    depth, colour = data[24], data[25]
-    if colour not in (_PALETTE, _GRAY) or (depth in (8, 16) and colour == _GRAY):
-        if colour not in (_GRAY, *_RGB) or (colour in _RGB and depth != 8):
-            kind = _PNG_COLOURS.get(colour, f"colour type {colour}")
-            what = f"holds {depth}-bit {kind} values"
-            raise DataError(f"{where}: {what}; labels must be gray or palette PNGs of class indices")
-        label = opencv_decode(data, cv2.IMREAD_UNCHANGED, where)
-        if label is None:
-            _explain(data, where)
-        whole = _known(label, where)
-        return _narrow(whole, where) if colour == _GRAY else _opaque(whole, where)[..., ::-1].copy()
-    indices = _indices(data, where)
-    _require_all_rows(data, pixels, where)
-    if colour == _GRAY:
-        indices = indices.astype(np.uint8) // (1 if depth == 1 else 255 // (2**depth - 1))
-    return np.ascontiguousarray(indices, dtype=np.uint8)
-
-
-def _tiff_mask(data: bytes, where: str) -> UInt8:
-    """The values or colours of a TIFF file, as stored."""
-    if value_of(data, COMPRESSION) in (6, 7):
-        raise DataError(f"{where}: a JPEG-compressed TIFF, which changes label values; save labels as PNG")
-    try:
-        with Image.open(io.BytesIO(neutral(data, ORIENTATION, PHOTOMETRIC))) as image:
-            image.load()
-            mode, stored = image.mode, np.asarray(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{where}: damaged or truncated ({_short(error)})") from None
-    if mode in ("RGB", "RGBA", "RGBX"):
-        return _opaque(stored, where).copy()
-    if mode not in ("1", "L", "P") and not (stored.ndim == 2 and stored.dtype.kind in "iu"):
-        raise DataError(f"{where}: holds {mode} values; labels must be gray or palette maps of class indices")
-    if stored.dtype not in (np.uint8, np.bool_):
-        if stored.size and stored.min() < 0:
-            raise DataError(f"{where}: label values down to {stored.min()}; class indices start at 0")
-        stored = stored.clip(0, 65535).astype(np.uint16)
-    if mode == "L":
-        stored = stored // (255 // (2 ** min(8, value_of(data, BITS_PER_SAMPLE) or 8) - 1))
-    return _narrow(
-        np.ascontiguousarray(stored.astype(np.uint8) if stored.dtype == np.bool_ else stored), where
-    )
-
-
-def _opaque(mask: np.ndarray, where: str) -> np.ndarray:
-    """The three colours of a mask.
-
-    Raises:
-        DataError: its alpha band says something that would be lost.
-    """
-    if mask.shape[2] == 4 and mask[..., 3].min() != mask[..., 3].max():
-        raise DataError(
-            f"{where}: has transparent pixels; save the mask without alpha, and give what they stand for a "
-            "colour of its own (pixels without a class: `ignore: [[R, G, B]]` in dataset.yaml)"
-        )
-    return mask[..., :3]
-
-
-def colour_table(data: bytes) -> UInt8 | None:
-    """The RGB colours (K x 3) of a palette PNG or TIFF, by index; None for files of another kind."""
-    if data.startswith(PNG_SIGNATURE) and data[25] != _PALETTE:
-        return None
-    # Image.open would refuse sound labels of large images.
-    opened = PngImageFile if data.startswith(PNG_SIGNATURE) else Image.open
-    with opened(io.BytesIO(data)) as image:
-        colours = image.getpalette("RGB") if image.mode == "P" else None
-    return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
-
-
 def opencv_decode(data: bytes, flags: int, where: str) -> np.ndarray | None:
     """`cv2.imdecode`: the pixels, or None where OpenCV knows no such image.
 
@@ -244,24 +180,14 @@ def opencv_decode(data: bytes, flags: int, where: str) -> np.ndarray | None:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error as error:
         raise DataError(
-            f"{where}: damaged, or larger than OpenCV decodes ({error.err or _short(error)})"
+            f"{where}: damaged, or larger than OpenCV decodes ({error.err or short(error)})"
         ) from None
 
 
-def _known(image: np.ndarray | None, where: str) -> np.ndarray:
+def known(image: np.ndarray | None, where: str) -> np.ndarray:
     if image is None:
         raise DataError(f"{where}: not an image that OpenCV can read")
     return image
-
-
-def _narrow(label: np.ndarray, where: str) -> UInt8:
-    if label.dtype == np.uint16:
-        if label.size and label.max() > 255:
-            raise DataError(f"{where}: 16-bit label values up to {label.max()}; class indices end at 255")
-        label = label.astype(np.uint8)
-    if label.dtype != np.uint8 or label.ndim != 2:
-        raise DataError(f"{where}: labels decode to {label.dtype} {label.shape}, not to H x W indices")
-    return label
 
 
 def _ends_whole(data: bytes) -> bool:
@@ -273,62 +199,18 @@ def _ends_whole(data: bytes) -> bool:
     return True
 
 
-def _compressed_pixels(png: bytes, where: str) -> bytes:
-    """The content of all chunks of pixels, after a look at the checksum of every chunk.
-
-    Pillow's `verify` would compare the checksums, too, but the last one; and the pixels are needed in any
-    case, because only they tell how many rows there are.
-    """
-    view, start, kind, pixels = memoryview(png), len(PNG_SIGNATURE), b"", []
-    while kind != b"IEND":
-        end = start + 8 + int.from_bytes(view[start : start + 4], "big")
-        kind = png[start + 4 : start + 8]
-        if zlib.crc32(view[start + 4 : end]).to_bytes(4, "big") != png[end : end + 4]:
-            raise DataError(f"{where}: damaged or truncated (a part differs from its checksum)")
-        if kind == b"IDAT":
-            pixels.append(view[start + 8 : end])
-        start = end + 4
-    return b"".join(pixels)
-
-
-def _require_all_rows(png: bytes, pixels: bytes, where: str) -> None:
-    """Refuse a map of one channel with fewer rows than its header says, which Pillow would fill with 0."""
-    if png[28]:  # interlaced: its passes have rows of their own
-        return
-    width, height = int.from_bytes(png[16:20], "big"), int.from_bytes(png[20:24], "big")
-    expected = height * (1 + -(-width * png[24] // 8))
-    try:
-        found = len(zlib.decompressobj().decompress(pixels, expected + 1))
-    except zlib.error as error:
-        raise DataError(f"{where}: damaged or truncated ({error})") from None
-    if found < expected:
-        raise DataError(f"{where}: damaged or truncated (it ends before its last row)")
-
-
-def _explain(data: bytes, where: str) -> None:
+def explain(data: bytes, where: str) -> None:
     """Raise with Pillow's reason if it, too, cannot read the file (bytes after the end are no damage)."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{where}: does not end as its format does, and is too large to look further ({_short(error)})"
+            f"{where}: does not end as its format does, and is too large to look further ({short(error)})"
         ) from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: damaged or truncated ({_short(error)})") from None
+        raise DataError(f"{where}: damaged or truncated ({short(error)})") from None
 
 
-def _indices(png: bytes, where: str) -> np.ndarray:
-    """The palette's indices, or gray values of few bits stretched to 0..255."""
-    try:
-        # Image.open would refuse sound labels of large images: OpenCV's limit is six times as high.
-        with PngImageFile(io.BytesIO(png)) as image:
-            if image.width * image.height > _LARGEST:
-                raise DataError(f"{where}: damaged, or larger than images may be ({_LARGEST} pixels)")
-            return np.asarray(image)
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{where}: damaged or truncated ({_short(error)})") from None
-
-
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     return str(error).splitlines()[0].partition(" <_io.BytesIO object")[0][:100]

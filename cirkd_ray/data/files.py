@@ -14,9 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp, UInt8
-from cirkd_ray.data.codec import ColourLabels, colour_table, decode_mask, read_image
+from cirkd_ray.data.codec import read_image
 from cirkd_ray.data.header import Header, read_header
 from cirkd_ray.data.label_map import ColourMap, LabelMap, read_indexed, some
+from cirkd_ray.data.masks import ColourLabels, colour_table, decode_mask
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL, ClassSet

@@ -12,15 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from cirkd_ray.config.registry import validate
 from cirkd_ray.data.base import DATASETS
+from cirkd_ray.data.codec import EXTENSIONS
 from cirkd_ray.data.files import FileDataset
-from cirkd_ray.data.label_map import Colour, ColourMap, LabelMap
+from cirkd_ray.data.label_map import Colour, ColourMap, LabelMap, some
 from cirkd_ray.data.storage import Storage
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IGNORE_LABEL, PADDING_LABEL, ClassSet
 
 DESCRIPTION = "dataset.yaml"
-_EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 _LABELS = (".png", ".tif", ".tiff")
+_UNREAD, _SAVE = "a format that is not read", "save images as PNG or JPEG files"
 _Byte = Annotated[int, Field(ge=0, le=255)]
 _Colour = tuple[_Byte, _Byte, _Byte]
 
@@ -174,9 +175,27 @@ class Folder(FileDataset):
         self.duplicates = [" and ".join(f"images/{path}" for path in paths) for paths in several]
         doubled = [stored.get(f"{stem}{suffix}", []) for stem in dict.fromkeys(ids)]
         self.duplicates += [" and ".join(f"labels/{p}" for p in paths) for paths in doubled if len(paths) > 1]
+        lone = [] if listed else [self._lone(stem) for stem in self._labels if stem not in images]
+        if not images:
+            held = self._held(f"images/{prefix}x")
+            raise DataError(f"{self._of_split()}: no images that are read{held}; {_SAVE}")
+        if not subset:
+            self._refuse_unread([path for path in lone if not path.endswith(".*")], bool(ids))
         self.settle(ids)
-        if subset and not listed:
-            self.missing += [f"images/{stem}.*" for stem in self._labels if stem not in images]
+        self.missing += lone if subset else []
+
+    def _lone(self, stem: str) -> str:
+        """What lies where the image of a label should, as it is named in messages."""
+        folder, _, name = f"images/{stem}".rpartition("/")
+        there = [other for other in self.storage.names(folder) if other.rpartition(".")[0] == name]
+        return f"{folder}/{there[0]} ({_UNREAD})" if there else f"{folder}/{name}.*"
+
+    def _refuse_unread(self, paths: Sequence[str], others: bool) -> None:
+        """Refuse images of formats that are not read, which would be left out."""
+        if paths:
+            count = f"{len(paths)} labelled images are" if len(paths) > 1 else "a labelled image is"
+            how = " (to do without: --set data.subset=true)" if others else ""
+            raise DataError(f"{self._of_split()}: {count} not read: {some(paths)}; {_SAVE}{how}")
 
     def image_file(self, sample_id: str) -> str:
         """`images/train/tokyo/0001.jpg`."""
@@ -197,9 +216,9 @@ class Folder(FileDataset):
 
     def how_to_pair(self, path: str, near: str) -> str:
         """The setting by which the label `near` is found, or why it cannot be one."""
-        if not path.startswith("labels/"):
-            return ""
         stem, _, extension = near.rpartition(".")
+        if not path.startswith("labels/"):
+            return "" if near.lower().endswith(EXTENSIONS) else f": {_UNREAD}; {_SAVE}"
         if f".{extension.lower()}" not in _LABELS:
             lossy = extension.lower() in ("jpg", "jpeg", "webp")
             why = "a lossy format changes label values" if lossy else "labels are PNG or TIFF files"
@@ -264,7 +283,7 @@ def _walk(storage: Storage, top: str, below: str) -> list[str]:
     found: list[str] = []
     for name in storage.names(f"{top}/{below}".rstrip("/")):
         path = f"{below}/{name}".lstrip("/")
-        if name.lower().endswith(_EXTENSIONS):
+        if name.lower().endswith(EXTENSIONS):
             found.append(path)
         else:
             found += _walk(storage, top, path)

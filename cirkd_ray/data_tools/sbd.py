@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from cirkd_ray.data.base import UInt8
-from cirkd_ray.data.codec import decode_label
 from cirkd_ray.data.files import packaged_list
+from cirkd_ray.data.masks import decode_label
 from cirkd_ray.errors import DataError
 from cirkd_ray.files import write_bytes
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.codec import read_image
+from cirkd_ray.data.codec import EXTENSIONS, read_image
 from cirkd_ray.data.header import read_header, upright
 from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError, DataError
@@ -25,8 +25,6 @@ from cirkd_ray.weights import load_model
 from cirkd_ray.weights.open import chosen_precision, open_network
 
 UInt8 = NDArray[np.uint8]
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
 
 class ImageToPredict(NamedTuple):
@@ -146,7 +144,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     found: list[tuple[Path, str]] = []
     for given in map(Path, inputs):
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
             found += [(file, file.relative_to(given).with_suffix("").as_posix()) for file in files]
         elif given.is_file():
             found.append((given, given.stem))
@@ -154,7 +152,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
             raise DataError(f"{given}: no such file or folder")
     if not found:
         places = ", ".join(map(str, inputs))
-        raise DataError(f"{places}: no images here (looked for {', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{places}: no images here (looked for {', '.join(EXTENSIONS)})")
     unique: dict[str, Path] = {}
     for file, name in found:
         free, number = name, 2

@@ -37,16 +37,34 @@ def _method_row(data: CompareData, name: str) -> dict[str, str]:
         "difference": _signed(paired.difference.mean) if paired else "",
         "p (Holm)": _p(paired.p_holm) if paired else "",
         "gap closed %": percent(data.gap_closed(name)) if paired else "",
+        "steps": " or ".join(str(count) for count in _steps(data, name)) or UNKNOWN,
         "images/s": rate(data.mean_of(name, "images_per_second")),
         "minutes": rate(data.mean_of(name, "seconds") / 60),
         "GPU GiB": rate(max(memory, default=None)),
     }
 
 
+def _steps(data: CompareData, name: str) -> list[int]:
+    """What the finished runs of a method trained; of all seeds the same, unless a recipe was changed."""
+    return sorted({int(result["steps"]) for result in data.results[name].values() if "steps" in result})
+
+
+def _budget(data: CompareData) -> str:
+    """What was equal between the methods."""
+    if not data.timing:
+        return "Equal steps: what the methods cost differs, see minutes."
+    seconds = ", ".join(f"{name} {share.seconds:.3f}" for name, share in data.timing.items())
+    return (
+        "Equal time: each method trains as many steps as take as long as the baseline's, by seconds a step "
+        f"that were measured beside each other at the start: {seconds}. Minutes are those of the runs."
+    )
+
+
 def notes(data: CompareData) -> str:
     """How to read the table, and what is missing."""
     teachers = sorted({f"{percent(score)} %" for score in data.teachers.values()})
     lines = [
+        _budget(data),
         "Mean over seeds of the last validation's mIoU, with Student's 95 % interval; the best validation "
         "beside it is chosen on the same images and therefore flattering.",
         "Difference: mean over common seeds of (method - baseline), in points; p: paired t-test, two-sided, "

@@ -218,11 +218,20 @@ class Cohort:
             self.heartbeat.note("step", step + 1)
             if len(turn) > 1 and any(member.run.teacher for member in turn.values()):
                 torch.manual_seed(seed_of(seed, 2, step, self.world.rank))
-                for micro_batch in micro_batches:
-                    micro_batch.taught()
+                self._teach(turn, micro_batches)
             self._take_turns(turn, micro_batches, waited)
             waiting_since = time.perf_counter()
         return None
+
+    def _teach(self, turn: dict[int, Member], micro_batches: Sequence[MicroBatch]) -> None:
+        """The teacher's maps for all; no time of members that learn from the labels alone."""
+        begun = mark(self.world.device)
+        for micro_batch in micro_batches:
+            micro_batch.taught()
+        away = begun, mark(self.world.device)
+        for member in turn.values():
+            if member.run.teacher is None and member.window is not None:
+                member.window.away.append(away)
 
     def _take_turns(
         self, turn: dict[int, Member], micro_batches: Sequence[MicroBatch], waited: float

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+import timm
 import torch
 from torch import Tensor
 from torchvision.models import get_model
@@ -52,15 +53,17 @@ def match_backbone(state: Mapping[str, Tensor], model: SegmentationModel) -> Rec
     Of torchvision these are ResNets (plain stem, so for `HEAD:resnet18` and the like), MobileNetV2 and
     MobileNetV3; others are refused unless timm names their entries alike. The release's MobileNetV3 pads its
     strided convolutions otherwise than torchvision's; `HEAD:mobilenetv3_large_100` computes the same.
+
+    Entries of other names are taken for timm's where a whole classification network has them in timm's order
+    and shapes: ports of one network that only call its parts otherwise, as those of EfficientNet-Lite do.
     """
     state, outside = _unwrapped(state)
     architecture = parse_name(model.name)
     own = [name.removeprefix(ENCODER) for name in model.state_dict() if name.startswith(ENCODER)]
-    best: tuple[int, str, dict[str, str]] = (len(own) // 2, "", {})
-    for kind, table in _tables(model.name, own, state):
-        found = sum(name in table for name in state)
-        best = max(best, (found, kind, table), key=lambda item: item[0])
-    _, kind, table = best
+    kind, table = _best_table(model.name, own, state)
+    if not kind and architecture.backbone.plain:
+        state = _called_as_in_timm(state, architecture.backbone.timm_name)
+        kind, table = _best_table(model.name, own, state)
     if not kind:
         return None
     placed = {table[name]: value for name, value in state.items() if name in table}
@@ -89,6 +92,30 @@ def _unwrapped(state: Mapping[str, Tensor]) -> tuple[Mapping[str, Tensor], tuple
             state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             outside += others
     return state, outside
+
+
+def _best_table(model_name: str, own: list[str], state: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
+    """Kind and table of the origin whose names are found most often; an empty kind for less than half."""
+    best: tuple[int, str, dict[str, str]] = (len(own) // 2, "", {})
+    for kind, table in _tables(model_name, own, state):
+        found = sum(name in table for name in state)
+        best = max(best, (found, kind, table), key=lambda item: item[0])
+    return best[1:]
+
+
+def _called_as_in_timm(state: Mapping[str, Tensor], timm_name: str) -> Mapping[str, Tensor]:
+    """The entries under timm's names, where all shapes are those of timm's network in its order."""
+    theirs = _timm_shapes(timm_name)
+    if tuple(value.shape for value in state.values()) != tuple(theirs.values()):
+        return state
+    return dict(zip(theirs, state.values(), strict=True))
+
+
+@functools.cache
+def _timm_shapes(timm_name: str) -> dict[str, torch.Size]:
+    """Names and shapes of timm's whole classification network, in the order in which it is built."""
+    with torch.device("meta"):
+        return {name: value.shape for name, value in timm.create_model(timm_name).state_dict().items()}
 
 
 def _tables(model_name: str, own: list[str], state: Iterable[str]) -> Iterator[tuple[str, dict[str, str]]]:

@@ -29,8 +29,12 @@ _HEAD_SIGNS = {
     "linear_pred.": "segformer",
 }
 
-_PLAIN = ("deeplabv3:resnet18", "deeplabv3:resnet50", "deeplabv3:resnet101")
-"""Networks that torchvision's ResNets fit, which timm calls alike; the published ones have a deep stem."""
+_PLAIN = (
+    *(f"deeplabv3:resnet{depth}" for depth in (18, 50, 101)),
+    *(f"deeplabv3:tf_efficientnet_lite{size}" for size in range(5)),
+)
+"""Networks beside the published ones that a backbone's file is compared with: torchvision's ResNets (the
+published ones have a deep stem), and the EfficientNet-Lites that package indexes hold."""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
+from cirkd_ray.cluster import equal_time
 from cirkd_ray.cluster.compare import run_comparison
 from cirkd_ray.cluster.pool import Job, run_jobs
+from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.compare.folder import read_comparison
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, UserError
@@ -85,3 +87,43 @@ def test_a_comparison_scores_together_what_it_scores_apart(
         first, second = (RunDirectory(folder / "runs" / run) for folder in folders.values())
         assert figures(first) == figures(second)
         assert "finished" in (first.path / "log.txt").read_text()
+
+
+def test_methods_of_equal_time_train_as_long_as_the_baseline(
+    ray_cluster: None, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes: dict[str, Any] = {"train": {**STEPS, "steps": 4}, "cluster": {"workers": 1, "device": "cpu"}}
+    kd = tiny_distillation(teacher, **changes, distill={"losses": {"kd": {"kind": "kd"}}})
+    methods = {"baseline": tiny_baseline(**changes), "kd": kd}
+    measured: list[list[str]] = []
+
+    def clock(specs: dict[str, RunSpec], plan: object) -> dict[str, float]:
+        measured.append(list(specs))
+        return {name: {"baseline": 0.5, "kd": 1.0, "slow": 2.0}[name] for name in specs}
+
+    monkeypatch.setattr(equal_time, "measure", clock)
+    said: list[str] = []
+    for some in (methods, methods, {**methods, "slow": kd}):  # begun, continued, with a method more
+        data = run_comparison(some, 1, tmp_path / "c", tmp_path, said.append, 1, budget="time")
+    assert measured == [["baseline", "kd"], ["baseline", "slow"]]
+    assert {name: runs[0]["steps"] for name, runs in data.results.items()} == {
+        "baseline": 4,
+        "kd": 2,
+        "slow": 1,
+    }
+    assert {name: share.seconds for name, share in data.timing.items()} == {
+        "baseline": 0.5,
+        "kd": 1.0,
+        "slow": 2.0,
+    }
+    assert any("kd takes 1.000 s a step and trains 2" in text for text in said)
+
+
+def test_a_step_is_timed_where_runs_train_and_with_a_workers_share(ray_cluster: None, teacher: Path) -> None:
+    specs = {"baseline": tiny_baseline(), "kd": tiny_distillation(teacher)}
+    found = equal_time.measure(specs, Plan(2, 1.0, 0))
+    assert found.keys() == specs.keys()
+    assert all(seconds > 0 for seconds in found.values())
+    missing = {"kd": tiny_distillation(teacher / "missing")}
+    with pytest.raises(UserError):
+        equal_time.measure(missing, Plan(1, 1.0, 0))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from cirkd_ray.cli import main
+from cirkd_ray.compare.plan import methods_of
 from cirkd_ray.config import load_run, load_tree, parse
+from cirkd_ray.train.cohort import cohorts_of
 
 PUBLISHED = {
     "cityscapes/teacher_deeplabv3_resnet101": 78.07,
@@ -71,6 +73,19 @@ def test_published_settings() -> None:
     assert voc is not None
     assert voc.losses["cirkd_memory"].weights == {"memory_pixel": 0.01, "memory_region": 0.01}
     assert load_run("coco_stuff_164k/baseline_deeplabv3_resnet18").train.steps == 80_000
+
+
+def test_the_small_pair_is_compared_in_one_cohort_a_seed() -> None:
+    names = ("baseline", "kd", "cwd", "dist", "cirkd", "cirkd_reference")
+    methods = methods_of([(name, load_run(f"camvid/small/{name}")) for name in names])
+    assert tuple(methods) == names
+    assert cohorts_of(methods) == [list(names)]
+    teacher = load_run("camvid/small/teacher")
+    for name, spec in methods.items():
+        assert spec.data == teacher.data
+        if name != "baseline":
+            assert spec.teacher is not None
+            assert spec.teacher.train == "camvid/small/teacher"
 
 
 def test_the_commands_print_figures_and_their_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,9 +12,8 @@ from cirkd_ray.sweep.space_file import load_space, space_names
 
 
 def test_the_spaces_of_the_issue_are_shipped() -> None:
-    assert {"cirkd_core", "cirkd_weights", "kd_methods", "pareto", "schedule", "pbt_weights", "smoke"} <= set(
-        space_names()
-    )
+    names = {"cirkd_core", "cirkd_weights", "kd_methods", "pareto", "schedule", "pbt_weights", "smoke"}
+    assert names | {"camvid_cirkd"} <= set(space_names())
 
 
 @pytest.mark.parametrize("name", space_names())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.train.stop import Stopped
+from cirkd_ray.types import SegmentationOutput
 from tests.errors import refuses
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation
 
@@ -194,3 +196,21 @@ def test_members_have_one_teacher(teacher: Path) -> None:
 
 def test_what_is_a_members_own_may_differ(teacher: Path) -> None:
     check_cohort({**recipes(teacher), "longer": tiny_distillation(teacher, train={**TRAIN, "steps": 9})})
+
+
+def test_the_teachers_time_is_no_time_of_a_member_without_losses(
+    teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, now, teach = [0.0], time.perf_counter, SharedForward.teach
+
+    def slowly(self: SharedForward, images: torch.Tensor) -> SegmentationOutput:
+        late[0] += 1000.0
+        return teach(self, images)
+
+    monkeypatch.setattr(SharedForward, "teach", slowly)
+    monkeypatch.setattr(time, "perf_counter", lambda: now() + late[0])
+    train = {**TRAIN, "steps": 1, "accumulate": 1}
+    specs = {"kd": tiny_distillation(teacher, train=train), "baseline": tiny_baseline(train=train)}
+    results = together(specs, tmp_path)
+    assert results["kd"]["seconds"] > 1000.0  # type: ignore[index]
+    assert results["baseline"]["seconds"] < 1000.0  # type: ignore[index]

@@ -16,6 +16,7 @@ from scipy import stats
 
 from cirkd_ray.cli import main
 from cirkd_ray.cluster import compare
+from cirkd_ray.compare.budget import share_of_time
 from cirkd_ray.compare.folder import CompareData, read_comparison
 from cirkd_ray.compare.plan import methods_of, open_comparison
 from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_interval
@@ -133,6 +134,22 @@ def test_methods_that_differ_in_more_than_the_method_are_refused(change: str, me
     assert list(methods_of(pair, [message])) == ["baseline", "kd", "other"]
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(0.5, 400), (1.0, 200), (0.3, 667), (900.0, 1)])
+def test_at_equal_time_a_method_that_costs_twice_trains_half(seconds: float, steps: int) -> None:
+    assert share_of_time(400, 0.5, seconds) == (seconds, steps)
+
+
+def test_a_comparison_goes_on_with_its_own_budget(tmp_path: Path) -> None:
+    spec = load_run("quickstart")
+    open_comparison({"kd": spec}, tmp_path)
+    open_comparison({"kd": spec}, tmp_path, "time")  # nothing has begun
+    (tmp_path / "runs" / "kd-s0").mkdir(parents=True)
+    (tmp_path / "runs" / "kd-s0" / "metrics.jsonl").touch()
+    with refuses(tmp_path, ConfigError, "--budget time", "steps", "--name"):
+        open_comparison({"kd": spec}, tmp_path)
+    open_comparison({"kd": spec}, tmp_path, "time")
+
+
 def write_comparison_folder(folder: Path) -> None:
     base = load_run("quickstart").to_dict()
     methods = {"baseline": {**base, "distill": None, "teacher": None}, "kd": base, "cwd": base}
@@ -177,6 +194,26 @@ def test_the_table_holds_the_figures(comparison: CompareData) -> None:
     assert rows["cwd"]["seeds"] == "2"
     assert float(rows["kd"]["p (Holm)"].removeprefix("< ")) < 0.01
     assert "cwd-s2: a loss is not finite" in markdown(comparison)
+
+
+def test_the_table_tells_both_costs_and_what_was_equal(comparison: CompareData) -> None:
+    def told() -> tuple[dict[str, tuple[str, str]], str]:
+        data = read_comparison(comparison.folder)
+        sheet = methods_table(data)
+        rows = [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]
+        return {row["method"]: (row["steps"], row["minutes"]) for row in rows}, markdown(data)
+
+    costs, text = told()
+    assert costs["kd"] == ("20", "1.00")
+    assert "Equal steps" in text
+    timing = {"baseline": {"seconds": 0.5, "steps": 20}, "kd": {"seconds": 1.0, "steps": 10}}
+    (comparison.folder / "timing.json").write_text(json.dumps(timing))
+    result = comparison.folder / "runs" / "kd-s2" / "result.json"
+    result.write_text(json.dumps({**json.loads(result.read_text()), "steps": 10}))
+    costs, text = told()
+    assert costs["kd"] == ("10 or 20", "1.00")
+    assert "Equal time" in text
+    assert "baseline 0.500, kd 1.000" in text
 
 
 def test_the_gap_is_closed_over_common_seeds() -> None:

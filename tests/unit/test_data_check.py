@@ -19,7 +19,7 @@ import pytest
 from PIL import Image
 
 from cirkd_ray.cli import main
-from cirkd_ray.data import build_dataset, codec
+from cirkd_ray.data import build_dataset, codec, masks
 from cirkd_ray.data.ade20k import ADE20K
 from cirkd_ray.data.coco_stuff_164k import CocoStuff164k
 from cirkd_ray.data.files import packaged_list
@@ -268,7 +268,8 @@ def test_a_set_as_large_as_coco_takes_little_more_memory(
     pretend(tmp_path, count, monkeypatch)
     data = CocoStuff164k(split="train", root=tmp_path, subset=True)
     held = Held()
-    monkeypatch.setattr(codec, "opencv_decode", held.watching(codec.opencv_decode))
+    for reader in (codec, masks):
+        monkeypatch.setattr(reader, "opencv_decode", held.watching(reader.opencv_decode))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     report = check(data, 2)
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024

@@ -11,15 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cirkd_ray.data.codec import (
-    ColourLabels,
-    decode_image,
-    decode_label,
-    decode_mask,
-    opencv_decode,
-    read_image,
-)
+from cirkd_ray.data.codec import EXTENSIONS, decode_image, opencv_decode, read_image
 from cirkd_ray.data.header import read_header, upright
+from cirkd_ray.data.masks import ColourLabels, decode_label, decode_mask
 from cirkd_ray.errors import DataError
 from tests.errors import refuses
 
@@ -156,6 +150,60 @@ def test_a_fourth_band_is_dropped_and_multiplies_nothing(kind: str) -> None:
     assert read_image(encode(Image.fromarray(bands), kind), "x").changes == ()
     wide = np.dstack([picture(), picture(seed=5)[..., 0]]).astype(np.uint16) * 257
     np.testing.assert_array_equal(decode_image(coded(wide, ".tiff"), "x"), picture())
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode"), [("PNG", "P"), ("PNG", "L"), ("PNG", "RGB"), ("GIF", "P"), ("GIF", "L")]
+)
+def test_a_transparent_colour_is_left_out_as_a_fourth_band_is(kind: str, mode: str) -> None:
+    image = Image.fromarray(picture()).convert(mode)
+    key = picture()[3, 3].tolist() if mode == "RGB" else int(np.asarray(image)[3, 3])
+    expected = np.asarray(image.convert("RGB"))
+    for seen in (True, False):
+        absent = (1, 2, 3) if mode == "RGB" else 255
+        assert seen or not (np.asarray(image) == absent).all(-1 if mode == "RGB" else 0).any()
+        transparent = {"transparency": tuple(key) if mode == "RGB" else key} if seen else {}
+        pixels, changes = read_image(encode(image, kind, **transparent), "x")
+        np.testing.assert_array_equal(pixels, expected)
+        assert ["fourth band (transparency)" in text for text in changes] == [True] * seen
+
+
+def test_a_transparent_value_of_a_gray_png_of_any_depth_is_said() -> None:
+    for image, value in ((Image.fromarray(indices(3, 9, 9) % 4), 2), (Image.fromarray(wide_gray()), 4095)):
+        found = read_image(encode(image, "PNG", transparency=value), "x")
+        assert any("fourth band" in text for text in found.changes)
+        without = read_image(encode(image, "PNG", transparency=4094), "x")
+        assert not any("fourth band" in text for text in without.changes)
+        np.testing.assert_array_equal(found.pixels, without.pixels)
+
+
+def wide_gray() -> np.ndarray:
+    wide = picture()[..., 0].astype(np.uint16) * 16
+    wide[0, 0] = 4095
+    return wide
+
+
+def test_several_pictures_in_a_gif_are_refused() -> None:
+    image = Image.fromarray(picture()).convert("P")
+    moving = encode(image, "GIF", save_all=True, append_images=[image.transpose(Image.Transpose.ROTATE_180)])
+    with refuses("x.gif", DataError, "2 pictures", "PNG"):
+        read_image(moving, "x.gif")
+    whole = encode(image, "GIF")
+    with refuses("x.gif", DataError, "truncated"):
+        read_image(whole[: len(whole) // 2], "x.gif")
+
+
+@pytest.mark.parametrize("suffix", sorted(EXTENSIONS))
+def test_every_extension_that_is_taken_for_an_image_is_read(suffix: str) -> None:
+    kind = Image.registered_extensions()[suffix]
+    mode = {".gif": "P", ".pgm": "L", ".pbm": "1"}.get(suffix, "RGB")
+    image = Image.fromarray(picture()).convert(mode)
+    pixels = decode_image(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})), "x")
+    expected = np.asarray(image.convert("RGB"))
+    if kind == "JPEG":
+        assert np.abs(pixels.astype(int) - expected).mean() < 8
+    else:
+        np.testing.assert_array_equal(pixels, expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "1", "I;16"])

@@ -364,6 +364,49 @@ def test_lossy_labels_are_refused_with_the_reason(tmp_path: Path) -> None:
         build_dataset("folder", split="train", root=root)
 
 
+def test_images_of_a_format_that_is_not_read_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1), count=3))
+    for split in ("train", "val"):
+        (root / f"images/{split}/1.png").rename(root / f"images/{split}/1.heic")
+    with pytest.raises(DataError, match=r"a labelled image is not read: images/train/1\.heic \(a format"):
+        run_on(root)
+    assert main(["data", "check", "folder", str(root)]) == 1
+    assert "images/val/1.heic (a format that is not read)" in capsys.readouterr().out.replace("\n", "")
+    data = build_dataset("folder", split="train", root=root, subset=True)
+    assert len(data) == 2
+    (root / "train.txt").write_text("train/0\ntrain/1\n")
+    with pytest.raises(DataError, match=r"images/train holds 1\.heic: a format that is not read; save"):
+        build_dataset("folder", split="train", root=root)
+    (root / "train.txt").unlink()
+    for path in (root / "images/train").glob("*.png"):
+        path.rename(path.with_suffix(".jp2"))
+    expected = r"no images that are read \(images/train holds 0\.jp2, 1\.heic, 2\.jp2\); save"
+    for subset in (False, True):
+        with pytest.raises(DataError, match=expected):
+            build_dataset("folder", split="train", root=root, subset=subset)
+
+
+@pytest.mark.parametrize("suffix", [".ppm", ".gif"])
+def test_images_of_less_common_formats_are_read(suffix: str, tmp_path: Path) -> None:
+    gray = RGB[..., 0]
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)), image=gray, image_suffix=suffix)
+    data = build_dataset("folder", split="train", root=root)
+    np.testing.assert_array_equal(data.load(0).image, gray[..., None].repeat(3, 2))
+    assert found(data) == {}
+
+
+def test_a_transparent_colour_of_an_image_is_told(tmp_path: Path) -> None:
+    root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
+    for path in (root / "images/train").iterdir():
+        indexed(path, halves(0, 1), [[1, 2, 3], [40, 50, 60]], transparency=1)
+    data = build_dataset("folder", split="train", root=root)
+    assert data.load(0).image[0, -1].tolist() == [40, 50, 60]
+    assert "2 of the 2 images have a fourth band (transparency)" in found(data)["pixels changed"]
+    assert "a fourth band (transparency)" in run_on(root)[0]
+
+
 def test_two_labels_of_one_image_are_refused(tmp_path: Path) -> None:
     root = make(tmp_path, "classes: [a, b]\n", both(halves(0, 1)))
     write(root / "labels/train/0.tif", halves(1, 0))
@@ -398,11 +441,11 @@ def test_masks_of_the_palettes_colours_are_read(tmp_path: Path, capsys: pytest.C
         build_dataset("folder", split="train", root=root).load(0)
 
 
-def indexed(path: Path, indices: np.ndarray, colours: list[list[int]]) -> None:
+def indexed(path: Path, indices: np.ndarray, colours: list[list[int]], **options: object) -> None:
     image = Image.fromarray(indices).convert("P")
     image.putpalette(np.array(colours, np.uint8).tobytes())
     image.putdata(indices.ravel().tolist())
-    image.save(path)
+    image.save(path, **options)
 
 
 def test_a_palettes_colours_decide_where_they_are_those_of_classes(

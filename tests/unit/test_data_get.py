@@ -19,7 +19,7 @@ import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
-from cirkd_ray.data.codec import decode_label
+from cirkd_ray.data.masks import decode_label
 from cirkd_ray.data_tools import get as get_module
 from cirkd_ray.data_tools.get import Archive, get, unpack
 from cirkd_ray.data_tools.sbd import augment, read_mat
