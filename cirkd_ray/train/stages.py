@@ -100,9 +100,7 @@ def run_recipe(
     """
     trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
     with told_where_it_stalls(Heartbeat(), say):
-        notes = _check(spec, directory)
-        for note in notes:
-            say(note)
+        notes = _check(spec, directory, say)
         data = DataGuard.of(spec, accept_data, say)
     with locked(directory):
         _open(spec, directory, data, resume, restart)
@@ -145,12 +143,15 @@ def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool,
     require_whole(directory, restart)
 
 
-def _check(spec: RunSpec, directory: RunDirectory) -> tuple[str, ...]:
-    """A dry run of the recipe, and whether the disk has room for what is still to be trained; the notes."""
+def _check(spec: RunSpec, directory: RunDirectory, say: Callable[[str], None]) -> tuple[str, ...]:
+    """A dry run of the recipe, and whether the disk has room for what is still to be trained; says and
+    returns its notes."""
     dry = DryRun()
     dry.check(spec)
     if dry.built is not None and not directory.result.exists():
         require_room(spec, checkpoint_bytes(spec, *dry.built), directory.path)
+    for note in dry.notes:
+        say(note)
     return tuple(dry.notes)
 
 
