@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
@@ -74,6 +75,24 @@ def without_autotuning() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
+
+
+def quickest(work: Callable[[], object], device: torch.device, rounds: int = 3) -> float:
+    """Seconds of the shortest of a few calls; waits for the device."""
+    best = float("inf")
+    for _ in range(rounds):
+        wait(device)
+        start = time.perf_counter()
+        work()
+        wait(device)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def wait(device: torch.device) -> None:
+    """Let the host wait until a CUDA device has done what it was asked for."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

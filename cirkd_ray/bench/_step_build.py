@@ -94,6 +94,8 @@ def build(spec: RunSpec, world: World, images: int | None) -> Subject:
     alone = spec.model_copy(update={"distill": None})
     steps = []
     found, shared = assemble((spec, alone), world, students, teacher, len(classes), precision)
+    if shared.recorded is not None:
+        shared.recorded.compared = device_counters() is None
     for each in found:
         if isinstance(each, Exception):
             raise each

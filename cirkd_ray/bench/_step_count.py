@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry, register_flop_formula
+from torch.utils.flop_counter import conv_flop_count, flop_registry, register_flop_formula
 
 from cirkd_ray.bench._step_devices import Peak
 from cirkd_ray.errors import ConfigError
@@ -31,6 +31,8 @@ _IDLE = {
 """Operators that only make or name memory."""
 _ROWS = {"index_select", "gather", "index_copy_"}
 """Operators that read or write some rows of their first operand, as many as their smallest one has."""
+_STAND_INS: list[torch.library.Library] = []
+"""They hold as long as these objects live."""
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 
 
@@ -115,12 +117,28 @@ def _fused_flops(q_s: Any, q_t: Any, k_s: Any, k_t: Any, *rest: Any, **_: Any) -
     return int(2 * math.prod(k_s[:3]) * q_s[1] * sum(widths))
 
 
+@register_flop_formula([torch.ops.aten.cudnn_convolution_relu, torch.ops.aten.cudnn_convolution_add_relu])
+def _joined_flops(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
+    """Those of the convolution."""
+    return conv_flop_count(x, weight, out_shape)
+
+
 def stand_in() -> None:
-    """On a device that only counts nothing can be compiled: fused relations give memory and do nothing."""
+    """A device that only counts has no compiler and no cuDNN: what these do takes memory alone, and of cuDNN
+    the launch of one convolution."""
 
     @fused_kl.register_kernel("cuda")
     def nothing(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor | None, weights: Tensor, *_: Any) -> Any:
         return weights.new_empty(()), torch.empty_like(q_s), torch.empty_like(k_s)
+
+    def convolution(x: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+        stride, padding, dilation, groups = rest[-4:]
+        return torch.convolution(x, weight, None, stride, padding, dilation, False, [0, 0], groups)
+
+    if not _STAND_INS:
+        _STAND_INS.append(torch.library.Library("aten", "IMPL"))  # type: ignore[no-untyped-call]
+        for name in ("cudnn_convolution_relu", "cudnn_convolution_add_relu"):
+            _STAND_INS[0].impl(name, convolution, "CUDA")  # type: ignore[no-untyped-call]
 
 
 def device_counters() -> Callable[[], Mapping[str, int]] | None:

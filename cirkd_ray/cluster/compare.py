@@ -66,7 +66,10 @@ def run_comparison(
         open_comparison(methods, folder, budget)
         for name, spec in methods.items():  # of others only where --differ names the data
             place = folder if spec.data == data.spec.data else folder / "data" / name
-            data.on(spec).hold(place, begun and place.is_dir(), ANEW)
+            of_method = data.on(spec)
+            of_method.hold(place, begun and place.is_dir(), ANEW)
+            for seed in range(seeds):
+                of_method.mark(folder / "runs" / f"{name}-s{seed}")
         shared_scores(folder)
         from cirkd_ray.cluster.capacity import wanted_cpus
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from cirkd_ray.commands._options import (
     NOT_NEGATIVE,
     Decorator,
     Words,
+    accept_data_option,
     choice,
     device_option,
     set_option,
@@ -71,6 +72,7 @@ def data_options(evaluated: str = "") -> Decorator:
         option("--window", type=_size, metavar="HxW", help="Slide a window of that size over images."),
         option("--stride", type=_size, metavar="HxW", help="Of the window (default: 2/3 of it)."),
         choice("--average", "logits", "probabilities", help="What views are averaged as."),
+        accept_data_option,
     )
 
 
@@ -94,6 +96,7 @@ class Chosen:
     window: tuple[int, int] | None
     stride: tuple[int, int] | None
     average: Literal["logits", "probabilities"]
+    accept_data: bool = False
 
     def views(self) -> Views:
         """How the images are seen."""
@@ -119,6 +122,7 @@ class Chosen:
         assert self.model is not None
         data = self.data_settings()
         usual = data.pop("val_split", None) or "val"
+        self.hold(data, self.split or usual)
         return EvaluationJob(
             model=str(Path(self.model).expanduser().absolute()),
             network=self.network,
@@ -134,6 +138,27 @@ class Chosen:
             boundary=boundary,
             views=self.views(),
         )
+
+    def hold(self, settings: Mapping[str, Any], split: str) -> None:
+        """Require that labels mean what they did when the network was trained, as far as that is known here.
+
+        Args:
+            settings: `name`, `root` and the data set's own.
+            split: the one that is looked at.
+
+        Raises:
+            UserError: they do not.
+        """
+        from cirkd_ray.data import build_dataset
+        from cirkd_ray.errors import DataError
+        from cirkd_ray.train.same_data import hold_network
+
+        rest = dict(settings)
+        try:
+            data = build_dataset(rest.pop("name"), split=split, root=_place(rest.pop("root", None)), **rest)
+        except DataError:  # the workers may have it; they say what is wrong
+            return
+        hold_network(str(self.model), data, split, self.accept_data, lambda text: warn([text]))
 
     def data_settings(self) -> dict[str, Any]:
         """Of the data set: those of the model's run, changed by the options."""

@@ -103,7 +103,7 @@ def size_option(help: str, default: tuple[int, int] | None = None, least: int = 
 accept_data_option = click.option(
     "--accept-data",
     is_flag=True,
-    help="Go on, and reuse a teacher, though the data have changed since.",
+    help="Go on, and reuse a network, though the data have changed since.",
 )
 
 

@@ -222,7 +222,11 @@ class TrainSpec(_Spec):
     ema: Computes[float | None] = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are validated"
     )
-    compile: Cohort[Computes[bool]] = Field(False, description="torch.compile of student and teacher")
+    compile: Cohort[Computes[bool | Literal["auto"]]] = Field(
+        "auto",
+        description="true: torch.compile of student and teacher; auto: on CUDA the teacher's convolutions "
+        "run in one with their sums and ReLUs, each where that is found right and faster; false: neither",
+    )
     deterministic: Cohort[Computes[bool]] = Field(
         False, description="deterministic CUDA kernels, for bit-for-bit resume on GPUs"
     )

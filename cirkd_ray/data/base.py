@@ -140,6 +140,10 @@ class SegmentationDataset(ABC):
         """What the samples are made of, without reading any: file -> its stamp. By default names alone."""
         return {self.name(index): () for index in range(len(self))}
 
+    def contents(self, stamps: Mapping[str, Stamp]) -> Mapping[str, str]:
+        """File -> digest of its content, for a few of the files; always the same ones. By default none."""
+        return {}
+
     def away(self, index: int) -> str | None:
         """The folder that is away with its disk, so that sample `index` cannot be read now, or None."""
         return None
@@ -158,6 +162,11 @@ class SegmentationDataset(ABC):
             return error
         end = " " if "\n" in str(error) else "\n"
         return type(error)(f"{error}{end}(`{self.check_command}` finds all bad files)")
+
+
+def spread(length: int, count: int) -> list[int]:
+    """Up to `count` numbers below `length`, from the first to the last."""
+    return sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)}) if length else []
 
 
 DATASETS: registry.Registry[SegmentationDataset] = registry.DATASETS

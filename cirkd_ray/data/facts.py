@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from cirkd_ray.data.base import SegmentationDataset, UInt8
+from cirkd_ray.data.base import SegmentationDataset, UInt8, spread
 from cirkd_ray.data.files import FileDataset, SizeMismatch
 from cirkd_ray.data.header import Header, read_header
 from cirkd_ray.data.storage import LocalStorage, printable
@@ -228,11 +228,6 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
         raise DataError(f"data: {'; '.join(finding.message for finding in found[-3:] if not finding.note)}")
     split = getattr(data, "split", "")
     return tuple(f"{'note' if item.note else 'warning'}: data, {split}: {item.message}" for item in found)
-
-
-def spread(length: int, count: int = SAMPLES) -> list[int]:
-    """Up to `count` numbers below `length`, from the first to the last."""
-    return sorted({round(k * (length - 1) / max(1, count - 1)) for k in range(count)})
 
 
 def _read(data: SegmentationDataset, index: int, tally: Tally) -> None:

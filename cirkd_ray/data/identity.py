@@ -1,4 +1,4 @@
-"""What data a training saw: what each label value meant, and which files there were, without reading any."""
+"""What data a training saw: what each label value meant, which files there were, and what a few held."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ LISTING = "data-files.json.gz"
 """Beside it: every file with its size and time of change, so that a change can be told by name."""
 
 RANGE = "range of image values"
+_ABOVE = 4
+"""How many folders, from a network's own upwards, may hold what its data were."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class DataIdentity:
             any. Empty where none are known.
         splits: split -> digest of its listing.
         files: split -> file -> its stamp; None where the listing was not kept.
+        contents: split -> file -> digest of its content, for a few files; none where an earlier version
+            wrote it.
     """
 
     root: str | None
@@ -39,15 +43,21 @@ class DataIdentity:
     values: Mapping[str, str]
     splits: Mapping[str, str]
     files: Mapping[str, Mapping[str, Stamp]] | None = None
+    contents: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
         """Sixteen digits that are equal for equal data."""
-        return _digest([self.classes, self.values, self.splits])
+        return _digest([self.classes, self.values, self.splits, self.contents])
 
-    def write(self, folder: Path) -> None:
-        """Keep it in a folder."""
-        if self.files is not None:
+    def write(self, folder: Path, listing: bool = True) -> None:
+        """Keep it in a folder.
+
+        Args:
+            folder: of what was trained on it.
+            listing: keep the names of all files, too.
+        """
+        if listing and self.files is not None:
             text = json.dumps(self.files, separators=(",", ":"))
             write_bytes(folder / LISTING, gzip.compress(text.encode(), 1, mtime=0))
         facts = {key: value for key, value in vars(self).items() if key != "files"}
@@ -63,7 +73,37 @@ class DataIdentity:
             files = json.loads(gzip.decompress((folder / LISTING).read_bytes()))
         except (OSError, EOFError, ValueError):  # it only helps to tell what changed
             files = None
-        return cls(facts["root"], tuple(facts["classes"]), facts["values"], facts["splits"], files)
+        known = (facts[key] for key in ("root", "classes", "values", "splits"))
+        root, classes, values, splits = known
+        return cls(root, tuple(classes), values, splits, files, facts.get("contents", {}))
+
+    @classmethod
+    def near(cls, path: Path) -> DataIdentity | None:
+        """What was kept with a network: a run's folder, a file in it, or a run of a sweep or comparison."""
+        place = path.expanduser().absolute()
+        folders = (place, *place.parents)[:_ABOVE]
+        return next(filter(None, map(cls.read, folders)), None)
+
+    def only(self, splits: Iterable[str]) -> DataIdentity:
+        """What it says of these splits."""
+        names = set(splits)
+
+        def kept(found: Mapping[str, Any]) -> dict[str, Any]:
+            return {split: value for split, value in found.items() if split in names}
+
+        files = None if self.files is None else kept(self.files)
+        return replace(self, splits=kept(self.splits), files=files, contents=kept(self.contents))
+
+    def same_set(self, now: DataIdentity) -> bool:
+        """Whether it is of the data set of `now`, whatever its labels mean: in the same place, or moved."""
+        before = self.only(now.splits)
+        if self.root is None or self.root == now.root:
+            return self.root is not None
+        return (
+            before.files is not None
+            and set(before.splits) == set(now.splits)
+            and not before.changed_files(now)
+        )
 
     def changes(self, now: DataIdentity) -> list[str]:
         """What is other now, a few words each; empty where the data are the same."""
@@ -77,23 +117,27 @@ class DataIdentity:
     def changed_files(self, now: DataIdentity) -> list[str]:
         """The files that were added, removed or changed.
 
-        Their times count where the root is the same, and on another one where some were kept by the copy: a
-        copy whose files all have new times is taken for one of the same content.
+        Their times count where the root is the same, and on another one where some were kept by the copy. A
+        copy whose files all have new times is known by their names and sizes, and by the contents of a few.
         """
         found = []
         for split in {**self.splits, **now.splits}:
-            if self.splits.get(split) == now.splits.get(split):
+            others = _others(self.contents.get(split, {}), now.contents.get(split, {}))
+            if self.splits.get(split) == now.splits.get(split) and not others:
                 continue
             if self.files is None or now.files is None:
                 found.append(f"files of {split} were added, removed or changed")
             else:
                 before, after = self.files.get(split, {}), now.files.get(split, {})
-                found += _file_changes(split, before, after, self.root == now.root)
+                found += _file_changes(split, before, after, others, self.root == now.root)
         return found
 
 
 def identity(datasets: Mapping[str, SegmentationDataset]) -> DataIdentity:
-    """The identity of a data set by its splits, which are of the same root and classes."""
+    """The identity of a data set by its splits, which are of the same root and classes.
+
+    Files are listed; of a few of them the content is read.
+    """
     first = next(iter(datasets.values()))
     files = {
         split: {name: list(stamp) for name, stamp in data.stamps().items()}
@@ -102,7 +146,8 @@ def identity(datasets: Mapping[str, SegmentationDataset]) -> DataIdentity:
     splits = {split: _digest(list(stamps.items())) for split, stamps in files.items()}
     low_high = {} if first.span is None else {RANGE: f"{first.span[0]:g}..{first.span[1]:g}"}
     values = {**first.label_values(), **low_high}
-    return DataIdentity(first.place, first.classes.names, values, splits, files)
+    contents = {split: dict(data.contents(files[split])) for split, data in datasets.items()}
+    return DataIdentity(first.place, first.classes.names, values, splits, files, contents)
 
 
 def _digest(content: Any) -> str:
@@ -132,15 +177,21 @@ def _value_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[st
     return texts[:3] + ([f"{len(texts) - 3} more values"] if len(texts) > 3 else [])
 
 
+def _others(before: Mapping[str, str], now: Mapping[str, str]) -> set[str]:
+    """The files whose content is known from both times and differs."""
+    return {name for name in before.keys() & now.keys() if before[name] != now[name]}
+
+
 def _file_changes(
-    split: str, before: Mapping[str, Stamp], now: Mapping[str, Stamp], same_root: bool
+    split: str, before: Mapping[str, Stamp], now: Mapping[str, Stamp], others: set[str], same_root: bool
 ) -> list[str]:
+    """What happened to a split's files; those among `others` hold something else."""
     common = before.keys() & now.keys()
     timed = same_root or any(before[name] == now[name] for name in common)
 
     def differs(name: str) -> bool:
         one, two = before[name], now[name]
-        return one != two if timed else one[:1] != two[:1]
+        return name in others or (one != two if timed else one[:1] != two[:1])
 
     kinds = {
         "added": [name for name in now if name not in common],

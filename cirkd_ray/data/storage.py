@@ -27,6 +27,9 @@ _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"
 _CHANGING = (".json", ".jsonl", ".yaml", ".txt")
 """Ends of the names of files that list or describe others: they may change, so they are never cached."""
 
+_END = 2**21
+"""Bytes of a large file, at its beginning and end, that tell it from another."""
+
 
 class Storage(ABC):
     """The files below one root, by paths relative to it with `/` between parts.
@@ -70,6 +73,15 @@ class Storage(ABC):
         links that lead nowhere are left out.
         """
 
+    def digest(self, path: str, size: object) -> str | None:
+        """Sixteen digits of a file's content; of one whose size is large, of its two ends.
+
+        None of a large one behind a URL.
+        """
+        if not isinstance(size, int) or size > 2 * _END:
+            return None
+        return hashlib.sha256(self.read(path)).hexdigest()[:16]
+
     def sizes(self, folder: str) -> dict[str, int | None]:
         """Bytes of each of the `names`, as `stamps` tell them."""
         return {name: stamp[0] for name, stamp in self.stamps(folder).items()}
@@ -106,6 +118,14 @@ class LocalStorage(Storage):
         except OSError as error:
             kind = TransientError if error.errno in PASSING else DataError
             raise kind(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
+
+    def digest(self, path: str, size: object) -> str | None:
+        if not isinstance(size, int) or size <= 2 * _END:
+            return super().digest(path, size)
+        with (self.root / path).open("rb") as file:
+            ends = file.read(_END)
+            file.seek(size - _END)
+            return hashlib.sha256(ends + file.read(_END)).hexdigest()[:16]
 
     def write(self, path: str, data: bytes) -> None:
         try:

@@ -17,16 +17,17 @@ kernels round beside (`attention.py`), fp16 stays within the bounds of bf16 in t
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from cirkd_ray.device import quickest
 from cirkd_ray.losses.attention import WIDEST, Relation
 from cirkd_ray.losses.reduce import rank_and_world
 
@@ -36,8 +37,6 @@ SAMPLE = 4096
 LARGEST_ERRORS = {"fp32": (1e-5, 1e-4), "tf32": (1e-4, 5e-3), "fp16": (3e-4, 1e-2), "bf16": (5e-4, 2e-2)}
 """Relative differences of loss and gradient from tiles that a fused path may have: those of its rounding,
 with room. They are for unit vectors drawn at random, whose loss is large."""
-ROUNDS = 3
-"""Timed calls of each path, of which the fastest counts."""
 
 Compute = Callable[[Relation], Tensor]
 """The value of a relation, differentiable."""
@@ -135,7 +134,7 @@ def compare(sample: Relation, fused: Compute, tiles: Compute, bounds: tuple[floa
         return Finding(
             False, f"the fused kernels are {errors}, more than {bounds[0]:.0e} and {bounds[1]:.0e}"
         )
-    quick, slow = (_seconds(f, sample) for f in (fused, tiles))
+    quick, slow = (quickest(partial(_differentiated, f, sample), sample.q_s.device) for f in (fused, tiles))
     return Finding(quick < slow, f"{slow / quick:.1f} times as fast fused, {errors}")
 
 
@@ -150,23 +149,6 @@ def _differentiated(compute: Compute, sample: Relation) -> tuple[Tensor, tuple[T
 def _relative(found: Tensor, wanted: Tensor) -> float:
     """Norm of the difference over the norm wanted."""
     return float((found - wanted).norm() / wanted.norm().clamp(min=1e-12))
-
-
-def _seconds(compute: Compute, sample: Relation) -> float:
-    """The shortest of a few calls."""
-    best = float("inf")
-    for _ in range(ROUNDS):
-        _wait(sample.q_s)
-        start = time.perf_counter()
-        _differentiated(compute, sample)
-        _wait(sample.q_s)
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def _wait(x: Tensor) -> None:
-    if x.is_cuda:
-        torch.cuda.synchronize(x.device)
 
 
 @contextmanager

@@ -231,15 +231,18 @@ def assemble(
         for spec, student in zip(specs, students, strict=True)
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
-    wanted = specs[0].train.channels_last
+    train, wanted = specs[0].train, specs[0].train.channels_last
     if teacher is not None and losses:
         teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
         freeze(teacher, losses)
         _move(teacher, device, bool(wanted))  # on CPUs, too: networks that are not trained are faster so
         cast_weights(teacher, precision)
-        if specs[0].train.compile:
+        if train.compile is True:
             teacher.compile()
-    shared = SharedForward(teacher if losses else None, precision, device, _of_student(wanted, device))
+    recorded = train.compile == "auto" and device.type == "cuda" and not train.deterministic
+    shared = SharedForward(
+        teacher if losses else None, precision, device, _of_student(wanted, device), recorded
+    )
     steps = [
         distiller
         if isinstance(distiller, Exception)
@@ -281,7 +284,7 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
         for name, loss in distiller.discriminators()
         if loss.discriminator is not None
     }
-    if spec.train.compile:
+    if spec.train.compile is True:
         student.compile()
     step = TrainStep(
         distiller, optimizer, discriminators, spec.optim, spec.train.steps, precision, world, average=average

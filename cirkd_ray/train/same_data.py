@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cirkd_ray.config import RunSpec
@@ -40,7 +40,7 @@ class DataGuard:
 
     @classmethod
     def of(cls, spec: RunSpec, accept: bool = False, say: Say = lambda text: None) -> DataGuard:
-        """Look at the files of a recipe's splits; none is read.
+        """Look at the files of a recipe's splits, and at what a few of them hold.
 
         Raises:
             DataError: they are a prepared set, and the labels that it was made of mean something else now.
@@ -58,8 +58,13 @@ class DataGuard:
         return guard
 
     def on(self, spec: RunSpec) -> DataGuard:
-        """That of another recipe, which mostly has the same data."""
-        return self if spec.data == self.spec.data else DataGuard.of(spec, self.accept, self.say)
+        """That of another recipe, which mostly has the same data, and holds its teacher against them, too."""
+        if spec.data != self.spec.data:
+            return DataGuard.of(spec, self.accept, self.say)
+        guard = replace(self, spec=spec)
+        if _weights(spec) != _weights(self.spec):
+            guard._hold_teacher()
+        return guard
 
     def hold(self, folder: Path, begun: bool, way_on: str) -> None:
         """Require that a folder was begun with these data, and keep in it what they are.
@@ -73,27 +78,18 @@ class DataGuard:
             ConfigError: the data are others; the message says what changed.
         """
         if begun:
-            self._refuse(folder, "was begun with other data", self._changes(folder), way_on)
+            changes = self._changes(folder)
+            trouble = f"was begun with other data ({told(changes)})" if changes else ""
+            _refuse(folder, trouble, way_on, self.accept, self.say)
         self.adopt(folder, begun)
         self.now.write(folder)
 
     def _hold_teacher(self) -> None:
-        """Require that labels mean what they meant when the teacher of the recipe's `teacher.weights` was
-        trained, where that was on the same root."""
-        weights = None if self.spec.teacher is None else self.spec.teacher.weights
-        before = None if weights is None or not Path(weights).is_dir() else DataIdentity.read(Path(weights))
-        if before is None or before.root is None or before.root != self.now.root:
-            return
-        trouble = f"{weights} was trained when labels of {before.root} meant something else"
-        self._refuse("teacher.weights", trouble, before.changed_meaning(self.now), "train the teacher anew")
-
-    def _refuse(self, subject: object, trouble: str, changes: list[str], way_on: str) -> None:
-        """Raise a `ConfigError` with what changed, or say it where that is accepted."""
-        text = f"{trouble} ({told(changes)})"
-        if changes and not self.accept:
-            raise ConfigError(f"{subject}: {text};\n{way_on}, or go on all the same with {FLAG}")
-        if changes:
-            self.say(f"{subject}: {text}; it is used all the same")
+        """Require that labels mean what they meant when the teacher of the recipe was trained on this set."""
+        weights = _weights(self.spec)
+        if weights is not None:
+            found = other_meaning(weights, self.now)
+            _refuse("teacher.weights", found, "train the teacher anew", self.accept, self.say)
 
     def adopt(self, folder: Path, begun: bool) -> None:
         """Write these data into a folder that names none, and say so where it was there before."""
@@ -101,6 +97,11 @@ class DataGuard:
             if begun:
                 self.say(f"{folder}: does not say what its data were; they are taken for those of now")
             self.now.write(folder)
+
+    def mark(self, folder: Path) -> None:
+        """Keep what the data are in the folder of one of many runs, without the names of all files."""
+        if DataIdentity.read(folder) is None:
+            self.now.write(folder, listing=False)
 
     def shared(self, folder: Path) -> Path:
         """Where what several runs share is trained: in `folder`, or beside it where that is of other data.
@@ -127,6 +128,60 @@ class DataGuard:
         """What is other now than in the data of a folder; empty where it names none."""
         before = DataIdentity.read(folder)
         return [] if before is None else before.changes(self.now)
+
+
+def _weights(spec: RunSpec) -> str | None:
+    return None if spec.teacher is None else spec.teacher.weights
+
+
+def other_meaning(network: str, now: DataIdentity) -> str:
+    """How labels of a data set changed since a network was trained on it, if they did; empty if not.
+
+    Args:
+        network: a run's folder or a file in it; nothing is known of others.
+        now: the data set.
+    """
+    before = DataIdentity.near(Path(network))
+    if before is None or not before.same_set(now):
+        return ""
+    changes = before.changed_meaning(now)
+    trouble = f"{network} was trained when labels of {before.root} meant something else"
+    return f"{trouble} ({told(changes)})" if changes else ""
+
+
+def hold_network(network: str, data: SegmentationDataset, split: str, accept: bool, say: Say) -> None:
+    """Require that labels of a split mean what they meant when a network was trained on this data set.
+
+    Args:
+        network: a run's folder or a file in it; others say nothing of what they were trained on.
+        data: the split that it is evaluated on.
+        split: its name.
+        accept: only say it.
+        say: hears that, and whether files of the split have changed since.
+
+    Raises:
+        ConfigError: labels mean something else now.
+        DataError: they do in what a prepared set was made of.
+    """
+    if isinstance(data, PreparedDataset) and (note := _compare_source(data, str(data.place), accept)):
+        say(note)
+    before = DataIdentity.near(Path(network))
+    if before is None:
+        return
+    now = identity({split: data})
+    trouble = other_meaning(network, now)
+    _refuse(network, trouble, "evaluate a network that was trained since", accept, say)
+    known = split in before.splits and before.root == now.root
+    if changes := before.only([split]).changed_files(now) if known else []:
+        say(f"{network}: files of the data have changed since it was trained ({told(changes)})")
+
+
+def _refuse(subject: object, trouble: str, way_on: str, accept: bool, say: Say) -> None:
+    """Raise a `ConfigError` with what changed, if anything did, or say it where that is accepted."""
+    if trouble and not accept:
+        raise ConfigError(f"{subject}: {trouble};\n{way_on}, or go on all the same with {FLAG}")
+    if trouble:
+        say(f"{subject}: {trouble}; it is used all the same")
 
 
 def trained_in(folder: Path) -> bool:

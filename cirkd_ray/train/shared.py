@@ -8,6 +8,7 @@ from torch import Tensor
 from cirkd_ray.data.loader import DeviceBatch
 from cirkd_ray.device import autocast
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.recorded import Recorded
 from cirkd_ray.types import Preprocess, Preprocessing, SegmentationOutput
 
 
@@ -19,6 +20,7 @@ class SharedForward:
         precision: "fp32", "bf16" or "fp16".
         device: of everything.
         channels_last: whether the networks take images in that memory format.
+        recorded: whether the teacher's operations are recorded (`recorded.py`).
     """
 
     def __init__(
@@ -27,9 +29,11 @@ class SharedForward:
         precision: str,
         device: torch.device,
         channels_last: bool = False,
+        recorded: bool = False,
     ) -> None:
         self.teacher, self.precision, self.device = teacher, precision, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.recorded = Recorded(teacher, precision) if recorded and teacher is not None else None
         self._prepare: dict[Preprocessing, Preprocess] = {}
 
     def __call__(self, batch: DeviceBatch, readers: int = 1) -> MicroBatch:
@@ -46,6 +50,8 @@ class SharedForward:
     def teach(self, images: Tensor) -> SegmentationOutput:
         """The teacher's maps, which have no history."""
         assert self.teacher is not None
+        if self.recorded is not None:
+            return self.recorded(images)
         # Not inference mode: losses save these maps for their backward pass.
         with torch.no_grad(), autocast(self.precision, self.device):
             found: SegmentationOutput = self.teacher(images)

@@ -11,7 +11,7 @@ from cirkd_ray.config import DataSpec
 from cirkd_ray.config.composition import apply_overrides, overrides_from
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.weights.card import is_run
+from cirkd_ray.weights.card import run_of
 
 
 def data_settings(
@@ -46,9 +46,13 @@ def data_settings(
 
 
 def run_data(model: str) -> dict[str, Any]:
-    """The data set of a run, without what concerns training alone; of other models, what their card says."""
-    if is_run(model):
-        spec = RunDirectory(model).spec().data
+    """The data set of a run, or of one that holds the file `model`, without what concerns training alone.
+
+    Of other models, what their card says.
+    """
+    folder = run_of(model)
+    if folder is not None:
+        spec = RunDirectory(folder).spec().data
         assert isinstance(spec, DataSpec)
         return {"name": spec.name, "root": spec.root, "val_split": spec.val_split, **spec.settings}
     path = Path(model).expanduser()

@@ -147,4 +147,10 @@ def read_card(path: Path, weights: Path) -> dict[str, Any]:
 
 def is_run(path: str | Path) -> bool:
     """Whether that is the folder of a run."""
-    return (Path(path) / RUN_FILE).is_file()
+    return (Path(path).expanduser() / RUN_FILE).is_file()
+
+
+def run_of(path: str | Path) -> Path | None:
+    """The run's folder that a path is or lies in, e.g. with its checkpoints; None where there is none."""
+    place = Path(path).expanduser().absolute()
+    return next((folder for folder in (place, *place.parents)[:4] if is_run(folder)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -14,9 +15,10 @@ import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.config import RunSpec, TeacherSpec, from_tree, load_run
-from cirkd_ray.data import build_dataset
+from cirkd_ray.data import build_dataset, storage
 from cirkd_ray.data import shapes as scenes
 from cirkd_ray.data.identity import DATA, LISTING, DataIdentity, identity
+from cirkd_ray.data.storage import open_storage
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.rundir import RunDirectory
@@ -127,8 +129,61 @@ def test_times_of_a_copy_count_where_the_copy_kept_some(root: Path, tmp_path: Pa
     assert before.changes(look(kept)) == before.changes(look(new)) == []
     rewrite(kept)
     assert before.changes(look(kept)) == ["labels/train/c.png changed in train"]
+    assert before.same_set(look(new))
     (new / "labels/train/c.png").write_bytes(b"of another size")
     assert before.changes(look(new)) == ["labels/train/c.png changed in train"]
+
+
+def bend(path: Path) -> None:
+    """Other content of as many bytes, as another set of the same names and sizes has."""
+    content = path.read_bytes()
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+
+
+@pytest.mark.parametrize("file", ["images/train/c.png", "labels/train/c.png", "labels/val/d.png"])
+def test_a_set_of_the_same_names_and_sizes_is_no_copy(file: str, root: Path, tmp_path: Path) -> None:
+    before, other = look(root), tmp_path / "other"
+    before.write(tmp_path)
+    shutil.copytree(root, other, copy_function=shutil.copyfile)
+    assert before.changes(look(other)) == []
+    bend(other / file)
+    split = file.split("/")[1]
+    kept = DataIdentity.read(tmp_path)
+    assert kept is not None
+    for one in (before, kept):
+        assert one.changes(look(other)) == [f"{file} changed in {split}"]
+        assert not one.same_set(look(other))
+    facts = json.loads((tmp_path / DATA).read_text())
+    del facts["contents"]  # as an earlier version wrote it
+    (tmp_path / DATA).write_text(json.dumps(facts))
+    earlier = DataIdentity.read(tmp_path)
+    assert earlier is not None
+    assert earlier.changes(look(other)) == []
+
+
+def test_of_large_sets_and_files_a_few_and_their_ends_are_read(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(60):
+        for folder in ("images", "labels"):
+            shutil.copy(root / folder / "train/c.png", root / folder / f"train/more{n}.png")
+    before = look(root)
+    assert len(before.contents["train"]) == 32
+    assert sum(name.startswith("labels") for name in before.contents["train"]) == 16
+    assert before.contents == look(root).contents
+    (root / "labels/train/c.png").write_bytes(bytes(3000))
+    store = open_storage(root)
+    whole = store.digest("labels/train/c.png", 3000)
+    monkeypatch.setattr(storage, "_END", 1000)
+    ends = store.digest("labels/train/c.png", 3000)
+    for place, seen in ((10, True), (1500, False), (2990, True)):
+        content = bytearray(3000)
+        content[place] = 1
+        (root / "labels/train/c.png").write_bytes(content)
+        assert (store.digest("labels/train/c.png", 3000) != ends) == seen
+        monkeypatch.setattr(storage, "_END", 2**21)
+        assert store.digest("labels/train/c.png", 3000) != whole
+        monkeypatch.setattr(storage, "_END", 1000)
 
 
 def test_behind_a_url_names_and_sizes_count(root: Path) -> None:
@@ -139,6 +194,10 @@ def test_behind_a_url_names_and_sizes_count(root: Path) -> None:
     assert before.files["train"]["images/train/c.png"] == [(root / "images/train/c.png").stat().st_size, None]
     fsspec.filesystem("memory").pipe("/same-data/labels/train/c.png", b"other")
     assert before.changes(look(url)) == ["labels/train/c.png changed in train"]
+    fsspec.filesystem("memory").put(str(root), "/same-data2", recursive=True)
+    size = (root / "images/train/c.png").stat().st_size
+    fsspec.filesystem("memory").pipe("/same-data2/images/train/c.png", bytes(size))
+    assert look(root).changes(look(f"{url}2")) == ["images/train/c.png changed in train"]
 
 
 def test_drawn_scenes_are_those_of_a_version(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -367,6 +426,8 @@ def test_a_teacher_of_labels_that_mean_something_else_now(root: Path, tmp_path: 
         DataGuard.of(taught)
     DataGuard.of(taught, True, said.append)
     assert "label value 0" in said[-1]
+    with refuses("teacher.weights", ConfigError, "label value 0 is y, was x"):
+        DataGuard.of(spec).on(taught)  # in a comparison, whose first method has no teacher
 
 
 def test_a_prepared_set_whose_source_lacks_files_still_knows_what_labels_meant(

@@ -13,7 +13,7 @@ import pytest
 from cirkd_ray.cli import main
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data import build_dataset
-from cirkd_ray.data.facts import spread
+from cirkd_ray.data.base import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import latest_run, locked, run_name, train_once
@@ -88,9 +88,10 @@ def test_the_latest_run_is_one_of_this_recipe(tmp_path: Path) -> None:
 
 
 def test_the_samples_of_the_preflight_reach_both_ends() -> None:
-    assert spread(1) == [0]
-    assert spread(2) == [0, 1]
-    assert spread(101) == [0, 33, 67, 100]
+    assert spread(0, 4) == []
+    assert spread(1, 4) == [0]
+    assert spread(2, 4) == [0, 1]
+    assert spread(101, 4) == [0, 33, 67, 100]
 
 
 def test_drawn_scenes_take_no_root() -> None:
