@@ -137,7 +137,7 @@ def fit(
 
 def fit_cohort(
     runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
-) -> list[dict[str, Any] | UserError]:
+) -> list[dict[str, Any] | Exception]:
     """`fit` of runs that share batches and a teacher.
 
     Args:

@@ -15,11 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp, UInt8, spread
-from cirkd_ray.data.codec import read_image
+from cirkd_ray.data.codec import Decoded, read_image
 from cirkd_ray.data.header import Header, read_header
 from cirkd_ray.data.label_map import ColourMap, LabelMap, read_indexed, some
 from cirkd_ray.data.masks import ColourLabels, colour_table, decode_mask
+from cirkd_ray.data.scale import measured_range
 from cirkd_ray.data.storage import Storage, open_storage
+from cirkd_ray.data.tally import Examined
 from cirkd_ray.errors import DataError
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
 
@@ -150,20 +152,21 @@ class FileDataset(SegmentationDataset):
         """Read and check one pair."""
         return self._pair(index)[0]
 
-    def examine(self, index: int) -> tuple[Sample, tuple[str, ...], Header]:
-        """A pair, what reading changed in its image, and the header of the image's file."""
-        sample, changes, content = self._pair(index)
-        return sample, changes, read_header(content) or Header(sample.size, "not known to Pillow")
+    def examine(self, index: int) -> Examined:
+        """A pair, and what its files tell beside it."""
+        sample, image, content = self._pair(index)
+        header = read_header(content) or Header(sample.size, "not known to Pillow")
+        return Examined.of(sample, header, image.changes, image.top)
 
-    def _pair(self, index: int) -> tuple[Sample, tuple[str, ...], bytes]:
+    def _pair(self, index: int) -> tuple[Sample, Decoded, bytes]:
         path = self.image_file(self.ids[index])
         content = self.storage.read(path)
-        image = read_image(content, self.storage.where(path), self.span)
+        image = read_image(content, self.storage.where(path), self.span, self.measured)
         try:
             label = self.load_label(index, image.pixels.shape[:2])
         except SizeMismatch as error:
             raise SizeMismatch(f"{error}{_turned(content, error.label)}") from None
-        return Sample(image.pixels, label, path), image.changes, content
+        return Sample(image.pixels, label, path), image, content
 
     def load_label(self, index: int, size: tuple[int, ...] | None) -> UInt8:
         """Read the label map that belongs to an image of `size` (height, width), or of any where None."""
@@ -246,6 +249,13 @@ class FileDataset(SegmentationDataset):
             )
         if not self.ids:
             raise DataError(f"{self._of_split()}: no images; expected {self.hint}")
+        if self.span is None:
+            self.span = measured_range(self.storage, [*map(self.image_file, self.ids)], self.all_images)
+            self.measured = True
+
+    def all_images(self) -> Sequence[str]:
+        """Paths of the images of all splits, as far as these are known."""
+        return [*map(self.image_file, self.ids)]
 
     def _instead(self, missing: Sequence[str], folders: Callable[[str], Iterable[str]]) -> str:
         """What lies beside missing files and looks as if it were meant, and what to do about it."""

@@ -36,7 +36,8 @@ class Description(BaseModel):
         ids: stored label value -> name or index of the class; by default the value is the index.
         ignore: the stored value or values, or colours of masks, that do not count.
         label_suffix: what the names of labels have after the image's, such as `_mask`.
-        range: the image values that become black and white, where they have more than 8 bits.
+        range: the image values that become black and white, where they have more than 8 bits; by default
+            measured on a few images of the set (see `cirkd_ray.data.scale`).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -196,6 +197,10 @@ class Folder(FileDataset):
             count = f"{len(paths)} labelled images are" if len(paths) > 1 else "a labelled image is"
             how = " (to do without: --set data.subset=true)" if others else ""
             raise DataError(f"{self._of_split()}: {count} not read: {some(paths)}; {_SAVE}{how}")
+
+    def all_images(self) -> list[str]:
+        """Those in `images/`, whatever splits there are."""
+        return sorted(f"images/{path}" for path in _walk(self.storage, "images", ""))
 
     def image_file(self, sample_id: str) -> str:
         """`images/train/tokyo/0001.jpg`."""

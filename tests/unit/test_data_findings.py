@@ -20,7 +20,7 @@ from cirkd_ray.data.facts import look
 from cirkd_ray.data.files import metadata, packaged_list
 from cirkd_ray.data.loader import eval_loader
 from cirkd_ray.data_tools.check import check
-from cirkd_ray.data_tools.prepare import Encoding, prepare
+from cirkd_ray.data_tools.prepare import prepare
 from cirkd_ray.errors import DataError
 from cirkd_ray.train.dry_run import check_run
 from tests.tinyrun import tiny_tree
@@ -168,58 +168,6 @@ def test_the_allowed_share_of_ignored_pixels_is_a_setting(tmp_path: Path) -> Non
 
 
 # Pixels changed while decoding
-
-
-def test_images_of_12_bits_are_the_same_everywhere(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    wide = RGB.astype(np.uint16) * 16
-    wide[0, 0, 0] = 4095
-    root = make(tmp_path / "raw", "classes: [a, b]\n", both(halves(0, 1)), image=wide)
-    expected = np.rint(wide * (255 / 4095)).astype(np.uint8)
-    data = build_dataset("folder", split="train", root=root)
-    np.testing.assert_array_equal(data.load(0).image, expected)
-    assert main(["data", "check", "folder", str(root)]) == 0  # the documented rule, so a note
-    assert "`range: [0, 4095]` in dataset.yaml" in " ".join(capsys.readouterr().out.split())
-    notes = run_on(root)
-    assert [note.split(": ")[:2] for note in notes] == [["note", "data, train"], ["note", "data, val"]]
-    assert "2 of the 2 images" in notes[0]
-    (root / "dataset.yaml").write_text("classes: [a, b]\nrange: [0, 4095]\n")
-    data = build_dataset("folder", split="train", root=root)
-    np.testing.assert_array_equal(data.load(0).image, expected)
-    assert main(["data", "check", "folder", str(root)]) == 0
-    assert run_on(root) == ()
-    batch = next(iter(eval_loader(data)))
-    np.testing.assert_array_equal(batch.images[0].permute(1, 2, 0).numpy(), expected)
-    out = str(tmp_path / "out")
-    assert main(["data", "prepare", "folder", str(root), out, "--lossless"]) == 0
-    stored = build_dataset("folder", split="train", root=out)
-    np.testing.assert_array_equal(stored.load(0).image, expected)
-    (root / "dataset.yaml").write_text("classes: [a, b]\nrange: [0, 2000]\n")
-    changed = build_dataset("folder", split="train", root=root)
-    with pytest.raises(DataError, match="another range"):
-        prepare({"train": changed}, "folder", {}, out, Encoding(None))
-
-
-def test_images_that_are_scaled_differently_are_a_finding(tmp_path: Path) -> None:
-    labels = {f"train/{k}.png": halves(0, 1) for k in range(6)}
-    root = make(tmp_path, "classes: [a, b]\n", labels, image=RGB.astype(np.uint16) * 16)
-    assert check(build_dataset("folder", split="train", root=root)).sound
-    write(root / "images" / "train" / "3.png", RGB.astype(np.uint16) * 256)
-    report = check(build_dataset("folder", split="train", root=root))
-    assert not report.sound
-    texts = [finding.message for finding in report.findings]
-    assert "5 of the 6 images have 16-bit values, scaled by the 12 bits" in texts[0]
-    assert "`range: [0, 65535]` in dataset.yaml" in texts[1]
-    write(root / "images" / "train" / "3.png", RGB.astype(np.uint16) * 16)
-    (sample,) = look(build_dataset("folder", split="train", root=root), training=True)
-    assert sample.startswith("note: data, train: 4 of the 4 looked at have 16-bit values")
-
-
-def test_a_wrong_range_is_refused(tmp_path: Path) -> None:
-    root = make(tmp_path, "classes: [a, b]\nrange: [5, 5]\n", both(halves(0, 1)))
-    with pytest.raises(DataError, match=r"dataset\.yaml: range: 5 is not below 5"):
-        build_dataset("folder", split="train", root=root)
 
 
 def test_a_fourth_band_is_dropped_and_said(tmp_path: Path) -> None:
