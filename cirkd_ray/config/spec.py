@@ -216,7 +216,7 @@ class TrainSpec(_Spec):
     channels_last: Cohort[Computes[bool | Literal["always"]]] = Field(
         True,
         description="memory format of the networks; true: on CPUs of the teacher alone; always: of the "
-        "student too, which makes some of them faster (`cirkd bench step` compares)",
+        "student too, which makes some of them faster (`cirkd bench layout` compares)",
     )
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
     ema: Computes[float | None] = Field(
