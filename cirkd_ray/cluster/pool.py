@@ -18,6 +18,7 @@ from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.runner import Together, lacks_memory
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import fingerprint
 
@@ -27,8 +28,6 @@ RETRIES = 2
 
 Found = dict[str, dict[str, Any] | str]
 """Name of a job -> its result, or why there is none."""
-Together = Callable[[Sequence[tuple[RunSpec, RunDirectory]], Path], Sequence[dict[str, Any] | UserError]]
-"""`cluster.train.fit_cohort`, or a stand-in in a test."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +95,7 @@ def run_jobs(
                 how = found[job.name]
                 if isinstance(how, str) and _is_done(job, done):  # before the others failed
                     how = done[job.name]
-                if len(group) > 1 and isinstance(how, str) and "OutOfMemory" in how:
+                if len(group) > 1 and lacks_memory(how):
                     say(f"{job.name}: there was too little memory beside the others; it is run alone")
                     waiting.append([job])
                     continue

@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
-from cirkd_ray.cluster.restarts import TellRestarts
+from cirkd_ray.cluster.restarts import TellPlaced, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
@@ -104,6 +104,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             callbacks=[
                 StopOnUserError(str(directory.path)),
                 StartNoStopped(this_call(), str(directory.path)),
+                TellPlaced(str(directory.path), spec.cluster.max_failures, folders),
                 TellRestarts(str(directory.path), spec.cluster.max_failures, folders),
                 *callbacks,
             ],
@@ -136,7 +137,7 @@ def fit(
 
 def fit_cohort(
     runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
-) -> list[dict[str, Any] | UserError]:
+) -> list[dict[str, Any] | Exception]:
     """`fit` of runs that share batches and a teacher.
 
     Args:

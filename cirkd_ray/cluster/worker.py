@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -107,8 +107,9 @@ def work(config: dict[str, Any]) -> None:
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
-        entries, heartbeat = _entries(config["runs"], world), Heartbeat()
-        with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
+        heartbeat = Heartbeat()
+        with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
+            entries = _entries(config["runs"], world, held)
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
@@ -124,8 +125,13 @@ def work(config: dict[str, Any]) -> None:
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
-def _entries(runs: Sequence[Mapping[str, Any]], world: World) -> list[Entry]:
+def _entries(runs: Sequence[Mapping[str, Any]], world: World, held: ExitStack) -> list[Entry]:
     """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
+
+    Args:
+        runs: of `work`.
+        world: this worker among its peers.
+        held: takes what is to be given back when they have ended.
 
     Raises:
         ConfigError: a directory is not seen from here.
@@ -140,7 +146,7 @@ def _entries(runs: Sequence[Mapping[str, Any]], world: World) -> list[Entry]:
                 "runs must be written to storage that all nodes share"
             )
         spec = from_tree(run["spec"])
-        spec = staged(spec) if several_nodes else spec
+        spec = held.enter_context(staged(spec)) if several_nodes else spec
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
         reporter: Reporter = RayReporter(directory, spec)
         if len(runs) > 1:

@@ -113,7 +113,7 @@ def _predict(
         raise ConfigError(
             "--batch-size, --loaders: go with --worst N only; predictions are made image by image"
         )
-    total, sources, dataset = _sources(chosen, inputs, target is not None, reading)
+    total, sources, dataset, paths = _sources(chosen, inputs, target is not None, reading)
     names = server_names(dataset) if target else []
     if target:
         refuse_scaled(dataset)
@@ -127,6 +127,7 @@ def _predict(
     )
     warn(predictor.warnings)
     reading.span = reading.span or predictor.span
+    reading.measure(paths)
     forms = forms or (() if target else FORMS)
     done, failures = 0, list[str]()
     with Submission(target) if target else nullcontext() as archive, bar(total, "predicting") as advance:
@@ -149,8 +150,8 @@ def _predict(
 
 def _sources(
     chosen: Chosen, inputs: Sequence[str], for_server: bool, reading: Reading
-) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None]:
-    """How many images, the images, and the data set that they are of, if any."""
+) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None, Sequence[Path]]:
+    """How many images, the images, and the data set or the files that they are of."""
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import find_images, read_dataset, read_files
 
@@ -158,12 +159,12 @@ def _sources(
         if chosen.data or for_server:
             raise ConfigError("IMAGES: give either these or a data set (--data, --submission), not both")
         files = find_images(inputs)[: chosen.limit]
-        return len(files), read_files(files, reading), None
+        return len(files), read_files(files, reading), None, [path for path, _ in files]
     if not (chosen.data or chosen.root or chosen.split or for_server or chosen.overrides):
         raise ConfigError("IMAGES: give files or folders, or --split val for a split of the run's data")
     dataset = _dataset(chosen, for_server)
     total = len(dataset) if chosen.limit is None else min(chosen.limit, len(dataset))
-    return total, read_dataset(dataset, chosen.limit), dataset
+    return total, read_dataset(dataset, chosen.limit), dataset, ()
 
 
 def _dataset(chosen: Chosen, for_server: bool) -> SegmentationDataset:

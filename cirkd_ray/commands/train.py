@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from cirkd_ray.commands._options import Words, accept_data_option, out_option, s
 if TYPE_CHECKING:
     from cirkd_ray.config import RunSpec
     from cirkd_ray.train.rundir import RunDirectory
-    from cirkd_ray.train.stages import Runner
+    from cirkd_ray.train.runner import Together
 
 
 @click.command()
@@ -57,6 +58,7 @@ def command(
     from cirkd_ray.report.console import output
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run
+    from cirkd_ray.train.runner import each_alone
     from cirkd_ray.train.stages import run_recipe
     from cirkd_ray.train.stop import follows_another, launched_by_torchrun, stoppable
 
@@ -72,23 +74,24 @@ def command(
         say(f"cluster.workers: {workers} is for Ray and torchrun; --local trains in this one process")
     if spec.published and spec.model.weights is None and not spec.model.settings.get("pretrained"):
         say("the student starts from random weights; the published figure took --set model.weights=FILE")
-    with stoppable("--name", directory.path.name, "--resume"), _runner(local, spec) as runner:
-        if runner is None:
+    with stoppable("--name", directory.path.name, "--resume"), _trainer(local, spec) as together:
+        if together is None:
             return
         outcome = run_recipe(
             spec,
             directory,
             place,
-            runner,
+            each_alone(together),
             resume=resume is not None,
             restart=restart,
             accept_data=accept_data,
             say=say,
+            together=together,
         )
     print_outcome(outcome, console)
 
 
-def _runner(local: bool, spec: RunSpec) -> AbstractContextManager[Runner | None]:
+def _trainer(local: bool, spec: RunSpec) -> AbstractContextManager[Together | None]:
     if not local:
         from cirkd_ray.cluster.run import ray_runner
 
@@ -96,19 +99,31 @@ def _runner(local: bool, spec: RunSpec) -> AbstractContextManager[Runner | None]
     from cirkd_ray.train.local import led_by_first_rank
     from cirkd_ray.train.stop import follows_another
 
-    silent = follows_another()
+    return led_by_first_rank(spec.cluster, _unseen if follows_another() else _shown)
 
-    def run_here(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
-        from cirkd_ray.report.listeners import RunLog, TensorBoardListener
-        from cirkd_ray.report.progress import RunProgress
-        from cirkd_ray.train.local import run_local
 
-        if silent:
-            return run_local(spec, directory)
-        shown = RunProgress(spec.train.steps)
-        try:
-            return run_local(spec, directory, [shown, RunLog(directory), TensorBoardListener(directory)])
-        finally:
-            shown.finish()
+def _unseen(
+    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
+) -> Sequence[dict[str, object] | Exception]:
+    from cirkd_ray.train.local import run_local, run_together
 
-    return led_by_first_rank(spec.cluster, run_here)
+    return [run_local(*runs[0])] if len(runs) == 1 else run_together(runs, [()] * len(runs))
+
+
+def _shown(
+    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
+) -> Sequence[dict[str, object] | Exception]:
+    from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+    from cirkd_ray.report.progress import Beside, RunProgress
+    from cirkd_ray.train.local import run_local, run_together
+
+    progress = RunProgress(runs[0][0].train.steps)
+    shown = [progress, *(Beside(spec.name, progress) for spec, _ in runs[1:])]
+    listeners = [
+        [first, RunLog(directory), TensorBoardListener(directory)]
+        for first, (_, directory) in zip(shown, runs, strict=True)
+    ]
+    try:
+        return [run_local(*runs[0], listeners[0])] if len(runs) == 1 else run_together(runs, listeners)
+    finally:
+        progress.finish()

@@ -98,7 +98,8 @@ class SegmentationDataset(ABC):
         needs_root: false for a set that is drawn rather than read.
         default_crop: (height, width) of the published recipes.
         facts: what is known of the set's files, see `cirkd_ray.data.facts`.
-        span: the declared range of image values of more than 8 bits, see `decode_image`.
+        span: the range of image values of more than 8 bits, see `decode_image`.
+        measured: whether the span was measured, and not declared; None then says that the images have 8 bits.
         check_command: the command that finds all bad files, where the data set was built by its name.
     """
 
@@ -109,6 +110,7 @@ class SegmentationDataset(ABC):
     default_crop: ClassVar[tuple[int, int]] = (512, 512)
     facts: Facts = Facts()
     span: tuple[float, float] | None = None
+    measured: bool = False
     check_command: str = ""
 
     @abstractmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -38,10 +38,26 @@ class Decoded(NamedTuple):
     Attributes:
         pixels: H x W x 3 uint8, RGB.
         changes: what the user should know, the same text for images of one kind; empty for plain 8-bit RGB.
+        top: the highest stored value of an image of more than 8 bits, whose values were scaled.
     """
 
     pixels: UInt8
     changes: tuple[str, ...] = ()
+    top: float | None = None
+
+
+class BeyondRange(DataError):
+    """An image holds values outside the range that was measured on others of its set.
+
+    Args:
+        text: the message.
+        enough: a range that holds its values.
+        top: the highest of them.
+    """
+
+    def __init__(self, text: str, enough: Range = (0.0, 0.0), top: float = 0.0) -> None:
+        super().__init__(text)
+        self.enough, self.top = enough, top
 
 
 def decode_image(data: bytes, where: str, span: Range | None = None) -> UInt8:
@@ -66,8 +82,34 @@ def decode_image(data: bytes, where: str, span: Range | None = None) -> UInt8:
     return read_image(data, where, span).pixels
 
 
-def read_image(data: bytes, where: str, span: Range | None = None) -> Decoded:
-    """`decode_image`, with what it changed."""
+def read_image(data: bytes, where: str, span: Range | None = None, measured: bool = False) -> Decoded:
+    """`decode_image`, with what it changed.
+
+    Args:
+        data, where, span: as of `decode_image`.
+        measured: the span was not declared but measured on other images of the set; None, where these have
+            8 bits.
+
+    Raises:
+        BeyondRange: values lie outside the measured span.
+    """
+    whole, changes, plain = _stored(data, where)
+    if plain:
+        return Decoded(whole)
+    if whole.dtype == np.uint8:
+        return Decoded(np.ascontiguousarray(whole, np.uint8), changes)
+    pixels, scaled, top = _eight_bits(whole, where, span, measured)
+    return Decoded(np.ascontiguousarray(pixels), changes + scaled, top)
+
+
+def bounds(data: bytes, where: str) -> tuple[np.dtype[Any], float, float]:
+    """The type of an image's stored values, and the lowest and the highest one."""
+    values = _stored(data, where)[0]
+    return values.dtype, float(values.min()), float(values.max())
+
+
+def _stored(data: bytes, where: str) -> tuple[Any, tuple[str, ...], bool]:
+    """The three bands of an image as stored, what was left out, and whether it is 8-bit RGB without more."""
     if not data:
         raise DataError(f"{where}: the file is empty")
     chunk = _transparency(data)
@@ -87,12 +129,10 @@ def read_image(data: bytes, where: str, span: Range | None = None) -> Decoded:
         explain(data, where)
     whole = known(image, where)
     if plain:
-        return Decoded(whole)
+        return whole, (), True
     if chunk is not None and whole.ndim == 2:
         whole = _with_alpha(whole, data, chunk)
-    bands, changes = _three_bands(whole, where)
-    pixels, scaled = _eight_bits(bands, where, span)
-    return Decoded(np.ascontiguousarray(pixels), changes + scaled)
+    return *_three_bands(whole, where), False
 
 
 def _transparency(data: bytes) -> bytes | None:
@@ -140,34 +180,57 @@ def _three_bands(image: np.ndarray, where: str) -> tuple[np.ndarray, tuple[str, 
     )
 
 
-def _eight_bits(image: np.ndarray, where: str, span: Range | None) -> tuple[UInt8, tuple[str, ...]]:
-    """The values scaled to 0..255, and how."""
-    if image.dtype == np.uint8:
-        return image.astype(np.uint8, copy=False), ()
-    low, high = float(image.min()), float(image.max())
-    kind = (
-        f"{image.dtype.itemsize * 8}-bit {'values' if image.dtype.kind in 'iu' else 'floating-point values'}"
-    )
+def _eight_bits(
+    image: np.ndarray, where: str, span: Range | None, measured: bool
+) -> tuple[UInt8, tuple[str, ...], float]:
+    """The values scaled to 0..255, what the user should know of it, and the highest value."""
+    low, high, kind = float(image.min()), float(image.max()), kind_of(image.dtype)
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"{where}: holds values that are not finite; write an image of finite numbers")
     changes: tuple[str, ...] = ()
-    if span is not None:
-        if low < span[0] or high > span[1]:
-            changes = (f"{kind} beyond the declared range {span[0]:g}..{span[1]:g}, which are clipped",)
-    elif image.dtype == np.uint16:
-        bits = next(depth for depth in _DEPTHS if high < 2**depth)
-        span = (0.0, 2.0**bits - 1)
-        changes = (f"{kind}, scaled by the {bits} bits that are used (0..{span[1]:g})",)
-    elif image.dtype.kind == "f" and low >= 0 and high <= 255:
-        span = (0.0, 1.0 if high <= 1 else 255.0)
-        changes = (f"{kind}, scaled from 0..{span[1]:g}",)
-    else:
-        raise DataError(
-            f"{where}: holds {kind} from {low:g} to {high:g}; say which become black and white, "
-            f"e.g. `range: [{math.floor(low)}, {math.ceil(high)}]` in dataset.yaml"
-        )
+    natural = natural_range(image.dtype, low, high)
+    if measured and (span is None or low < span[0] or high > span[1]):
+        others = "other images of the set have 8 bits" if span is None else f"beyond {shown(span)} of the set"
+        enough = natural or (low, high)
+        text = f"holds {kind} from {low:g} to {high:g}, {others}; write {declare(enough)}"
+        raise BeyondRange(f"{where}: {text}", enough, high)
+    if span is None:
+        if natural is None:
+            how = f"say which become black and white, e.g. {declare((low, high))}"
+            raise DataError(f"{where}: holds {kind} from {low:g} to {high:g}; {how}")
+        span, changes = natural, (f"{kind}, scaled from {shown(natural)}",)
+    elif low < span[0] or high > span[1]:
+        changes = (f"{kind} beyond the range {shown(span)}, which are clipped",)
     scaled = (image.astype(np.float64) - span[0]) * (255.0 / (span[1] - span[0]))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8), changes
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8), changes, high
+
+
+def natural_range(kind: np.dtype[Any], low: float, high: float) -> Range | None:
+    """The range that values of more than 8 bits are scaled from where none is declared.
+
+    That of the bits that unsigned 16-bit values use (8, 10, 12, 14 or 16), and 0..1 or 0..255 of
+    floating-point values; None where nothing is usual.
+    """
+    if kind == np.uint16:
+        return 0.0, 2.0 ** next(depth for depth in _DEPTHS if high < 2**depth) - 1
+    if kind.kind == "f" and low >= 0 and high <= 255:
+        return 0.0, 1.0 if high <= 1 else 255.0
+    return None
+
+
+def kind_of(kind: np.dtype[Any]) -> str:
+    """`16-bit values`."""
+    return f"{kind.itemsize * 8}-bit {'values' if kind.kind in 'iu' else 'floating-point values'}"
+
+
+def shown(span: Range) -> str:
+    """`0..4095`."""
+    return f"{span[0]:g}..{span[1]:g}"
+
+
+def declare(span: Range) -> str:
+    """The line that declares a range."""
+    return f"`range: [{math.floor(span[0])}, {math.ceil(span[1])}]` in dataset.yaml"
 
 
 def opencv_decode(data: bytes, flags: int, where: str) -> np.ndarray | None:

@@ -2,106 +2,29 @@
 
 from __future__ import annotations
 
-import re
 import time
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from cirkd_ray.data.base import SegmentationDataset, UInt8, spread
+from cirkd_ray.data.base import SegmentationDataset, spread
+from cirkd_ray.data.codec import declare, shown
 from cirkd_ray.data.files import FileDataset, SizeMismatch
-from cirkd_ray.data.header import Header, read_header
-from cirkd_ray.data.storage import LocalStorage, printable
+from cirkd_ray.data.header import read_header
+from cirkd_ray.data.palettes import Used
+from cirkd_ray.data.storage import LocalStorage
+from cirkd_ray.data.tally import ORIENTED, Examined, Finding, Tally, counts_of
 from cirkd_ray.errors import DataError
-from cirkd_ray.types import IGNORE_LABEL
 
 MOST_IGNORED = 0.4
 """The share of ignored pixels above which a split is suspicious."""
 SAMPLES, LABELS, HEADERS, SECONDS = 4, 400, 2000, 5.0
 """What a start looks at: whole samples, label maps, pairs of headers, and how long at each of these two."""
+COLOURED, PALETTES = 32, 16
+"""Label maps in colours that it looks at in any case, and palettes that differ."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong with one file, or with a split.
-
-    Attributes:
-        kind: what it is about, in two or three words.
-        message: names the file or split and the reason; where names are no UTF-8, with escapes.
-        note: it is as it should be, and good to know.
-    """
-
-    kind: str
-    message: str
-    note: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "message", printable(self.message))
-
-
-@dataclass
-class Tally:
-    """Counts over the samples of a split that were read and are right.
-
-    Attributes:
-        classes: names of the classes.
-        images: how many samples.
-        pixels: labelled pixels of each class.
-        seen: samples in which each class occurs.
-        ignored: ignored pixels.
-        sizes: how many samples have each (height, width).
-        formats: how many images are of each kind that is not plain 8-bit RGB (they are converted when read).
-        turned: images with a camera's orientation tag, which is not applied.
-        changes: what reading changed in images -> how many, and the first one's name.
-    """
-
-    classes: tuple[str, ...]
-    images: int = 0
-    pixels: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    seen: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
-    ignored: int = 0
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    formats: Counter[str] = field(default_factory=Counter)
-    turned: int = 0
-    changes: dict[str, tuple[int, str]] = field(default_factory=dict)
-
-    def add_label(self, counts: NDArray[np.int64]) -> None:
-        """Count a label map by how often each of its 256 values occurs."""
-        known = len(self.classes)
-        if not len(self.pixels):
-            self.pixels, self.seen = np.zeros(known, np.int64), np.zeros(known, np.int64)
-        self.images += 1
-        self.pixels += counts[:known]
-        self.seen += counts[:known] > 0
-        self.ignored += int(counts[IGNORE_LABEL])
-
-    def add_image(
-        self, name: str, size: tuple[int, int], changes: Iterable[str], header: Header | None
-    ) -> None:
-        """Count an image of `size` by what reading changed, and by its file's header where it is known."""
-        self.sizes[size] += 1
-        oriented = header is not None and header.orientation != 1
-        self.turned += oriented
-        for text in (*changes, *([ORIENTED] if oriented else [])):
-            count, first = self.changes.get(text, (0, name))
-            self.changes[text] = count + 1, first
-        mode = header.mode if header is not None else "RGB"
-        if mode != "RGB":
-            self.formats[mode] += 1
-
-    @property
-    def ignored_share(self) -> float:
-        """Ignored pixels among all."""
-        return self.ignored / max(1, int(self.pixels.sum()) + self.ignored)
-
-
-SCALED = ", scaled "
-"""In what reading changed: values of more than 8 bits were scaled by what the image uses."""
-ORIENTED = "an orientation tag, which is never applied"
+FAR_BELOW = 15
+"""An image whose highest value is so many times smaller than the measured range may be of another depth."""
 
 
 def judge(
@@ -115,7 +38,7 @@ def judge(
         training: whether it is trained on, so that every class must occur.
         most_ignored: the share of ignored pixels that is allowed.
     """
-    found = list(_of_pixels(data, tally)) + list(_of_facts(data, tally))
+    found = [*_of_pixels(data, tally), *_of_palettes(data, tally), *_of_facts(data, tally)]
     if not tally.images or not getattr(data, "has_labels", True):
         return found
     whole, advice = tally.images == len(data), ""
@@ -151,26 +74,50 @@ def _must_be(data: SegmentationDataset) -> str:
 
 
 def _of_pixels(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
-    """Images whose pixels are not what the file holds.
-
-    Values of more than 8 bits that were scaled, all images alike, are a note: that is the rule of reading.
-    """
+    """Images whose pixels are not what the file holds."""
     total = sum(tally.sizes.values())
     looked = f"{total} images" if total == len(data) else f"{total} looked at"
-    scales = [text for text in tally.changes if SCALED in text]
     for text, (count, first) in tally.changes.items():
         images = f"{count} of the {looked} {'has' if count == 1 else 'have'}"
         if text == ORIENTED:
             how = "labels must fit the pixels as stored; turn the pixels and drop the tag to be sure"
             yield Finding("orientation", f"{images} {text} (first {first}); {how}")
         else:
-            used = re.search(r"0\.\.(\d+)", text) if text in scales and hasattr(data, "description") else None
-            alike = text in scales and len(scales) == 1
-            line = f"write `range: [0, {used[1]}]` in dataset.yaml" if used else ""
-            why = "to be sure that further images are scaled alike" if alike else "to scale all alike"
-            how = f"; {why}, {line}" if line else ""
-            message = f"{images} {text} (first {first}){how}"
-            yield Finding("pixels scaled" if alike else "pixels changed", message, note=alike)
+            yield Finding("pixels changed", f"{images} {text} (first {first})")
+    if data.measured and (tally.tops or tally.beyond):
+        yield _of_range(data, tally, looked)
+
+
+def _of_palettes(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
+    """Palette files that are read by index, though an index has several colours."""
+    differing = tally.palettes.differing()
+    if differing and isinstance(data, FileDataset):
+        how = data.palette_advice(tally.palettes.usual)
+        yield Finding("palettes differ", f"{differing}, and are read by index; {how}")
+
+
+def _of_range(data: SegmentationDataset, tally: Tally, looked: str) -> Finding:
+    """What the range says that was measured: a note where it fits all images."""
+    span = data.span or (0.0, 255.0)
+    wide = sum(count for count, _ in tally.tops.values())
+    text = f"{wide} of the {looked} have values of more than 8 bits, scaled from {shown(span)}, as measured"
+    if data.span is None:
+        text = f"the {looked} have 8 bits"
+    if tally.beyond:
+        ranges, tops = zip(*tally.beyond.values(), strict=True)
+        enough = min(span[0], *(low for low, _ in ranges)), max(span[1], *(high for _, high in ranges))
+        first, top = next(iter(tally.beyond)), max(tops)
+        left = f"{len(tally.beyond)} more have values up to {top:g} and are not read (first {first})"
+        return Finding("range", f"{text}; {left}: write {declare(enough)}")
+    small = {
+        top: entry for top, entry in tally.tops.items() if (top - span[0]) * FAR_BELOW < span[1] - span[0]
+    }
+    if small:
+        (_, first), count = next(iter(small.values())), sum(count for count, _ in small.values())
+        odd = f"{count} have none above {max(small):g} (first {first}): are they of another depth?"
+        return Finding("range", f"{text}; {odd} If it is right so, write {declare(span)}")
+    sure = f"to be sure that further images are scaled alike, write {declare(span)}"
+    return Finding("pixels scaled", f"{text}; {sure}", note=True)
 
 
 def _of_facts(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
@@ -214,7 +161,7 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
     storage = data.storage if isinstance(data, FileDataset) else None
     try:
         if isinstance(data, FileDataset) and isinstance(storage, LocalStorage):
-            _compare_headers(data, storage)
+            _compare_headers(data, storage, tally)
         chosen = spread(len(data), SAMPLES)
         for index in chosen:
             _read(data, index, tally)
@@ -232,42 +179,41 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
 
 def _read(data: SegmentationDataset, index: int, tally: Tally) -> None:
     """Count one sample."""
-    if isinstance(data, FileDataset):
-        sample, changes, header = data.examine(index)
-        tally.add_image(sample.name, sample.size, changes, header)
-    else:
-        sample = data.load(index)
-        tally.add_image(sample.name, sample.size, (), None)
-    tally.add_label(counts_of(sample.label))
-
-
-def counts_of(label: UInt8) -> NDArray[np.int64]:
-    """How often each of the 256 values occurs."""
-    return np.bincount(label.ravel(), minlength=256)
+    found = data.examine(index) if isinstance(data, FileDataset) else Examined.of(data.load(index))
+    tally.add_image(found)
+    tally.add_label(found.counts)
 
 
 def _look_on(data: FileDataset, tally: Tally, done: set[int]) -> None:
-    """Read further label maps until every class is met, within the bounds."""
+    """Read further label maps until every class is met, and some in colours at least, within the bounds."""
     give_up = time.monotonic() + SECONDS
-    for index in spread(len(data), LABELS):
+    coloured = spread(len(data), COLOURED if data.colours is not None else 0)
+    for number, index in enumerate(dict.fromkeys([*coloured, *spread(len(data), LABELS)])):
         met = sum(map(bool, tally.pixels)) + len(data.facts.never)
-        if met >= len(tally.classes) or time.monotonic() > give_up:
+        if (met >= len(tally.classes) and number >= len(coloured)) or time.monotonic() > give_up:
             return
         if index not in done:
             tally.add_label(counts_of(data.load_label(index, None)))
 
 
-def _compare_headers(data: FileDataset, storage: LocalStorage) -> None:
-    """Refuse pairs of different sizes."""
+def _compare_headers(data: FileDataset, storage: LocalStorage, tally: Tally) -> None:
+    """Refuse pairs of different sizes; look into one label map of each palette."""
     if not data.has_labels:
         return
-    give_up, bad = time.monotonic() + SECONDS, []
+    give_up, bad = time.monotonic() + SECONDS, list[int]()
+    palettes: dict[bytes, int] = {}
     for index in spread(len(data), HEADERS):
         if time.monotonic() > give_up:
             break
         image, label = (read_header(Path(storage.where(path))) for path in data.files(index))
         if image is not None and label is not None and image.size != label.size:
             bad.append(index)
+        if label is not None and label.palette:
+            palettes.setdefault(label.palette, index)
+    for index in [*palettes.values()][:PALETTES] if len(palettes) > 1 else ():
+        used: Used = {}
+        data.load_label(index, None, used)
+        tally.palettes.add(data.name(index), used)
     if bad:
         try:
             data.load(bad[0])

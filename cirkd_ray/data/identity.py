@@ -19,6 +19,7 @@ LISTING = "data-files.json.gz"
 """Beside it: every file with its size and time of change, so that a change can be told by name."""
 
 RANGE = "range of image values"
+_MEASURED = ", measured"
 _ABOVE = 4
 """How many folders, from a network's own upwards, may hold what its data were."""
 
@@ -30,8 +31,8 @@ class DataIdentity:
     Attributes:
         root: where the files lie; data that moved are the same.
         classes: names, in the order of the class indices.
-        values: stored label value or colour -> name of its class, or "ignored"; and the declared `RANGE`, if
-            any. Empty where none are known.
+        values: stored label value or colour -> name of its class, or "ignored"; and the `RANGE` of images of
+            more than 8 bits. Empty where none are known.
         splits: split -> digest of its listing.
         files: split -> file -> its stamp; None where the listing was not kept.
         contents: split -> file -> digest of its content, for a few files; none where an earlier version
@@ -144,7 +145,8 @@ def identity(datasets: Mapping[str, SegmentationDataset]) -> DataIdentity:
         for split, data in datasets.items()
     }
     splits = {split: _digest(list(stamps.items())) for split, stamps in files.items()}
-    low_high = {} if first.span is None else {RANGE: f"{first.span[0]:g}..{first.span[1]:g}"}
+    how = _MEASURED if first.measured else ""
+    low_high = {} if first.span is None else {RANGE: f"{first.span[0]:g}..{first.span[1]:g}{how}"}
     values = {**first.label_values(), **low_high}
     contents = {split: dict(data.contents(files[split])) for split, data in datasets.items()}
     return DataIdentity(first.place, first.classes.names, values, splits, files, contents)
@@ -166,14 +168,18 @@ def _class_changes(before: tuple[str, ...], now: tuple[str, ...]) -> list[str]:
 
 
 def _value_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A colour that only one of the two knows is no change: it may be that of a picture of gray labels."""
+    """A colour that only one of the two knows is no change: it may be that of a picture of gray labels.
+
+    Nor is a range that one has measured and the other does not know.
+    """
     keys = sorted({**before, **now}, key=lambda key: (len(key), key))
     texts = []
     for key in keys:
-        known = key in before and key in now
-        if before.get(key) != now.get(key) and (known or not key.startswith("colour")):
+        then, current = before.get(key, ""), now.get(key, "")
+        alone = not (then and current) and (key.startswith("colour") or _MEASURED in then + current)
+        if then.removesuffix(_MEASURED) != current.removesuffix(_MEASURED) and not alone:
             name, none = (f"label value {key}", "impossible") if key.isdecimal() else (key, "not given")
-            texts.append(f"{name} is {now.get(key, none)}, was {before.get(key, none)}")
+            texts.append(f"{name} is {current or none}, was {then or none}")
     return texts[:3] + ([f"{len(texts) - 3} more values"] if len(texts) > 3 else [])
 
 

@@ -9,15 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.facts import MOST_IGNORED, Finding, Tally, counts_of, judge
+from cirkd_ray.data.codec import BeyondRange
+from cirkd_ray.data.facts import MOST_IGNORED, judge
 from cirkd_ray.data.files import FileDataset, SizeMismatch
-from cirkd_ray.data.header import Header
 from cirkd_ray.data.label_map import ImpossibleLabels
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
+from cirkd_ray.data.tally import Examined, Finding, Tally
 from cirkd_ray.data_tools.prepare import verify_prepared
 from cirkd_ray.errors import DataError
 
@@ -53,14 +53,12 @@ class Report(Tally):
         }
 
 
-class _Good(NamedTuple):
-    """What one good sample adds to the report."""
+class _Beyond(NamedTuple):
+    """An image that the range of the set leaves out."""
 
     name: str
-    counts: NDArray[np.int64]
-    size: tuple[int, int]
-    changes: tuple[str, ...] = ()
-    header: Header | None = None
+    enough: tuple[float, float]
+    top: float
 
 
 def check(
@@ -93,8 +91,10 @@ def check(
             for result in pool.map(functools.partial(_examine, data), numbers):
                 if isinstance(result, Finding):
                     report.findings.append(result)
+                elif isinstance(result, _Beyond):
+                    report.beyond[result.name] = result.enough, result.top
                 else:
-                    report.add_image(result.name, result.size, result.changes, result.header)
+                    report.add_image(result)
                     report.add_label(result.counts)
                 if progress:
                     progress(1)
@@ -107,7 +107,7 @@ def missing_split(error: DataError) -> Report:
     return Report((), findings=[Finding("missing split", str(error))])
 
 
-def _examine(data: SegmentationDataset, index: int) -> _Good | Finding:
+def _examine(data: SegmentationDataset, index: int) -> Examined | _Beyond | Finding:
     """Read one sample; whatever goes wrong with it is a finding."""
     name = data.name(index)
     if printable(name) != name:
@@ -116,12 +116,12 @@ def _examine(data: SegmentationDataset, index: int) -> _Good | Finding:
         )
     try:
         if isinstance(data, FileDataset):
-            sample, changes, header = data.examine(index)
-            return _Good(name, counts_of(sample.label), sample.size, changes, header)
+            return data.examine(index)
         if isinstance(data, PreparedDataset):
             verify_prepared(data, index)
-        sample = data.load(index)
-        return _Good(name, counts_of(sample.label), sample.size)
+        return Examined.of(data.load(index))
+    except BeyondRange as error:
+        return _Beyond(name, error.enough, error.top)
     except SizeMismatch as error:
         return Finding("size mismatch", str(error))
     except ImpossibleLabels as error:

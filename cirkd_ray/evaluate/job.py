@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from cirkd_ray.data.build import build_dataset
-from cirkd_ray.data.facts import Tally, judge
+from cirkd_ray.data.facts import judge
+from cirkd_ray.data.scale import range_warning
+from cirkd_ray.data.tally import Tally
 from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.evaluate.bootstrap import per_image_miou
@@ -85,7 +87,9 @@ class Evaluator:
                 "`cirkd predict` writes predictions"
             )
         opened = open_network(job.model, self.dataset.classes, name=job.network, where="--network")
-        self.model, self._warnings = opened.model.to(self.device), opened.warnings
+        self.model = opened.model.to(self.device)
+        other = range_warning(opened.info.get("range"), self.dataset)
+        self._warnings = (*opened.warnings, *other)
         self.precision = chosen_precision(job.precision, opened, self.device)
 
     @property

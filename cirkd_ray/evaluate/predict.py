@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -13,8 +14,10 @@ import torch
 from numpy.typing import NDArray
 
 from cirkd_ray.data.base import SegmentationDataset
-from cirkd_ray.data.codec import EXTENSIONS, read_image
+from cirkd_ray.data.codec import EXTENSIONS, read_image, shown
 from cirkd_ray.data.header import read_header, upright
+from cirkd_ray.data.scale import measured_range, range_warning
+from cirkd_ray.data.storage import LocalStorage
 from cirkd_ray.device import local_device
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, Views, channel_last, inference
@@ -104,7 +107,9 @@ class Predictor:
         low_high = opened.info.get("range")
         span = (float(low_high[0]), float(low_high[1])) if low_high else None
         channel_last(opened.model)  # here, so that `inference` need not do it for every image
-        return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, opened.warnings, span)
+        other = () if dataset is None else range_warning(span, dataset)
+        warnings = (*opened.warnings, *other)
+        return cls(opened.model.to(chosen), classes, chosen, arithmetic, views, warnings, span)
 
     def labels(self, image: UInt8, name: str = "image") -> UInt8:
         """Classes of an image's pixels.
@@ -170,15 +175,17 @@ class Reading:
         span: the range of values of more than 8 bits, see `decode_image`.
         upright: turn the pixels where the camera noted how it was held; training never does.
         changes: what reading changed -> in how many images.
+        measured: what is to be said of a span that was measured.
     """
 
     span: tuple[float, float] | None = None
     upright: bool = False
     changes: Counter[str] = field(default_factory=Counter)
+    measured: str = ""
 
     def read(self, content: bytes, where: str) -> UInt8:
         """The pixels of a file."""
-        image, changes = read_image(content, where, self.span)
+        image, changes, _ = read_image(content, where, self.span)
         self.changes.update(changes)
         header = read_header(content)
         if header is None or header.orientation == 1:
@@ -188,9 +195,22 @@ class Reading:
         self.changes["an orientation tag, which is not applied (--upright turns such images)"] += 1
         return image
 
+    def measure(self, files: Iterable[Path]) -> None:
+        """Take one range for all files, where none is known and they have more than 8 bits."""
+        paths = [str(path.absolute()).lstrip("/") for path in files]
+        span = None
+        if self.span is None:
+            with suppress(DataError):  # told of each file, which is skipped
+                span = measured_range(LocalStorage("/"), paths, lambda: paths)
+        if span is not None:
+            self.span = span
+            self.measured = f"values of more than 8 bits are scaled from {shown(span)}, as measured"
+
     def told(self) -> list[str]:
         """The changes, a sentence each."""
-        return [f"{n} image{'s have' if n > 1 else ' has'} {what}" for what, n in self.changes.items()]
+        measured = [f"{self.measured} on these files (--range LOW HIGH sets it)"] if self.measured else []
+        found = [f"{n} image{'s have' if n > 1 else ' has'} {what}" for what, n in self.changes.items()]
+        return measured + found
 
 
 def read_files(files: Iterable[tuple[Path, str]], reading: Reading | None = None) -> Iterator[ImageToPredict]:

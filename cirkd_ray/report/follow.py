@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 
 from cirkd_ray.report.listeners import BEGINS, SHOWN_LIVE, UNDER_WAY
-from cirkd_ray.report.progress import RunProgress
+from cirkd_ray.report.progress import Beside, RunProgress
+from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 
 
@@ -40,17 +42,24 @@ class Follower:
     Args:
         directory: the run's.
         steps: its length.
+        beside: runs that are trained together with it, by name.
         interval: seconds between two looks.
     """
 
-    def __init__(self, directory: RunDirectory, steps: int, interval: float = 0.3) -> None:
-        self.metrics, self.log = _Tail(directory.metrics), _Tail(directory.path / "log.txt")
-        self.steps, self.interval = steps, interval
+    def __init__(
+        self,
+        directory: RunDirectory,
+        steps: int,
+        beside: Mapping[str, RunDirectory] | None = None,
+        interval: float = 0.3,
+    ) -> None:
+        self.steps, self.interval, self.beside = steps, interval, beside or {}
+        self._files = {name: _Files(run) for name, run in {"": directory, **self.beside}.items()}
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="cirkd-follow", daemon=True)
 
     def __enter__(self) -> Follower:
-        self.progress = RunProgress(self.steps)
+        self.show_in(RunProgress(self.steps))
         self._thread.start()
         return self
 
@@ -60,23 +69,40 @@ class Follower:
         self._show()
         self.progress.finish()
 
+    def show_in(self, progress: RunProgress) -> None:
+        """Show everything there."""
+        self.progress = progress
+        self._shown: dict[str, Listener] = {"": progress}
+        self._shown |= {name: Beside(name, progress) for name in self.beside}
+
     def _follow(self) -> None:
         while not self._done.wait(self.interval):
             self._show()
 
     def _show(self) -> None:
+        for name, files in self._files.items():
+            files.tell(self._shown[name])
+
+
+class _Files:
+    """What a run's files say since the last look."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self.metrics, self.log = _Tail(directory.metrics), _Tail(directory.path / "log.txt")
+
+    def tell(self, listener: Listener) -> None:
         for line in self.log.lines():
             text = line.split(" ", 2)[-1]
             if not text.startswith(SHOWN_LIVE):
-                self.progress.message(text)
+                listener.message(text)
             elif begun := BEGINS.fullmatch(text):
-                self.progress.start({}, int(begun[1]))
+                listener.start({}, int(begun[1]))
             elif going := UNDER_WAY.fullmatch(text.strip()):
-                self.progress.underway(going[1], int(going[2]), int(going[3]))
+                listener.underway(going[1], int(going[2]), int(going[3]))
         for line in self.metrics.lines():
             try:
                 row = json.loads(line)
                 step = int(row["step"])
             except (ValueError, TypeError, KeyError):  # rewound while it was read: the rest of a line
                 continue
-            self.progress.metrics(step, row)
+            listener.metrics(step, row)

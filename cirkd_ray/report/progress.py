@@ -83,6 +83,7 @@ class RunProgress(Listener):
         self._stream = stream if stream is not None else sys.stderr
         self._clock = clock
         self._marks: deque[tuple[float, int]] = deque(maxlen=_MARKS)
+        self.said: set[str] = set()
         self._validated: Mapping[str, float] = {}
         self._since = 0.0
         self._written: int | None = None
@@ -126,6 +127,7 @@ class RunProgress(Listener):
 
     def message(self, text: str) -> None:
         """A line of text above the live line, or among the plain ones."""
+        self.said.add(text)
         if self._live is not None:
             self._live.console.print(Text(text))
         else:
@@ -151,9 +153,8 @@ class RunProgress(Listener):
     def _figures(self, metrics: Mapping[str, float], validated: Mapping[str, float]) -> str:
         loss = next((metrics[key] for key in ("loss/total", "loss", "total") if key in metrics), None)
         parts = [f"loss {loss:.4f}"] if loss is not None else []
-        if not math.isnan(miou := validated.get("miou", math.nan)):
-            classes = over_classes(validated)
-            parts.append(f"mIoU {miou * 100:.2f} %" + (f" ({classes})" if classes else ""))
+        if not math.isnan(validated.get("miou", math.nan)):
+            parts.append(_miou(validated))
         if "images_per_second" in metrics:
             parts.append(f"{metrics['images_per_second']:.1f} images/s")
         return "  ".join([*parts, f"ETA {duration(self.eta())}"])
@@ -161,6 +162,33 @@ class RunProgress(Listener):
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
+
+
+class Beside(Listener):
+    """Shows of a run that is trained beside another: its validations, and what it alone has to say.
+
+    Args:
+        name: of the run.
+        shown: the other one's progress.
+    """
+
+    def __init__(self, name: str, shown: RunProgress) -> None:
+        self.name, self.shown = name, shown
+
+    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """A line for each validation."""
+        if not math.isnan(metrics.get("miou", math.nan)):
+            self.shown.message(f"{self.name}: step {step}  {_miou(metrics)}")
+
+    def message(self, text: str) -> None:
+        """With the run's name, unless the other run said the same."""
+        if text not in self.shown.said:
+            self.shown.message(f"{self.name}: {text}")
+
+
+def _miou(metrics: Mapping[str, float]) -> str:
+    classes = over_classes(metrics)
+    return f"mIoU {metrics['miou'] * 100:.2f} %" + (f" ({classes})" if classes else "")
 
 
 def _live_line(stream: TextIO, total_steps: int) -> Progress:

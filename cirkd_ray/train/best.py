@@ -63,7 +63,7 @@ class BestStudent:
         about: dict[str, Any] = {
             "recipe": spec.name,
             "data": spec.data.name,
-            "range": run.val_set.span,
+            "range": run.train_set.span or run.val_set.span,
             "precision": run.precision,
             "validation": plain_json(scores),
             "measured": {"on": self.split.digits, "scores": plain_json(scores_of(result))},

@@ -13,8 +13,9 @@ from torch import nn
 
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
+from cirkd_ray.data.codec import shown
 from cirkd_ray.device import choose_precision
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
 from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.size import require_memory
@@ -79,6 +80,9 @@ def build_datasets(spec: RunSpec) -> tuple[SegmentationDataset, SegmentationData
         for split in splits
     )
     _check_classes(len(train.classes), spec.data.name)
+    if train.span and val.span and train.span != val.span:  # of sets that cannot declare one
+        ranges = f"{shown(train.span)} in {splits[0]!r} and from {shown(val.span)} in {splits[1]!r}"
+        raise DataError(f"data: images are scaled from {ranges}; convert them all to 8 bits alike")
     return train, val
 
 

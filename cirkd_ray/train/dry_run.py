@@ -125,8 +125,6 @@ class DryRun:
         """The network of a name and settings; its starting weights fit."""
         if self.elsewhere:
             model = ModelSpec.model_validate({**model.model_dump(), "weights": None, "pretrained": False})
-        elif model.weights is not None:
-            self._left(f"{where}.weights", f"the values in {model.weights} are read when the run starts")
 
         def build() -> SegmentationModel:
             return build_network(model, len(classes), where)
@@ -167,8 +165,6 @@ class DryRun:
         if teacher.module is not None:
             why = f"the forward pass of {teacher.module} has no shape-only form; the first step will show"
             self._left("teacher.module", why)
-        else:
-            self._left("teacher.weights", f"the values in {teacher.weights} are read when the run starts")
         return found
 
     def _losses(

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,24 +16,51 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import local_device, share_cores
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
-from cirkd_ray.train.loop import train
+from cirkd_ray.train.heartbeat import Heartbeat
+from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import Runner
+from cirkd_ray.train.runner import Together
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import launched_by_torchrun
+from cirkd_ray.train.underway import say_now
 
 PATIENCE = timedelta(days=30)
 """How long torchrun's ranks wait for the first one's word: it may wait for another job's teacher."""
 
 
 def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listener] = ()) -> dict[str, Any]:
-    """Train in this process, or in this rank of an existing process group."""
-    world = World.current(rank_device(spec.cluster.device))
-    share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), spec.data.workers)
-    reporter = LocalReporter(
-        directory.checkpoints, spec.train.keep_checkpoints, spec.cluster.async_checkpoints
-    )
-    return train(spec, world, directory, reporter, listeners)
+    """Train in this process, or in this rank of an existing process group.
+
+    Raises:
+        Exception: as of `loop.train`.
+    """
+    (ended,) = run_together([(spec, directory)], [listeners])
+    if isinstance(ended, Exception):
+        raise ended
+    return ended
+
+
+def run_together(
+    runs: Sequence[tuple[RunSpec, RunDirectory]], listeners: Sequence[Sequence[Listener]]
+) -> list[Ended]:
+    """`run_local` of runs that share batches and a teacher, each with its listeners: how each ended."""
+    cluster = runs[0][0].cluster
+    world = World.current(rank_device(cluster.device))
+    share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), runs[0][0].data.workers)
+    entries = []
+    for (spec, directory), following in zip(runs, listeners, strict=True):
+        keep = spec.train.keep_checkpoints
+        reporter = LocalReporter(directory.checkpoints, keep, cluster.async_checkpoints)
+        entries.append(Entry(spec, directory, reporter, following))
+    heartbeat = Heartbeat()
+
+    def say(text: str) -> None:
+        for entry in entries:
+            say_now(text, entry.directory, entry.listeners, world)
+
+    with told_where_it_stalls(heartbeat, say):
+        return train_cohort(entries, world, heartbeat=heartbeat)
 
 
 def rank_device(setting: str) -> torch.device:
@@ -44,15 +72,15 @@ def rank_device(setting: str) -> torch.device:
 
 
 @contextmanager
-def led_by_first_rank(cluster: ClusterSpec, run: Runner) -> Iterator[Runner | None]:
+def led_by_first_rank(cluster: ClusterSpec, run: Together) -> Iterator[Together | None]:
     """Lets torchrun's first rank decide what is run, and all ranks run it; without torchrun, just `run`.
 
-    Yields on the first rank what runs a recipe on all ranks. The others take part until the first leaves the
+    Yields on the first rank what runs recipes on all ranks. The others take part until the first leaves the
     block; they get None then.
 
     Args:
         cluster: where it runs.
-        run: `run_local`, with this rank's listeners.
+        run: runs recipes in this rank.
     """
     if not launched_by_torchrun():
         yield run
@@ -68,13 +96,16 @@ def led_by_first_rank(cluster: ClusterSpec, run: Runner) -> Iterator[Runner | No
     assert isinstance(words, dist.ProcessGroup)  # all ranks are in it
     running = False
 
-    def lead(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
+    def lead(
+        runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
+    ) -> Sequence[dict[str, Any] | Exception]:
         nonlocal running
-        broadcast_object((spec.to_dict(), str(directory.path)), world, words)
+        told = [(spec.to_dict(), str(directory.path)) for spec, directory in runs]
+        broadcast_object((told, str(folder)), world, words)
         running = True
-        result = run(spec, directory)
+        results = run(runs, folder)
         running = False
-        return result
+        return results
 
     try:
         if world.is_main:
@@ -85,7 +116,8 @@ def led_by_first_rank(cluster: ClusterSpec, run: Runner) -> Iterator[Runner | No
                     broadcast_object(None, world, words)
         else:
             while (told := broadcast_object(None, world, words)) is not None:
-                run(from_tree(told[0]), RunDirectory(told[1]))
+                runs, folder = told
+                run([(from_tree(tree), RunDirectory(path)) for tree, path in runs], Path(folder))
             yield None
     finally:
         dist.destroy_process_group()

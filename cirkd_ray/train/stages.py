@@ -8,9 +8,9 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,19 +20,16 @@ from cirkd_ray.train.baseline import baseline_block, baseline_directory, baselin
 from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.disk import checkpoint_bytes, require_room
 from cirkd_ray.train.dry_run import DryRun
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.runner import Runner, Together, train_together
 from cirkd_ray.train.same_data import DataGuard
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
 
 ANEW = "start a new run under another --name"
-
-
-class Runner(Protocol):
-    """Runs a resolved recipe in a directory and returns its result: in this process, or on a cluster."""
-
-    def __call__(self, spec: RunSpec, directory: RunDirectory) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +75,7 @@ def run_recipe(
     restart: bool = False,
     accept_data: bool = False,
     say: Callable[[str], None] = lambda text: None,
+    together: Together | None = None,
 ) -> Outcome:
     """Train what the recipe says and nobody has yet, the teacher and the baseline, then the run itself.
 
@@ -92,42 +90,89 @@ def run_recipe(
         restart: start a run over whose checkpoints are all damaged.
         accept_data: take data that changed since a run or teacher was begun for the same.
         say: hears what happens.
+        together: trains the run and its baseline at once, as a cohort; by default one is trained after the
+            other.
 
     Raises:
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
-    trains_teacher = spec.distill is not None and spec.teacher is not None and spec.teacher.train is not None
-    notes = _check(spec, directory)
-    for note in notes:
-        say(note)
-    data = DataGuard.of(spec, accept_data, say)
+    with told_where_it_stalls(Heartbeat(), say):
+        notes = _check(spec, directory, say)
+        stages = _Stages(out, runner, say, DataGuard.of(spec, accept_data, say), restart)
     with locked(directory):
-        _open(spec, directory, data, resume, restart)
+        _open(spec, directory, stages.data, resume, restart)
         for note in notes:
             directory.log(note)
-        teacher, baseline, reused = None, None, []
-        if trains_teacher:
-            teacher = teacher_of(spec, directory.path, out, data, ANEW)
-            plan = teacher_recipe(spec)
-            if train_once(f"teacher {plan.model.name}", plan, teacher, runner, say, data, restart):
-                reused.append(teacher)
-            spec = with_weights(spec, teacher.path)
-        if has_baseline(spec):
-            plan = baseline_recipe(spec)
-            baseline = RunDirectory(data.on(plan).shared(baseline_directory(plan, out).path))
-            if train_once(f"student alone, {plan.model.name}", plan, baseline, runner, say, data, restart):
-                reused.append(baseline)
+        spec, teacher = stages.teacher(spec, directory)
         result = directory.read_finished()
         if result is not None:
             say(f"{directory.path} is finished; this is its result")
-        else:
+            together = None
+        baseline, trained = stages.baseline(spec, directory, together)
+        result = result or trained
+        if result is None:
             if teacher is not None or baseline is not None:
-                say(f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}")
+                say(_training(spec, directory))
             result = runner(spec, directory)
         if baseline is not None:
             result = {**result, "baseline": baseline_block(baseline, directory.path)}
             directory.write_result(result)
-    return Outcome(directory, result, teacher, baseline, tuple(reused))
+    return Outcome(directory, result, teacher, baseline, tuple(stages.reused))
+
+
+@dataclass
+class _Stages:
+    """What a run shares with others; arguments of `run_recipe`.
+
+    Attributes:
+        reused: what had been trained before.
+    """
+
+    out: Path
+    runner: Runner
+    say: Callable[[str], None]
+    data: DataGuard
+    restart: bool
+    reused: list[RunDirectory] = field(default_factory=list)
+
+    def teacher(self, spec: RunSpec, directory: RunDirectory) -> tuple[RunSpec, RunDirectory | None]:
+        """The recipe with its teacher's weights, and the run that trained them if the recipe asks for one."""
+        if spec.distill is None or spec.teacher is None or spec.teacher.train is None:
+            return spec, None
+        place = teacher_of(spec, directory.path, self.out, self.data, ANEW)
+        plan = teacher_recipe(spec)
+        with self._untrained(f"teacher {plan.model.name}", plan, place) as new:
+            if new:
+                self.runner(plan, place)
+        return with_weights(spec, place.path), place
+
+    def baseline(
+        self, spec: RunSpec, directory: RunDirectory, together: Together | None
+    ) -> tuple[RunDirectory | None, dict[str, Any] | None]:
+        """The baseline's run if the recipe asks for one, and the run's own result if both were trained
+        together."""
+        if not has_baseline(spec):
+            return None, None
+        plan, result = baseline_recipe(spec), None
+        place = RunDirectory(self.data.on(plan).shared(baseline_directory(plan, self.out).path))
+        with self._untrained(f"student alone, {plan.model.name}", plan, place) as new:
+            if new and together is not None:
+                self.say(f"{_training(spec, directory)}, together with the student alone")
+                result = train_together([(spec, directory), (plan, place)], together, self.say)[0]
+            elif new:
+                self.runner(plan, place)
+        return place, result
+
+    @contextmanager
+    def _untrained(self, name: str, plan: RunSpec, place: RunDirectory) -> Iterator[bool]:
+        with untrained(name, plan, place, self.say, self.data, self.restart) as new:
+            if not new:
+                self.reused.append(place)
+            yield new
+
+
+def _training(spec: RunSpec, directory: RunDirectory) -> str:
+    return f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}"
 
 
 def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool, restart: bool) -> None:
@@ -142,12 +187,15 @@ def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool,
     require_whole(directory, restart)
 
 
-def _check(spec: RunSpec, directory: RunDirectory) -> tuple[str, ...]:
-    """A dry run of the recipe, and whether the disk has room for what is still to be trained; the notes."""
+def _check(spec: RunSpec, directory: RunDirectory, say: Callable[[str], None]) -> tuple[str, ...]:
+    """A dry run of the recipe, and whether the disk has room for what is still to be trained; says and
+    returns its notes."""
     dry = DryRun()
     dry.check(spec)
     if dry.built is not None and not directory.result.exists():
         require_room(spec, checkpoint_bytes(spec, *dry.built), directory.path)
+    for note in dry.notes:
+        say(note)
     return tuple(dry.notes)
 
 
@@ -160,14 +208,34 @@ def train_once(
     data: DataGuard | None = None,
     restart: bool = False,
 ) -> bool:
-    """Train what several runs share unless it is there.
+    """Train what several runs share unless it is there; returns whether it was.
+
+    Args and errors are those of `untrained`.
+    """
+    with untrained(name, spec, directory, say, data, restart) as new:
+        if new:
+            runner(spec, directory)
+    return not new
+
+
+@contextmanager
+def untrained(
+    name: str,
+    spec: RunSpec,
+    directory: RunDirectory,
+    say: Callable[[str], None],
+    data: DataGuard | None = None,
+    restart: bool = False,
+) -> Iterator[bool]:
+    """Hold the directory of what several runs share; the block trains it where it gets True.
 
     Args:
         name: what messages call it.
+        spec: a resolved recipe.
+        directory: where it is trained, or was.
+        say: hears what happens.
+        data: what it is trained on, and must have been.
         restart: as of `run_recipe`.
-
-    Returns:
-        Whether it was there.
 
     Raises:
         ConfigError: it was begun there on other data than `data`, and is not finished.
@@ -178,14 +246,13 @@ def train_once(
             if data is not None:
                 data.on(spec).adopt(directory.path, begun)
             say(f"{name}: trained before, in {directory.path}")
-            return True
-        open_directory(directory, spec, resume=True)
-        if data is not None:
-            data.on(spec).hold(directory.path, begun, "move that folder away to train it anew")
-        require_whole(directory, restart)
-        say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
-        runner(spec, directory)
-    return False
+        else:
+            open_directory(directory, spec, resume=True)
+            if data is not None:
+                data.on(spec).hold(directory.path, begun, "move that folder away to train it anew")
+            require_whole(directory, restart)
+            say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
+        yield not finished
 
 
 def require_whole(directory: RunDirectory, restart: bool) -> None:

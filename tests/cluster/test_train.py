@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -11,10 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cirkd_ray.cluster.resources import check_nodes, plan_run
 from cirkd_ray.cluster.train import fit
@@ -71,30 +75,27 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_under_a_new_name(
     assert complaint(directory.checkpoints / "step_00000060-again") is None
 
 
+def kill_one_worker(directory: RunDirectory, rows: int, driver: int) -> list[int]:
+    """Kill a worker of the Ray that `driver` started, when the run has so many lines of metrics: which."""
+    deadline = time.monotonic() + 240
+    while time.monotonic() < deadline:
+        time.sleep(0.02)
+        if len(directory.read_metrics()) < rows:
+            continue
+        mine = {p.pid for p in psutil.Process(driver).children(recursive=True)}
+        for process in _ray_train_workers():
+            if process.pid in mine:
+                process.send_signal(signal.SIGKILL)
+                return [process.pid]
+    return []
+
+
 def test_a_killed_worker_costs_nothing_but_time(undisturbed: RunDirectory, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
-    killed: list[int] = []
-
-    def kill_one_worker() -> None:
-        while not killed:
-            time.sleep(0.02)
-            if len(directory.read_metrics()) < 3:
-                continue
-            mine = {p.pid for p in psutil.Process().children(recursive=True)}
-            workers = [
-                p for p in psutil.process_iter(["pid", "name"]) if "RayTrainWorker" in (p.info["name"] or "")
-            ]
-            for process in workers or _ray_train_workers():
-                if process.pid in mine:
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(process.pid)
-                    return
-
-    thread = threading.Thread(target=kill_one_worker, daemon=True)
-    thread.start()
-    on_ray(undisturbed.spec(), directory.path)
-    thread.join(timeout=5)
-    assert killed
+    with ThreadPoolExecutor() as pool:
+        killed = pool.submit(kill_one_worker, directory, 3, os.getpid())
+        on_ray(undisturbed.spec(), directory.path)
+    assert killed.result()
     log = (directory.path / "log.txt").read_text()
     told = re.search(r"worker \d on \S+ .*; restart 1 of 2 from (the checkpoint of step|the start)", log)
     assert told, log
@@ -133,6 +134,38 @@ def test_a_worker_that_hangs_is_told_ended_and_the_run_goes_on(
     assert figures(directory) == figures(undisturbed)
 
 
+class HangAtTheStart(WorkerGroupCallback):  # type: ignore[misc]
+    """Stops a worker's process as soon as it is placed, the first time."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        if not self.note.exists():
+            self.note.write_text(str(workers[1].metadata.pid))
+            os.kill(workers[1].metadata.pid, signal.SIGSTOP)
+        return {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_that_hangs_before_it_begins_is_told_ended_and_the_run_goes_on(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
+    directory, note = RunDirectory(tmp_path / "run"), tmp_path / "stopped"
+    spec = undisturbed.spec()
+    spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"hang_timeout": 40.0})})
+    open_directory(directory, spec, resume=True)
+    fit(spec, directory, [HangAtTheStart(note)])
+    log = (directory.path / "log.txt").read_text()
+    assert re.search(
+        r"worker \d on \S+ .*has not begun to train for .* s; its process gives no sign; it is ended", log
+    )
+    assert re.search(r"worker \d on \S+ was hung and has been ended; restart 1 of 2 from the start", log)
+    assert not psutil.pid_exists(int(note.read_text()))
+    assert figures(directory) == figures(undisturbed)
+
+
 def _ray_train_workers() -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
@@ -144,10 +177,13 @@ def _ray_train_workers() -> list[psutil.Process]:
     return found
 
 
-def test_a_killed_driver_is_continued_with_resume(undisturbed: RunDirectory, tmp_path: Path) -> None:
+@pytest.mark.timeout(600)
+def test_a_pair_goes_on_after_its_driver_and_then_a_worker_were_killed(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
+    """`cirkd train --resume` of a run that is trained together with its baseline."""
     recipe = tmp_path / "recipe.yaml"
-    spec = undisturbed.spec()
-    recipe.write_text(spec.to_yaml())
+    recipe.write_text(undisturbed.spec().model_copy(update={"baseline": True}).to_yaml())
     command = [
         sys.executable,
         "-m",
@@ -179,8 +215,17 @@ def test_a_killed_driver_is_continued_with_resume(undisturbed: RunDirectory, tmp
     assert directory.read_result() is None
     before = len(directory.read_metrics())
     assert 2 <= before < 6
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=240)
-    assert "continuing at step" in (directory.path / "log.txt").read_text()
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert kill_one_worker(directory, before + 1, driver.pid)
+    assert driver.wait(timeout=300) == 0
+    (alone,) = (RunDirectory(path.parent) for path in (tmp_path / "baselines").glob("*/run.yaml"))
+    for run in (directory, alone):
+        assert "continuing at step" in (run.path / "log.txt").read_text()
+    assert "; restart 1 of 2 from the checkpoint of step" in (directory.path / "log.txt").read_text()
+    found, steps = alone.read_result(), [row["step"] for row in alone.read_metrics()]
+    assert found is not None
+    assert steps == [10, 20, 30, 40, 50, 60]
+    assert json.loads(directory.result.read_text())["baseline"]["last"] == found["last"]
     assert figures(directory) == figures(undisturbed)
 
 

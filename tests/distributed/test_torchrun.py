@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -79,9 +80,9 @@ def led(world_size: int) -> list[str]:
     os.environ |= {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1"}
     done: list[str] = []
 
-    def run(spec: RunSpec, directory: RunDirectory) -> dict[str, object]:
-        done.append(directory.path.name)
-        return {}
+    def run(runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path) -> list[dict[str, object]]:
+        done.append(" ".join(directory.path.name for _, directory in runs) + f" in {folder.name}")
+        return [{} for _ in runs]
 
     real = dist.init_process_group
 
@@ -94,7 +95,7 @@ def led(world_size: int) -> list[str]:
         with led_by_first_rank(ClusterSpec(device="cpu"), run) as lead:
             if lead is not None:
                 time.sleep(8)  # waiting for another job's teacher
-                lead(tiny_baseline(), RunDirectory("x"))
+                lead([(tiny_baseline(), RunDirectory(name)) for name in "xy"], Path("x"))
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # for `run_ranks` to end
     return done
 
@@ -105,4 +106,4 @@ def test_ranks_wait_for_the_first_as_long_as_it_takes(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("MASTER_PORT", str(free.getsockname()[1]))
-    assert run_ranks(led, 2, tmp_path, 2) == [["x"], ["x"]]
+    assert run_ranks(led, 2, tmp_path, 2) == [["x y in x"], ["x y in x"]]

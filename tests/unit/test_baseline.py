@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pytest
+import torch
 from rich.console import Console
+from safetensors.torch import load_file
 
 from cirkd_ray.config import RunSpec, load_run
+from cirkd_ray.errors import TrainingError
 from cirkd_ray.report.comparison import PICTURE
 from cirkd_ray.report.summary import gap_closed, outcome_rows, print_outcome
 from cirkd_ray.train.baseline import baseline_directory, baseline_recipe
-from cirkd_ray.train.local import run_local
+from cirkd_ray.train.local import run_local, run_together
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.runner import each_alone
 from cirkd_ray.train.stages import Outcome, run_recipe
-from tests.tinyrun import tiny_baseline, tiny_distillation
+from tests.tinyrun import figures, tiny_baseline, tiny_distillation
 
 STEPS = {"steps": 2, "validate_every": 2, "checkpoint_every": 2}
 
@@ -72,6 +77,72 @@ def test_the_baseline_is_trained_once_for_all_recipes_of_its_student(
     assert place(spec).parent == tmp_path / "baselines"
     for change in ({"seed": 1}, {"optim": {"lr": 0.5}}, {"data": {"coarse": 1}}):
         assert place(spec) != place(tiny_distillation(teacher, **change))
+
+
+Runs = Sequence[tuple[RunSpec, RunDirectory]]
+
+
+def test_a_run_and_its_baseline_train_together_as_they_do_apart(
+    pair: tuple[Outcome, Outcome, list[str]], teacher: Path, tmp_path: Path
+) -> None:
+    calls: list[list[str]] = []
+
+    def together(runs: Runs, folder: Path) -> list[dict[str, Any] | Exception]:
+        calls.append([spec.name for spec, _ in runs])
+        assert folder == runs[0][1].path
+        return run_together(runs, [()] * len(runs))
+
+    spec, said = tiny_distillation(teacher, baseline=True, train=STEPS), []
+
+    def run(name: str) -> Outcome:
+        directory = RunDirectory(tmp_path / name)
+        return run_recipe(
+            spec, directory, tmp_path, each_alone(together), say=said.append, together=together, resume=True
+        )
+
+    found = run("a")
+    assert calls == [["tiny", "tiny/baseline"]]
+    assert any("together with the student alone" in text for text in said)
+    apart = pair[0]
+    assert found.baseline is not None
+    assert apart.baseline is not None
+    for one, other in ((found.directory, apart.directory), (found.baseline, apart.baseline)):
+        assert figures(one) == figures(other)
+        weights, others = (load_file(run.path / "student.safetensors") for run in (one, other))
+        assert all(torch.equal(weights[name], others[name]) for name in others)
+    assert found.result["baseline"]["best"]["miou"] == apart.result["baseline"]["best"]["miou"]
+    run("a")  # nothing is left to be done
+    found.directory.result.unlink()
+    assert [run.path for run in run("a").reused] == [found.baseline.path]
+    assert calls[1:] == [["tiny"]]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_a_pair_that_lacks_memory_is_trained_apart(place: int, teacher: Path, tmp_path: Path) -> None:
+    calls: list[list[str]] = []
+
+    def together(runs: Runs, folder: Path) -> list[dict[str, Any] | Exception]:
+        calls.append([spec.name for spec, _ in runs])
+        found: list[dict[str, Any] | Exception] = [{"steps": 2} for _ in runs]
+        if len(runs) == 2:
+            found[place] = torch.OutOfMemoryError("CUDA out of memory")
+        return found
+
+    spec, said = tiny_distillation(teacher, baseline=True), []
+    directory = RunDirectory(tmp_path / "run")
+    run_recipe(spec, directory, tmp_path, each_alone(together), say=said.append, together=together)
+    assert calls == [["tiny", "tiny/baseline"], [["tiny", "tiny/baseline"][place]]]
+    assert any("too little memory beside the other run" in text for text in said)
+
+
+def test_a_baseline_that_fails_is_told_when_its_run_is_finished(teacher: Path, tmp_path: Path) -> None:
+    def together(runs: Runs, folder: Path) -> list[dict[str, Any] | Exception]:
+        return [run_local(*runs[0]), TrainingError("optim.lr: the loss is not finite")]
+
+    spec, directory = tiny_distillation(teacher, baseline=True, train=STEPS), RunDirectory(tmp_path / "run")
+    with pytest.raises(TrainingError, match="not finite"):
+        run_recipe(spec, directory, tmp_path, each_alone(together), together=together)
+    assert directory.result.exists()
 
 
 def test_the_result_tells_the_baselines_scores(pair: tuple[Outcome, Outcome, list[str]]) -> None:

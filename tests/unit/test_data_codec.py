@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from cirkd_ray.data.codec import EXTENSIONS, decode_image, opencv_decode, read_image
-from cirkd_ray.data.header import read_header, upright
+from cirkd_ray.data.codec import EXTENSIONS, BeyondRange, decode_image, opencv_decode, read_image
+from cirkd_ray.data.header import has_more_bits, read_header, upright
 from cirkd_ray.data.masks import ColourLabels, decode_label, decode_mask
 from cirkd_ray.errors import DataError
 from tests.errors import refuses
@@ -73,7 +74,8 @@ def test_an_orientation_tag_is_not_applied_but_read(kind: str, orientation: int)
     plain = encode(Image.fromarray(picture()), kind, **({"lossless": True} if kind == "WEBP" else {}))
     np.testing.assert_array_equal(decode_image(data, "x"), decode_image(plain, "x"))
     header = read_header(data)
-    assert header == ((40, 60), "RGB", orientation)
+    assert header is not None
+    assert header[:3] == ((40, 60), "RGB", orientation)
     assert header.upright_size == ((40, 60) if orientation < 5 else (60, 40))
 
 
@@ -98,18 +100,19 @@ def test_sixteen_bits_keep_the_range_that_they_use(suffix: str, bits: int, top: 
     wide = np.rint(picture() * (top / 255)).astype(np.uint16)
     wide[0, 0, 0] = top
     expected = np.rint(wide * (255 / top)).astype(np.uint8)
-    pixels, changes = read_image(coded(wide, suffix), "x")
+    pixels, changes, highest = read_image(coded(wide, suffix), "x")
+    assert highest == top
     np.testing.assert_array_equal(pixels, expected)
-    assert changes == (f"16-bit values, scaled by the {bits} bits that are used (0..{top})",)
+    assert changes == (f"16-bit values, scaled from 0..{top}",)
     np.testing.assert_array_equal(decode_image(coded(wide[..., 0], suffix), "x")[..., 2], expected[..., 0])
 
 
 def test_a_declared_range_counts_and_what_it_clips_is_said() -> None:
     wide = picture().astype(np.uint16) * 16
-    pixels, changes = read_image(coded(wide, ".png"), "x", (0, 4095))
+    pixels, changes, _ = read_image(coded(wide, ".png"), "x", (0, 4095))
     assert changes == ()
     np.testing.assert_array_equal(pixels, np.rint(wide * (255 / 4095)).astype(np.uint8))
-    pixels, changes = read_image(coded(wide, ".png"), "x", (100, 2000))
+    pixels, changes, _ = read_image(coded(wide, ".png"), "x", (100, 2000))
     assert "clipped" in changes[0]
     np.testing.assert_array_equal(
         pixels, np.rint((wide.clip(100, 2000) - 100.0) * (255 / 1900)).astype(np.uint8)
@@ -120,10 +123,33 @@ def test_a_declared_range_counts_and_what_it_clips_is_said() -> None:
     )
 
 
+def test_what_a_measured_range_leaves_out_is_refused_and_not_clipped() -> None:
+    wide = coded(picture().astype(np.uint16) * 16, ".png")
+    assert read_image(wide, "x", (0, 4095), measured=True).changes == ()
+    with pytest.raises(BeyondRange, match=r"x\.png: .*beyond 0\.\.1023 .*`range: \[0, 4095\]`") as error:
+        read_image(wide, "x.png", (0, 1023), measured=True)
+    assert error.value.top == (picture().astype(int) * 16).max()
+    with pytest.raises(BeyondRange, match=r"other images of the set have 8 bits; write `range: \[0, 4095\]`"):
+        read_image(wide, "x.png", None, measured=True)
+    plain = encode(Image.fromarray(picture()))
+    np.testing.assert_array_equal(read_image(plain, "x", (0, 4095), measured=True).pixels, picture())
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".ppm", ".pgm", ".bmp", ".jpg", ".webp"])
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16, np.float32])
+def test_more_than_8_bits_are_told_from_the_header(suffix: str, kind: type, tmp_path: Path) -> None:
+    image = (picture()[..., 0] if suffix == ".pgm" else picture()).astype(kind)
+    content = coded(image, suffix)  # other formats than TIFF hold floats, and some 16 bits, as 8 bits
+    wide = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED).dtype != np.uint8
+    (tmp_path / "x").write_bytes(content)
+    assert has_more_bits(content) == has_more_bits(tmp_path / "x") == wide
+    assert has_more_bits(b"no image")  # OpenCV may know it
+
+
 @pytest.mark.parametrize("top", [1.0, 255.0])
 def test_floats_are_scaled_and_what_has_no_known_range_is_refused(top: float) -> None:
     values = (picture() * (top / 255)).astype(np.float32)
-    pixels, changes = read_image(coded(values, ".tiff"), "x")
+    pixels, changes, _ = read_image(coded(values, ".tiff"), "x")
     np.testing.assert_array_equal(pixels, picture())
     assert len(changes) == 1
     values[0, 0] = -3
@@ -143,7 +169,7 @@ def test_a_fourth_band_is_dropped_and_multiplies_nothing(kind: str) -> None:
     bands[0, 0, 3] = 255
     image = Image.fromarray(bands)
     data = encode(image, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
-    pixels, changes = read_image(data, "x")
+    pixels, changes, _ = read_image(data, "x")
     np.testing.assert_array_equal(pixels, picture())
     assert "fourth band" in changes[0]
     bands[..., 3] = 255
@@ -163,7 +189,7 @@ def test_a_transparent_colour_is_left_out_as_a_fourth_band_is(kind: str, mode: s
         absent = (1, 2, 3) if mode == "RGB" else 255
         assert seen or not (np.asarray(image) == absent).all(-1 if mode == "RGB" else 0).any()
         transparent = {"transparency": tuple(key) if mode == "RGB" else key} if seen else {}
-        pixels, changes = read_image(encode(image, kind, **transparent), "x")
+        pixels, changes, _ = read_image(encode(image, kind, **transparent), "x")
         np.testing.assert_array_equal(pixels, expected)
         assert ["fourth band (transparency)" in text for text in changes] == [True] * seen
 

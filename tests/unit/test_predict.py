@@ -138,7 +138,7 @@ def test_a_range_of_values_is_declared_for_files(model, tmp_path, capsys):
     ids = cv2.imread(str(tmp_path / "o/ids/wide.png"), cv2.IMREAD_UNCHANGED)
     assert (ids == expected_labels(model, image())).all()
     assert main(common) == 0
-    assert "scaled by the" in capsys.readouterr().err
+    assert "scaled from 0..4095, as measured" in capsys.readouterr().err
     assert main([*common, "--range", "5", "5"]) == 2
     assert main(["predict", str(model), "--split", "val", "--upright"]) == 2
 

@@ -178,7 +178,7 @@ def test_the_time_left_after_a_restart_does_not_count_the_restart(
 ) -> None:
     clock, run = Clock(), RunDirectory(tmp_path)
     follower = Follower(run, 100)
-    follower.progress = RunProgress(100, stream=io.StringIO(), clock=clock)
+    follower.show_in(RunProgress(100, stream=io.StringIO(), clock=clock))
     log = RunLog(run)
 
     def tell(step: int, seconds: float) -> None:
@@ -201,7 +201,7 @@ def test_a_follower_shows_a_long_validation(tmp_path: Path, monkeypatch: pytest.
     clock, run, stream = Clock(), RunDirectory(tmp_path), io.StringIO()
     monkeypatch.setattr(listeners, "PAUSE", 0.0)
     follower = Follower(run, 100)
-    follower.progress = RunProgress(100, stream=stream, clock=clock)
+    follower.show_in(RunProgress(100, stream=stream, clock=clock))
     log = RunLog(run)
     for done, now in ((0, 0), (10, 5), (20, 16), (30, 20), (40, 40)):
         clock.now = float(now)
