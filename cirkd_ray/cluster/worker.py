@@ -18,7 +18,7 @@ import torch
 
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch, part_of
+from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
@@ -100,14 +100,14 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None) and `call` (of the driver).
+            the launch), `threads` (or None), `leaving` (of the launch) and `call` (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
-        entries, heartbeat = _entries(config["runs"], world), Heartbeat()
+        entries, heartbeat = _entries(config["runs"], config["leaving"], world), Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
@@ -124,7 +124,7 @@ def work(config: dict[str, Any]) -> None:
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
-def _entries(runs: Sequence[Mapping[str, Any]], world: World) -> list[Entry]:
+def _entries(runs: Sequence[Mapping[str, Any]], leaving: bool, world: World) -> list[Entry]:
     """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
 
     Raises:
@@ -146,8 +146,9 @@ def _entries(runs: Sequence[Mapping[str, Any]], world: World) -> list[Entry]:
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             reporter = LocalReporter(directory.checkpoints, keep, background)
-        start = run["resume_from"]
-        entries.append(Entry(spec, directory, reporter, listeners, Path(start) if start else None))
+        start = Path(run["resume_from"]) if run["resume_from"] else None
+        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if leaving else None
+        entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
     return entries
 
 
@@ -160,7 +161,7 @@ def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: Worl
     for entry, how in zip(entries, ended, strict=True):
         if isinstance(how, Exception) and len(entries) == 1:
             raise how
-        if isinstance(how, Exception) and world.is_main:
+        if isinstance(how, Exception) and not isinstance(how, Stopped) and world.is_main:
             place, kind = entry.directory.path, type(how).__name__
             told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
             with suppress(OSError):  # its disk may be the reason
