@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -185,8 +184,6 @@ def parts(subject: Subject) -> dict[str, Work]:
 
     student()
     found: dict[str, Work] = {"data": data, "student": student}
-    if subject.device.type == "cpu":
-        found["student, channels last"] = _other_format(subject, batch, images)
     if step.distiller.losses:
         found["teacher"] = lambda: _taught(subject, batch, images)
         outputs = _maps(subject, batch, images)
@@ -194,20 +191,6 @@ def parts(subject: Subject) -> dict[str, Work]:
             found[f"loss {name}"] = _loss_work(subject, loss, outputs, batch)
     found["optimiser"] = plain.apply
     return found
-
-
-def _other_format(subject: Subject, batch: DeviceBatch, images: Tensor) -> Work:
-    """The student's work as `train.channels_last=always` has it."""
-    distiller = copy.deepcopy(subject.plain.distiller).to(memory_format=torch.channels_last)
-    images = images.contiguous(memory_format=torch.channels_last)
-
-    def work() -> None:
-        with autocast(subject.precision, subject.device):
-            total, _ = distiller(images, batch.labels, None, 0, 0)
-        subject.plain.update.backward(total, 1.0)
-
-    work()
-    return work
 
 
 def _taught(subject: Subject, batch: DeviceBatch, images: Tensor) -> SegmentationOutput:

@@ -14,10 +14,12 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
 from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.rundir import RunDirectory, relative
 from cirkd_ray.train.same_data import DataGuard, trained_in
 from cirkd_ray.train.stages import locked, train_once
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
 from cirkd_ray.train.validation import shared_scores
 
@@ -55,9 +57,10 @@ def run_comparison(
         ConfigError: a run does not fit the cluster, or the folder holds another comparison or one of other
             data.
     """
-    for note in check_run(*methods.values()):
-        say(note)
-    data = DataGuard.of(next(iter(methods.values())), accept_data, say)
+    with told_where_it_stalls(Heartbeat(), say):
+        for note in check_run(*methods.values()):
+            say(note)
+        data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     with locked(RunDirectory(folder)):
         begun = (folder / COMPARISON).is_file() and trained_in(folder)
         open_comparison(methods, folder, budget)

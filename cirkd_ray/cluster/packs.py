@@ -183,8 +183,9 @@ def _train(
 ) -> Sequence[dict[str, Any] | Exception]:
     """How the members of a pack ended."""
     runs = [(from_tree(tree), RunDirectory(path)) for tree, path in work]
+    place = folder if len(runs) > 1 else runs[0][1].path
     with part_of(call):
-        return together(runs, folder, leaving=True)
+        return together(runs, place, leaving=True)
 
 
 class TrainPacked:

@@ -8,6 +8,7 @@ import json
 import os
 import socket
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,8 @@ class Sign:
 
     Attributes:
         rank, size: the worker's, and how many there are.
-        node, node_id, pid, born: the host's name, Ray's number of it, the process and when it was started.
+        node, node_id, pid, born: the host's name, Ray's number of it, the process and when it was started;
+            of the last, "" until the worker itself has told.
         phase, step, part, count, usual: of its heartbeat, see `Beat`.
         ticks: signs so far; a process that is stopped gives none.
         where, waits: the line that its training is at, and whether it waits for other workers there.
@@ -43,7 +45,7 @@ class Sign:
     phase: Phase = "start"
     step: int = 0
     part: int = 0
-    count: int = 0
+    count: int = -1
     usual: float | None = None
     ticks: int = 0
     where: str = ""
@@ -65,24 +67,22 @@ class Pulse:
     """
 
     def __init__(self, run: Path, world: World, heartbeat: Heartbeat) -> None:
-        self.key, self.heartbeat, self.ticks = _key(run, "sign", str(world.rank)), heartbeat, 0
+        self.run, self.heartbeat, self.ticks = run, heartbeat, 0
         context, pid = ray.get_runtime_context(), os.getpid()
         self.me = Sign(world.rank, world.size, socket.gethostname(), context.get_node_id(), pid, born(pid))
-        self.paused = _key(run, "restarting") if world.is_main else None
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="pulse", daemon=True)
 
     def __enter__(self) -> None:
         self._sign()
-        if self.paused is not None:
-            internal_kv._internal_kv_del(self.paused)
         self._thread.start()
 
     def __exit__(self, *error: object) -> None:
         self._over.set()
         self._thread.join(timeout=5)
-        if error[0] is None:  # else the line about it names the node
-            internal_kv._internal_kv_del(self.key)
+        if error[0] is None:
+            self.heartbeat.note("end", self.heartbeat.beat.step)
+            self._sign()
 
     def _beat(self) -> None:
         while not self._over.wait(EVERY):
@@ -91,10 +91,12 @@ class Pulse:
     def _sign(self) -> None:
         beat, (where, waits) = self.heartbeat.beat, self.heartbeat.whereabouts()
         self.ticks += 1
-        sign = dataclasses.replace(
-            self.me, **dataclasses.asdict(beat), ticks=self.ticks, where=where, waits=waits
+        _put(
+            self.run,
+            dataclasses.replace(
+                self.me, **dataclasses.asdict(beat), ticks=self.ticks, where=where, waits=waits
+            ),
         )
-        internal_kv._internal_kv_put(self.key, json.dumps(dataclasses.asdict(sign)).encode())
 
 
 def signs(run: Path) -> list[Sign]:
@@ -104,19 +106,32 @@ def signs(run: Path) -> list[Sign]:
     return sorted((s for s in found if not sizes or s.rank < sizes[0]), key=lambda sign: sign.rank)
 
 
+def place(run: Path, workers: Sequence[Any]) -> None:
+    """Give each worker's first sign, from the run's controller: one may hang before it gives any itself.
+
+    Args:
+        run: the run's directory.
+        workers: Ray's descriptions of them; their processes are there, and nothing of them has begun.
+    """
+    forget(run)
+    for worker in workers:
+        at, rank = worker.metadata, worker.distributed_context
+        _put(run, Sign(rank.world_rank, rank.world_size, at.hostname, at.node_id, at.pid, ""))
+
+
 def forget(run: Path) -> None:
     """Delete what a run's workers left."""
     internal_kv._internal_kv_del(_key(run), del_by_prefix=True)
 
 
 def restarting(run: Path) -> None:
-    """Note that workers failed: the signs that are there are of processes that end."""
+    """Note that workers failed: the signs that come until others are placed are of processes that end."""
     forget(run)
     internal_kv._internal_kv_put(_key(run, "restarting"), b"1")
 
 
 def is_restarting(run: Path) -> bool:
-    """Whether that was noted, and no worker has begun since."""
+    """Whether that was noted, and no workers have been placed since."""
     return bool(internal_kv._internal_kv_exists(_key(run, "restarting")))
 
 
@@ -142,6 +157,11 @@ def born(pid: int) -> str:
 def _key(run: Path, *words: str) -> str:
     digest = hashlib.sha256(str(run).encode()).hexdigest()[:16]
     return "-".join(["cirkd-pulse", ray.get_runtime_context().get_job_id(), digest, *words])
+
+
+def _put(run: Path, sign: Sign) -> None:
+    text = json.dumps(dataclasses.asdict(sign))
+    internal_kv._internal_kv_put(_key(run, "sign", str(sign.rank)), text.encode())
 
 
 def _values(prefix: str) -> list[Any]:

@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import Any
 
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cirkd_ray.cluster import pulse
-from cirkd_ray.errors import first_line
+from cirkd_ray.errors import TrainingError, first_line
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.train.checkpoint import last_step
 from cirkd_ray.train.rundir import RunDirectory
@@ -38,10 +39,41 @@ class TellRestarts(UserCallback):  # type: ignore[misc]
         directory = RunDirectory(self.directory)
         nodes = {sign.rank: sign.node for sign in pulse.signs(directory.path)}
         what = describe(worker_exceptions, nodes, pulse.hung(directory.path))
-        step = min(last_step(RunDirectory(run).checkpoints) for run in self.runs)
         with suppress(OSError):  # a log that cannot be written ends no run
-            RunLog(directory).message(f"{what}; {follows(self.count, self.most, step)}")
+            RunLog(directory).message(f"{what}; {follows(self.count, self.most, _step(self.runs))}")
         pulse.restarting(directory.path)
+
+
+class TellPlaced(WorkerGroupCallback):  # type: ignore[misc]
+    """Notes where workers are placed, and tells where some were placed before and have hung ever since.
+
+    Ray Train itself begins such a start again without end.
+
+    Args:
+        directory: the run's.
+        most, runs: as of `TellRestarts`.
+    """
+
+    def __init__(self, directory: str, most: int, runs: Sequence[str]) -> None:
+        self.directory, self.most, self.runs, self.count = RunDirectory(directory), most, runs, 0
+
+    def before_init_train_context(self, workers: Sequence[Any]) -> dict[str, list[Any]]:
+        """Runs in the run's controller; an exception here is Ray Train's way to give up.
+
+        Raises:
+            TrainingError: that has happened too often.
+        """
+        place = self.directory.path
+        nodes = {sign.rank: sign.node for sign in pulse.signs(place)}
+        if hung := pulse.hung(place):  # a failure of workers that had begun would have deleted it
+            self.count += 1
+            told = f"{describe({}, nodes, hung)}; {follows(self.count, self.most, _step(self.runs))}"
+            with suppress(OSError):
+                RunLog(self.directory).message(told)
+            if self.count > self.most:
+                raise TrainingError(f"{place}: {told}; is the storage of the nodes in order?")
+        pulse.place(place, workers)
+        return {}
 
 
 def describe(errors: Mapping[int, Exception], nodes: Mapping[int, str], hung: list[int]) -> str:
@@ -52,12 +84,12 @@ def describe(errors: Mapping[int, Exception], nodes: Mapping[int, str], hung: li
         nodes: the host of each worker, where that is known.
         hung: ranks that were ended because they hung.
     """
-    rank = min(errors, key=lambda rank: (rank not in hung, _guilt(errors[rank]), rank))
-    error = errors[rank]
+    rank = min(hung) if hung else min(errors, key=lambda rank: (_guilt(errors[rank]), rank))
+    error = errors.get(rank)
     found = re.search(r"hostname='([^']+)'", str(error))
     node = found[1] if found else nodes.get(rank)
     who = f"worker {rank}" + (f" on {node}" if node else "")
-    if rank in hung:
+    if error is None or rank in hung:
         return f"{who} was hung and has been ended"
     if _guilt(error) == 0:
         return f"{who} died: {_cause(str(error))}"
@@ -75,6 +107,11 @@ def follows(count: int, most: int, step: int) -> str:
     if count > most:
         return f"no restart is left (cluster.max_failures={most})"
     return f"restart {count} of {most} from " + (f"the checkpoint of step {step}" if step else "the start")
+
+
+def _step(runs: Sequence[str]) -> int:
+    """From which all of them start again."""
+    return min(last_step(RunDirectory(run).checkpoints) for run in runs)
 
 
 def _guilt(error: Exception) -> int:

@@ -87,9 +87,10 @@ def ray_session(minimum_cpus: float = 1.0) -> Iterator[None]:
         ConfigError: the cluster of the environment cannot be joined.
     """
     with joined(minimum_cpus) as lives_on:
+        from cirkd_ray.cluster.staging import unstaged
         from cirkd_ray.cluster.stopping import ask_to_stop, one_call
 
-        with one_call():
+        with one_call(), unstaged():
             try:
                 yield
             except BaseException:

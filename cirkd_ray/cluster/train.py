@@ -14,7 +14,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
-from cirkd_ray.cluster.restarts import TellRestarts
+from cirkd_ray.cluster.restarts import TellPlaced, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
@@ -107,6 +107,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             callbacks=[
                 StopOnUserError(str(directory.path)),
                 StartNoStopped(this_call(), str(directory.path)),
+                TellPlaced(str(directory.path), spec.cluster.max_failures, folders),
                 TellRestarts(str(directory.path), spec.cluster.max_failures, folders),
                 *callbacks,
             ],

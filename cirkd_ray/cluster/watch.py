@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,14 +23,10 @@ from cirkd_ray.cluster import pulse
 from cirkd_ray.cluster.pulse import Sign, born
 from cirkd_ray.config import RunSpec
 from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.train.heartbeat import Beat
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stall import FLOOR, bound, lacks
 
-FLOOR = 60.0
-"""Seconds without a step before which nothing is said."""
-TIMES = 10
-"""The usual times of a step before which nothing is said or done."""
-GRACE = 3
-"""By how much longer a start, the first steps, a validation, a checkpoint may take."""
 SILENT = 5.0
 """Seconds without a sign after which a process counts as stopped."""
 LOOK = 2.0
@@ -41,7 +38,7 @@ class Finding:
     """A run that hangs.
 
     Attributes:
-        workers: those that are the reason, by all that is known.
+        workers: those that are the reason, by all that is known; none where none has been placed.
         silent: whether their processes give no sign at all.
         seconds: since any worker got on.
         end: whether it is time to end the first of them.
@@ -54,13 +51,15 @@ class Finding:
 
     def text(self, timeout: float | None) -> str:
         """What to say."""
+        if not self.workers:
+            return (
+                f"WARNING: workers: none has begun for {self.seconds:.0f} s; the cluster has no room for "
+                "them yet, or a process hangs as it starts"
+            )
         worst = self.workers[0]
         others = f" and {len(self.workers) - 1} more" if len(self.workers) > 1 else ""
-        usual = f" (usually {worst.usual:.2g} s)" if worst.usual is not None and _steps(worst) else ""
         at = "; its process gives no sign" if self.silent else f"; it is at {worst.where}"
-        line = (
-            f"worker {worst.rank} on {worst.node}{others} {_lacks(worst)} for {self.seconds:.0f} s{usual}{at}"
-        )
+        line = f"worker {worst.rank} on {worst.node}{others} {lacks(worst.beat, self.seconds)}{at}"
         return f"{line}; it is ended (cluster.hang_timeout={timeout:g})" if self.end else line
 
 
@@ -73,24 +72,17 @@ class Watch:
 
     def __init__(self, timeout: float | None) -> None:
         self.timeout = timeout
-        self.reset(0.0)
-
-    def reset(self, now: float) -> None:
-        """Forget what was seen."""
-        self.counts: dict[tuple[int, int], int] = {}
+        self.counts: dict[tuple[int, int], int] | None = None
         self.ticks: dict[tuple[int, int], tuple[int, float]] = {}
-        self.since, self.told = now, False
+        self.since, self.told = 0.0, False
 
     def look(self, signs: Sequence[Sign], now: float) -> Finding | None:
         """What there is to say or do now, once each.
 
         Args:
-            signs: the last of each worker.
+            signs: the last of each worker; none while workers wait for the cluster.
             now: in seconds, on any clock.
         """
-        if not signs or len(signs) < signs[0].size:
-            self.reset(now)
-            return None
         counts = {(sign.rank, sign.pid): sign.count for sign in signs}
         for sign in signs:
             key = sign.rank, sign.pid
@@ -99,33 +91,25 @@ class Watch:
         if counts != self.counts:
             self.counts, self.since, self.told = counts, now, False
             return None
-        silent = [sign for sign in signs if now - self.ticks[sign.rank, sign.pid][1] > SILENT]
-        workers = silent or behind(signs)
-        say, end = self._bounds(workers[0])
-        seconds = now - self.since
-        if end is not None and seconds >= end:
+        left = [sign for sign in signs if sign.phase != "end"]
+        if signs and not left:
+            return None
+        silent = [sign for sign in left if now - self.ticks[sign.rank, sign.pid][1] > SILENT]
+        workers = tuple(silent or behind(left))
+        beat = workers[0].beat if workers else Beat()
+        timeout, seconds = self.timeout, now - self.since
+        if timeout is not None and workers and seconds >= bound(beat, timeout):
             self.since, self.told = now, False  # where it could not be ended, again later
-            return Finding(tuple(workers), bool(silent), seconds, True)
-        if seconds >= say and not self.told:
+            return Finding(workers, bool(silent), seconds, True)
+        if not self.told and seconds >= bound(beat, FLOOR if timeout is None else min(FLOOR, timeout / 2)):
             self.told = True
-            return Finding(tuple(workers), bool(silent), seconds, False)
+            return Finding(workers, bool(silent), seconds, False)
         return None
-
-    def _bounds(self, sign: Sign) -> tuple[float, float | None]:
-        """Seconds after which to say that a worker hangs, and to end it."""
-        factor = 1 if _steps(sign) and sign.usual is not None else GRACE
-        usual = TIMES * (sign.usual or 0.0)
-        if self.timeout is None:
-            return factor * max(FLOOR, usual), None
-        return (
-            factor * max(min(FLOOR, self.timeout / 2), usual),
-            factor * max(self.timeout, usual),
-        )
 
 
 def behind(signs: Sequence[Sign]) -> list[Sign]:
     """Those that the others wait for: the last of them, and of these the ones that do not wait themselves."""
-    place = min(sign.beat.place for sign in signs)
+    place = min((sign.beat.place for sign in signs), default=None)
     last = [sign for sign in signs if sign.beat.place == place]
     return [sign for sign in last if not sign.waits] or last
 
@@ -137,10 +121,8 @@ def watched(spec: RunSpec, directory: RunDirectory) -> Iterator[None]:
     log, watch = RunLog(directory), Watch(spec.cluster.hang_timeout)
 
     def look() -> None:
-        if pulse.is_restarting(directory.path):
-            watch.reset(time.monotonic())
-            return
-        found = watch.look(pulse.signs(directory.path), time.monotonic())
+        signs = [] if pulse.is_restarting(directory.path) else pulse.signs(directory.path)
+        found = watch.look(signs, time.monotonic())
         if found is not None:
             with contextlib.suppress(OSError):
                 log.message(found.text(watch.timeout))
@@ -172,24 +154,20 @@ def _end(worker: Sign, directory: RunDirectory) -> None:
 
 
 def end_process(pid: int, when: str) -> bool:
-    """End a process of this machine, also one that is stopped; not another that was given its number."""
-    if born(pid) != when:
+    """End a process of this machine, also one that is stopped; not another that was given its number.
+
+    Args:
+        pid: its number.
+        when: it was started; "" for one of Ray's of which that is not known.
+    """
+    if born(pid) != when and not (when == "" and _is_rays(pid)):
         return False
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
     return True
 
 
-def _steps(sign: Sign) -> bool:
-    return sign.phase in ("data", "step")
-
-
-def _lacks(sign: Sign) -> str:
-    """What a worker has not done."""
-    if sign.phase == "start":
-        return "has not begun to train"
-    if sign.phase == "teacher":
-        return "has not gone on scoring the teacher"
-    if _steps(sign):
-        return f"has not finished step {sign.step}"
-    return f"has not gone on with the {sign.phase} at step {sign.step}"
+def _is_rays(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"ray::")
+    return False

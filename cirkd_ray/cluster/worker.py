@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -107,8 +107,9 @@ def work(config: dict[str, Any]) -> None:
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
-        entries, heartbeat = _entries(config["runs"], config["leaving"], world), Heartbeat()
-        with part_of(config["call"]), Pulse(directory.path, world, heartbeat):
+        heartbeat = Heartbeat()
+        with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
+            entries = _entries(config, world, held)
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
@@ -124,13 +125,19 @@ def work(config: dict[str, Any]) -> None:
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
-def _entries(runs: Sequence[Mapping[str, Any]], leaving: bool, world: World) -> list[Entry]:
+def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[Entry]:
     """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
+
+    Args:
+        config: of `work`.
+        world: this worker among its peers.
+        held: takes what is to be given back when they have ended.
 
     Raises:
         ConfigError: a directory is not seen from here.
     """
     several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+    runs: Sequence[Mapping[str, Any]] = config["runs"]
     entries = []
     for run in runs:
         directory = RunDirectory(run["directory"])
@@ -140,14 +147,14 @@ def _entries(runs: Sequence[Mapping[str, Any]], leaving: bool, world: World) -> 
                 "runs must be written to storage that all nodes share"
             )
         spec = from_tree(run["spec"])
-        spec = staged(spec) if several_nodes else spec
+        spec = held.enter_context(staged(spec)) if several_nodes else spec
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
         reporter: Reporter = RayReporter(directory, spec)
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             reporter = LocalReporter(directory.checkpoints, keep, background)
         start = Path(run["resume_from"]) if run["resume_from"] else None
-        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if leaving else None
+        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if config["leaving"] else None
         entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
     return entries
 

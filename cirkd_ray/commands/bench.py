@@ -119,6 +119,26 @@ def step(recipes: Words, **settings: Any) -> None:
 
 
 @command.command()
+@argument("recipes", nargs=-1, metavar="[RECIPE...]")
+@set_option()
+@device_option
+@option("--batch", type=COUNT, help="Images at a time (default: the recipe's).")
+@option("--repeat", type=COUNT, default=3, help="Repetitions.")
+@choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
+@option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too.")
+def layout(recipes: Words, **settings: Any) -> None:
+    """Memory layouts: a recipe's networks with the channel last beside the same with the channel first.
+
+    Evaluation, the teacher's forward pass and training at the recipe's sizes, with random images and weights.
+    Which is faster depends on network and machine; `train.channels_last` takes the answer.
+    """
+    from cirkd_ray.bench.layout import run
+    from cirkd_ray.report.console import output
+
+    output().print(run(recipes or ("quickstart",), **settings).rich())
+
+
+@command.command()
 @option("--members", type=COUNT, default=4, metavar="K", help="Runs of the cohort.")
 @repeatable("--recipe", "recipes", metavar="RECIPE", help="Of the members, in turn (default: quickstart).")
 @set_option()

@@ -216,7 +216,7 @@ class TrainSpec(_Spec):
     channels_last: Cohort[Computes[bool | Literal["always"]]] = Field(
         True,
         description="memory format of the networks; true: on CPUs of the teacher alone; always: of the "
-        "student too, which makes some of them faster (`cirkd bench step` compares)",
+        "student too, which makes some of them faster (`cirkd bench layout` compares)",
     )
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
     ema: Computes[float | None] = Field(
@@ -252,7 +252,10 @@ class ClusterSpec(_Spec):
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
     hang_timeout: Machine[PositiveFloat | None] = Field(
-        600.0, description="seconds without progress after which a hung worker is ended; null: only say so"
+        600.0,
+        description="seconds without progress after which a hung worker is ended, at least ten times the "
+        "usual step; three times as long at a start, in the first steps, a validation or a checkpoint of "
+        "which the disk takes nothing; null: only say so",
     )
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"

@@ -27,7 +27,8 @@ def _merged_colours() -> ColourMap:
     """The original 32 colours -> SegNet's 11 classes."""
     rows = metadata("camvid")["original"]
     names = class_set("camvid").names
-    return ColourMap({(r, g, b): names.index(to) if to else IGNORE_LABEL for _, r, g, b, to in rows})
+    mapping = {(r, g, b): names.index(to) if to else IGNORE_LABEL for _, r, g, b, to in rows}
+    return ColourMap(mapping, names)
 
 
 @DATASETS.register("camvid")

@@ -10,6 +10,7 @@ from cirkd_ray.data.base import SegmentationDataset, spread
 from cirkd_ray.data.codec import declare, shown
 from cirkd_ray.data.files import FileDataset, SizeMismatch
 from cirkd_ray.data.header import read_header
+from cirkd_ray.data.palettes import Used
 from cirkd_ray.data.storage import LocalStorage
 from cirkd_ray.data.tally import ORIENTED, Examined, Finding, Tally, counts_of
 from cirkd_ray.errors import DataError
@@ -18,6 +19,8 @@ MOST_IGNORED = 0.4
 """The share of ignored pixels above which a split is suspicious."""
 SAMPLES, LABELS, HEADERS, SECONDS = 4, 400, 2000, 5.0
 """What a start looks at: whole samples, label maps, pairs of headers, and how long at each of these two."""
+COLOURED, PALETTES = 32, 16
+"""Label maps in colours that it looks at in any case, and palettes that differ."""
 
 
 FAR_BELOW = 15
@@ -35,7 +38,7 @@ def judge(
         training: whether it is trained on, so that every class must occur.
         most_ignored: the share of ignored pixels that is allowed.
     """
-    found = list(_of_pixels(data, tally)) + list(_of_facts(data, tally))
+    found = [*_of_pixels(data, tally), *_of_palettes(data, tally), *_of_facts(data, tally)]
     if not tally.images or not getattr(data, "has_labels", True):
         return found
     whole, advice = tally.images == len(data), ""
@@ -83,6 +86,14 @@ def _of_pixels(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
             yield Finding("pixels changed", f"{images} {text} (first {first})")
     if data.measured and (tally.tops or tally.beyond):
         yield _of_range(data, tally, looked)
+
+
+def _of_palettes(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
+    """Palette files that are read by index, though an index has several colours."""
+    differing = tally.palettes.differing()
+    if differing and isinstance(data, FileDataset):
+        how = data.palette_advice(tally.palettes.usual)
+        yield Finding("palettes differ", f"{differing}, and are read by index; {how}")
 
 
 def _of_range(data: SegmentationDataset, tally: Tally, looked: str) -> Finding:
@@ -150,7 +161,7 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
     storage = data.storage if isinstance(data, FileDataset) else None
     try:
         if isinstance(data, FileDataset) and isinstance(storage, LocalStorage):
-            _compare_headers(data, storage)
+            _compare_headers(data, storage, tally)
         chosen = spread(len(data), SAMPLES)
         for index in chosen:
             _read(data, index, tally)
@@ -174,27 +185,35 @@ def _read(data: SegmentationDataset, index: int, tally: Tally) -> None:
 
 
 def _look_on(data: FileDataset, tally: Tally, done: set[int]) -> None:
-    """Read further label maps until every class is met, within the bounds."""
+    """Read further label maps until every class is met, and some in colours at least, within the bounds."""
     give_up = time.monotonic() + SECONDS
-    for index in spread(len(data), LABELS):
+    coloured = spread(len(data), COLOURED if data.colours is not None else 0)
+    for number, index in enumerate(dict.fromkeys([*coloured, *spread(len(data), LABELS)])):
         met = sum(map(bool, tally.pixels)) + len(data.facts.never)
-        if met >= len(tally.classes) or time.monotonic() > give_up:
+        if (met >= len(tally.classes) and number >= len(coloured)) or time.monotonic() > give_up:
             return
         if index not in done:
             tally.add_label(counts_of(data.load_label(index, None)))
 
 
-def _compare_headers(data: FileDataset, storage: LocalStorage) -> None:
-    """Refuse pairs of different sizes."""
+def _compare_headers(data: FileDataset, storage: LocalStorage, tally: Tally) -> None:
+    """Refuse pairs of different sizes; look into one label map of each palette."""
     if not data.has_labels:
         return
-    give_up, bad = time.monotonic() + SECONDS, []
+    give_up, bad = time.monotonic() + SECONDS, list[int]()
+    palettes: dict[bytes, int] = {}
     for index in spread(len(data), HEADERS):
         if time.monotonic() > give_up:
             break
         image, label = (read_header(Path(storage.where(path))) for path in data.files(index))
         if image is not None and label is not None and image.size != label.size:
             bad.append(index)
+        if label is not None and label.palette:
+            palettes.setdefault(label.palette, index)
+    for index in [*palettes.values()][:PALETTES] if len(palettes) > 1 else ():
+        used: Used = {}
+        data.load_label(index, None, used)
+        tally.palettes.add(data.name(index), used)
     if bad:
         try:
             data.load(bad[0])

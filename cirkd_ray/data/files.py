@@ -17,8 +17,9 @@ import numpy as np
 from cirkd_ray.data.base import Sample, SegmentationDataset, Stamp, UInt8, spread
 from cirkd_ray.data.codec import Decoded, read_image
 from cirkd_ray.data.header import Header, read_header
-from cirkd_ray.data.label_map import ColourMap, LabelMap, read_indexed, some
+from cirkd_ray.data.label_map import ColourMap, LabelMap, some
 from cirkd_ray.data.masks import ColourLabels, colour_table, decode_mask
+from cirkd_ray.data.palettes import Used, meant_by_colours, used_colours
 from cirkd_ray.data.scale import measured_range
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.data.tally import Examined
@@ -154,22 +155,29 @@ class FileDataset(SegmentationDataset):
 
     def examine(self, index: int) -> Examined:
         """A pair, and what its files tell beside it."""
-        sample, image, content = self._pair(index)
+        used: Used = {}
+        sample, image, content = self._pair(index, used)
         header = read_header(content) or Header(sample.size, "not known to Pillow")
-        return Examined.of(sample, header, image.changes, image.top)
+        return Examined.of(sample, header, image.changes, image.top, used)
 
-    def _pair(self, index: int) -> tuple[Sample, Decoded, bytes]:
+    def _pair(self, index: int, used: Used | None = None) -> tuple[Sample, Decoded, bytes]:
         path = self.image_file(self.ids[index])
         content = self.storage.read(path)
         image = read_image(content, self.storage.where(path), self.span, self.measured)
         try:
-            label = self.load_label(index, image.pixels.shape[:2])
+            label = self.load_label(index, image.pixels.shape[:2], used)
         except SizeMismatch as error:
             raise SizeMismatch(f"{error}{_turned(content, error.label)}") from None
         return Sample(image.pixels, label, path), image, content
 
-    def load_label(self, index: int, size: tuple[int, ...] | None) -> UInt8:
-        """Read the label map that belongs to an image of `size` (height, width), or of any where None."""
+    def load_label(self, index: int, size: tuple[int, ...] | None, used: Used | None = None) -> UInt8:
+        """Read the label map that belongs to an image of `size` (height, width), or of any where None.
+
+        Args:
+            index: the sample's.
+            size: of its image.
+            used: takes the colours of the used indices of a palette file that is read by index.
+        """
         if not self.has_labels and size is not None:
             return np.full(size, IGNORE_LABEL, np.uint8)
         path = self.label_file(self.ids[index])
@@ -183,9 +191,13 @@ class FileDataset(SegmentationDataset):
                 stored.shape[:2],
             )
         if stored.ndim == 2:
-            table = None if self.colours is None else colour_table(content)
+            table = None if self.colours is None and used is None else colour_table(content)
             if table is not None and self.colours is not None:
-                return read_indexed(stored, table, self.labels, self.colours, where)
+                by_index = meant_by_colours(stored, table, self.labels, self.colours, where)
+                if by_index is not None:
+                    return np.asarray(by_index[stored], np.uint8)
+            if table is not None and used is not None:
+                used |= used_colours(stored, table)
             return self.labels(stored, where)
         if self.colours is None:
             raise ColourLabels(f"{where}: holds RGB values; {self.colour_hint}")
@@ -275,6 +287,10 @@ class FileDataset(SegmentationDataset):
     def how_to_pair(self, path: str, near: str) -> str:
         """What to do where `near` lies in the folder of the missing file `path`, as the end of a sentence."""
         return ""
+
+    def palette_advice(self, usual: Used) -> str:
+        """What to do where label files have palettes that differ, given the usual colour of each index."""
+        return "save the labels as gray class indices"
 
     def advice(self, absent: Sequence[int]) -> str:
         """The line to write where these classes do not occur and pixels are ignored; empty if unknown."""

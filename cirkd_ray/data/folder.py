@@ -15,6 +15,7 @@ from cirkd_ray.data.base import DATASETS
 from cirkd_ray.data.codec import EXTENSIONS
 from cirkd_ray.data.files import FileDataset
 from cirkd_ray.data.label_map import Colour, ColourMap, LabelMap, some
+from cirkd_ray.data.palettes import Used
 from cirkd_ray.data.storage import Storage
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.types import IGNORE_LABEL, PADDING_LABEL, ClassSet
@@ -120,7 +121,7 @@ class Description(BaseModel):
         if self.palette is None:
             return None
         mapping = {colour: k for k, colour in enumerate(self.palette)}
-        return ColourMap({**mapping, **dict.fromkeys(self._ignored_colours, IGNORE_LABEL)})
+        return ColourMap({**mapping, **dict.fromkeys(self._ignored_colours, IGNORE_LABEL)}, self.classes)
 
 
 @DATASETS.register("folder")
@@ -233,6 +234,20 @@ class Folder(FileDataset):
         if not stem.startswith(wanted):
             return ": upper and lower case differ; rename the files"
         return f": set `label_suffix: {rest or chr(34) * 2}` in dataset.yaml"
+
+    def palette_advice(self, usual: Used) -> str:
+        """Declare the classes' colours, which then decide; if none of them do, the file is at fault."""
+        if self.colours is not None:
+            return "their colours are none of `palette`: mend it, or save the labels as gray class indices"
+        table = {k: int(self.labels.table[k]) for k in usual if self.labels.possible[k]}
+        found = {index: [*usual[k]] for k, index in reversed(table.items()) if index != IGNORE_LABEL}
+        told = [found.get(k) for k in range(len(self.classes))]
+        known = None not in told and len({str(colour) for colour in told}) == len(told)
+        line = f"e.g. `palette: {told}`" if known else "`palette: [[R, G, B], ...]`"
+        return (
+            f"if colours decide, write {line} in {DESCRIPTION}, the colour of each class; "
+            "if indices do, save the labels as gray class indices"
+        )
 
     def advice(self, absent: Sequence[int]) -> str:
         """Give an ignored value to a class that never occurs."""

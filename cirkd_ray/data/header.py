@@ -22,11 +22,13 @@ class Header(NamedTuple):
         size: (height, width) of the pixels as stored.
         mode: their kind, in Pillow's words: "RGB", "L", "I;16", ...
         orientation: how a camera was held, 1..8 (EXIF): 1 is upright, 5 and above swap height and width.
+        palette: its colours as stored, of a file that has one.
     """
 
     size: tuple[int, int]
     mode: str
     orientation: int = 1
+    palette: bytes = b""
 
     @property
     def upright_size(self) -> tuple[int, int]:
@@ -44,7 +46,9 @@ def read_header(source: bytes | Path) -> Header | None:
                 tags = image.tag_v2  # type: ignore[attr-defined]
                 width, height = tags[_WIDTH], tags[_HEIGHT]
             known = isinstance(orientation, int) and 1 <= orientation <= 8
-            return Header((int(height), int(width)), image.mode, orientation if known else 1)
+            held = orientation if known else 1
+            palette = bytes(image.palette.getdata()[1]) if image.mode == "P" and image.palette else b""
+            return Header((int(height), int(width)), image.mode, held, palette)
     except (OSError, SyntaxError, ValueError, KeyError, Image.DecompressionBombError):
         return None
 

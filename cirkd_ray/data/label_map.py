@@ -68,6 +68,8 @@ class LabelMap:
 
 
 Colour = tuple[int, int, int]
+NEAR = 16
+"""How far, in each channel, a colour may lie from that of a class to be taken for a damaged one."""
 
 
 class ColourMap:
@@ -75,10 +77,12 @@ class ColourMap:
 
     Args:
         mapping: colour -> class index or `IGNORE_LABEL`; every other colour is impossible.
+        classes: their names, for messages.
     """
 
-    def __init__(self, mapping: Mapping[Colour, int]) -> None:
+    def __init__(self, mapping: Mapping[Colour, int], classes: Sequence[str] = ()) -> None:
         self.mapping = dict(mapping)
+        self.classes = tuple(classes)
         codes = {(r << 16) + (g << 8) + b: index for (r, g, b), index in mapping.items()}
         self._codes = np.array(sorted(codes), np.uint32)
         self._indices = np.array([codes[code] for code in sorted(codes)], np.uint8)
@@ -95,12 +99,27 @@ class ColourMap:
         if (wrong := self._codes[places] != codes).any():
             values, counts = np.unique(codes[wrong], return_counts=True)
             most = np.argsort(-counts, kind="stable")
-            shown = [f"{_colour_of(int(values[k]))} ({counts[k]} pixels)" for k in most[:4]]
+            shown = [self._told(int(values[k]), int(counts[k])) for k in most[:4]]
+            share = 100 * wrong.mean()
             raise ImpossibleLabels(
-                f"{where}: colours of no class {some(shown)}; a class's colour must be exact"
+                f"{where}: colours of no class {some(shown)}, {share:.2g} % of all; a class's colour must be "
+                "exact: write masks without anti-aliasing, and never as JPEG"
             )
         found: UInt8 = self._indices[places]
         return found
+
+    def near(self, colour: Colour) -> Colour | None:
+        """The class's colour that is not farther than `NEAR` from a colour, or None."""
+        distance, found = min(
+            (max(abs(a - b) for a, b in zip(colour, c, strict=True)), c) for c in self.mapping
+        )
+        return found if distance <= NEAR else None
+
+    def _told(self, code: int, pixels: int) -> str:
+        colour = (code >> 16, code >> 8 & 255, code & 255)
+        near = self.near(colour)
+        whose = "" if near is None else f" near {[*near]} of {_name(self.mapping[near], self.classes)!r}"
+        return f"{[*colour]} ({pixels} pixels){whose}"
 
     def named(self, classes: Sequence[str]) -> dict[str, str]:
         """`colour R,G,B` -> name of its class, or "ignored"."""
@@ -108,46 +127,8 @@ class ColourMap:
         return {f"colour {r},{g},{b}": _name(index, classes) for (r, g, b), index in known}
 
 
-def read_indexed(stored: UInt8, table: UInt8, labels: LabelMap, colours: ColourMap, where: str) -> UInt8:
-    """Class indices of a palette file of a data set whose classes have declared colours.
-
-    Tools order the colours of a palette as they like, so that where a file's colours are those of classes,
-    they decide. Where they are not, the palette is for display alone, and the stored indices decide.
-
-    Args:
-        stored: H x W indices.
-        table: K x 3 colours by index.
-        labels, colours: what indices and colours mean.
-        where: the file, for messages.
-
-    Raises:
-        DataError: some of the used colours are those of other classes than their indices say, and some of
-            none.
-    """
-    used = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
-    named = {k: colours.mapping.get(tuple(table[k].tolist())) for k in used.tolist() if k < len(table)}
-    meant = {k: index for k, index in named.items() if index is not None}
-    if len(meant) == len(used):
-        by_index = np.zeros(256, np.uint8)
-        by_index[list(meant)] = list(meant.values())
-        found: UInt8 = by_index[stored]
-        return found
-    differing = [k for k, index in meant.items() if not labels.possible[k] or index != labels.table[k]]
-    if differing:
-        others = some([str(k) for k in used.tolist() if k not in meant])
-        raise ImpossibleLabels(
-            f"{where}: index {differing[0]} has the colour of another class, and the colours of {others} are "
-            "those of none; save the mask as RGB in the colours of `palette`, or as gray class indices"
-        )
-    return labels(stored, where)
-
-
 def _name(index: int, classes: Sequence[str]) -> str:
     return classes[index] if index < len(classes) else "ignored"
-
-
-def _colour_of(code: int) -> list[int]:
-    return [code >> 16, code >> 8 & 255, code & 255]
 
 
 def _ranges(values: Sequence[int]) -> str:

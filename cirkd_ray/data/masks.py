@@ -31,6 +31,10 @@ _PALETTE, _GRAY, _RGB = 3, 0, (2, 6)
 _PNG_COLOURS = {0: "gray", 2: "RGB", 3: "palette", 4: "gray with alpha", 6: "RGBA"}
 _LARGEST = 2**30
 """Pixels of the largest image that OpenCV decodes."""
+TRANSPARENT = (
+    "has transparent pixels; save the mask without alpha, and give what they stand for a "
+    "colour of its own (pixels without a class: `ignore: [[R, G, B]]` in dataset.yaml)"
+)
 _LOSSY = {b"\xff\xd8": "JPEG", b"RIFF": "WebP", b"GIF8": "GIF", b"BM": "BMP"}
 
 
@@ -112,22 +116,29 @@ def _opaque(mask: np.ndarray, where: str) -> np.ndarray:
         DataError: its alpha band says something that would be lost.
     """
     if mask.shape[2] == 4 and mask[..., 3].min() != mask[..., 3].max():
-        raise DataError(
-            f"{where}: has transparent pixels; save the mask without alpha, and give what they stand for a "
-            "colour of its own (pixels without a class: `ignore: [[R, G, B]]` in dataset.yaml)"
-        )
+        raise DataError(f"{where}: {TRANSPARENT}")
     return mask[..., :3]
 
 
 def colour_table(data: bytes) -> UInt8 | None:
-    """The RGB colours (K x 3) of a palette PNG or TIFF, by index; None for files of another kind."""
+    """The RGB colours and transparency (K x 4) of a palette PNG or TIFF; None for files of another kind."""
     if data.startswith(PNG_SIGNATURE) and data[25] != _PALETTE:
         return None
     # Image.open would refuse sound labels of large images.
     opened = PngImageFile if data.startswith(PNG_SIGNATURE) else Image.open
     with opened(io.BytesIO(data)) as image:
         colours = image.getpalette("RGB") if image.mode == "P" else None
-    return None if colours is None else np.array(colours, np.uint8).reshape(-1, 3)
+        clear = image.info.get("transparency", b"")
+    if colours is None:
+        return None
+    rgb = np.array(colours, np.uint8).reshape(-1, 3)
+    alpha = np.full((len(rgb), 1), 255, np.uint8)
+    if isinstance(clear, bytes):
+        known = np.frombuffer(clear, np.uint8)[: len(rgb)]
+        alpha[: len(known), 0] = known
+    else:  # a single index
+        alpha[clear : clear + 1] = 0
+    return np.hstack([rgb, alpha])
 
 
 def _narrow(label: np.ndarray, where: str) -> UInt8:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from cirkd_ray.data.base import Sample, UInt8
 from cirkd_ray.data.header import Header
+from cirkd_ray.data.palettes import Palettes, Used
 from cirkd_ray.data.storage import printable
 from cirkd_ray.types import IGNORE_LABEL
 
@@ -28,6 +29,7 @@ class Examined(NamedTuple):
         header: of the image's file.
         changes: what reading changed in the image.
         top: the highest stored value of an image of more than 8 bits.
+        used: the colours of the used indices of a palette file that is read by index.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Examined(NamedTuple):
     header: Header | None = None
     changes: tuple[str, ...] = ()
     top: float | None = None
+    used: Used = {}  # noqa: RUF012 - never changed
 
     @classmethod
     def of(cls, sample: Sample, *facts: Any) -> Examined:
@@ -81,6 +84,7 @@ class Tally:
         turned: images with a camera's orientation tag, which is not applied.
         changes: what reading changed in images -> how many, and the first one's name.
         tops: highest value of each image of more than 8 bits -> how many, and the first one's name.
+        palettes: the colours of palette files that are read by index.
         beyond: images that the measured range leaves out -> the range that holds them, and the highest value.
     """
 
@@ -94,6 +98,7 @@ class Tally:
     turned: int = 0
     changes: dict[str, tuple[int, str]] = field(default_factory=dict)
     tops: dict[float, tuple[int, str]] = field(default_factory=dict)
+    palettes: Palettes = field(default_factory=Palettes)
     beyond: dict[str, tuple[tuple[float, float], float]] = field(default_factory=dict)
 
     def add_label(self, counts: NDArray[np.int64]) -> None:
@@ -114,6 +119,7 @@ class Tally:
         self.turned += oriented
         for text in (*found.changes, *([ORIENTED] if oriented else [])):
             _count(self.changes, text, found.name)
+        self.palettes.add(found.name, found.used)
         if found.top is not None:
             _count(self.tops, found.top, found.name)
         mode = header.mode if header is not None else "RGB"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable
 from itertools import islice
@@ -21,6 +22,8 @@ from cirkd_ray.errors import CheckpointError
 from cirkd_ray.files import whole_folder
 
 STATE, MANIFEST = "state.pt", "manifest.json"
+PART = 32_000_000
+"""Bytes of a state that are given to the disk at a time."""
 Warn = Callable[[str], None]
 
 
@@ -29,8 +32,13 @@ def checkpoint_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
-def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
+def write_checkpoint(folder: Path, state: dict[str, Any], written: Callable[[], None] = lambda: None) -> Path:
     """Write `state` into a new folder `folder`; nothing is left behind when that fails.
+
+    Args:
+        folder: the checkpoint's.
+        state: what it holds.
+        written: called whenever the disk has taken another part of it.
 
     Raises:
         OSError: the disk is full or not writable; what was there before stays as it is.
@@ -39,7 +47,7 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
     with whole_folder(folder) as partial:
         with (partial / STATE).open("wb") as file:
-            hashing = _Hashing(file)
+            hashing = _Hashing(file, written)
             try:
                 torch.save(state, cast(BinaryIO, hashing))
             except RuntimeError:  # torch's word for a failed write
@@ -54,17 +62,33 @@ def write_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
 
 
 class _Hashing:
-    """A file that is only written, in order; its checksum is known at the end without reading it."""
+    """A file that is only written, in order; its checksum is known at the end without reading it.
 
-    def __init__(self, file: BinaryIO) -> None:
+    The disk takes it part by part, so that a slow one is told from one that hangs.
+    """
+
+    def __init__(self, file: BinaryIO, written: Callable[[], None]) -> None:
         self.file, self.sha, self.bytes = file, hashlib.sha256(), 0
+        self.written, self.unflushed = written, 0
         self.error: OSError | None = None
 
     def write(self, block: bytes) -> int:
-        self.sha.update(block)
-        self.bytes += len(block)
+        view = memoryview(block).cast("B")
+        for start in range(0, len(view), PART):
+            self._write(view[start : start + PART])
+        return len(view)
+
+    def _write(self, part: memoryview) -> None:
+        self.sha.update(part)
+        self.bytes += len(part)
+        self.unflushed += len(part)
         try:
-            return self.file.write(block)
+            self.file.write(part)
+            if self.unflushed >= PART:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+                self.unflushed = 0
+                self.written()
         except OSError as error:
             self.error = error
             raise

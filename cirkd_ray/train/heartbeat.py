@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-Phase = Literal["start", "teacher", "data", "step", "checkpoint", "validation"]
-ORDER: tuple[Phase, ...] = ("start", "teacher", "data", "step", "checkpoint", "validation")
-"""What a rank does around a step, in this order."""
+Phase = Literal["start", "teacher", "data", "step", "checkpoint", "validation", "end"]
+ORDER: tuple[Phase, ...] = ("start", "teacher", "data", "step", "checkpoint", "validation", "end")
+"""What a rank does around a step, in this order; at the end it waits for nothing."""
 _WAITING = (
     "torch/distributed/",
     "torch/autograd/graph.py",
@@ -79,8 +79,9 @@ class Heartbeat:
                 self._begun = now
             self.beat = Beat(phase, step, part, before.count + 1, usual)
 
-    def waits(self) -> None:
-        """It does not hang: a thread of this process waits for storage, within a bound of its own."""
+    def alive(self) -> None:
+        """It does not hang: a thread of this process writes to storage, or waits for it within a bound of
+        its own."""
         with self._lock:
             self.beat = replace(self.beat, count=self.beat.count + 1)
 

@@ -16,11 +16,14 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import local_device, share_cores
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Together
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import launched_by_torchrun
+from cirkd_ray.train.underway import say_now
 
 PATIENCE = timedelta(days=30)
 """How long torchrun's ranks wait for the first one's word: it may wait for another job's teacher."""
@@ -50,7 +53,14 @@ def run_together(
         keep = spec.train.keep_checkpoints
         reporter = LocalReporter(directory.checkpoints, keep, cluster.async_checkpoints)
         entries.append(Entry(spec, directory, reporter, following))
-    return train_cohort(entries, world)
+    heartbeat = Heartbeat()
+
+    def say(text: str) -> None:
+        for entry in entries:
+            say_now(text, entry.directory, entry.listeners, world)
+
+    with told_where_it_stalls(heartbeat, say):
+        return train_cohort(entries, world, heartbeat=heartbeat)
 
 
 def rank_device(setting: str) -> torch.device:

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextvars import copy_context
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,16 @@ class Snapshot:
     Args:
         state: what a checkpoint holds; nothing in it changes any more.
         patience: waits where it cannot be written for a while.
+        written: called whenever the disk has taken another part of it.
     """
 
-    def __init__(self, state: dict[str, Any], patience: Patience | None = None) -> None:
-        self.state, self.patience = state, patience
+    def __init__(
+        self,
+        state: dict[str, Any],
+        patience: Patience | None = None,
+        written: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.state, self.patience, self.written = state, patience, written
         self.name = checkpoint_name(state["step"])
 
     def write(self, folder: Path) -> None:
@@ -35,10 +42,11 @@ class Snapshot:
         Raises:
             OSError: as of `write_checkpoint`; with `patience`, a `StorageError`.
         """
+        write = partial(write_checkpoint, folder, self.state, self.written)
         if self.patience is None:
-            write_checkpoint(folder, self.state)
+            write()
         else:
-            self.patience.write(lambda: write_checkpoint(folder, self.state))
+            self.patience.write(write)
 
 
 class HostCopy:

@@ -20,10 +20,12 @@ from cirkd_ray.train.baseline import baseline_block, baseline_directory, baselin
 from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.disk import checkpoint_bytes, require_room
 from cirkd_ray.train.dry_run import DryRun
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Runner, Together, train_together
 from cirkd_ray.train.same_data import DataGuard
+from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
 
@@ -94,10 +96,9 @@ def run_recipe(
     Raises:
         ConfigError: the directory holds a run already, or one of another recipe or of other data.
     """
-    notes = _check(spec, directory)
-    for note in notes:
-        say(note)
-    stages = _Stages(out, runner, say, DataGuard.of(spec, accept_data, say), restart)
+    with told_where_it_stalls(Heartbeat(), say):
+        notes = _check(spec, directory, say)
+        stages = _Stages(out, runner, say, DataGuard.of(spec, accept_data, say), restart)
     with locked(directory):
         _open(spec, directory, stages.data, resume, restart)
         for note in notes:
@@ -186,12 +187,15 @@ def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool,
     require_whole(directory, restart)
 
 
-def _check(spec: RunSpec, directory: RunDirectory) -> tuple[str, ...]:
-    """A dry run of the recipe, and whether the disk has room for what is still to be trained; the notes."""
+def _check(spec: RunSpec, directory: RunDirectory, say: Callable[[str], None]) -> tuple[str, ...]:
+    """A dry run of the recipe, and whether the disk has room for what is still to be trained; says and
+    returns its notes."""
     dry = DryRun()
     dry.check(spec)
     if dry.built is not None and not directory.result.exists():
         require_room(spec, checkpoint_bytes(spec, *dry.built), directory.path)
+    for note in dry.notes:
+        say(note)
     return tuple(dry.notes)
 
 

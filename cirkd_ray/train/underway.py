@@ -18,6 +18,16 @@ from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Interrupted, asked
 
 
+def say_now(text: str, directory: RunDirectory, listeners: Sequence[Listener], world: World) -> None:
+    """Tell it as far as that is possible now; each rank speaks for itself."""
+    for listener in listeners if world.is_main else ():
+        with suppress(OSError):
+            listener.message(text)
+    if not world.is_main:
+        with suppress(OSError):
+            directory.log(f"worker {world.rank} on {socket.gethostname()}: {text}")
+
+
 class Underway:
     """Tells a run's listeners, and its directory what a resumed run will need; ranks but the main are silent.
 
@@ -51,13 +61,7 @@ class Underway:
         self.patience = Patience(storage_timeout, directory, self._say, self._rest)
 
     def _say(self, text: str) -> None:
-        """Tell it as far as that is possible now; each rank speaks for itself."""
-        for listener in self.listeners:
-            with suppress(OSError):
-                listener.message(text)
-        if not self.world.is_main:
-            with suppress(OSError):
-                self.directory.log(f"worker {self.world.rank} on {socket.gethostname()}: {text}")
+        say_now(text, self.directory, self.listeners, self.world)
 
     def _rest(self) -> None:
         """Between two tries of what cannot be written or read.
@@ -65,7 +69,7 @@ class Underway:
         Raises:
             Interrupted: asked to stop.
         """
-        self.heartbeat.waits()
+        self.heartbeat.alive()
         if self.asked_to_stop():
             raise Interrupted("stopped while waiting for storage")
 

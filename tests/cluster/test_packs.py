@@ -29,7 +29,7 @@ def stub_pack(
 ) -> list[dict[str, Any] | Exception]:
     """A cohort that trains nothing; of three members one lacks memory."""
     assert leaving
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "members", " ".join(directory.path.parent.name for _, directory in runs))
     found: list[dict[str, Any] | Exception] = []
     for number, (spec, directory) in enumerate(runs):
@@ -52,7 +52,7 @@ def swept(
     packs = start_packs(folder, size, places, sweep.trials, together)
     make_tuner(plan, sweep, steps, 1, size * places, TrainPacked(packs)).fit()
     ray.kill(packs)
-    members = [path.read_text().split() for path in sorted(folder.glob("packs/*/members"))]
+    members = [path.read_text().split() for path in sorted(folder.rglob("members"))]
     return read_sweep(folder), members
 
 

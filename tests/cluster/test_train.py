@@ -14,9 +14,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cirkd_ray.cluster.resources import check_nodes, plan_run
 from cirkd_ray.cluster.train import fit
@@ -129,6 +131,38 @@ def test_a_worker_that_hangs_is_told_ended_and_the_run_goes_on(
     assert told, log
     assert f"worker {told[1]} on {socket.gethostname()} was hung and has been ended; restart 1 of 2" in log
     assert not psutil.pid_exists(stopped[0])
+    assert figures(directory) == figures(undisturbed)
+
+
+class HangAtTheStart(WorkerGroupCallback):  # type: ignore[misc]
+    """Stops a worker's process as soon as it is placed, the first time."""
+
+    def __init__(self, note: Path) -> None:
+        self.note = note
+
+    def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
+        if not self.note.exists():
+            self.note.write_text(str(workers[1].metadata.pid))
+            os.kill(workers[1].metadata.pid, signal.SIGSTOP)
+        return {}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_worker_that_hangs_before_it_begins_is_told_ended_and_the_run_goes_on(
+    undisturbed: RunDirectory, tmp_path: Path
+) -> None:
+    directory, note = RunDirectory(tmp_path / "run"), tmp_path / "stopped"
+    spec = undisturbed.spec()
+    spec = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"hang_timeout": 40.0})})
+    open_directory(directory, spec, resume=True)
+    fit(spec, directory, [HangAtTheStart(note)])
+    log = (directory.path / "log.txt").read_text()
+    assert re.search(
+        r"worker \d on \S+ .*has not begun to train for .* s; its process gives no sign; it is ended", log
+    )
+    assert re.search(r"worker \d on \S+ was hung and has been ended; restart 1 of 2 from the start", log)
+    assert not psutil.pid_exists(int(note.read_text()))
     assert figures(directory) == figures(undisturbed)
 
 

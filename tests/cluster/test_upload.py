@@ -48,7 +48,7 @@ def test_a_checkpoint_that_cannot_be_written_is_told_to_ray_and_leaves_nothing(
 ) -> None:
     upload(reporter, 1)
 
-    def full(folder: Path, state: object) -> None:
+    def full(folder: Path, *rest: object) -> None:
         raise CheckpointError(f"{folder}: no space left")
 
     monkeypatch.setattr(snapshot, "write_checkpoint", full)

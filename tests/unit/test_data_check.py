@@ -102,10 +102,10 @@ def test_an_odd_error_does_not_end_the_check(bad: Path, monkeypatch: pytest.Monk
     data = open_set("folder", "train", bad, subset=True)
     whole = data.load_label
 
-    def odd(index: int, size: tuple[int, ...]) -> np.ndarray:
+    def odd(index: int, *about: object) -> np.ndarray:
         if index == 1:
             raise RuntimeError("never seen before")
-        return whole(index, size)
+        return whole(index, *about)
 
     monkeypatch.setattr(data, "load_label", odd)
     findings = check(data).findings

@@ -74,7 +74,8 @@ def test_an_orientation_tag_is_not_applied_but_read(kind: str, orientation: int)
     plain = encode(Image.fromarray(picture()), kind, **({"lossless": True} if kind == "WEBP" else {}))
     np.testing.assert_array_equal(decode_image(data, "x"), decode_image(plain, "x"))
     header = read_header(data)
-    assert header == ((40, 60), "RGB", orientation)
+    assert header is not None
+    assert header[:3] == ((40, 60), "RGB", orientation)
     assert header.upright_size == ((40, 60) if orientation < 5 else (60, 40))
 
 

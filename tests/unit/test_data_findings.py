@@ -61,6 +61,13 @@ def make(
     return root
 
 
+def indexed(path: Path, indices: np.ndarray, colours: list[list[int]], **options: object) -> None:
+    image = Image.fromarray(indices).convert("P")
+    image.putpalette(np.array(colours, np.uint8).tobytes())
+    image.putdata(indices.ravel().tolist())
+    image.save(path, **options)
+
+
 def both(label: np.ndarray, count: int = 2, suffix: str = ".png") -> dict[str, np.ndarray]:
     return {f"{split}/{n}{suffix}": label for split in ("train", "val") for n in range(count)}
 
@@ -360,123 +367,6 @@ def test_two_labels_of_one_image_are_refused(tmp_path: Path) -> None:
     write(root / "labels/train/0.tif", halves(1, 0))
     with pytest.raises(DataError, match=r"1 name comes twice: labels/train/0\.png and labels/train/0\.tif"):
         build_dataset("folder", split="train", root=root)
-
-
-# Masks of colours
-
-PALETTE = {"classes": ["a", "b"], "palette": [[10, 20, 30], [200, 0, 5]], "ignore": [255, [0, 0, 0]]}
-
-
-def test_masks_of_the_palettes_colours_are_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    mask = np.zeros((12, 16, 3), np.uint8)
-    mask[:, 4:10], mask[:, 10:] = PALETTE["palette"]
-    expected = np.full((12, 16), 255, np.uint8)
-    expected[:, 4:10], expected[:, 10:] = 0, 1
-    root = make(tmp_path / "raw", PALETTE, both(mask))
-    data = build_dataset("folder", split="train", root=root)
-    np.testing.assert_array_equal(data.load(0).label, expected)
-    assert main(["data", "check", "folder", str(root)]) == 0
-    assert main(["data", "prepare", "folder", str(root), str(tmp_path / "out")]) == 0
-    stored = build_dataset("folder", split="train", root=tmp_path / "out")
-    np.testing.assert_array_equal(stored.load(0).label, expected)
-    mask[3, 3] = (10, 20, 31)
-    write(root / "labels/train/1.png", mask)
-    capsys.readouterr()
-    assert main(["data", "check", "folder", str(root), "--split", "train"]) == 1
-    assert "colours of no class [10, 20, 31] (1 pixels)" in capsys.readouterr().out.replace("\n", "")
-    (root / "dataset.yaml").write_text("classes: [a, b]\n")
-    with pytest.raises(DataError, match=r"0\.png: holds RGB values; write `palette: "):
-        build_dataset("folder", split="train", root=root).load(0)
-
-
-def indexed(path: Path, indices: np.ndarray, colours: list[list[int]], **options: object) -> None:
-    image = Image.fromarray(indices).convert("P")
-    image.putpalette(np.array(colours, np.uint8).tobytes())
-    image.putdata(indices.ravel().tolist())
-    image.save(path, **options)
-
-
-def test_a_palettes_colours_decide_where_they_are_those_of_classes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    declared = {"classes": ["bg", "road", "sky"], "palette": [[0, 0, 0], [128, 64, 128], [70, 130, 180]]}
-    truth = np.random.default_rng(5).integers(0, 3, (12, 16), dtype=np.uint8)
-    root = make(tmp_path, declared, both(truth))
-    order = np.array([2, 0, 1], np.uint8)  # an editor's own order of the colours
-    colours = [declared["palette"][k] for k in np.argsort(order)]
-    label = root / "labels/train/0.png"
-    for path in (label, label.with_suffix(".tif")):
-        label.unlink(missing_ok=True)
-        indexed(path, order[truth], colours)
-        data = build_dataset("folder", split="train", root=root)
-        np.testing.assert_array_equal(data.load(0).label, truth)
-        path.unlink()
-    indexed(label, order[truth], colours)
-    with monkeypatch.context() as patch:
-        patch.setattr(Image, "MAX_IMAGE_PIXELS", 10)  # large labels are sound, whatever Pillow says of them
-        np.testing.assert_array_equal(build_dataset("folder", split="train", root=root).load(0).label, truth)
-    indexed(label, truth, [[1, 1, 1], [2, 2, 2], [3, 3, 3]])  # colours for display alone
-    np.testing.assert_array_equal(build_dataset("folder", split="train", root=root).load(0).label, truth)
-    indexed(label, order[truth], [colours[0], [9, 9, 9], colours[2]])
-    with pytest.raises(DataError, match=r"0\.png: index 0 has the colour of another class.* of 1 are"):
-        build_dataset("folder", split="train", root=root).load(0)
-
-
-def test_three_ignored_values_that_are_one_colour_are_told(tmp_path: Path) -> None:
-    root = make(tmp_path, {**PALETTE, "ignore": [0, 1, 2]}, both(halves(0, 1)))
-    with pytest.raises(DataError, match=r"write e\.g\. `ignore: \[\[0, 1, 2\]\]`"):
-        build_dataset("folder", split="train", root=root)
-
-
-def test_a_colour_stands_for_one_class(tmp_path: Path) -> None:
-    root = make(tmp_path, {**PALETTE, "ignore": [[10, 20, 30]]}, both(halves(0, 1)))
-    with pytest.raises(DataError, match=r"dataset\.yaml: palette: a colour stands for two classes"):
-        build_dataset("folder", split="train", root=root)
-
-
-def camvid_of_colours(root: Path, suffix: str) -> np.ndarray:
-    """Two images a split with masks of the 32 colours, a column each; returns the classes of the columns."""
-    rows, names = metadata("camvid")["original"], [row[0] for row in metadata("camvid")["classes"]]
-    mask = np.array([row[1:4] for row in rows], np.uint8)[None].repeat(8, 0)
-    for split in ("train", "val"):
-        for n in range(2):
-            write(root / f"{split}/0001TP_{n}.png", RGB[:8].repeat(2, 1))
-            write(root / f"{split}annot/0001TP_{n}{suffix}.png", mask)
-    return np.array([names.index(row[4]) if row[4] else 255 for row in rows], np.uint8)
-
-
-def test_camvids_32_colours_are_told_and_become_11_classes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    columns = camvid_of_colours(tmp_path / "raw", "_L")
-    assert len(columns) == 32
-    assert sorted(set(columns.tolist())) == [*range(11), 255]
-    assert main(["data", "check", "camvid", str(tmp_path / "raw"), "--split", "train"]) == 2
-    told = capsys.readouterr().err
-    assert len(told.strip().splitlines()) == 2
-    for part in (
-        "trainannot holds 0001TP_0_L.png",
-        "32 colours",
-        "form=original",
-        "cirkd data prepare camvid",
-    ):
-        assert part in told
-    out = str(tmp_path / "out")
-    assert main(["data", "prepare", "camvid", str(tmp_path / "raw"), out, "--set", "form=original"]) == 0
-    for data in (
-        build_dataset("camvid", split="val", root=out),
-        build_dataset("camvid", split="val", root=tmp_path / "raw", form="original"),
-    ):
-        assert len(data) == 2
-        np.testing.assert_array_equal(data.load(1).label, columns[None].repeat(8, 0))
-
-
-def test_camvids_colours_without_the_suffix_are_told_and_read(tmp_path: Path) -> None:
-    columns = camvid_of_colours(tmp_path, "")
-    with pytest.raises(DataError, match=r"0001TP_0\.png: holds RGB values; .*form=original"):
-        build_dataset("camvid", split="train", root=tmp_path).load(0)
-    data = build_dataset("camvid", split="train", root=tmp_path, form="original")
-    np.testing.assert_array_equal(data.load(0).label, columns[None].repeat(8, 0))
 
 
 # The start of a run

@@ -264,7 +264,7 @@ def test_a_single_missing_file_is_named_at_once(tmp_path: Path) -> None:
 def test_waiting_is_told_once_counts_as_life_and_gives_up_together(tmp_path: Path) -> None:
     heartbeat, said, tries = Heartbeat(), list[str](), [0]
     directory = RunDirectory(tmp_path)
-    patience = Patience(60, directory, said.append, heartbeat.waits)
+    patience = Patience(60, directory, said.append, heartbeat.alive)
 
     def act() -> int:
         tries[0] += 1

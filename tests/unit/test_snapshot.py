@@ -96,9 +96,9 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     """The first is held back until a validation has begun: a run that waited for it would never end."""
     validated, real, evaluate = threading.Event(), snapshot.write_checkpoint, validation.evaluate
 
-    def held(folder: Path, state: dict[str, Any]) -> Path:
+    def held(folder: Path, state: dict[str, Any], *rest: Any) -> Path:
         assert state["step"] > 1 or validated.wait(60)
-        return real(folder, state)
+        return real(folder, state, *rest)
 
     def noticed(*args: Any, **kwargs: Any) -> Any:
         validated.set()
@@ -120,9 +120,9 @@ def test_a_failure_while_a_checkpoint_is_written_waits_for_it(
 ) -> None:
     failed, real = threading.Event(), snapshot.write_checkpoint
 
-    def held(folder: Path, state: dict[str, Any]) -> Path:
+    def held(folder: Path, state: dict[str, Any], *rest: Any) -> Path:
         assert failed.wait(60)
-        return real(folder, state)
+        return real(folder, state, *rest)
 
     def fails(*args: Any, **kwargs: Any) -> Any:
         failed.set()
@@ -140,7 +140,7 @@ def test_a_failure_while_a_checkpoint_is_written_waits_for_it(
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(folder: Path, state: dict[str, Any]) -> Path:
+    def full(folder: Path, *rest: Any) -> Path:
         raise CheckpointError(f"{folder}: the checkpoint could not be written (No space left on device)")
 
     monkeypatch.setattr(snapshot, "write_checkpoint", full)

@@ -114,3 +114,18 @@ def test_a_cohort_is_measured_together_and_apart(tmp_path: Path, capsys: pytest.
     peaks = found["peak_bytes"]
     assert 0 < peaks["one"] < peaks["together"] <= 1.02 * peaks["teacher_and_students"] < 3 * peaks["one"]
     assert f"together / apart: {found['ratio']:.2f}" in capsys.readouterr().out
+
+
+def test_layouts_take_turns_and_give_ratios(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "layout.json"
+    words = ["--batch", "2", "--set", "data.crop=[32,64]", "--repeat", "1", "--device", "cpu"]
+    assert main(["bench", "layout", "quickstart", "quickstart/baseline", *words, "--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert {recipe: set(works) for recipe, works in found.items()} == {
+        "quickstart": {"student, evaluation", "teacher", "student, training"},
+        "quickstart/baseline": {"student, evaluation", "student, training"},
+    }
+    for works in found.values():
+        for seconds in works.values():
+            assert seconds["ratio"] == seconds["first"] / seconds["last"] > 0
+    assert "student, training" in capsys.readouterr().out

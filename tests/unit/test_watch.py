@@ -7,14 +7,18 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from cirkd_ray.cluster import pulse
 from cirkd_ray.cluster.pulse import Sign, born
-from cirkd_ray.cluster.restarts import describe, follows
+from cirkd_ray.cluster.restarts import TellPlaced, describe, follows
 from cirkd_ray.cluster.session import NOISE, _without_noise
 from cirkd_ray.cluster.watch import Finding, Watch, behind, end_process
+from cirkd_ray.errors import TrainingError
 
 
 def sign(rank: int, **changes: Any) -> Sign:
@@ -98,9 +102,40 @@ def test_the_one_behind_is_named_not_those_that_wait(
     assert [found.rank for found in behind([sign(0, **first), sign(1, **second)])] == expected
 
 
-def test_nothing_is_said_before_all_workers_give_signs() -> None:
+def test_a_worker_that_hangs_before_its_first_sign_is_given_longer_and_ended() -> None:
+    """It has only the sign that the controller gave when it was placed."""
+    watch, found = Watch(120.0), []
+    placed = [sign(rank, phase="start", step=0, usual=None, count=-1, ticks=0) for rank in (0, 1)]
+    assert watch.look(placed, 0.0) is None
+    for now in range(1, 400):
+        begun = replace(placed[0], ticks=now, count=0, waits=True)
+        if (finding := watch.look([begun, placed[1]], float(now))) is not None:
+            found.append((now, finding.end, [worker.rank for worker in finding.workers]))
+    assert found == [(181, False, [1]), (361, True, [1])]
+    assert "worker 1 on host1 has not begun to train for" in Finding((placed[1],), True, 200.0, False).text(1)
+
+
+def test_that_no_worker_begins_is_told_once_and_again_after_a_failure() -> None:
     watch = Watch(10.0)
-    assert all(watch.look([sign(0, ticks=now)], float(now)) is None for now in range(1, 1000))
+    found = [(now, watch.look([], float(now))) for now in range(1, 1000)]
+    told = [(now, finding) for now, finding in found if finding is not None]
+    assert [(now, finding.end) for now, finding in told] == [(16, False)]
+    assert told[0][1].text(10.0).startswith("WARNING: workers: none has begun for 15 s")
+    assert watch.look([sign(0, ticks=1), sign(1, ticks=1)], 1000.0) is None
+    assert [now for now in range(1001, 1100) if watch.look([], float(now))] == [1016]
+
+
+def test_a_worker_that_hangs_when_another_has_ended_is_the_one() -> None:
+    watch, found = Watch(120.0), None
+    for now in range(1, 400):
+        found = (
+            watch.look([sign(0, ticks=now, phase="validation"), sign(1, phase="end")], float(now)) or found
+        )
+    assert found is not None
+    assert [worker.rank for worker in found.workers] == [0]
+    assert not found.silent
+    both = [sign(0, phase="end"), sign(1, phase="end")]
+    assert not any(watch.look(both, float(now)) for now in range(400, 4000))
 
 
 def test_only_the_process_that_gave_the_signs_is_ended() -> None:
@@ -163,3 +198,46 @@ def test_rays_noise_is_left_out_and_the_rest_is_shown(monkeypatch: pytest.Monkey
     worker.print_to_stdstream({"lines": [f"WARNING: 12 PYTHON {NOISE[0]} on node"], "pid": "raylet"}, False)
     worker.print_to_stdstream({"lines": ["no node has room for this"], "pid": "raylet"}, False)
     assert shown == [["no node has room for this"]]
+
+
+def test_workers_that_hang_again_and_again_before_they_begin_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray Train begins a start that failed anew without end."""
+    store: dict[str, bytes] = {}
+    kv = SimpleNamespace(
+        _internal_kv_put=store.__setitem__,
+        _internal_kv_get=store.get,
+        _internal_kv_exists=store.__contains__,
+        _internal_kv_list=lambda prefix: [key for key in store if key.startswith(prefix)],
+        _internal_kv_del=lambda prefix, del_by_prefix: [
+            store.pop(key) for key in [*store] if key.startswith(prefix)
+        ],
+    )
+    monkeypatch.setattr(pulse, "internal_kv", kv)
+    monkeypatch.setattr(pulse.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "7"))
+    workers = [
+        SimpleNamespace(
+            metadata=SimpleNamespace(hostname=f"host{rank}", node_id="id", pid=100 + rank),
+            distributed_context=SimpleNamespace(world_rank=rank, world_size=2),
+        )
+        for rank in (0, 1)
+    ]
+    placed = TellPlaced(str(tmp_path), 1, [str(tmp_path)])
+    placed.before_init_train_context(workers)
+    assert [(found.rank, found.count, found.phase) for found in pulse.signs(tmp_path)] == [
+        (0, -1, "start"),
+        (1, -1, "start"),
+    ]
+    pulse.note_hung(tmp_path, 1)
+    placed.before_init_train_context(workers)
+    pulse.restarting(tmp_path)  # these had begun
+    assert pulse.is_restarting(tmp_path)
+    placed.before_init_train_context(workers)
+    assert not pulse.is_restarting(tmp_path)
+    pulse.note_hung(tmp_path, 1)
+    with pytest.raises(TrainingError, match="worker 1 on host1 was hung"):
+        placed.before_init_train_context(workers)
+    log = (tmp_path / "log.txt").read_text()
+    assert "worker 1 on host1 was hung and has been ended; restart 1 of 1 from the start" in log
+    assert "no restart is left (cluster.max_failures=1)" in log

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import collections
 import datetime
+import decimal
+import enum
+import fractions
 import os
-from pathlib import Path
+import uuid
+import zoneinfo
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -29,6 +35,27 @@ HARMLESS = [
     argparse.Namespace(lr=0.1, out=Path("runs"), best=np.float64(1)),
     datetime.datetime(2020, 1, 1),
     datetime.timedelta(1),
+    datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
+    datetime.timezone(datetime.timedelta(hours=2)),
+    datetime.time(12),
+    collections.defaultdict(list, {"losses": [0.5, np.float64(1)]}),
+    collections.defaultdict(float),
+    collections.deque([1.0, 2.0], maxlen=3),
+    collections.Counter("aab"),
+    {1, 2},
+    frozenset({"road", "car"}),
+    decimal.Decimal("0.9"),
+    fractions.Fraction(1, 3),
+    uuid.UUID(int=7),
+    PurePosixPath("runs/a"),
+    PureWindowsPath("C:/runs"),
+    np.datetime64("2020-01-01T10:00:00"),
+    np.timedelta64(3, "s"),
+    np.arange("2020-01", "2020-04", dtype="datetime64[M]"),
+    1j,
+    range(3),
+    b"\x00\xff",
+    bytearray(b"ab"),
 ]
 
 
@@ -58,11 +85,51 @@ def test_names_of_numpy_1_are_known(tmp_path: Path) -> None:
     assert list(read_state(tmp_path / "old.pth")[0]) == ["w"]
 
 
-@pytest.mark.parametrize("extra", [Code(), np.array([Code()], dtype=object)], ids=["code", "objects"])
-def test_code_is_still_refused(tmp_path: Path, extra: Any) -> None:
-    torch.save({"state_dict": STATE, "best": extra}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"w\.pth: "):
+class Colour(enum.Enum):
+    RED = 1
+
+
+Score = collections.namedtuple("Score", "miou")
+
+FOREIGN = [
+    (Code(), "posix.system"),
+    (np.array([Code()], dtype=object), "posix.system|NumPy array of objects"),
+    (np.array([None], dtype=object), "NumPy array of objects"),
+    (np.array(["a", 1, None], dtype=object), "NumPy array of objects"),
+    (np.zeros(2, dtype=[("miou", "f4"), ("step", "i4")]), "NumPy array of structures"),
+    (Colour.RED, "Colour"),
+    (Score(0.5), "Score"),
+    (collections.ChainMap({}), "ChainMap"),
+    (zoneinfo.ZoneInfo("UTC"), "getattr|ZoneInfo"),
+    (collections.deque([Code()]), "posix.system"),
+]
+
+
+@pytest.mark.parametrize(("extra", "named"), FOREIGN, ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_code_is_still_refused_and_named(tmp_path: Path, extra: Any, named: str, zipped: bool) -> None:
+    torch.save(
+        {"state_dict": STATE, "best": extra}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(WeightsError, match=rf"w\.pth: holds Python objects besides tensors \(.*({named})"):
         read_state(tmp_path / "w.pth")
+
+
+def test_another_pickle_protocol_is_said(tmp_path: Path) -> None:
+    torch.save({"state_dict": STATE, "best": {1}}, tmp_path / "w.pth", pickle_protocol=4)
+    with pytest.raises(WeightsError, match=r"w\.pth: is pickled with protocol 4"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_paths_of_other_pythons_are_read(tmp_path: Path) -> None:
+    torch.save({"w": STATE["conv.weight"], "out": Path("runs")}, tmp_path / "new.pth",
+               _use_new_zipfile_serialization=False)  # fmt: skip
+    content = (tmp_path / "new.pth").read_bytes()
+    for module, name in ((b"pathlib._local", b"PosixPath"), (b"pathlib", b"WindowsPath")):
+        other = content.replace(b"cpathlib\nPosixPath", b"c%s\n%s" % (module, name))
+        assert other != content
+        (tmp_path / "old.pth").write_bytes(other)
+        assert list(read_state(tmp_path / "old.pth")[0]) == ["w"]
 
 
 PREFIXES = ["model.", "student.", "module.", "module.student.", "model.module.", "student.model."]
