@@ -68,6 +68,7 @@ def check(
     """Read every file and report all that is wrong (exit code 1)."""
     import json
 
+    from cirkd_ray.data.palettes import Palettes
     from cirkd_ray.data_tools.check import check, missing_split
     from cirkd_ray.data_tools.splits import build_splits, split_settings
     from cirkd_ray.errors import DataError
@@ -75,7 +76,7 @@ def check(
     from cirkd_ray.report.data_check import print_findings, print_report
     from cirkd_ray.report.progress import bar
 
-    console, failed = output(), dict[str, DataError]()
+    console, failed, palettes = output(), dict[str, DataError](), Palettes()
     splits = build_splits(
         name, root, chosen or ("train", "val"), split_settings(name, overrides), failed=failed
     )
@@ -86,7 +87,12 @@ def check(
         with bar(len(data), f"check {split}") as advance:
             training = "train" in split
             reports[split] = check(
-                data, workers or _cores(), advance, training=training, most_ignored=most_ignored
+                data,
+                workers or _cores(),
+                advance,
+                training=training,
+                most_ignored=most_ignored,
+                palettes=palettes,
             )
         print_report(console, f"{name}, {split}", reports[split])
     if target:

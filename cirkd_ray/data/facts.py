@@ -10,7 +10,7 @@ from cirkd_ray.data.base import SegmentationDataset, spread
 from cirkd_ray.data.codec import declare, shown
 from cirkd_ray.data.files import FileDataset, SizeMismatch
 from cirkd_ray.data.header import read_header
-from cirkd_ray.data.palettes import Used
+from cirkd_ray.data.palettes import Palettes, Used
 from cirkd_ray.data.storage import LocalStorage
 from cirkd_ray.data.tally import ORIENTED, Examined, Finding, Tally, counts_of
 from cirkd_ray.errors import DataError
@@ -145,11 +145,16 @@ def _of_facts(data: SegmentationDataset, tally: Tally) -> Iterator[Finding]:
         yield Finding("count", f"the split {split!r} holds {len(data)} images, the official one {expected}")
 
 
-def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
+def look(data: SegmentationDataset, *, training: bool, palettes: Palettes | None = None) -> tuple[str, ...]:
     """A look at a split before a run: what is cheap to know of all its files, and a few samples of it.
 
     Of a folder on this machine, the headers of up to `HEADERS` pairs are compared, and label maps are read
     until every class is met, at most `LABELS`. Of others only `SAMPLES` samples are read.
+
+    Args:
+        data: the split.
+        training: whether it is trained on.
+        palettes: those of the splits that were looked at before.
 
     Returns:
         What the user should know, a line each.
@@ -157,7 +162,7 @@ def look(data: SegmentationDataset, *, training: bool) -> tuple[str, ...]:
     Raises:
         DataError: a sample is bad, or no label of the training split is of a second class.
     """
-    tally = Tally(data.classes.names)
+    tally = Tally(data.classes.names, palettes=palettes or Palettes())
     storage = data.storage if isinstance(data, FileDataset) else None
     try:
         if isinstance(data, FileDataset) and isinstance(storage, LocalStorage):

@@ -79,9 +79,11 @@ class DataIdentity:
         return cls(root, tuple(classes), values, splits, files, facts.get("contents", {}))
 
     @classmethod
-    def near(cls, path: Path) -> DataIdentity | None:
+    def near(cls, path: str | Path) -> DataIdentity | None:
         """What was kept with a network: a run's folder, a file in it, or a run of a sweep or comparison."""
-        place = path.expanduser().absolute()
+        if ":/" in str(path):  # a URL, or what comes with the package
+            return None
+        place = Path(path).expanduser().absolute()
         folders = (place, *place.parents)[:_ABOVE]
         return next(filter(None, map(cls.read, folders)), None)
 
@@ -179,7 +181,9 @@ def _value_changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[st
         alone = not (then and current) and (key.startswith("colour") or _MEASURED in then + current)
         if then.removesuffix(_MEASURED) != current.removesuffix(_MEASURED) and not alone:
             name, none = (f"label value {key}", "impossible") if key.isdecimal() else (key, "not given")
-            texts.append(f"{name} is {current or none}, was {then or none}")
+            kept = f" (write `range: [{then.removesuffix(_MEASURED).replace('..', ', ')}]` to keep that)"
+            way = kept if key == RANGE and then and _MEASURED in current else ""
+            texts.append(f"{name} is {current or none}, was {then or none}{way}")
     return texts[:3] + ([f"{len(texts) - 3} more values"] if len(texts) > 3 else [])
 
 

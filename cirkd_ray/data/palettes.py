@@ -82,9 +82,10 @@ def _says_otherwise(labels: LabelMap, stored: int, index: int) -> bool:
 
 
 class Palettes:
-    """The colours that indices have in the label maps of a split that are read by index."""
+    """The colours that indices have in the label maps of a data set that are read by index."""
 
     def __init__(self) -> None:
+        self._told = False
         self._seen: dict[int, dict[Colour, tuple[int, str]]] = {}
 
     def add(self, name: str, used: Mapping[int, Colour]) -> None:
@@ -100,10 +101,11 @@ class Palettes:
         return {k: max(colours, key=lambda one: colours[one][0]) for k, colours in sorted(self._seen.items())}
 
     def differing(self) -> str:
-        """The first index that has several colours, with files; empty where there is none."""
+        """The first index that has several colours, with files; empty where there is none, or it was told."""
         several = [k for k, colours in sorted(self._seen.items()) if len(colours) > 1]
-        if not several:
+        if not several or self._told:
             return ""
+        self._told = True
         one, two = list(self._seen[several[0]].items())[:2]
         shown = f"index {several[0]} is {[*one[0]]} for {one[1][1]} and {[*two[0]]} for {two[1][1]}"
         more = f", and {len(several) - 1} more indices" if len(several) > 1 else ""

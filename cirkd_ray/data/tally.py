@@ -84,7 +84,7 @@ class Tally:
         turned: images with a camera's orientation tag, which is not applied.
         changes: what reading changed in images -> how many, and the first one's name.
         tops: highest value of each image of more than 8 bits -> how many, and the first one's name.
-        palettes: the colours of palette files that are read by index.
+        palettes: the colours of palette files that are read by index; several splits may share them.
         beyond: images that the measured range leaves out -> the range that holds them, and the highest value.
     """
 

@@ -15,6 +15,7 @@ from cirkd_ray.data.codec import BeyondRange
 from cirkd_ray.data.facts import MOST_IGNORED, judge
 from cirkd_ray.data.files import FileDataset, SizeMismatch
 from cirkd_ray.data.label_map import ImpossibleLabels
+from cirkd_ray.data.palettes import Palettes
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
 from cirkd_ray.data.tally import Examined, Finding, Tally
@@ -68,6 +69,7 @@ def check(
     *,
     training: bool = True,
     most_ignored: float = MOST_IGNORED,
+    palettes: Palettes | None = None,
 ) -> Report:
     """Read every sample of a split. Holds only a few images at a time, whatever the split's size.
 
@@ -78,9 +80,11 @@ def check(
         progress: called with 1 after every sample.
         training: whether the split is trained on, so that every class must occur.
         most_ignored: the share of ignored pixels that is allowed.
+        palettes: those of the splits that were checked before.
     """
     count = len(data.classes)
     report = Report(data.classes.names, pixels=np.zeros(count, np.int64), seen=np.zeros(count, np.int64))
+    report.palettes = palettes or report.palettes
     for path in getattr(data, "missing", []):
         report.findings.append(Finding("missing file", f"{path}: missing"))
     for names in getattr(data, "duplicates", []):

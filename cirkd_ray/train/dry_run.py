@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from cirkd_ray.config import DistillSpec, ModelSpec, RunSpec
 from cirkd_ray.data import DATASETS, build_dataset
 from cirkd_ray.data.facts import look
+from cirkd_ray.data.palettes import Palettes
 from cirkd_ray.errors import ConfigError, DataError, UserError
 from cirkd_ray.losses import DistillationLoss
 from cirkd_ray.losses.size import require_memory
@@ -112,10 +113,11 @@ class DryRun:
                     self._left(error, "its files tell the classes, so that nothing was built")
                 return declared
         train, val = build_datasets(spec)
+        palettes = Palettes()
         for dataset, split in ((train, data.train_split), (val, data.val_split)):
             if len(dataset) == 0:
                 raise DataError(f"data: the split {split!r} of {data.name!r} is empty")
-            self.notes |= dict.fromkeys(look(dataset, training=dataset is train))
+            self.notes |= dict.fromkeys(look(dataset, training=dataset is train, palettes=palettes))
         if spec.train.batch_size > len(train):
             many = f"{spec.train.batch_size} is more than the {len(train)} images of {data.train_split!r}"
             self.notes[f"warning: train.batch_size: {many}: a batch holds some of them several times"] = None

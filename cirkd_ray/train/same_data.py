@@ -141,7 +141,7 @@ def other_meaning(network: str, now: DataIdentity) -> str:
         network: a run's folder or a file in it; nothing is known of others.
         now: the data set.
     """
-    before = DataIdentity.near(Path(network))
+    before = DataIdentity.near(network)
     if before is None or not before.same_set(now):
         return ""
     changes = before.changed_meaning(now)
@@ -165,7 +165,7 @@ def hold_network(network: str, data: SegmentationDataset, split: str, accept: bo
     """
     if isinstance(data, PreparedDataset) and (note := _compare_source(data, str(data.place), accept)):
         say(note)
-    before = DataIdentity.near(Path(network))
+    before = DataIdentity.near(network)
     if before is None:
         return
     now = identity({split: data})

@@ -152,5 +152,7 @@ def is_run(path: str | Path) -> bool:
 
 def run_of(path: str | Path) -> Path | None:
     """The run's folder that a path is or lies in, e.g. with its checkpoints; None where there is none."""
+    if ":/" in str(path):  # a URL, or what comes with the package
+        return None
     place = Path(path).expanduser().absolute()
     return next((folder for folder in (place, *place.parents)[:4] if is_run(folder)), None)

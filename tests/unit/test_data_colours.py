@@ -173,6 +173,19 @@ def test_one_file_among_many_with_another_palette_is_met_by_the_start(tmp_path: 
     assert "[9, 9, 9] for images/train/17.png" in note
 
 
+def test_splits_whose_palettes_differ_are_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth = by_index(tmp_path, THREE)
+    for path in tmp_path.glob("labels/val/*.png"):
+        indexed(path, truth, [DECLARED["palette"][k] for k in (1, 0, 2)])
+    (warning,) = run_on(tmp_path)
+    assert "index 0 is [0, 0, 0] for images/train/0.png and [128, 64, 128] for images/val/0.png" in warning
+    assert warning.startswith("warning: data, val")
+    assert main(["data", "check", "folder", str(tmp_path)]) == 1
+    assert " ".join(capsys.readouterr().out.split()).count("index 0 is") == 1
+
+
 def test_entries_of_a_palette_that_are_not_used_do_not_differ(tmp_path: Path) -> None:
     by_index(tmp_path, THREE, n3=[*DECLARED["palette"], [1, 1, 1]], n4=[*DECLARED["palette"], [0, 0, 0]])
     assert found(build_dataset("folder", split="train", root=tmp_path)) == {}

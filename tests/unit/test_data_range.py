@@ -168,7 +168,13 @@ def test_what_was_measured_before_is_held_against_now(tmp_path: Path) -> None:
     write(root / "images/test/0.png", wide(65535))
     now = identity({"train": build_dataset("folder", split="train", root=root)})
     (told,) = before.changed_meaning(now)
-    assert told == "range of image values is 0..65535, measured, was 0..4095, measured"
+    assert told == (
+        "range of image values is 0..65535, measured, was 0..4095, measured "
+        "(write `range: [0, 4095]` to keep that)"
+    )
+    (root / "dataset.yaml").write_text(TWO + "range: [0, 4095]\n")
+    kept = identity({"train": build_dataset("folder", split="train", root=root)})
+    assert before.changed_meaning(kept) == []
 
 
 def test_predictions_of_files_take_one_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

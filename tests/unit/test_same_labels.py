@@ -16,6 +16,7 @@ from cirkd_ray.train.build import build_network
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.weights import save_model
+from cirkd_ray.weights.card import run_of
 from tests.errors import refuses
 from tests.unit.test_data_prepare import convert, small_set
 from tests.unit.test_same_data import bend, describe, look, own_data, rewrite
@@ -107,6 +108,13 @@ def test_runs_of_a_comparison_and_a_sweep_know_their_data(root: Path, tmp_path: 
     trial = tmp_path / "sweep/trials/x/model.json"
     assert DataIdentity.near(trial) is not None
     assert DataIdentity.near(tmp_path / "model.json") is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path / "sweep")
+        assert DataIdentity.near("trials/model.json") is not None
+        assert DataIdentity.near("package://quickstart/teacher") is None
+        (tmp_path / "sweep/run.yaml").touch()
+        assert run_of("trials/model.json") == tmp_path / "sweep"
+        assert run_of("package://quickstart/teacher") is None
     folder = tmp_path / "c/runs/kd-s0"
     guard = DataGuard.of(own_data(root))
     guard.mark(folder)
