@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,16 +12,19 @@ import pytest
 import ray
 
 from cirkd_ray.cluster.packs import TrainPacked, start_packs
+from cirkd_ray.cluster.stopping import ask_to_leave, in_this_call, is_to_leave
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.cluster.train import fit_cohort
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.folder import SweepData, read_sweep
+from cirkd_ray.train.checkpoint import last_step
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.outcome import FAILURE
 from cirkd_ray.train.rundir import RunDirectory
 from tests.cluster.sweep_stubs import stub_plan, stub_run
-from tests.tinyrun import figures
+from tests.tinyrun import figures, tiny_baseline
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -65,26 +70,30 @@ def test_trials_are_packed_and_one_without_memory_is_trained_alone(ray_cluster: 
         fails = trial.values["task.aux_weight"] == 2.0
         assert trial.status == ("failed" if fails else "finished")
         assert fails or trial.step == 4
+        assert is_to_leave(data.folder / "trials" / trial.id)
 
 
-def test_packed_trials_train_and_stop_as_they_do_alone(ray_cluster: None, tmp_path: Path) -> None:
-    data, _ = swept(
-        tmp_path / "s",
-        3,
-        fit_cohort,
-        steps=6,
-        parameters={"optim.lr": {"grid": [0.02, 1e-9, 1e-8]}},
-        searcher={"name": "grid"},
-        budget={"trials": 3},
-        scheduler={"name": "asha", "reduction_factor": 3},
-    )
-    assert [trial.status for trial in data.trials].count("stopped") >= 1
-    for trial in data.trials:
-        run = RunDirectory(data.folder / "trials" / trial.id / "g0")
-        alone = RunDirectory(tmp_path / trial.id)
-        alone.create(run.spec())
-        run_local(run.spec(), alone)
-        assert trial.step >= 1
-        found = figures(run)
-        assert found == figures(alone)[: len(found)]
-        assert run.result.exists() == (trial.step == 6)
+def test_a_trial_that_has_ended_leaves_and_the_others_train_as_they_do_alone(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    steps = {"steps": 60, "log_every": 5, "validate_every": 60, "checkpoint_every": 60, "validate_limit": 2}
+    spec = tiny_baseline(cluster={"workers": 1, "device": "cpu"}, train=steps)
+    ended, other = (RunDirectory(tmp_path / "trials" / name / "g0") for name in "ab")
+
+    def end() -> None:
+        while not ended.read_metrics():
+            time.sleep(0.05)
+        ask_to_leave(ended.path.parent)
+
+    for directory in (ended, other):
+        directory.create(spec)
+    threading.Thread(target=in_this_call(end), daemon=True).start()
+    found = fit_cohort([(spec, ended), (spec, other)], tmp_path / "packs" / "p1", leaving=True)
+    assert isinstance(found[0], TrainingError)
+    assert 5 <= last_step(ended.checkpoints) < 60
+    assert not (ended.path / FAILURE).exists()
+    alone = RunDirectory(tmp_path / "alone")
+    alone.create(spec)
+    run_local(spec, alone)
+    assert figures(other) == figures(alone)
+    assert found[1] == other.read_result()
