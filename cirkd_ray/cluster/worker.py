@@ -66,6 +66,10 @@ class RayReporter:
         if last:
             self.settle()
 
+    def check(self) -> None:
+        """Look how the writer ended, if it has."""
+        self.writer.check()
+
     def settle(self) -> None:
         """Wait for the writer."""
         self.writer.settle()

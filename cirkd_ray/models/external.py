@@ -5,20 +5,21 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cirkd_ray.errors import ConfigError, UserError, first_line, nearest
+from cirkd_ray.models.layout import SAY_SIZES, Layout
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import IMAGENET, Preprocessing, SegmentationOutput
 
 TRIAL_SIZE = (128, 192)
 """Height and width of the images of the trial run, where the module takes any."""
-MOST_PREFIX = 64
-"""Tokens, at most, that stand before those of the image: of the class, registers."""
+OTHER_SIZE = (160, 256)
+"""Of another trial, of tokens: one size does not tell the tokens of the image from those before them."""
 
 
 class ExternalModel(SegmentationModel):
@@ -37,7 +38,8 @@ class ExternalModel(SegmentationModel):
     `out`. Channels, strides and the number of classes are measured by one forward of a random image.
 
     A map is N x C x h x w. One of N x h x w x C is turned round, and tokens of N x L x C are folded to a map
-    without those that stand before the image's (of the class, registers). A transformer that takes images of
+    without those that stand before the image's (of the class, registers): how they lie is found by images of
+    two sizes, and what one size leaves open is refused. A transformer that takes images of
     one size, or multiples of its patch, is given the image resized to such a size; timm's say which by their
     `patch_embed`.
 
@@ -52,8 +54,8 @@ class ExternalModel(SegmentationModel):
         multiple: height and width must be multiples of it; likewise.
 
     Raises:
-        ConfigError: an output is missing or no map, logits and aux differ in classes, or the module cannot
-            take that image.
+        ConfigError: an output is missing or no map, its tokens may lie in several ways, logits and aux differ
+            in classes, or the module cannot take that image.
     """
 
     def __init__(
@@ -76,7 +78,7 @@ class ExternalModel(SegmentationModel):
         self.module, self.outputs = module, dict(outputs)
         known = _known_sizes(module)
         self.image_size, self.multiple = image_size or known[0], multiple or known[1]
-        self._layouts: dict[str, _Layout] = {}
+        self._layouts: dict[str, Layout] = {}
         self._seen: dict[str, Tensor] = {}
         self._versions: dict[str, int] | None = None
         self._overwritten: set[str] = set()
@@ -108,9 +110,15 @@ class ExternalModel(SegmentationModel):
 
     def _measure(self) -> None:
         """Layouts, channels, strides and classes from one forward; what is overwritten later."""
-        size = self._fitting(TRIAL_SIZE)
-        for key, value in self._trial(size).items():
-            layout = _Layout.of(value, size, self.multiple) if isinstance(value, Tensor) else None
+        sizes = [self._fitting(TRIAL_SIZE)]
+        trials = [self._trial(sizes[0])]
+        if self.image_size is None and any(getattr(value, "ndim", 0) == 3 for value in trials[0].values()):
+            sizes.append(self._fitting(OTHER_SIZE))
+            trials.append(self._trial(sizes[1]))
+        for key, value in trials[0].items():
+            shapes = [trial[key].shape for trial in trials] if isinstance(value, Tensor) else []
+            where = f"{self.name}: outputs.{key}"
+            layout = Layout.of(shapes, sizes, self.multiple, where) if shapes else None
             if layout is None:
                 what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
                 raise ConfigError(
@@ -140,7 +148,11 @@ class ExternalModel(SegmentationModel):
         self.module.eval()
         shown = " x ".join(map(str, size))
         # Tensors of inference mode do not count their changes.
-        with torch.inference_mode(False), torch.no_grad(), failing_as(f"{self.name}: a {shown} image"):
+        hint = (
+            "" if self.image_size or self.multiple > 1 else f"; where it takes some sizes alone, {SAY_SIZES}"
+        )
+        failing = failing_as(f"{self.name}: a {shown} image", hint)
+        with torch.inference_mode(False), torch.no_grad(), failing:
             images = torch.rand(1, 3, *size, device=reference.device, dtype=reference.dtype)
             self._versions = {}
             maps = self._maps(images)
@@ -180,65 +192,6 @@ class ExternalModel(SegmentationModel):
         return SegmentationOutput(maps.get("logits", none), maps.get("aux"), feature, tapped or None)
 
 
-class _Layout(NamedTuple):
-    """How a tensor holds a map.
-
-    Attributes:
-        kind: "map" (N x C x h x w), "last" (N x h x w x C) or "tokens" (N x L x C).
-        channels: C.
-        stride: input pixels a pixel of the map.
-        prefix: tokens before those of the image.
-    """
-
-    kind: Literal["map", "last", "tokens"]
-    channels: int
-    stride: int
-    prefix: int = 0
-
-    @classmethod
-    def of(cls, value: Tensor, size: tuple[int, int], multiple: int) -> _Layout | None:
-        """The layout of an output for an image of `size`; None where it holds no map."""
-        height, width = size
-
-        def alike(rows: int, columns: int) -> bool:
-            """Whether that may be a map of the image: strides along both sides differ by rounding alone."""
-            return abs(rows * width - columns * height) <= max(height, width)
-
-        shape = value.shape
-        if value.ndim == 4:
-            last = alike(shape[1], shape[2]) and not alike(shape[2], shape[3])
-            rows, channels = (shape[1], shape[3]) if last else (shape[2], shape[1])
-            return cls("last" if last else "map", channels, max(1, round(height / rows)))
-        if value.ndim != 3:
-            return None
-        steps = {multiple * 2**power for power in range(6)} | {2**power for power in range(7)}
-        grids = {step: -(-height // step) * -(-width // step) for step in steps}
-        spare = {step: shape[1] - count for step, count in grids.items()}
-        fits = [(count, step) for step, count in spare.items() if 0 <= count <= MOST_PREFIX]
-        if not fits:
-            return None
-        prefix, stride = min(fits)
-        return cls("tokens", shape[2], stride, prefix)
-
-    def map(self, value: Tensor, size: tuple[int, int], where: str) -> Tensor:
-        """The N x C x h x w map of an image of `size`.
-
-        Raises:
-            ConfigError: other tokens than those of the trial run's kind.
-        """
-        if self.kind == "map":
-            return value
-        if self.kind == "last":
-            return value.permute(0, 3, 1, 2)
-        rows, columns = (-(-side // self.stride) for side in size)
-        if value.shape[1] != self.prefix + rows * columns:
-            raise ConfigError(
-                f"{where}: {value.shape[1]} tokens are not the {rows} x {columns} of an image of {size[0]} x "
-                f"{size[1]} and {self.prefix} more; give ExternalModel `multiple` or `image_size`"
-            )
-        return value[:, self.prefix :].transpose(1, 2).reshape(len(value), self.channels, rows, columns)
-
-
 def _known_sizes(module: nn.Module) -> tuple[tuple[int, int] | None, int]:
     """The one image size that a transformer takes, if it takes one, and its patch: by its `patch_embed`."""
     for part in module.modules():
@@ -272,11 +225,11 @@ def _pick(returned: Any, place: str, where: str) -> Any:
 
 
 @contextlib.contextmanager
-def failing_as(what: str) -> Iterator[None]:
-    """Whatever goes wrong in the user's own code as a ConfigError of one line."""
+def failing_as(what: str, hint: str = "") -> Iterator[None]:
+    """Whatever goes wrong in the user's own code as a ConfigError of one line, with a hint after it."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}") from error
+        raise ConfigError(f"{what}: {type(error).__name__}: {first_line(error)}{hint}") from error

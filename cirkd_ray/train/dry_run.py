@@ -19,7 +19,7 @@ from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models.segmentation import EncoderDecoder, SegmentationModel
 from cirkd_ray.train.build import build_datasets, build_network, build_teacher
 from cirkd_ray.train.distiller import build_losses
-from cirkd_ray.train.rehearsal import rehearse, unknown
+from cirkd_ray.train.rehearsal import rehearse, try_crop, unknown
 from cirkd_ray.train.teacher import teacher_recipe
 from cirkd_ray.types import ClassSet
 
@@ -164,9 +164,8 @@ class DryRun:
                 raise
             self._left(error, "the teacher was not checked")
             return None if model is None else self._network(model, classes, "teacher.model")
-        if teacher.module is not None:
-            why = f"the forward pass of {teacher.module} has no shape-only form; the first step will show"
-            self._left("teacher.module", why)
+        if teacher.module is not None and spec.data.crop is not None and not self.elsewhere:
+            try_crop(found, spec.data.crop)
         return found
 
     def _losses(

@@ -132,6 +132,7 @@ class Member:
             micro_batches: of this rank.
             waited: seconds that they were waited for.
         """
+        self.reporter.check()
         train, step, window = self.spec.train, self.done, self.open()
         torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
         with enough_values(self.spec, len(micro_batches[0].labels)):

@@ -14,6 +14,7 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError, UserError, first_line
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.models.encoders import cells
+from cirkd_ray.models.external import failing_as
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import SegmentationOutput
 
@@ -72,6 +73,26 @@ def rehearse(
                 _refuse_small(spec, where, error, images, lambda *a, m=loss: _shapes(m, inputs(*a)))
                 notes.append(unknown(where, error))
     return notes
+
+
+def try_crop(teacher: SegmentationModel, crop: tuple[int, int]) -> None:
+    """One forward of a network from elsewhere at the crop: its maps may be of some sizes alone.
+
+    Without values where it has such a form.
+
+    Raises:
+        UserError: what is wrong with its maps, or what its own code raises.
+    """
+    with torch.no_grad():
+        try:
+            with torch.device("meta"):
+                _shapes(teacher, torch.zeros(1, 3, *crop))
+        except UserError:
+            raise
+        except Exception:  # of anybody's code, which may look at values
+            shown, place = " x ".join(map(str, crop)), next(teacher.parameters(), torch.zeros(()))
+            with failing_as(f"{teacher.name}: a {shown} image"):
+                teacher(torch.rand(1, 3, *crop, device=place.device, dtype=place.dtype))
 
 
 def _refuse_small(

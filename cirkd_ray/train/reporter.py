@@ -23,6 +23,13 @@ class Reporter(Protocol):
         in the run's directory.
         """
 
+    def check(self) -> None:
+        """Look, before each step, whether a checkpoint could not be written.
+
+        Raises:
+            StorageError: so it is.
+        """
+
     def settle(self) -> None:
         """Wait until all checkpoints that were reported are in the run's directory.
 
@@ -50,6 +57,10 @@ class LocalReporter:
             self.writer.start(partial(self._write, checkpoint))
         if last or not self.background:
             self.settle()
+
+    def check(self) -> None:
+        """Look how the writer ended, if it has."""
+        self.writer.check()
 
     def settle(self) -> None:
         """Wait for the writer."""

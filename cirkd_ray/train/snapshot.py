@@ -119,6 +119,11 @@ class BackgroundWriter:
         threading.Thread(target=copy_context().run, args=(run,), name="checkpoint", daemon=True).start()
         return done
 
+    def check(self) -> None:
+        """`settle`, where there is nothing to wait for."""
+        if self.pending is not None and self.pending.done():
+            self.settle()
+
     def settle(self) -> None:
         """Wait until nothing is being written.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cirkd_ray.config import from_tree
 from cirkd_ray.errors import ConfigError, WeightsError
 from cirkd_ray.models import build_model
+from cirkd_ray.models.external import ExternalModel
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train import dry_run
 from cirkd_ray.train.dry_run import DryRun, check_run
@@ -101,11 +102,16 @@ def test_a_backbone_of_one_image_size_is_refused() -> None:
         check_run(spec)
 
 
-def test_a_module_is_built_for_real_and_its_forward_pass_noted() -> None:
+def test_a_module_is_built_for_real_and_tried_at_the_crop(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    forward = ExternalModel.forward
+    monkeypatch.setattr(
+        ExternalModel, "forward", lambda self, images: tried.append(images.shape) or forward(self, images)
+    )
     place = "cirkd_ray.weights.external:torchvision_model?name=lraspp_mobilenet_v3_large"
     spec = tiny_baseline(teacher={"module": place}, distill={"losses": {"kd": {"kind": "kd"}}})
-    (note,) = check_run(spec)
-    assert note.startswith(f"teacher.module: the forward pass of {place} has no shape-only form")
+    assert check_run(spec) == ()
+    assert tried[0] == (1, 3, 32, 64)
 
 
 def test_what_is_elsewhere_is_noted_and_the_rest_is_built(teacher: Path, tmp_path: Path) -> None:

@@ -147,3 +147,25 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_its_reason(
     spec = tiny_baseline(train={"steps": 3, "checkpoint_every": 1, "validate_every": 3})
     with pytest.raises(CheckpointError, match="No space left"):
         new_run(spec, tmp_path / "run")
+
+
+def test_a_checkpoint_that_could_not_be_written_ends_the_run_at_the_next_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not at the next checkpoint, which may be hours away."""
+    real = BackgroundWriter.start
+
+    def full(folder: Path, *rest: Any) -> Path:
+        raise CheckpointError(f"{folder}: the checkpoint could not be written (No space left on device)")
+
+    def start(self: BackgroundWriter, call: Any) -> Any:
+        pending = real(self, call)
+        assert pending.exception(timeout=60) is not None
+        return pending
+
+    monkeypatch.setattr(snapshot, "write_checkpoint", full)
+    monkeypatch.setattr(BackgroundWriter, "start", start)
+    spec = tiny_baseline(train={"steps": 9, "checkpoint_every": 2, "validate_every": 9, "log_every": 1})
+    with pytest.raises(CheckpointError, match="No space left"):
+        new_run(spec, tmp_path / "run")
+    assert [row["step"] for row in RunDirectory(tmp_path / "run").read_metrics()] == [1, 2]

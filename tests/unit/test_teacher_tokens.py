@@ -24,11 +24,18 @@ from tests.tinyrun import tiny_tree
 SMALL = {"num_classes": 0, "embed_dim": 32, "depth": 1, "num_heads": 2}
 USERS = """
 import timm
+import torch
 from cirkd_ray.models.external import ExternalModel
 def vit(num_classes):
     net = timm.create_model("vit_tiny_patch16_224", num_classes=0, embed_dim=32, depth=1, num_heads=2,
                             dynamic_img_size=True)
     return ExternalModel(net, outputs={"feature": "@norm"}, name="vit")
+class Merging(torch.nn.Module):
+    def forward(self, images):
+        pixels = 8 if images.shape[2] < 64 or images.shape[2] > 96 else 16
+        return torch.nn.functional.avg_pool2d(images, pixels).flatten(2).transpose(1, 2)
+def merging(num_classes):
+    return ExternalModel(Merging(), outputs={"feature": ""}, name="merging")
 def scored(num_classes):
     return ExternalModel(vit(num_classes).module, outputs={"feature": "@norm", "logits": "@norm"}, name="vit")
 """
@@ -101,11 +108,55 @@ def test_tokens_of_another_grid_are_refused() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return nn.functional.adaptive_avg_pool2d(images, (8, 12)).flatten(2).transpose(1, 2)
 
-    model = ExternalModel(Doubled(), outputs={"feature": ""}, name="odd")
-    with refuses("odd", ConfigError):
-        model(torch.rand(1, 3, 64, 64))
+    with refuses("odd", ConfigError, "no way", "image_size"):
+        ExternalModel(Doubled(), outputs={"feature": ""}, name="odd")
     fixed = ExternalModel(Doubled(), outputs={"feature": ""}, image_size=(128, 192))
     assert fixed(torch.rand(1, 3, 64, 64)).feature.shape == (1, 3, 8, 12)
+
+
+class Bare(nn.Module):
+    """A transformer of anybody's: nothing in it says its patch. What is left at an edge is cut or padded."""
+
+    def __init__(self, patch: int, prefix: int, padded: bool = False, only: tuple[int, int] | None = None):
+        super().__init__()
+        self.patch, self.prefix, self.padded, self.only = patch, prefix, padded, only
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.only is not None and images.shape[2:] != self.only:
+            raise ValueError("the position codes are of another size")
+        maps = nn.functional.avg_pool2d(images, self.patch, ceil_mode=self.padded)
+        return nn.functional.pad(maps.flatten(2).transpose(1, 2), (0, 0, self.prefix, 0))
+
+
+@pytest.mark.parametrize("size", [(64, 128), (128, 192), (97, 131), (224, 224), (512, 512), (330, 1001)])
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("prefix", [0, 1, 5, 17, 50])
+@pytest.mark.parametrize("patch", [8, 14, 16, 32])
+def test_tokens_are_folded_rightly_at_every_size(
+    patch: int, prefix: int, padded: bool, size: tuple[int, int]
+) -> None:
+    model = ExternalModel(Bare(patch, prefix, padded), outputs={"feature": ""})
+    images = torch.randn(1, 3, *size)
+    expected = nn.functional.avg_pool2d(images, patch, ceil_mode=padded)
+    assert torch.equal(model(images).feature, expected)
+
+
+def test_what_one_size_leaves_open_is_refused_with_what_to_write() -> None:
+    only = (224, 224)
+    with refuses("external", ConfigError, "image_size", "multiple"):
+        ExternalModel(Bare(14, 1, only=only), outputs={"feature": ""})
+    with refuses("external", ConfigError, "257", "several ways", "multiple"):  # 16 x 16 + 1, or 14 x 14 + 61
+        ExternalModel(Bare(14, 1, only=only), outputs={"feature": ""}, image_size=only)
+    images = torch.randn(1, 3, *only)
+    for patch, multiple in ((14, 14), (16, None), (16, 16)):
+        module = Bare(patch, 1, only=only)
+        model = ExternalModel(module, outputs={"feature": ""}, image_size=only, multiple=multiple)
+        assert torch.equal(model(images).feature, nn.functional.avg_pool2d(images, patch))
+
+
+def test_tokens_of_another_grid_at_the_crop_are_refused_before_anything_starts() -> None:
+    with refuses("merging", ConfigError, "64 x 128"):
+        check_run(spec({"kind": "fitnet"}, "merging"))
 
 
 @pytest.mark.parametrize("kind", sorted(set(LOSSES.names()) - set(WITH_LOGITS)))
