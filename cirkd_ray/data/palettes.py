@@ -108,5 +108,6 @@ class Palettes:
         self._told = True
         one, two = list(self._seen[several[0]].items())[:2]
         shown = f"index {several[0]} is {[*one[0]]} for {one[1][1]} and {[*two[0]]} for {two[1][1]}"
-        more = f", and {len(several) - 1} more indices" if len(several) > 1 else ""
+        rest = len(several) - 1
+        more = f", and so on for {rest} more" if rest else ""
         return f"label files have palettes that differ: {shown}{more}"

@@ -29,6 +29,10 @@ from cirkd_ray.weights.open import chosen_precision, open_network
 
 UInt8 = NDArray[np.uint8]
 
+_TRIED = (".jp2", ".j2k", ".avif", ".heic", ".heif", ".jxl", ".exr", ".hdr", ".tga", ".psd")
+_RAW = (".dng", ".nef", ".cr2", ".arw")
+"""Of further images: those that OpenCV may know, and those of whose pictures it might take the preview."""
+
 
 class ImageToPredict(NamedTuple):
     """An image to predict: a name for the results, without suffix, and the image or why it cannot be read."""
@@ -137,7 +141,8 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     """Image files with unique names for their results.
 
     Args:
-        inputs: files, or folders that are searched with their subfolders.
+        inputs: files, or folders that are searched with their subfolders. Images of formats that are not read
+            are among them, so that none is left out without a word.
 
     Returns:
         (file, name) in order; a name is the path below the given folder without suffix. Where files differ in
@@ -147,9 +152,10 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
         DataError: an input does not exist, or there is no image at all.
     """
     found: list[tuple[Path, str]] = []
+    searched = {*EXTENSIONS, *_TRIED, *_RAW}
     for given in map(Path, inputs):
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in EXTENSIONS and p.is_file())
+            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in searched and p.is_file())
             found += [(file, file.relative_to(given).with_suffix("").as_posix()) for file in files]
         elif given.is_file():
             found.append((given, given.stem))
@@ -217,6 +223,9 @@ def read_files(files: Iterable[tuple[Path, str]], reading: Reading | None = None
     """The images of `find_images`, one at a time, read as in training where `reading` says nothing else."""
     reading = Reading() if reading is None else reading
     for path, name in files:
+        if path.suffix.lower() in _RAW:
+            yield ImageToPredict(name, None, f"{path}: a format that is not read; save it as PNG or JPEG")
+            continue
         try:
             yield ImageToPredict(name, reading.read(path.read_bytes(), str(path)))
         except OSError as error:

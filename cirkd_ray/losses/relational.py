@@ -116,21 +116,22 @@ def _in_tiles(
     if chunk_rows is None:
         budget = CHUNK_ELEMENTS.get(q_s.device.type, CHUNK_ELEMENTS["cuda"])
         chunk_rows = max(1, budget // max(1, k_s.shape[2]))
-    found: list[Tensor] = [
-        _RelationalKL.apply(
-            q_s[g],
-            q_t[g],
-            k_s[g],
-            k_t[g],
-            weights[g],
-            None if bias is None else bias[g],
-            scale,
-            factor,
-            chunk_rows,
-        )
-        for g in range(len(q_s))
-    ]
+    found: list[Tensor] = []
+    for g in range(len(q_s)):
+        queries = _counted(q_s[g], q_t[g], weights[g])
+        keys = k_s[g], k_t[g], None if bias is None else bias[g]
+        found.append(_RelationalKL.apply(*queries, *keys, scale, factor, chunk_rows))
     return found[0] if len(found) == 1 else torch.stack(found).sum()
+
+
+def _counted(q_s: Tensor, q_t: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The rows, on a CPU without those of weight 0; elsewhere to look which these are would be to wait."""
+    if q_s.device.type != "cpu" or torch.compiler.is_compiling():
+        return q_s, q_t, weights
+    rows = weights.nonzero().squeeze(1)
+    if len(rows) == len(weights):
+        return q_s, q_t, weights
+    return q_s.index_select(0, rows), q_t.index_select(0, rows), weights[rows]
 
 
 class _RelationalKL(torch.autograd.Function):
@@ -141,9 +142,9 @@ class _RelationalKL(torch.autograd.Function):
         ctx: Any,
         q_s: Tensor,
         q_t: Tensor,
+        weights: Tensor,
         k_s: Tensor,
         k_t: Tensor,
-        weights: Tensor,
         bias: Tensor | None,
         scale: float,
         factor: float,
@@ -151,7 +152,7 @@ class _RelationalKL(torch.autograd.Function):
     ) -> Tensor:
         weights = weights * factor
         scaled_s, scaled_t = q_s * scale, q_t * scale
-        need_q, need_k = ctx.needs_input_grad[0], ctx.needs_input_grad[2]
+        need_q, need_k = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
         grad_q = torch.zeros_like(q_s) if need_q else None
         grad_k = (
             torch.zeros_like(k_s.transpose(1, 2), memory_format=torch.contiguous_format) if need_k else None
@@ -183,7 +184,7 @@ class _RelationalKL(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_q, grad_k = (None if t is None else grad * t for t in ctx.saved_tensors)
-        return grad_q, None, grad_k, None, None, None, None, None, None
+        return grad_q, None, None, grad_k, None, None, None, None, None
 
 
 def _rows(q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

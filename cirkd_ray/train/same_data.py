@@ -89,7 +89,8 @@ class DataGuard:
         weights = _weights(self.spec)
         if weights is not None:
             found = other_meaning(weights, self.now)
-            _refuse("teacher.weights", found, "train the teacher anew", self.accept, self.say)
+            trouble = f"{weights} {found}" if found else ""
+            _refuse("teacher.weights", trouble, "train the teacher anew", self.accept, self.say)
 
     def adopt(self, folder: Path, begun: bool) -> None:
         """Write these data into a folder that names none, and say so where it was there before."""
@@ -106,8 +107,9 @@ class DataGuard:
     def shared(self, folder: Path) -> Path:
         """Where what several runs share is trained: in `folder`, or beside it where that is of other data.
 
-        Data are known by what labels mean and by names, sizes and times of files, not by their place: they
-        may be moved, and copied where the copy keeps all times or none (see `DataIdentity.changes`).
+        Data are known by what labels mean, by names, sizes and times of files and by the contents of a few,
+        not by their place: they may be moved, and copied where the copy keeps all times or none (see
+        `DataIdentity.changes`).
         """
         changes = self._changes(folder)
         if changes and self.accept:
@@ -145,7 +147,7 @@ def other_meaning(network: str, now: DataIdentity) -> str:
     if before is None or not before.same_set(now):
         return ""
     changes = before.changed_meaning(now)
-    trouble = f"{network} was trained when labels of {before.root} meant something else"
+    trouble = f"was trained when labels of {before.root} meant something else"
     return f"{trouble} ({told(changes)})" if changes else ""
 
 

@@ -153,7 +153,7 @@ def test_palettes_that_differ_are_a_finding_and_a_warning_with_the_line_to_write
     (finding,) = report.findings
     for text in (
         "index 1 is [128, 64, 128] for images/train/0.png and [70, 130, 180] for images/train/3.png",
-        "and 1 more indices, and are read by index",
+        "and so on for 1 more, and are read by index",
         f"{LINE} in dataset.yaml",
         "gray class indices",
     ):

@@ -331,6 +331,10 @@ def test_images_of_a_format_that_is_not_read_are_named(
     assert "images/val/1.heic (a format that is not read)" in capsys.readouterr().out.replace("\n", "")
     data = build_dataset("folder", split="train", root=root, subset=True)
     assert len(data) == 2
+    assert data.missing == ["images/train/1.heic (a format that is not read)"]
+    (root / "images/train/1.heic").rename(root / "images/train/1.json")  # no image at all
+    assert len(build_dataset("folder", split="train", root=root)) == 2
+    (root / "images/train/1.json").rename(root / "images/train/1.heic")
     (root / "train.txt").write_text("train/0\ntrain/1\n")
     with pytest.raises(DataError, match=r"images/train holds 1\.heic: a format that is not read; save"):
         build_dataset("folder", split="train", root=root)

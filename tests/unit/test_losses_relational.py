@@ -171,3 +171,23 @@ def test_small_and_large_similarities_have_the_same_form(size: float) -> None:
     torch.testing.assert_close(value, expected, rtol=1e-9, atol=0)
     found, wanted = (torch.autograd.grad(x, leaf, retain_graph=True)[0] for x in (value, expected))
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("ignored", [0, 3, 7])
+def test_rows_of_no_weight_are_not_computed(ignored: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    q_s, q_t, k_s, _ = tensors()
+    seen = []
+    for name in ("_rows", "_bounded_rows"):
+        plain = getattr(relational, name)
+        monkeypatch.setattr(relational, name, lambda q, *rest, f=plain: (seen.append(len(q)), f(q, *rest))[1])
+    weights = torch.full((7,), 0.2, dtype=torch.float64)
+    weights[:ignored] = 0.0
+    q_s[:ignored] = torch.nan
+    q_t[:, 4:] = 0.0
+    leaf = q_s.requires_grad_()
+    value = relational_kl(leaf, q_t[:, :4], k_s, k_s, weights, temperature=0.5)
+    (gradient,) = torch.autograd.grad(value, leaf)
+    assert sum(seen) == len(k_s) * (7 - ignored)
+    assert torch.isfinite(value)
+    assert torch.equal(gradient[:ignored], torch.zeros(ignored, 4, dtype=torch.float64))
+    assert bool((gradient[ignored:] != 0).all())

@@ -121,6 +121,20 @@ def test_one_file_has_one_orientation_unless_upright_is_asked_for(model, tmp_pat
     assert cv2.imread(str(tmp_path / "c" / "blends" / "photo.jpg")).shape[:2] == (56, 40)
 
 
+def test_images_of_formats_that_are_not_read_are_named(model, tmp_path, capsys):
+    cv2.imwrite(str(tmp_path / "in.png"), image())
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for name, content in (("a.png", tmp_path / "in.png"), ("b.heic", None), ("c.dng", tmp_path / "in.png")):
+        (photos / name).write_bytes(content.read_bytes() if content else b"ftypheic")
+    (photos / "notes.txt").write_text("no image")
+    assert main(["predict", str(model), str(photos), "--write", "ids", "--out", str(tmp_path / "o")]) == 1
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 images predicted, 2 skipped" in shown
+    assert "b.heic: " in shown
+    assert "c.dng: a format that is not read; save it as PNG or JPEG" in shown
+
+
 def test_a_range_of_values_is_declared_for_files(model, tmp_path, capsys):
     wide = image().astype(np.uint16) * 8
     cv2.imwrite(str(tmp_path / "wide.png"), wide[..., ::-1])
