@@ -88,7 +88,9 @@ def run_on(root: Path, name: str = "folder", **data: object) -> tuple[str, ...]:
 
 
 def test_masks_of_0_and_255_are_no_perfect_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make(tmp_path, "classes: [bg, fg]\n", both(halves(0, 255)))
+    root = make(tmp_path / "raw", "classes: [bg, fg]\n", both(halves(0, 255)))
+    assert main(["data", "prepare", "folder", str(root), str(tmp_path / "out")]) == 0
+    assert "warning: data: no label in all 2 images is of class 'fg'" in capsys.readouterr().err
     assert main(["data", "check", "folder", str(root)]) == 1
     shown = capsys.readouterr().out
     assert "no label in all 2 images is of class 'fg'" in shown
