@@ -21,6 +21,9 @@ from typing import Any
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from cirkd_ray.config import RunSpec
+from cirkd_ray.train.patience import patient_writes
+from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped, forwarded
 
 EVERY = 0.5
@@ -89,6 +92,19 @@ def note_stopped(trial: str) -> None:
 def has_stopped(trial: str) -> bool:
     """Whether `note_stopped` was called for it."""
     return _is_there(f"trial-{trial}")
+
+
+@contextmanager
+def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
+    """Wait, for the length of the block, where what begins one run of this call in `folder` cannot be
+    written."""
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            RunDirectory(folder).log(text)
+
+    with patient_writes(folder, spec.cluster.storage_timeout, say, StopWatch()):
+        yield
 
 
 def ask_to_leave(trial: Path) -> None:

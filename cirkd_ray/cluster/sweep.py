@@ -28,6 +28,7 @@ from cirkd_ray.train.disk import checkpoint_bytes
 from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
+from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stages import locked, train_once
@@ -87,7 +88,7 @@ def run_sweep(
         if dry.built is not None:
             say(check_disk(space.spec, base, checkpoint_bytes(base, *dry.built), folder, fresh))
         sweep = Sweep(space.spec, base, folder, out, say, DataGuard.of(base, accept_data, say))
-    with locked(RunDirectory(folder)):
+    with locked(RunDirectory(folder)), patient_writes(folder, base.cluster.storage_timeout, say):
         _open(sweep, fresh)
         from cirkd_ray.cluster.capacity import wanted_cpus
 
