@@ -8,8 +8,9 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -76,6 +77,22 @@ def whole_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+Act = Callable[[], None]
+_writer: ContextVar[Callable[[Act], None]] = ContextVar("writer", default=lambda act: act())
+
+
+@contextmanager
+def written_by(writer: Callable[[Act], None]) -> Iterator[None]:
+    """Let `writer` call what writes a file, for the length of the block and in this thread; it may do so
+    again where that fails."""
+    before = _writer.get()
+    _writer.set(writer)
+    try:
+        yield
+    finally:
+        _writer.set(before)
+
+
 def write_text(path: Path, text: str) -> None:
     """Replace a file's text in one step, so that a reader or a crash never sees half of it."""
     write_bytes(path, text.encode("utf-8"))
@@ -83,8 +100,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes, durable: bool = True) -> None:
     """The same for bytes; `durable` as in `whole_file`."""
-    with whole_file(path, durable) as partial:
-        partial.write_bytes(content)
+
+    def write() -> None:
+        with whole_file(path, durable) as partial:
+            partial.write_bytes(content)
+
+    _writer.get()(write)
 
 
 def append_line(path: Path, line: str) -> None:
@@ -142,6 +163,21 @@ def save_text(path: Path, text: str) -> None:
     """
     with told(path):
         write_text(path, text)
+
+
+def size_text(count: float) -> str:
+    """Bytes as people read them: `12.3 MB`."""
+    units = ["TB", "GB", "MB", "kB", "B"]
+    while count >= 1000 and len(units) > 1:
+        count /= 1000
+        units.pop()
+    return f"{count:.3g} {units[-1]}"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free space where a folder is, or will be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(there).free
 
 
 def plain_json(value: Any) -> Any:

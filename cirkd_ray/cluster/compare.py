@@ -16,6 +16,7 @@ from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import write_outcome
+from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory, relative
 from cirkd_ray.train.same_data import DataGuard, trained_in
 from cirkd_ray.train.stages import locked, train_once
@@ -61,7 +62,8 @@ def run_comparison(
         for note in check_run(*methods.values()):
             say(note)
         data = DataGuard.of(next(iter(methods.values())), accept_data, say)
-    with locked(RunDirectory(folder)):
+    patient = patient_writes(folder, data.spec.cluster.storage_timeout, say)
+    with locked(RunDirectory(folder)), patient:
         begun = (folder / COMPARISON).is_file() and trained_in(folder)
         open_comparison(methods, folder, budget)
         for name, spec in methods.items():  # of others only where --differ names the data

@@ -12,7 +12,7 @@ import ray
 
 from cirkd_ray.cluster.bridge import TrainFunction
 from cirkd_ray.cluster.capacity import HEAD
-from cirkd_ray.cluster.stopping import part_of, this_call
+from cirkd_ray.cluster.stopping import part_of, patient_start, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import over_classes
@@ -125,15 +125,16 @@ def _run(
 ) -> Found:
     found: Found = {}
     runs: dict[str, tuple[RunSpec, RunDirectory]] = {}
-    for name, tree, folder in work:
-        spec, directory = from_tree(tree), RunDirectory(folder)
-        try:
-            open_directory(directory, spec, resume=True)
-        except UserError as error:
-            found[name] = str(error)
-        else:
-            runs[name] = spec, directory
     with part_of(call):
+        for name, tree, folder in work:
+            spec, directory = from_tree(tree), RunDirectory(folder)
+            try:
+                with patient_start(directory.path, spec):
+                    open_directory(directory, spec, resume=True)
+            except UserError as error:
+                found[name] = str(error)
+            else:
+                runs[name] = spec, directory
         if together is None or cohort is None or len(runs) == 1:
             for name, (spec, directory) in runs.items():
                 found[name] = train(spec, directory, [], None)

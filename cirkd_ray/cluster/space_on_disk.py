@@ -6,8 +6,8 @@ from pathlib import Path
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import free_bytes, size_text
 from cirkd_ray.sweep.space import SweepSpec
-from cirkd_ray.train.disk import free_bytes, size_text
 
 TIGHT = 0.8
 """Share of the free space above which a sweep is warned of."""

@@ -15,11 +15,15 @@ from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from cirkd_ray.config import RunSpec
+from cirkd_ray.train.patience import patient_writes
+from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped, forwarded
 
 EVERY = 0.5
@@ -90,16 +94,48 @@ def has_stopped(trial: str) -> bool:
     return _is_there(f"trial-{trial}")
 
 
-class StopWatch:
-    """`stop_is_asked` for a question before every step: it looks every half second at most."""
+@contextmanager
+def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
+    """Wait, for the length of the block, where what begins one run of this call in `folder` cannot be
+    written."""
 
-    def __init__(self) -> None:
-        self.next, self.seen = 0.0, False
+    def say(text: str) -> None:
+        with suppress(OSError):
+            RunDirectory(folder).log(text)
+
+    with patient_writes(folder, spec.cluster.storage_timeout, say, StopWatch()):
+        yield
+
+
+def ask_to_leave(trial: Path) -> None:
+    """Ask the run of a trial, by its folder, to leave the pack that it is trained in."""
+    _put(f"leave-{trial}")
+
+
+def may_stay(trial: Path) -> None:
+    """It is tried again."""
+    internal_kv._internal_kv_del(_key(f"leave-{trial}"))
+
+
+def is_to_leave(trial: Path) -> bool:
+    """Whether `ask_to_leave` was called for it."""
+    return _is_there(f"leave-{trial}")
+
+
+class StopWatch:
+    """A question before every step that looks every half second at most.
+
+    Args:
+        asked: the question.
+    """
+
+    def __init__(self, asked: Callable[[], bool] = stop_is_asked) -> None:
+        self.asked, self.next, self.seen = asked, 0.0, False
 
     def __call__(self) -> bool:
-        """Whether a stop is asked for."""
+        """Whether it was ever answered with yes."""
         if not self.seen and time.monotonic() >= self.next:
-            self.seen, self.next = stop_is_asked(), time.monotonic() + EVERY
+            self.seen, self.next = self.asked(), time.monotonic() + EVERY
         return self.seen
 
 

@@ -29,11 +29,12 @@ from cirkd_ray.cluster.bridge import (
 )
 from cirkd_ray.cluster.donors import HELD, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
-from cirkd_ray.cluster.stopping import note_stopped, part_of, this_call
+from cirkd_ray.cluster.packs import TrainPacked
+from cirkd_ray.cluster.stopping import note_stopped, part_of, patient_start, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
-from cirkd_ray.errors import CheckpointError, ConfigError, UserError
+from cirkd_ray.errors import CheckpointError, ConfigError, StorageError, UserError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import checkpoint_of
@@ -97,9 +98,9 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
             time.sleep(1)
     except UserError as error:
         # What its workers or its values met stays; a cluster without room may have some later.
-        # Checkpoints that are damaged can be put right.
+        # Checkpoints that are damaged can be put right, and so can storage that was waited for in vain.
         lasting = directory is None or read_failure(directory.path) is not None
-        if lasting and not isinstance(error, CheckpointError):
+        if lasting and not isinstance(error, (CheckpointError, StorageError)):
             write_failure(folder, error)
         raise
 
@@ -117,12 +118,13 @@ def prepare(
     settings = SweepSpec.model_validate(plan.space).settings(values)
     spec = from_tree(apply_overrides(plan.base, settings))
     directory, parent = _generation(folder, values, pointer)
-    open_directory(directory, spec, resume=True)
-    check_applied(directory.spec(), settings)  # what a reader of run.yaml will see
-    check_applied(spec, settings)
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
-    write_text(directory.path / GENERATION, json.dumps(about, indent=2))
+    with patient_start(directory.path, spec):
+        open_directory(directory, spec, resume=True)
+        write_text(directory.path / GENERATION, json.dumps(about, indent=2))
+    check_applied(directory.spec(), settings)  # what a reader of run.yaml will see
+    check_applied(spec, settings)
     return spec, directory, _donated(folder.parent, parent) if parent else None
 
 
@@ -224,7 +226,11 @@ class Reports:
             parent: the donor's checkpoint, if any.
         """
         if self.directory.read_result() is None:
-            run = BackgroundRun(lambda bridge: train(self.spec, self.directory, [bridge], parent), self.holds)
+            run = BackgroundRun(
+                lambda bridge: train(self.spec, self.directory, [bridge], parent),
+                self.holds,
+                here=isinstance(train, TrainPacked),
+            )
             saved = (0, "")
             for row, path in run.reports():
                 step = int(row["step"])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click import argument, option
@@ -20,6 +22,9 @@ from cirkd_ray.commands._options import (
     together,
 )
 from cirkd_ray.commands._progress import steps
+
+if TYPE_CHECKING:
+    from cirkd_ray.data.base import SegmentationDataset
 
 _SHOWN = 20
 
@@ -143,6 +148,7 @@ def prepare(
     apart = getattr(DATASETS.get(name), "stored_only", ())  # these do not change what a label means
     stored = {key: values.pop(key) for key in apart if key in values}
     encoding = Encoding(None if lossless else quality, tile, max_size)
+    _say_what_is_odd(splits)
     with bar(sum(len(data) for data in splits.values()), "prepare") as advance:
         manifest = prepare(
             splits, name, values, out, encoding, workers or _cores(), skip_bad, advance, stored
@@ -156,6 +162,24 @@ def prepare(
     if len(skipped) > _SHOWN:
         console.print(f"  and {len(skipped) - _SHOWN} more (manifest.json lists all)", highlight=False)
     console.print(f"train with data.name={name} data.root={out}", highlight=False)
+
+
+def _say_what_is_odd(splits: Mapping[str, SegmentationDataset]) -> None:
+    """What the start of a run on the originals would say: their files no longer tell it once converted."""
+    from cirkd_ray.commands._evaluation import warn
+    from cirkd_ray.data.facts import look
+    from cirkd_ray.data.palettes import Palettes
+    from cirkd_ray.errors import DataError, TransientError, first_line
+
+    palettes = Palettes()
+    for split, data in splits.items():
+        try:
+            told = look(data, training="train" in split, palettes=palettes)
+        except TransientError:
+            raise
+        except DataError as error:  # a bad sample ends the conversion, or is left out where that is asked for
+            told = (first_line(error),)
+        warn(line.removeprefix("warning: ") for line in told)
 
 
 @command.command()

@@ -22,6 +22,8 @@ from cirkd_ray.types import IGNORE_LABEL, PADDING_LABEL, ClassSet
 
 DESCRIPTION = "dataset.yaml"
 _LABELS = (".png", ".tif", ".tiff")
+_NOTES = ("txt", "json", "xml", "csv", "yaml", "yml", "md")
+"""Ends of the names of files that may lie beside images and are none."""
 _UNREAD, _SAVE = "a format that is not read", "save images as PNG or JPEG files"
 _Byte = Annotated[int, Field(ge=0, le=255)]
 _Colour = tuple[_Byte, _Byte, _Byte]
@@ -189,7 +191,8 @@ class Folder(FileDataset):
     def _lone(self, stem: str) -> str:
         """What lies where the image of a label should, as it is named in messages."""
         folder, _, name = f"images/{stem}".rpartition("/")
-        there = [other for other in self.storage.names(folder) if other.rpartition(".")[0] == name]
+        stems = ((other, *other.rpartition(".")[::2]) for other in self.storage.names(folder))
+        there = [other for other, stem, end in stems if stem == name and end.lower() not in _NOTES]
         return f"{folder}/{there[0]} ({_UNREAD})" if there else f"{folder}/{name}.*"
 
     def _refuse_unread(self, paths: Sequence[str], others: bool) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import free_bytes, size_text
 from cirkd_ray.losses import DistillationLoss
 
 OTHER_FILES = 16_000_000
@@ -43,15 +43,6 @@ def require_room(spec: RunSpec, each: int, folder: Path) -> None:
         )
 
 
-def size_text(count: float) -> str:
-    """Bytes as people read them: `12.3 MB`."""
-    units = ["TB", "GB", "MB", "kB", "B"]
-    while count >= 1000 and len(units) > 1:
-        count /= 1000
-        units.pop()
-    return f"{count:.3g} {units[-1]}"
-
-
 def checkpoint_bytes(spec: RunSpec, student: nn.Module, losses: Mapping[str, DistillationLoss]) -> int:
     """Bytes of one checkpoint: weights, the losses' layers and queues, optimisers, the averaged student.
 
@@ -68,12 +59,6 @@ def checkpoint_bytes(spec: RunSpec, student: nn.Module, losses: Mapping[str, Dis
     together = sum(_bytes(module.parameters()) for module in trained) - apart
     moments = 2 if spec.optim.name == "adamw" else int(spec.optim.momentum > 0)
     return int(found + moments * together + 2 * apart)
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space where a folder is, or will be made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    return shutil.disk_usage(there).free
 
 
 def require_free(folder: Path, count: int) -> None:

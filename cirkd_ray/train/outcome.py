@@ -31,7 +31,6 @@ def read_failure(folder: Path) -> UserError | None:
 
 def write_outcome(folder: Path, **facts: Any) -> None:
     """Add what is known now to the outcome in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / OUTCOME, json.dumps({**(read_json(folder / OUTCOME) or {}), **facts}, indent=2))
 
 

@@ -11,13 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TypeVar
 
 from cirkd_ray.errors import StorageError, TransientError
-from cirkd_ray.files import PASSING
+from cirkd_ray.files import PASSING, free_bytes, size_text, written_by
 from cirkd_ray.train.checkpoint import newest_checkpoint
-from cirkd_ray.train.disk import free_bytes, size_text
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Interrupted, asked
 
 T = TypeVar("T")
 SLICE = 0.2
@@ -36,6 +37,7 @@ class Patience:
         directory: the run's, whose disk is looked at.
         say: hears once that something is waited for, and that it is over; raises nothing.
         rest: called several times a second while it waits; what it raises ends the waiting.
+        left: what is left in the end, and what to do then; of a run, its last checkpoint.
     """
 
     def __init__(
@@ -44,7 +46,9 @@ class Patience:
         directory: RunDirectory,
         say: Callable[[str], None],
         rest: Callable[[], None] = lambda: None,
+        left: Callable[[], str] | None = None,
     ) -> None:
+        self.left = left or self._last_checkpoint
         self.timeout, self.directory, self.say, self.rest = timeout, directory, say, rest
         self._holds_recipe = directory.recipe.is_file()
         self._lock, self._waiting, self._over = threading.Lock(), 0, threading.Event()
@@ -138,10 +142,37 @@ class Patience:
             )
 
     def _failure(self, trouble: str, waited: float = 0.0) -> StorageError:
+        after = f", and still not after {waited:.0f} s (cluster.storage_timeout)" if waited else ""
+        place, _, what = trouble.partition(": ")
+        return StorageError(f"{place}: {what}{after};\n{self.left()}")
+
+    def _last_checkpoint(self) -> str:
         kept = None
         with suppress(OSError):
             kept = newest_checkpoint(self.directory.checkpoints, lambda text: None)
         last = f"the last whole checkpoint is {kept}" if kept else "no checkpoint has been written"
-        after = f", and still not after {waited:.0f} s (cluster.storage_timeout)" if waited else ""
-        place, _, what = trouble.partition(": ")
-        return StorageError(f"{place}: {what}{after};\n{last}; mend that, then continue with --resume")
+        return f"{last}; mend that, then continue with --resume"
+
+
+@contextmanager
+def patient_writes(
+    folder: Path, timeout: float, say: Callable[[str], None], asked_to_stop: Callable[[], bool] = asked
+) -> Iterator[None]:
+    """Wait, for the length of the block, where a file of a sweep or comparison itself cannot be written.
+
+    Args:
+        folder: of the sweep or comparison.
+        timeout, say: as of `Patience`.
+        asked_to_stop: asked while it waits.
+
+    Raises:
+        StorageError, Interrupted: as of `Patience` and of a run.
+    """
+
+    def rest() -> None:
+        if asked_to_stop():
+            raise Interrupted("stopped while waiting for storage")
+
+    left = "what has ended is kept; mend that, then the same command goes on"
+    with written_by(Patience(timeout, RunDirectory(folder), say, rest, lambda: left)):
+        yield

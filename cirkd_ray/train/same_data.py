@@ -107,8 +107,9 @@ class DataGuard:
     def shared(self, folder: Path) -> Path:
         """Where what several runs share is trained: in `folder`, or beside it where that is of other data.
 
-        Data are known by what labels mean and by names, sizes and times of files, not by their place: they
-        may be moved, and copied where the copy keeps all times or none (see `DataIdentity.changes`).
+        Data are known by what labels mean, by names, sizes and times of files and by the contents of a few,
+        not by their place: they may be moved, and copied where the copy keeps all times or none (see
+        `DataIdentity.changes`).
         """
         changes = self._changes(folder)
         if changes and self.accept:

@@ -140,7 +140,9 @@ def by_index(root: Path, description: object, count: int = 6, **other: list[list
     return truth
 
 
-def test_palettes_that_differ_are_a_finding_and_a_warning_with_the_line_to_write(tmp_path: Path) -> None:
+def test_palettes_that_differ_are_a_finding_and_a_warning_with_the_line_to_write(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     by_index(tmp_path / "same", THREE)
     data = build_dataset("folder", split="train", root=tmp_path / "same")
     assert found(data) == {}
@@ -158,6 +160,8 @@ def test_palettes_that_differ_are_a_finding_and_a_warning_with_the_line_to_write
         "gray class indices",
     ):
         assert text in finding.message
+    assert main(["data", "prepare", "folder", str(root), str(tmp_path / "out")]) == 0
+    assert "data, train: label files have palettes that differ" in " ".join(capsys.readouterr().err.split())
     (warning,) = run_on(root)
     assert warning.startswith("warning: data, train: label files have palettes that differ: index 1 is")
     assert LINE in warning

@@ -88,7 +88,9 @@ def run_on(root: Path, name: str = "folder", **data: object) -> tuple[str, ...]:
 
 
 def test_masks_of_0_and_255_are_no_perfect_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = make(tmp_path, "classes: [bg, fg]\n", both(halves(0, 255)))
+    root = make(tmp_path / "raw", "classes: [bg, fg]\n", both(halves(0, 255)))
+    assert main(["data", "prepare", "folder", str(root), str(tmp_path / "out")]) == 0
+    assert "warning: data: no label in all 2 images is of class 'fg'" in capsys.readouterr().err
     assert main(["data", "check", "folder", str(root)]) == 1
     shown = capsys.readouterr().out
     assert "no label in all 2 images is of class 'fg'" in shown
@@ -331,6 +333,10 @@ def test_images_of_a_format_that_is_not_read_are_named(
     assert "images/val/1.heic (a format that is not read)" in capsys.readouterr().out.replace("\n", "")
     data = build_dataset("folder", split="train", root=root, subset=True)
     assert len(data) == 2
+    assert data.missing == ["images/train/1.heic (a format that is not read)"]
+    (root / "images/train/1.heic").rename(root / "images/train/1.json")  # no image at all
+    assert len(build_dataset("folder", split="train", root=root)) == 2
+    (root / "images/train/1.json").rename(root / "images/train/1.heic")
     (root / "train.txt").write_text("train/0\ntrain/1\n")
     with pytest.raises(DataError, match=r"images/train holds 1\.heic: a format that is not read; save"):
         build_dataset("folder", split="train", root=root)

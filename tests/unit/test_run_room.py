@@ -9,8 +9,9 @@ import pytest
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import size_text
 from cirkd_ray.train import disk
-from cirkd_ray.train.disk import OTHER_FILES, require_room, size_text
+from cirkd_ray.train.disk import OTHER_FILES, require_room
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import run_recipe
 from tests.errors import refuses
