@@ -8,6 +8,7 @@ checkpoint, which points to the real one in the run's folder.
 from __future__ import annotations
 
 import json
+import queue
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.train import UserCallback
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 
 from cirkd_ray.cluster.donors import hold
 from cirkd_ray.cluster.stopping import in_this_call
@@ -58,7 +59,7 @@ class Bridge(UserCallback):  # type: ignore[misc]
         holds: keep the checkpoint for trials that may be given it.
     """
 
-    def __init__(self, queue: Queue, holds: bool = False) -> None:
+    def __init__(self, queue: Any, holds: bool = False) -> None:
         self.queue, self.holds = queue, holds
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
@@ -70,11 +71,17 @@ class Bridge(UserCallback):  # type: ignore[misc]
 
 
 class BackgroundRun(threading.Thread):
-    """A run that trains in a thread; `reports` iterates over what it reports. `holds` as of `Bridge`."""
+    """A run that trains in a thread; `reports` iterates over what it reports.
 
-    def __init__(self, call: Callable[[Bridge], Any], holds: bool = False) -> None:
+    Args:
+        call: trains, and reports to what it is given.
+        holds: as of `Bridge`.
+        here: it reports in this process, not in a controller.
+    """
+
+    def __init__(self, call: Callable[[Bridge], Any], holds: bool = False, here: bool = False) -> None:
         super().__init__(daemon=True, name="run")
-        self.queue = Queue(actor_options={"num_cpus": 0})
+        self.queue = queue.Queue() if here else Queue(actor_options={"num_cpus": 0})
         self.train = in_this_call(lambda: call(Bridge(self.queue, holds)))
         self.error: BaseException | None = None
 
@@ -97,11 +104,12 @@ class BackgroundRun(threading.Thread):
                 ended = not self.is_alive()  # before the look at the queue, so that nothing is left in it
                 try:
                     yield self.queue.get(block=not ended, timeout=POLL_SECONDS)
-                except Empty:
+                except queue.Empty:
                     if ended:
                         break
         finally:
-            ray.kill(self.queue.actor)
+            if isinstance(self.queue, Queue):
+                ray.kill(self.queue.actor)
         if self.error is not None:
             raise self.error
 

@@ -107,16 +107,35 @@ def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
         yield
 
 
-class StopWatch:
-    """`stop_is_asked` for a question before every step: it looks every half second at most."""
+def ask_to_leave(trial: Path) -> None:
+    """Ask the run of a trial, by its folder, to leave the pack that it is trained in."""
+    _put(f"leave-{trial}")
 
-    def __init__(self) -> None:
-        self.next, self.seen = 0.0, False
+
+def may_stay(trial: Path) -> None:
+    """It is tried again."""
+    internal_kv._internal_kv_del(_key(f"leave-{trial}"))
+
+
+def is_to_leave(trial: Path) -> bool:
+    """Whether `ask_to_leave` was called for it."""
+    return _is_there(f"leave-{trial}")
+
+
+class StopWatch:
+    """A question before every step that looks every half second at most.
+
+    Args:
+        asked: the question.
+    """
+
+    def __init__(self, asked: Callable[[], bool] = stop_is_asked) -> None:
+        self.asked, self.next, self.seen = asked, 0.0, False
 
     def __call__(self) -> bool:
-        """Whether a stop is asked for."""
+        """Whether it was ever answered with yes."""
         if not self.seen and time.monotonic() >= self.next:
-            self.seen, self.next = stop_is_asked(), time.monotonic() + EVERY
+            self.seen, self.next = self.asked(), time.monotonic() + EVERY
         return self.seen
 
 

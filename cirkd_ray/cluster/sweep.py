@@ -21,8 +21,9 @@ from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
-from cirkd_ray.sweep.space_check import check_space
+from cirkd_ray.sweep.space_check import apart, check_space
 from cirkd_ray.sweep.space_file import SpaceFile
+from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.disk import checkpoint_bytes
 from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.heartbeat import Heartbeat
@@ -61,6 +62,11 @@ class Sweep:
     out: Path
     say: Say
     data: DataGuard
+
+    @property
+    def pack(self) -> int:
+        """Members of a pack at most."""
+        return self.spec.resources.pack
 
 
 def run_sweep(
@@ -138,7 +144,10 @@ def _run(sweep: Sweep) -> None:
     plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     check_places(plan, sweep.base)
     fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
-    sweep.say(f"{sweep.spec.trials} trials, {fits.count} at a time ({fits.reason})")
+    packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
+    sweep.say(f"{sweep.spec.trials} trials, {fits.count}{packs} at a time ({fits.reason})")
+    if packs and apart(sweep.spec):
+        sweep.say(f"trials of another {' or '.join(apart(sweep.spec))} are in another pack")
     started = time.perf_counter()
     base = placed(sweep.spec, _with_teacher(sweep), plan)
     measure_students(sweep.spec, base, sweep.folder / LATENCY)
@@ -168,11 +177,16 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
 
 def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     """Run the trials by Ray Tune."""
-    from cirkd_ray.cluster.train import fit
+    from cirkd_ray.cluster.packs import TrainPacked, start_packs
+    from cirkd_ray.cluster.train import fit, fit_cohort
     from cirkd_ray.cluster.trial import TrialPlan
 
-    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
-    tuner = make_tuner(plan, sweep.spec, longest(sweep.spec, base), base.train.validate_every, at_a_time, fit)
+    plan, size = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict()), sweep.pack
+    train: Any = fit
+    if size > 1:
+        train = TrainPacked(start_packs(sweep.folder, size, at_a_time, sweep.spec.trials, fit_cohort))
+    steps, every = longest(sweep.spec, base), base.train.validate_every
+    tuner = make_tuner(plan, sweep.spec, steps, every, at_a_time * size, train)
     started, hours = time.monotonic(), sweep.spec.budget.hours
     _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
@@ -275,7 +289,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
 def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a_time: int) -> None:
     """The recipe's own values, and no distillation, at one budget and the same seeds; the best with all."""
     from cirkd_ray.cluster.pool import Job, run_jobs
-    from cirkd_ray.cluster.train import fit
+    from cirkd_ray.cluster.train import fit, fit_cohort
 
     jobs = []
     controls = control_runs(base, longest(sweep.spec, base)) if sweep.spec.controls else {}
@@ -285,14 +299,20 @@ def _controls_and_finalists(sweep: Sweep, base: RunSpec, trials: SweepData, at_a
     for trial in trials.ranked[: sweep.spec.finalists]:
         spec = from_tree(apply_overrides(base.to_dict(), trial.settings))
         jobs += [(f"finalists/{trial.id}-s{seed}", spec, seed) for seed in sweep.spec.seeds[1:]]
+    runs = {name: from_tree({**spec.to_dict(), "seed": seed, "name": name}) for name, spec, seed in jobs}
+    packs = [
+        group[i : i + sweep.pack] for group in cohorts_of(runs) for i in range(0, len(group), sweep.pack)
+    ]
     results = run_jobs(
         [
-            Job(name, from_tree({**spec.to_dict(), "seed": seed, "name": name}), sweep.folder / name)
-            for name, spec, seed in jobs
+            Job(name, runs[name], sweep.folder / name, sweep.folder / "packs" / f"c{number}")
+            for number, names in enumerate(packs)
+            for name in names
         ],
         at_a_time,
         sweep.say,
         fit,
+        fit_cohort if sweep.pack > 1 else None,
     )
     failed = {name: reason for name, reason in results.items() if isinstance(reason, str)}
     write_outcome(sweep.folder, failures=failed)

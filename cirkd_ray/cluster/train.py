@@ -59,10 +59,12 @@ class Launch:
     Attributes:
         runs: (resolved recipe, directory, checkpoint to start from where that has none) of each.
         directory: where the workers' failures and signs of life are told: the run's, or one for all.
+        leaving: runs are trials', which leave the others when their trial has ended.
     """
 
     runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
     directory: RunDirectory
+    leaving: bool = False
 
     @property
     def spec(self) -> RunSpec:
@@ -86,6 +88,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
                 for each, run, start in launch.runs
             ],
             "directory": str(directory.path),
+            "leaving": launch.leaving,
             "call": this_call(),
             "threads": worker_threads(plan, spec),
         },
@@ -136,13 +139,14 @@ def fit(
 
 
 def fit_cohort(
-    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
+    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path, leaving: bool = False
 ) -> list[dict[str, Any] | Exception]:
     """`fit` of runs that share batches and a teacher.
 
     Args:
         runs: resolved recipes that `check_cohort` lets through, with their directories.
         folder: for what is not one run's: the log of their workers.
+        leaving: as of `Launch`.
 
     Returns:
         Of each its result, or why it has none.
@@ -153,7 +157,7 @@ def fit_cohort(
     folder.mkdir(parents=True, exist_ok=True)
     for _, directory in runs:
         (directory.path / FAILURE).unlink(missing_ok=True)
-    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder)))
+    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder), leaving))
     places = [directory.path for _, directory in runs]
     found = [RunDirectory(path).read_result() or read_failure(path) for path in places]
     if None in found and stop_is_asked():

@@ -29,6 +29,7 @@ from cirkd_ray.cluster.bridge import (
 )
 from cirkd_ray.cluster.donors import HELD, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
+from cirkd_ray.cluster.packs import TrainPacked
 from cirkd_ray.cluster.stopping import note_stopped, part_of, patient_start, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
@@ -225,7 +226,11 @@ class Reports:
             parent: the donor's checkpoint, if any.
         """
         if self.directory.read_result() is None:
-            run = BackgroundRun(lambda bridge: train(self.spec, self.directory, [bridge], parent), self.holds)
+            run = BackgroundRun(
+                lambda bridge: train(self.spec, self.directory, [bridge], parent),
+                self.holds,
+                here=isinstance(train, TrainPacked),
+            )
             saved = (0, "")
             for row, path in run.reports():
                 step = int(row["step"])

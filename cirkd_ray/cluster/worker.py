@@ -18,7 +18,7 @@ import torch
 
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch, part_of
+from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
@@ -104,7 +104,7 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None) and `call` (of the driver).
+            the launch), `threads` (or None), `leaving` (of the launch) and `call` (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -113,7 +113,7 @@ def work(config: dict[str, Any]) -> None:
     try:
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
-            entries = _entries(config["runs"], world, held)
+            entries = _entries(config, world, held)
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
@@ -129,11 +129,11 @@ def work(config: dict[str, Any]) -> None:
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
-def _entries(runs: Sequence[Mapping[str, Any]], world: World, held: ExitStack) -> list[Entry]:
+def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[Entry]:
     """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
 
     Args:
-        runs: of `work`.
+        config: of `work`.
         world: this worker among its peers.
         held: takes what is to be given back when they have ended.
 
@@ -141,6 +141,7 @@ def _entries(runs: Sequence[Mapping[str, Any]], world: World, held: ExitStack) -
         ConfigError: a directory is not seen from here.
     """
     several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+    runs: Sequence[Mapping[str, Any]] = config["runs"]
     entries = []
     for run in runs:
         directory = RunDirectory(run["directory"])
@@ -156,8 +157,9 @@ def _entries(runs: Sequence[Mapping[str, Any]], world: World, held: ExitStack) -
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             reporter = LocalReporter(directory.checkpoints, keep, background)
-        start = run["resume_from"]
-        entries.append(Entry(spec, directory, reporter, listeners, Path(start) if start else None))
+        start = Path(run["resume_from"]) if run["resume_from"] else None
+        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if config["leaving"] else None
+        entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
     return entries
 
 
@@ -170,7 +172,7 @@ def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: Worl
     for entry, how in zip(entries, ended, strict=True):
         if isinstance(how, Exception) and len(entries) == 1:
             raise how
-        if isinstance(how, Exception) and world.is_main:
+        if isinstance(how, Exception) and not isinstance(how, Stopped) and world.is_main:
             place, kind = entry.directory.path, type(how).__name__
             told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
             with suppress(OSError):  # its disk may be the reason

@@ -88,7 +88,13 @@ class Resources(_Spec):
     workers: PositiveInt | Literal["auto"] | None = None
     cpus_per_worker: PositiveFloat | Literal["auto"] | None = None
     device: Literal["auto", "cpu", "cuda"] | None = None
-    concurrent: PositiveInt | None = Field(None, description="trials at a time at most; default: what fits")
+    concurrent: PositiveInt | None = Field(
+        None, description="trials, or packs, at a time at most; default: what fits"
+    )
+    pack: PositiveInt = Field(
+        1,
+        description="trials that are trained together, with one teacher and one loader, if they can",
+    )
     disk: Literal["check", "ignore"] = Field(
         "check", description="ignore: start where the checkpoints may not fit the disk"
     )

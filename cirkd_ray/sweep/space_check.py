@@ -13,7 +13,7 @@ from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
-from cirkd_ray.sweep.space import PAUSING
+from cirkd_ray.sweep.space import PAUSING, SweepSpec
 from cirkd_ray.sweep.space_file import SpaceFile
 from cirkd_ray.train.dry_run import DryRun
 
@@ -66,6 +66,7 @@ def check_space(space: SpaceFile, notes: list[str] | None = None) -> RunSpec:
     _check_metrics(space)
     _check_pair(space)
     _check_schedule(space, spec)
+    _check_pack(space, spec)
     dry = DryRun(elsewhere=True)
     try:
         dry.check(spec)
@@ -128,6 +129,24 @@ def _check_pair(space: SpaceFile) -> None:
         )
     if scheduler == "pbt":
         _check_population(space)
+
+
+def _check_pack(space: SpaceFile, spec: RunSpec) -> None:
+    """Trials can share what packs share."""
+    if space.spec.resources.pack == 1:
+        return
+    location, scheduler = ("resources", "pack"), space.spec.scheduler.name
+    if scheduler in PAUSING:
+        raise space.error(
+            location, f"scheduler {scheduler} pauses trials, which packs do not; use asha, median or none"
+        )
+    if spec.distill is None:
+        raise space.error(location, f"recipe {space.spec.recipe!r} has no teacher to share; leave pack out")
+
+
+def apart(sweep: SweepSpec) -> list[str]:
+    """Parameters by whose values trials are packed apart: those of what members share."""
+    return [path for path in sweep.parameters if Role.COHORT in role_of(path)]
 
 
 def _check_population(space: SpaceFile) -> None:

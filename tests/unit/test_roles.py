@@ -182,7 +182,7 @@ def test_what_a_cohort_shares() -> None:
 def test_what_may_change_when_a_sweep_is_resumed() -> None:
     free = {path for path, _ in fields_of(Setting(section=SweepSpec)) if not is_kept(path)}
     resources = {
-        f"resources.{name}" for name in ("workers", "cpus_per_worker", "device", "concurrent", "disk")
+        f"resources.{name}" for name in ("workers", "cpus_per_worker", "device", "concurrent", "pack", "disk")
     }
     assert free == {"description", "budget.hours", *resources}
     of_the_runs = {path for path in every_path() if not is_kept(f"set.{path}")}

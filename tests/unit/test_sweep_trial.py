@@ -121,7 +121,7 @@ def test_each_validation_is_reported_with_the_checkpoint_before_it(
         yield row(5), None
 
     run = SimpleNamespace(reports=lambda: reports(directory), join=lambda: None, error=None)
-    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds: run)
+    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds, here: run)
     monkeypatch.setattr(
         "cirkd_ray.cluster.trial.report",
         lambda figures, pointer: told.append((figures["step"], pointer and pointer.path)),
@@ -166,7 +166,7 @@ def test_validations_whose_reports_died_with_their_worker_are_reported_once(
         directory.append_metrics({"step": 6, "miou": 0.6})  # and the worker dies, with nothing left to train
 
     run = SimpleNamespace(reports=reports, join=lambda: None, error=None)
-    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds: run)
+    monkeypatch.setattr("cirkd_ray.cluster.trial.BackgroundRun", lambda call, holds, here: run)
     monkeypatch.setattr(
         "cirkd_ray.cluster.trial.report",
         lambda figures, pointer: told.append((figures["step"], pointer and pointer.path)),
@@ -427,7 +427,7 @@ def test_a_control_that_failed_is_written_down_and_the_command_ends_with_one(
     outcomes: dict[str, dict[str, object] | str] = {}
 
     def run_jobs(
-        jobs: list[Job], at_a_time: int, say: object, train: object
+        jobs: list[Job], at_a_time: int, say: object, train: object, together: object
     ) -> dict[str, dict[str, object] | str]:
         return {job.name: outcomes.get(job.name, {"last": {}}) for job in jobs}
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from cirkd_ray.cli import main
-from cirkd_ray.cluster import run, train
+from cirkd_ray.cluster import train
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.device import share_cores
 from cirkd_ray.train.rundir import RunDirectory
@@ -58,22 +56,3 @@ def test_a_ray_worker_leaves_its_loaders_their_cores(tmp_path: Path, monkeypatch
     assert (threads(3.0), threads(6.0), threads(1.0)) == (1, 4, 1)
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     assert threads(6.0) is None
-
-
-def test_the_stages_of_a_command_share_one_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-
-    @contextlib.contextmanager
-    def session(minimum_cpus: float) -> Iterator[None]:
-        new = events.count("start") == events.count("stop")
-        events.extend(["start"] * new)
-        yield
-        events.extend(["stop"] * new)
-
-    monkeypatch.setattr(run, "ray_session", session)
-    monkeypatch.setattr(run, "fit", lambda spec, directory: events.append("run") or {})
-    with run.ray_runner() as runner:
-        assert events == []  # nothing is started for a recipe that is refused
-        for name in ("alone", "distilled"):
-            runner(tiny_baseline(), RunDirectory(tmp_path / name))
-    assert events == ["start", "run", "run", "stop"]
