@@ -160,7 +160,7 @@ class Packs:
         except ray.exceptions.RayTaskError as error:
             found = [error.cause] * len(pack)
         except ray.exceptions.RayError as error:
-            found = [TrainingError(f"the pack was lost: {first_line(error)}")] * len(pack)
+            found = [TrainingError(f"resources.pack: the pack was lost ({first_line(error)})")] * len(pack)
         self.gathering.running.remove(pack)
         for each, how in zip(pack, found, strict=True):
             if lacks_memory(how) and len(pack) > 1:

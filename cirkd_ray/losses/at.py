@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
-from cirkd_ray.losses.maps import MapLoss, MapPair, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, pixel_scale, unit
 from cirkd_ray.losses.reduce import masked_mean
 
 
@@ -30,7 +30,7 @@ class AttentionTransfer(MapLoss):
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher = attention(pair.student, pair.mask), attention(pair.teacher, pair.mask)
         mask = None if pair.mask is None else pair.mask.flatten(1)
-        return {"at": masked_mean((student - teacher).square(), mask)}
+        return {"at": masked_mean((student - teacher).square(), mask, pixel_scale(pair.mask, inputs))}
 
 
 def attention(x: Tensor, mask: Tensor | None) -> Tensor:

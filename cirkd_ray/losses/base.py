@@ -42,7 +42,7 @@ class LossInputs:
     seed: int = 0
     micro: int = 0
     relations: Relations = AUTOMATIC
-    _made: dict[tuple[object, ...], tuple[object, Any]] = field(
+    _made: dict[tuple[object, ...], tuple[tuple[object, ...], Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
 
@@ -57,18 +57,31 @@ class LossInputs:
             make: a function of a module, not a lambda, which would be another one each time.
             args: tensors, told apart by identity, and hashable values.
         """
-        key = (make, torch.is_grad_enabled(), *(id(x) if isinstance(x, Tensor) else x for x in args))
+        key = _key(make, args)
         if key in self._made:
             found: T = self._made[key][1]
             return found
         found = make(*args)
         if not (isinstance(found, Tensor) and found.requires_grad):
-            self._made[key] = args, found  # with the tensors, so that no other one gets their identity
+            self._made[key] = args, found
         return found
+
+    def know(self, make: Callable[..., T], args: tuple[object, ...], made: T) -> None:
+        """Take `make(*args)` from one who has it already."""
+        self._made[_key(make, args)] = args, made
+
+    def asked(self, make: Callable[..., Any]) -> list[tuple[Any, ...]]:
+        """The arguments of each `shared(make, *args)` so far."""
+        return [args for (made, *_), (args, _) in self._made.items() if made is make]
 
     def key(self, name: str) -> tuple[str, int, int, int]:
         """The key of this step's random choice `name` (see `hashing.py`)."""
         return name, self.seed, self.step, self.micro
+
+
+def _key(make: Callable[..., Any], args: tuple[object, ...]) -> tuple[object, ...]:
+    """What tells a call apart; to be kept with the tensors, so that no other one gets their identity."""
+    return make, torch.is_grad_enabled(), *(id(x) if isinstance(x, Tensor) else x for x in args)
 
 
 Positive = Annotated[float, Field(gt=0)]

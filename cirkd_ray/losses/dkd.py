@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, Channels, LossInputs, Temperature
-from cirkd_ray.losses.maps import LogitLoss, MapPair
+from cirkd_ray.losses.maps import LogitLoss, MapPair, pixel_scale
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
 
@@ -53,8 +53,9 @@ class DKD(LogitLoss):
         classes = torch.arange(pair.student.shape[1], device=pair.labels.device).view(1, -1, 1, 1)
         target = pair.labels.unsqueeze(1) == classes
         student, teacher = (self._decoupled(x, target) for x in (pair.student, pair.teacher))
+        scale = pixel_scale(pair.mask, inputs)
         return {
-            name: masked_mean(F.kl_div(s, t, reduction="none", log_target=True).sum(1), pair.mask)
+            name: masked_mean(F.kl_div(s, t, reduction="none", log_target=True).sum(1), pair.mask, scale)
             * self.temperature**2
             for name, s, t in zip(self.terms, student, teacher, strict=True)
             if name in self.active

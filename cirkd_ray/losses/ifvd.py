@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
-from cirkd_ray.losses.maps import MapLoss, MapPair, tokens
+from cirkd_ray.losses.maps import MapLoss, MapPair, pixel_scale, tokens
 from cirkd_ray.losses.reduce import masked_mean
 
 
@@ -37,7 +37,8 @@ class IFVD(MapLoss):
         labels = pair.labels.flatten(1)
         difference = self._similarity(pair.student, labels) - self._similarity(pair.teacher, labels)
         square = difference.square().masked_fill(labels == inputs.ignore_index, 0.0)
-        return {"ifvd": masked_mean(square, None if pair.mask is None else pair.mask.flatten(1))}
+        mask = None if pair.mask is None else pair.mask.flatten(1)
+        return {"ifvd": masked_mean(square, mask, pixel_scale(pair.mask, inputs))}
 
     def _similarity(self, x: Tensor, labels: Tensor) -> Tensor:
         """N x L cosine similarities to the class centres."""

@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
-from cirkd_ray.losses.maps import LogitLoss, MapPair
-from cirkd_ray.losses.reduce import mask_scale, masked_mean
+from cirkd_ray.losses.maps import LogitLoss, MapPair, pixel_scale
+from cirkd_ray.losses.reduce import masked_mean
 
 
 @LOSSES.register("kd")
@@ -41,7 +41,7 @@ class KD(LogitLoss):
         divergence = F.kl_div(
             student.log_softmax(1), teacher.log_softmax(1), reduction="none", log_target=True
         ).sum(1)
-        scale = None if pair.mask is None else inputs.shared(mask_scale, pair.mask)
+        scale = pixel_scale(pair.mask, inputs)
         return {"kd": masked_mean(divergence, pair.mask, scale) * self.temperature**2}
 
 

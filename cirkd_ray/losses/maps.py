@@ -181,6 +181,11 @@ def row_weights(rows: Tensor, mask: Tensor | None, inputs: LossInputs) -> Tensor
     return weights.flatten(1).to(rows.dtype)
 
 
+def pixel_scale(mask: Tensor | None, inputs: LossInputs) -> Tensor | None:
+    """`mask_scale` of the mask that the losses of a step share, counted once; None without one."""
+    return None if mask is None else inputs.shared(mask_scale, mask)
+
+
 class LogitLoss(MapLoss):
     """Base of losses that compare logits, unless a recipe names other taps."""
 

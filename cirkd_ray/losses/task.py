@@ -50,8 +50,10 @@ class TaskLoss(nn.Module):
         self.align_corners, self.ignore_index = align_corners, ignore_index
         self._labels_checked = False
 
-    def forward(self, output: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Unweighted scalars; `labels` is N x H x W int64.
+    def forward(
+        self, output: SegmentationOutput, labels: Tensor, scale: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Unweighted scalars; `labels` is N x H x W int64, `scale` as of `segmentation_cross_entropy`.
 
         Raises:
             ConfigError: a label that is no class (looked for once on a device, always on the CPU).
@@ -59,7 +61,8 @@ class TaskLoss(nn.Module):
         if labels.device.type == "cpu" or not self._labels_checked:
             check_labels("task loss", labels, output.logits.shape[1], self.ignore_index)
             self._labels_checked = True
-        how = self.ignore_index, self.align_corners, mask_scale(labels != self.ignore_index)
+        scale = mask_scale(labels != self.ignore_index) if scale is None else scale
+        how = self.ignore_index, self.align_corners, scale
         terms = {"task": segmentation_cross_entropy(output.logits, labels, *how)}
         if output.aux is not None:
             terms["task_aux"] = segmentation_cross_entropy(output.aux, labels, *how)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from cirkd_ray.config import LossSpec, RunSpec, TaskSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
+from cirkd_ray.losses.counts import CountsAhead
 from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.task import TaskLoss
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -53,6 +54,7 @@ class Distiller(nn.Module):
         self.seed = seed
         self.relations = Relations()
         self.seen: LossInputs | None = None
+        self._counts = CountsAhead()
         self._weights: tuple[tuple[float, ...], Tensor] | None = None
         for _, loss in self.discriminators():
             assert loss.discriminator is not None
@@ -72,16 +74,22 @@ class Distiller(nn.Module):
         self, images: Tensor, labels: Tensor, teacher: SegmentationOutput | None, step: int, micro: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every unweighted term by name."""
+        counted = self._counts.count(labels)
         output = self.student(images)
-        terms, weights = self._task_terms(output, labels), self.task_weights()
+        scale = None if counted is None else counted.scale
+        terms, weights = self._task_terms(output, labels, scale), self.task_weights()
         if teacher is not None:
             inputs = LossInputs(
                 output, teacher, labels, step=step, micro=micro, seed=self.seed, relations=self.relations
             )
+            if counted is not None:
+                counted.tell(inputs)
             for name, loss in self.named_losses():
                 found, its_weights = self._distil(name, loss, inputs)
                 terms.update(found)
                 weights.update(its_weights)
+            if counted is not None:
+                self._counts.learn(inputs)
             self.seen = inputs if self.discriminators() else None
         return self._weighted_sum(terms, weights, output.logits), terms
 
@@ -89,12 +97,14 @@ class Distiller(nn.Module):
         """Weights of the cross-entropy terms."""
         return {"task": self.task.weight, "task_aux": self.task.weight * self.task.aux_weight}
 
-    def _task_terms(self, output: SegmentationOutput, labels: Tensor) -> dict[str, Tensor]:
+    def _task_terms(
+        self, output: SegmentationOutput, labels: Tensor, scale: Tensor | None
+    ) -> dict[str, Tensor]:
         """The cross-entropy terms that have a weight."""
         if self.task.weight == 0:
             return {}
         terms: dict[str, Tensor] = self.task_loss(
-            output if self.task.aux_weight else output._replace(aux=None), labels
+            output if self.task.aux_weight else output._replace(aux=None), labels, scale
         )
         return terms
 
