@@ -41,7 +41,7 @@ class Finding:
         workers: those that are the reason, by all that is known; none where none has been placed.
         silent: whether their processes give no sign at all.
         seconds: since any worker got on.
-        end: whether it is time to end the first of them.
+        end: whether it is time to end them: those that give no sign, or else the first.
     """
 
     workers: tuple[Sign, ...]
@@ -126,8 +126,10 @@ def watched(spec: RunSpec, directory: RunDirectory) -> Iterator[None]:
         if found is not None:
             with contextlib.suppress(OSError):
                 log.message(found.text(watch.timeout))
-            if found.end:
-                _end(found.workers[0], directory)
+            # Of those that give no sign all: Ray Train does not go on from a start in which one still hangs.
+            for worker in found.workers[: None if found.silent else 1] if found.end else ():
+                with contextlib.suppress(Exception):
+                    _end(worker, directory)
 
     def follow() -> None:
         while not over.wait(LOOK):
