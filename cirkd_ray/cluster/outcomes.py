@@ -29,10 +29,11 @@ class TrialLog(Callback):  # type: ignore[misc]
         folder: the sweep's.
         metric: shown with each trial.
         total: number of trials of the sweep.
+        packed: trials are trained in packs, which those that have ended leave.
     """
 
-    def __init__(self, folder: str, metric: str, total: int) -> None:
-        self.folder, self.metric, self.total = Path(folder), metric, total
+    def __init__(self, folder: str, metric: str, total: int, packed: bool = False) -> None:
+        self.folder, self.metric, self.total, self.packed = Path(folder), metric, total, packed
         self.deadline = math.inf
 
     def setup(self, *args: Any, **info: Any) -> None:
@@ -56,7 +57,8 @@ class TrialLog(Callback):  # type: ignore[misc]
         """It runs, perhaps again: what became of it before does not count."""
         folder = self.folder / "trials" / trial.trial_id
         (folder / OUTCOME).unlink(missing_ok=True)
-        may_stay(folder)
+        if self.packed:
+            may_stay(folder)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It has come to its end, or its scheduler has stopped it."""
@@ -80,7 +82,8 @@ class TrialLog(Callback):  # type: ignore[misc]
         from rich.console import Console
 
         write_outcome(self.folder / "trials" / trial_id, status=status, reason=reason)
-        ask_to_leave(self.folder / "trials" / trial_id)
+        if self.packed:
+            ask_to_leave(self.folder / "trials" / trial_id)
         ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
         value = last.get(self.metric)
         figure = f" at step {last.get('step')}, {self.metric} {value:.4f}" if value is not None else ""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.train.stop import TEMPORARY, kept_handlers
+from cirkd_ray.train.stop import EXIT_CODES, TEMPORARY, kept_handlers
 
 # Read when Ray is imported, here and in every process that Ray starts. Each may be set from outside.
 DEFAULTS = {
@@ -149,11 +151,32 @@ def _without_noise() -> None:
     worker.print_to_stdstream = show
 
 
+@contextmanager
+def _signals_left_to_us() -> Iterator[None]:
+    """Within the block Ray puts in no handlers, and its processes do not get the signals of our group.
+
+    Its handler of SIGTERM ends the driver at once. A signal to the driver's process group, which schedulers
+    and `timeout` send, would end the control store, without which no checkpoint can be written.
+    """
+    from ray._private import services
+
+    handle, popen = signal.signal, services.ConsolePopen
+
+    def ours(number: int, handler: Any) -> Any:
+        return signal.getsignal(number) if number in EXIT_CODES else handle(number, handler)
+
+    signal.signal, services.ConsolePopen = ours, partial(popen, start_new_session=True)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal, services.ConsolePopen = handle, popen
+
+
 def _start(minimum_cpus: float, level: int, verbose: bool, stack: ExitStack) -> None:
     """Join Ray or start it; what has to be undone after its end goes on the stack."""
     import ray
 
-    with kept_handlers():
+    with kept_handlers(), _signals_left_to_us():
         if in_cluster():
             ray.init(log_to_driver=verbose, logging_level=level)
             return

@@ -126,11 +126,11 @@ class StopWatch:
     """A question before every step that looks every half second at most.
 
     Args:
-        asked: the question.
+        asked: the question; by default `stop_is_asked`.
     """
 
-    def __init__(self, asked: Callable[[], bool] = stop_is_asked) -> None:
-        self.asked, self.next, self.seen = asked, 0.0, False
+    def __init__(self, asked: Callable[[], bool] | None = None) -> None:
+        self.asked, self.next, self.seen = asked or stop_is_asked, 0.0, False
 
     def __call__(self) -> bool:
         """Whether it was ever answered with yes."""

@@ -113,7 +113,7 @@ def _predict(
         raise ConfigError(
             "--batch-size, --loaders: go with --worst N only; predictions are made image by image"
         )
-    total, sources, dataset, paths = _sources(chosen, inputs, target is not None, reading)
+    total, sources, dataset, paths = _sources(chosen, inputs, folder, target is not None, reading)
     names = server_names(dataset) if target else []
     if target:
         refuse_scaled(dataset)
@@ -149,7 +149,7 @@ def _predict(
 
 
 def _sources(
-    chosen: Chosen, inputs: Sequence[str], for_server: bool, reading: Reading
+    chosen: Chosen, inputs: Sequence[str], folder: Path, for_server: bool, reading: Reading
 ) -> tuple[int, Iterator[ImageToPredict], SegmentationDataset | None, Sequence[Path]]:
     """How many images, the images, and the data set or the files that they are of."""
     from cirkd_ray.errors import ConfigError
@@ -158,6 +158,9 @@ def _sources(
     if inputs:
         if chosen.data or for_server:
             raise ConfigError("IMAGES: give either these or a data set (--data, --submission), not both")
+        inside = next((given for given in inputs if _holds(Path(given), folder)), None)
+        if inside is not None:
+            raise ConfigError(f"--out: {folder} lies in {inside}, whose images are predicted; choose another")
         files = find_images(inputs)[: chosen.limit]
         return len(files), read_files(files, reading), None, [path for path, _ in files]
     if not (chosen.data or chosen.root or chosen.split or for_server or chosen.overrides):
@@ -165,6 +168,11 @@ def _sources(
     dataset = _dataset(chosen, for_server)
     total = len(dataset) if chosen.limit is None else min(chosen.limit, len(dataset))
     return total, read_dataset(dataset, chosen.limit), dataset, ()
+
+
+def _holds(given: Path, folder: Path) -> bool:
+    """Whether a folder of images would hold the pictures that are written."""
+    return given.is_dir() and given.resolve() in (folder.resolve(), *folder.resolve().parents)
 
 
 def _dataset(chosen: Chosen, for_server: bool) -> SegmentationDataset:

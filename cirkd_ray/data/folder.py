@@ -306,6 +306,8 @@ def _walk(storage: Storage, top: str, below: str) -> list[str]:
     found: list[str] = []
     for name in storage.names(f"{top}/{below}".rstrip("/")):
         path = f"{below}/{name}".lstrip("/")
+        if name.startswith("."):  # such as the `._` files of a Mac
+            continue
         if name.lower().endswith(EXTENSIONS):
             found.append(path)
         else:

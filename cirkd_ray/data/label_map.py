@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from cirkd_ray.data.base import UInt8
 from cirkd_ray.errors import DataError
@@ -101,10 +103,8 @@ class ColourMap:
             most = np.argsort(-counts, kind="stable")
             shown = [self._told(int(values[k]), int(counts[k])) for k in most[:4]]
             share = 100 * wrong.mean()
-            raise ImpossibleLabels(
-                f"{where}: colours of no class {some(shown)}, {share:.2g} % of all; a class's colour must be "
-                "exact: write masks without anti-aliasing, and never as JPEG"
-            )
+            told, way_on = f"{some(shown)}, {share:.2g} % of all", self._way_on(values[most])
+            raise ImpossibleLabels(f"{where}: colours of no class {told}; {way_on}")
         found: UInt8 = self._indices[places]
         return found
 
@@ -114,6 +114,15 @@ class ColourMap:
             (max(abs(a - b) for a, b in zip(colour, c, strict=True)), c) for c in self.mapping
         )
         return found if distance <= NEAR else None
+
+    def _way_on(self, codes: NDArray[Any]) -> str:
+        """What may be wrong with masks of these other colours, the most frequent first."""
+        colours = [(int(code) >> 16, int(code) >> 8 & 255, int(code) & 255) for code in codes]
+        if all((b, g, r) in self.mapping for r, g, b in colours):
+            return "each is a colour of `palette` backwards: give that as [red, green, blue]"
+        if len(colours) <= len(self.mapping) and not any(map(self.near, colours)):
+            return f"where one stands for no class, say so: `ignore: [[{', '.join(map(str, colours[0]))}]]`"
+        return "a class's colour must be exact: write masks without anti-aliasing, and never as JPEG"
 
     def _told(self, code: int, pixels: int) -> str:
         colour = (code >> 16, code >> 8 & 255, code & 255)

@@ -142,7 +142,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
 
     Args:
         inputs: files, or folders that are searched with their subfolders. Images of formats that are not read
-            are among them, so that none is left out without a word.
+            are among them, so that none is left out without a word; hidden files are not.
 
     Returns:
         (file, name) in order; a name is the path below the given folder without suffix. Where files differ in
@@ -155,7 +155,7 @@ def find_images(inputs: Sequence[str | Path]) -> list[tuple[Path, str]]:
     searched = {*EXTENSIONS, *_TRIED, *_RAW}
     for given in map(Path, inputs):
         if given.is_dir():
-            files = sorted(p for p in given.rglob("*") if p.suffix.lower() in searched and p.is_file())
+            files = sorted(p for p in given.rglob("[!.]*") if p.suffix.lower() in searched and p.is_file())
             found += [(file, file.relative_to(given).with_suffix("").as_posix()) for file in files]
         elif given.is_file():
             found.append((given, given.stem))

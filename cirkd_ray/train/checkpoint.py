@@ -167,7 +167,7 @@ def none_is_whole(folder: Path) -> str | None:
         return None
     return (
         f"none of the run's {len(problems)} checkpoints is whole ({'; '.join(problems[:3])});\n"
-        "put a good copy back, or start over at step 0 with cirkd train --restart (or delete this folder)"
+        "put a good copy back, or start over at step 0 by the same command with --restart (or delete it)"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
 from cirkd_ray.errors import ConfigError, DataError, UserError
 from cirkd_ray.train.build import build_datasets
+from cirkd_ray.train.rundir import RunDirectory
 
 FLAG = "--accept-data"
 _DIGITS = 6
@@ -81,6 +83,9 @@ class DataGuard:
             changes = self._changes(folder)
             trouble = f"was begun with other data ({told(changes)})" if changes else ""
             _refuse(folder, trouble, way_on, self.accept, self.say)
+            if trouble:
+                with suppress(OSError):
+                    RunDirectory(folder).log(f"{trouble}; it was accepted with {FLAG}")
         self.adopt(folder, begun)
         self.now.write(folder)
 

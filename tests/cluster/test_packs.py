@@ -52,7 +52,7 @@ def swept(
     folder: Path, size: int, together: Any, steps: int = 4, places: int = 1, **space: Any
 ) -> tuple[SweepData, list[list[str]]]:
     """A sweep in packs, and the members of each."""
-    plan, sweep = stub_plan(folder, steps, **space)
+    plan, sweep = stub_plan(folder, steps, resources={"pack": size}, **space)
     plan.base["cluster"]["workers"] = 1
     packs = start_packs(folder, size, places, sweep.trials, together)
     make_tuner(plan, sweep, steps, 1, size * places, TrainPacked(packs)).fit()
