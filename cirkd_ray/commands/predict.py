@@ -158,10 +158,7 @@ def _sources(
     if inputs:
         if chosen.data or for_server:
             raise ConfigError("IMAGES: give either these or a data set (--data, --submission), not both")
-        inside = next((given for given in inputs if _holds(Path(given), folder)), None)
-        if inside is not None:
-            raise ConfigError(f"--out: {folder} lies in {inside}, whose images are predicted; choose another")
-        files = find_images(inputs)[: chosen.limit]
+        files = [found for found in find_images(inputs) if not _is_written(found[0], folder)][: chosen.limit]
         return len(files), read_files(files, reading), None, [path for path, _ in files]
     if not (chosen.data or chosen.root or chosen.split or for_server or chosen.overrides):
         raise ConfigError("IMAGES: give files or folders, or --split val for a split of the run's data")
@@ -170,9 +167,9 @@ def _sources(
     return total, read_dataset(dataset, chosen.limit), dataset, ()
 
 
-def _holds(given: Path, folder: Path) -> bool:
-    """Whether a folder of images would hold the pictures that are written."""
-    return given.is_dir() and given.resolve() in (folder.resolve(), *folder.resolve().parents)
+def _is_written(image: Path, folder: Path) -> bool:
+    """Whether an image lies where predictions are written, so that it is one of before."""
+    return any((folder / form).resolve() in image.resolve().parents for form in FORMS)
 
 
 def _dataset(chosen: Chosen, for_server: bool) -> SegmentationDataset:

@@ -13,6 +13,7 @@ from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset, facts
 from cirkd_ray.data.facts import look
 from cirkd_ray.data.files import metadata
+from cirkd_ray.data.label_map import ColourMap
 from cirkd_ray.data_tools.check import check
 from cirkd_ray.errors import DataError
 from tests.unit.test_data_findings import RGB, both, found, halves, indexed, make, run_on, write
@@ -274,3 +275,19 @@ def test_transparency_of_a_palette_is_not_lost_where_colours_decide(tmp_path: Pa
         indexed(label, truth, DECLARED["palette"], transparency=transparency)
         data = build_dataset("folder", split="train", root=tmp_path)
         np.testing.assert_array_equal(data.load(0).label, truth)
+
+
+@pytest.mark.parametrize(
+    ("colour", "told"),
+    [
+        ((255, 255, 255), "ignore: [[255, 255, 255]]"),  # declared nowhere
+        ((30, 20, 10), "backwards"),
+        ((12, 20, 30), "anti-aliasing"),
+    ],
+)
+def test_what_may_be_wrong_with_a_colour_of_no_class_is_told(colour: tuple[int, int, int], told: str) -> None:
+    known = ColourMap({(10, 20, 30): 0, (200, 100, 0): 1}, ("road", "sky"))
+    mask = np.full((4, 4, 3), colour, np.uint8)
+    with pytest.raises(DataError) as raised:
+        known(mask, "m.png")
+    assert told in str(raised.value)

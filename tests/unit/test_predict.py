@@ -94,6 +94,15 @@ def test_the_first_of_several_images(model, tmp_path):
     assert [p.name for p in (out / "ids").iterdir()] == ["a.png"]
 
 
+def test_pictures_of_before_and_hidden_files_are_no_images(model, tmp_path, capsys):
+    for name in ("a.png", "._a.png"):
+        (tmp_path / name).write_bytes(cv2.imencode(".png", image())[1].tobytes())
+    command = ["predict", str(model), str(tmp_path), "--write", "ids", "--out", str(tmp_path / "out")]
+    for _ in range(2):
+        assert main(command) == 0
+    assert [p.name for p in (tmp_path / "out" / "ids").rglob("*.png")] == ["a.png"]
+
+
 def test_one_file_has_one_orientation_unless_upright_is_asked_for(model, tmp_path, capsys):
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held upright: turn clockwise to see it so
