@@ -27,6 +27,8 @@ from cirkd_ray.train.heartbeat import Beat
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stall import FLOOR, bound, lacks
 
+START = 120.0
+"""Seconds that a start may take, however small `hang_timeout` is: busy machines are slow to import."""
 SILENT = 5.0
 """Seconds without a sign after which a process counts as stopped."""
 LOOK = 2.0
@@ -98,7 +100,8 @@ class Watch:
         workers = tuple(silent or behind(left))
         beat = workers[0].beat if workers else Beat()
         timeout, seconds = self.timeout, now - self.since
-        if timeout is not None and workers and seconds >= bound(beat, timeout):
+        least = START if beat.phase == "start" else 0.0
+        if timeout is not None and workers and seconds >= max(least, bound(beat, timeout)):
             self.since, self.told = now, False  # where it could not be ended, again later
             return Finding(workers, bool(silent), seconds, True)
         if not self.told and seconds >= bound(beat, FLOOR if timeout is None else min(FLOOR, timeout / 2)):

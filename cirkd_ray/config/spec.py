@@ -254,8 +254,8 @@ class ClusterSpec(_Spec):
     hang_timeout: Machine[PositiveFloat | None] = Field(
         600.0,
         description="seconds without progress after which a hung worker is ended, at least ten times the "
-        "usual step; three times as long at a start, in the first steps, a validation or a checkpoint of "
-        "which the disk takes nothing; null: only say so",
+        "usual step; three times as long at a start (at least 120), in the first steps, a validation or a "
+        "checkpoint of which the disk takes nothing; null: only say so",
     )
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"

@@ -115,6 +115,13 @@ def test_a_worker_that_hangs_before_its_first_sign_is_given_longer_and_ended() -
     assert "worker 1 on host1 has not begun to train for" in Finding((placed[1],), True, 200.0, False).text(1)
 
 
+def test_a_start_has_two_minutes_however_short_a_step_may_take() -> None:
+    watch = Watch(3.0)
+    placed = [sign(0, phase="start", step=0, usual=None, count=-1, ticks=0, size=1)]
+    found = [(now, watch.look(placed, float(now))) for now in range(130)]
+    assert [now for now, finding in found if finding is not None and finding.end] == [120]
+
+
 def test_that_no_worker_begins_is_told_once_and_again_after_a_failure() -> None:
     watch = Watch(10.0)
     found = [(now, watch.look([], float(now))) for now in range(1, 1000)]
