@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,11 @@ import ray
 from ray.train import UserCallback
 
 from cirkd_ray.cluster.bridge import POLL_SECONDS
-from cirkd_ray.cluster.capacity import HEAD
+from cirkd_ray.cluster.pool import ON_HEAD, RETRIES
 from cirkd_ray.cluster.stopping import part_of, stop_is_asked, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError, first_line
+from cirkd_ray.report.follow import Tail
 from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.outcome import OUTCOME
 from cirkd_ray.train.rundir import RunDirectory
@@ -33,8 +35,6 @@ EVERY = 0.5
 """Seconds between two looks at who waits."""
 PATIENCE = 120.0
 """Seconds without a new trial after which a pack starts although more could come."""
-RETRIES = 2
-"""Of a pack whose driver was lost; what its workers lose is retried by Ray Train."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,8 @@ class Gathering:
             whole = here >= min(self.size * self.places, left) or now - self.since >= PATIENCE
             together = {name: each.spec for name, each in self.waiting.items() if not each.alone}
             groups = [[name] for name, each in self.waiting.items() if each.alone]
-            groups += [group[: self.size] for group in cohorts_of(together)]
+            if whole or len(together) >= self.size:
+                groups += [group[: self.size] for group in cohorts_of(together)]
             ready = (g for g in groups if whole or len(g) == self.size or self.waiting[g[0]].alone)
             group = next(ready, None)
             if group is None:
@@ -137,22 +138,26 @@ class Packs:
 
     async def _start_packs(self) -> None:
         while True:
-            over = {path.parent.name for path in (self.folder / "trials").glob(f"*/{OUTCOME}")}
-            with part_of(self.call):
-                stopped = stop_is_asked()
-            for trial in [t for t in self.gathering.waiting if stopped or t in over]:
-                del self.gathering.waiting[trial]
-                self._end(trial, Stopped("stopped before it began"))
-            for pack in self.gathering.starting(self.total - len(over), time.monotonic()):
-                self._begin(self._train(pack))
+            with suppress(Exception):  # a head or a disk that is away for a moment ends no search
+                self._look()
             await asyncio.sleep(EVERY)
+
+    def _look(self) -> None:
+        """Start what can start, and end what waits in vain."""
+        over = {path.parent.name for path in (self.folder / "trials").glob(f"*/{OUTCOME}")}
+        with part_of(self.call):
+            stopped = stop_is_asked()
+        for trial in [t for t in self.gathering.waiting if stopped or t in over]:
+            del self.gathering.waiting[trial]
+            self._end(trial, Stopped("stopped before it began"))
+        for pack in self.gathering.starting(self.total - len(over), time.monotonic()):
+            self._begin(self._train(pack))
 
     async def _train(self, pack: list[Waiting]) -> None:
         """One pack, from its start to the end of all its members."""
         self.number += 1
         work = [(each.spec.to_dict(), str(each.directory)) for each in pack]
-        options: dict[str, Any] = {"num_cpus": 0, "resources": {HEAD: 1e-3}, "max_retries": RETRIES}
-        remote = ray.remote(_train).options(**options)
+        remote = ray.remote(_train).options(**ON_HEAD, max_retries=RETRIES)
         found: Sequence[dict[str, Any] | Exception]
         try:
             place = self.folder / "packs" / f"p{self.number}"
@@ -210,12 +215,13 @@ class TrainPacked:
         Raises:
             Exception: what ended the run.
         """
-        ended = self.packs.train.remote(directory.path.parent.name, spec.to_dict(), str(directory.path))
+        lines = Tail(directory.metrics)
         heard = max((int(row["step"]) for row in directory.read_metrics() if "miou" in row), default=0)
+        ended = self.packs.train.remote(directory.path.parent.name, spec.to_dict(), str(directory.path))
         done: list[Any] = []
         while not done:
             done, _ = ray.wait([ended], timeout=POLL_SECONDS)
-            for row in directory.read_metrics():
+            for row in lines.rows():
                 if "miou" in row and row["step"] > heard:
                     heard = int(row["step"])
                     for callback in callbacks:
@@ -226,8 +232,14 @@ class TrainPacked:
         return directory.read_result() or {}
 
 
-def start_packs(folder: Path, size: int, places: int, total: int, together: PacksFunction) -> Any:
-    """The actor for a search, which ends with its driver."""
-    options: dict[str, Any] = {"num_cpus": 0, "resources": {HEAD: 1e-3}, "max_concurrency": 1000}
-    remote = ray.remote(Packs).options(**options)
-    return remote.remote(this_call(), folder, size, places, total, together)
+@contextmanager
+def packed(
+    folder: Path, size: int, places: int, total: int, together: PacksFunction
+) -> Iterator[TrainPacked]:
+    """What trains a search's trials in packs, for the length of the block; arguments as of `Packs`."""
+    packs = ray.remote(Packs).options(**ON_HEAD, max_concurrency=1000)
+    actor = packs.remote(this_call(), folder, size, places, total, together)
+    try:
+        yield TrainPacked(actor)
+    finally:
+        ray.kill(actor)

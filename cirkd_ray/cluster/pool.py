@@ -22,6 +22,8 @@ from cirkd_ray.train.runner import Together, lacks_memory
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import fingerprint
 
+ON_HEAD: dict[str, Any] = {"num_cpus": 0, "resources": {HEAD: 1e-3}}
+"""What a process takes that waits for others."""
 RETRIES = 2
 """Of a run whose driver was lost; what its workers lose is retried by Ray Train."""
 
@@ -74,8 +76,7 @@ def run_jobs(
         [*group] for _, group in groupby(jobs, lambda job: (job.cohort or job.name) if together else job.name)
     ]
     running: dict[Any, list[Job]] = {}
-    options: dict[str, Any] = {"num_cpus": 0, "resources": {HEAD: 1e-3}, "max_retries": RETRIES}
-    remote = ray.remote(_run).options(**options)
+    remote = ray.remote(_run).options(**ON_HEAD, max_retries=RETRIES)
     while running or (waiting and not asked()):
         while waiting and len(running) < at_a_time and not asked():
             group = [job for job in waiting.pop(0) if not _is_done(job, done)]

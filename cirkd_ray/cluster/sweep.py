@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,18 +178,19 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
 
 def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     """Run the trials by Ray Tune."""
-    from cirkd_ray.cluster.packs import TrainPacked, start_packs
+    from cirkd_ray.cluster.packs import packed
     from cirkd_ray.cluster.train import fit, fit_cohort
     from cirkd_ray.cluster.trial import TrialPlan
 
-    plan, size = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict()), sweep.pack
-    train: Any = fit
-    if size > 1:
-        train = TrainPacked(start_packs(sweep.folder, size, at_a_time, sweep.spec.trials, fit_cohort))
-    steps, every = longest(sweep.spec, base), base.train.validate_every
-    tuner = make_tuner(plan, sweep.spec, steps, every, at_a_time * size, train)
+    plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
+    steps, every, trials = longest(sweep.spec, base), base.train.validate_every, sweep.spec.trials
     started, hours = time.monotonic(), sweep.spec.budget.hours
-    _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
+    alone = nullcontext(fit)
+    with (
+        packed(sweep.folder, sweep.pack, at_a_time, trials, fit_cohort) if sweep.pack > 1 else alone as train
+    ):
+        tuner = make_tuner(plan, sweep.spec, steps, every, at_a_time * sweep.pack, train)
+        _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
     if ended < sweep.spec.trials:
         if hours is not None and time.monotonic() - started >= 3600 * hours:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.train.heartbeat import Beat
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stall import FLOOR, bound, lacks
+from cirkd_ray.train.stall import FLOOR, bound, lacks, looking
 
 START = 120.0
 """Seconds that a start may take, however small `hang_timeout` is: busy machines are slow to import."""
@@ -119,8 +118,7 @@ def behind(signs: Sequence[Sign]) -> list[Sign]:
 
 @contextlib.contextmanager
 def watched(spec: RunSpec, directory: RunDirectory) -> Iterator[None]:
-    """Watch the workers of a run for the length of the block."""
-    over = threading.Event()
+    """Watch the workers of a run for the length of the block, also after a head was away for a moment."""
     log, watch = RunLog(directory), Watch(spec.cluster.hang_timeout)
 
     def look() -> None:
@@ -134,18 +132,10 @@ def watched(spec: RunSpec, directory: RunDirectory) -> Iterator[None]:
                 with contextlib.suppress(Exception):
                     _end(worker, directory)
 
-    def follow() -> None:
-        while not over.wait(LOOK):
-            with contextlib.suppress(Exception):  # a head that is away for a moment ends no run
-                look()
-
-    thread = threading.Thread(target=follow, name="watch", daemon=True)
-    thread.start()
     try:
-        yield
+        with looking(look, LOOK, "watch"):
+            yield
     finally:
-        over.set()
-        thread.join(timeout=LOOK)
         with contextlib.suppress(Exception):
             pulse.forget(directory.path)
 

@@ -27,6 +27,7 @@ from cirkd_ray.commands._options import (
 )
 
 if TYPE_CHECKING:
+    from cirkd_ray.data.base import SegmentationDataset
     from cirkd_ray.evaluate.inference import Views
     from cirkd_ray.evaluate.job import EvaluationJob
     from cirkd_ray.report.evaluation import Evaluation
@@ -122,7 +123,7 @@ class Chosen:
         assert self.model is not None
         data = self.data_settings()
         usual = data.pop("val_split", None) or "val"
-        self.hold(data, self.split or usual)
+        self._hold_there(data, self.split or usual)
         return EvaluationJob(
             model=str(Path(self.model).expanduser().absolute()),
             network=self.network,
@@ -139,26 +140,31 @@ class Chosen:
             views=self.views(),
         )
 
-    def hold(self, settings: Mapping[str, Any], split: str) -> None:
-        """Require that labels mean what they did when the network was trained, as far as that is known here.
+    def hold(self, data: SegmentationDataset, split: str) -> None:
+        """Require that labels mean what they did when the network was trained.
 
         Args:
-            settings: `name`, `root` and the data set's own.
-            split: the one that is looked at.
+            data: what is looked at.
+            split: its name.
 
         Raises:
             UserError: they do not.
         """
+        from cirkd_ray.train.same_data import hold_network
+
+        hold_network(str(self.model), data, split, self.accept_data, lambda text: warn([text]))
+
+    def _hold_there(self, settings: Mapping[str, Any], split: str) -> None:
+        """`hold` where the workers' data are here as well: `name`, `root` and the data set's own settings."""
         from cirkd_ray.data import build_dataset
         from cirkd_ray.errors import DataError
-        from cirkd_ray.train.same_data import hold_network
 
         rest = dict(settings)
         try:
             data = build_dataset(rest.pop("name"), split=split, root=_place(rest.pop("root", None)), **rest)
         except DataError:  # the workers may have it; they say what is wrong
             return
-        hold_network(str(self.model), data, split, self.accept_data, lambda text: warn([text]))
+        self.hold(data, split)
 
     def data_settings(self) -> dict[str, Any]:
         """Of the data set: those of the model's run, changed by the options."""

@@ -18,10 +18,19 @@ from cirkd_ray.commands._options import (
     repeatable,
     set_option,
     size_option,
+    together,
 )
 
 PARTS = ("losses", "tokens", "enqueue", "exchange")
 ABOVE_ZERO = click.FloatRange(min=0, min_open=True)
+at_a_recipes_sizes = together(
+    set_option(),
+    device_option,
+    option("--batch", type=COUNT, help="Images at a time (default: the recipe's)."),
+    option("--repeat", type=COUNT, default=3, help="Repetitions."),
+    choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine."),
+    option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too."),
+)
 
 
 @click.group()
@@ -120,12 +129,7 @@ def step(recipes: Words, **settings: Any) -> None:
 
 @command.command()
 @argument("recipes", nargs=-1, metavar="[RECIPE...]")
-@set_option()
-@device_option
-@option("--batch", type=COUNT, help="Images at a time (default: the recipe's).")
-@option("--repeat", type=COUNT, default=3, help="Repetitions.")
-@choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
-@option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too.")
+@at_a_recipes_sizes
 def layout(recipes: Words, **settings: Any) -> None:
     """Memory layouts: a recipe's networks with the channel last beside the same with the channel first.
 
@@ -141,12 +145,7 @@ def layout(recipes: Words, **settings: Any) -> None:
 @command.command()
 @option("--members", type=COUNT, default=4, metavar="K", help="Runs of the cohort.")
 @repeatable("--recipe", "recipes", metavar="RECIPE", help="Of the members, in turn (default: quickstart).")
-@set_option()
-@device_option
-@option("--batch", type=COUNT, help="Images at a time (default: the recipe's).")
-@option("--repeat", type=COUNT, default=3, help="Repetitions.")
-@choice("--clock", "wall", "cpu", help="cpu: processor time, for a busy machine.")
-@option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too.")
+@at_a_recipes_sizes
 def cohort(**settings: Any) -> None:
     """Cohorts: a step of K members that share a teacher, beside the same members apart.
 

@@ -181,9 +181,10 @@ def _dataset(chosen: Chosen, for_server: bool) -> SegmentationDataset:
     data = chosen.data_settings()
     usual = data.pop("val_split", None) or "val"
     split = chosen.split or ("test" if for_server else usual)
+    dataset = build_dataset(data.pop("name"), split=split, root=data.pop("root", None), **data)
     if chosen.model is not None:
-        chosen.hold(data, split)
-    return build_dataset(data.pop("name"), split=split, root=data.pop("root", None), **data)
+        chosen.hold(dataset, split)
+    return dataset
 
 
 def _worst(chosen: Chosen, count: int, folder: Path) -> int:

@@ -105,9 +105,9 @@ def _trainer(local: bool, spec: RunSpec) -> AbstractContextManager[Together | No
 def _unseen(
     runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
 ) -> Sequence[dict[str, object] | Exception]:
-    from cirkd_ray.train.local import run_local, run_together
+    from cirkd_ray.train.local import run_together
 
-    return [run_local(*runs[0])] if len(runs) == 1 else run_together(runs, [()] * len(runs))
+    return run_together(runs, [()] * len(runs))
 
 
 def _shown(
@@ -115,7 +115,7 @@ def _shown(
 ) -> Sequence[dict[str, object] | Exception]:
     from cirkd_ray.report.listeners import RunLog, TensorBoardListener
     from cirkd_ray.report.progress import Beside, RunProgress
-    from cirkd_ray.train.local import run_local, run_together
+    from cirkd_ray.train.local import run_together
 
     progress = RunProgress(runs[0][0].train.steps)
     shown = [progress, *(Beside(spec.name, progress) for spec, _ in runs[1:])]
@@ -124,6 +124,6 @@ def _shown(
         for first, (_, directory) in zip(shown, runs, strict=True)
     ]
     try:
-        return [run_local(*runs[0], listeners[0])] if len(runs) == 1 else run_together(runs, listeners)
+        return run_together(runs, listeners)
     finally:
         progress.finish()

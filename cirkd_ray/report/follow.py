@@ -6,15 +6,17 @@ import json
 import os
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from cirkd_ray.report.listeners import BEGINS, SHOWN_LIVE, UNDER_WAY
 from cirkd_ray.report.progress import Beside, RunProgress
 from cirkd_ray.train.reporter import Listener
-from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.rundir import RunDirectory, with_nan
 
 
-class _Tail:
+class Tail:
     """New whole lines of a file that another process appends to, and may rewrite."""
 
     def __init__(self, path: Path) -> None:
@@ -22,6 +24,7 @@ class _Tail:
         self.position = path.stat().st_size if path.exists() else 0
 
     def lines(self) -> list[str]:
+        """Since the last look; at first none of what was there."""
         try:
             file = self.path.open("rb")
         except FileNotFoundError:
@@ -34,6 +37,17 @@ class _Tail:
         whole = text[: text.rfind(b"\n") + 1]
         self.position += len(whole)
         return whole.decode("utf-8", errors="replace").splitlines()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines as figures of a step."""
+        found = []
+        for line in self.lines():
+            with suppress(
+                ValueError, TypeError, KeyError, AttributeError
+            ):  # rewound while it was read: the rest of a line
+                row = with_nan(json.loads(line))
+                found.append({**row, "step": int(row["step"])})
+        return found
 
 
 class Follower:
@@ -88,7 +102,7 @@ class _Files:
     """What a run's files say since the last look."""
 
     def __init__(self, directory: RunDirectory) -> None:
-        self.metrics, self.log = _Tail(directory.metrics), _Tail(directory.path / "log.txt")
+        self.metrics, self.log = Tail(directory.metrics), Tail(directory.path / "log.txt")
 
     def tell(self, listener: Listener) -> None:
         for line in self.log.lines():
@@ -99,10 +113,5 @@ class _Files:
                 listener.start({}, int(begun[1]))
             elif going := UNDER_WAY.fullmatch(text.strip()):
                 listener.underway(going[1], int(going[2]), int(going[3]))
-        for line in self.metrics.lines():
-            try:
-                row = json.loads(line)
-                step = int(row["step"])
-            except (ValueError, TypeError, KeyError):  # rewound while it was read: the rest of a line
-                continue
-            listener.metrics(step, row)
+        for row in self.metrics.rows():
+            listener.metrics(row["step"], row)

@@ -35,16 +35,19 @@ def run_local(spec: RunSpec, directory: RunDirectory, listeners: Sequence[Listen
     Raises:
         Exception: as of `loop.train`.
     """
-    (ended,) = run_together([(spec, directory)], [listeners])
-    if isinstance(ended, Exception):
-        raise ended
-    return ended
+    (result,) = run_together([(spec, directory)], [listeners])
+    assert isinstance(result, dict)
+    return result
 
 
 def run_together(
     runs: Sequence[tuple[RunSpec, RunDirectory]], listeners: Sequence[Sequence[Listener]]
 ) -> list[Ended]:
-    """`run_local` of runs that share batches and a teacher, each with its listeners: how each ended."""
+    """Train runs that share batches and a teacher, each with its listeners: how each ended.
+
+    Raises:
+        Exception: what ended a single run, or all of them.
+    """
     cluster = runs[0][0].cluster
     world = World.current(rank_device(cluster.device))
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), runs[0][0].data.workers)
@@ -60,7 +63,10 @@ def run_together(
             say_now(text, entry.directory, entry.listeners, world)
 
     with told_where_it_stalls(heartbeat, say):
-        return train_cohort(entries, world, heartbeat=heartbeat)
+        ended = train_cohort(entries, world, heartbeat=heartbeat)
+    if len(ended) == 1 and isinstance(ended[0], Exception):
+        raise ended[0]
+    return ended
 
 
 def rank_device(setting: str) -> torch.device:

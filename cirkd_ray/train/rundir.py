@@ -122,7 +122,7 @@ class RunDirectory:
         try:
             found: dict[str, Any] = json.loads(self.result.read_text(encoding="utf-8"))
             for key in ("best", "last"):
-                found[key] = _numbers(found.get(key, {}))
+                found[key] = with_nan(found.get(key, {}))
         except ValueError:
             raise CheckpointError(
                 f"{self.result}: is damaged; delete it and continue the run with --resume"
@@ -189,13 +189,13 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     rows = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):  # the line that a killed process did not finish
-            rows.append(_numbers(json.loads(line)))
+            rows.append(with_nan(json.loads(line)))
     return rows
 
 
-def _numbers(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN for null, also in the mappings inside."""
-    whole = {key: _numbers(value) if isinstance(value, dict) else value for key, value in row.items()}
+def with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """What JSON writes as null is NaN again, also in the mappings inside."""
+    whole = {key: with_nan(value) if isinstance(value, dict) else value for key, value in row.items()}
     return {key: math.nan if value is None else value for key, value in whole.items()}
 
 

@@ -83,19 +83,36 @@ def told_where_it_stalls(heartbeat: Heartbeat, say: Callable[[str], None]) -> It
         heartbeat: of the thread that works.
         say: hears it, in a thread of its own; what it raises is not told.
     """
-    over, stall = threading.Event(), Stall(heartbeat)
+    stall = Stall(heartbeat)
+
+    def look() -> None:
+        if (found := stall.look()) is not None:
+            say(found)
+
+    with looking(look, LOOK, "stall"):
+        yield
+
+
+@contextmanager
+def looking(look: Callable[[], None], every: float, name: str) -> Iterator[None]:
+    """Call `look` in a thread for the length of the block, also after it has raised something.
+
+    Args:
+        look: looks at something once.
+        every: seconds between two looks.
+        name: of the thread.
+    """
+    over = threading.Event()
 
     def follow() -> None:
-        while not over.wait(LOOK):
-            found = stall.look()
-            if found is not None:
-                with suppress(Exception):
-                    say(found)
+        while not over.wait(every):
+            with suppress(Exception):
+                look()
 
-    thread = threading.Thread(target=follow, name="stall", daemon=True)
+    thread = threading.Thread(target=follow, name=name, daemon=True)
     thread.start()
     try:
         yield
     finally:
         over.set()
-        thread.join(timeout=LOOK)
+        thread.join(timeout=every)

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
-from cirkd_ray.cluster.packs import TrainPacked, start_packs
+from cirkd_ray.cluster.packs import packed
 from cirkd_ray.cluster.stopping import ask_to_leave, in_this_call, is_to_leave
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.cluster.train import fit_cohort
@@ -54,9 +53,8 @@ def swept(
     """A sweep in packs, and the members of each."""
     plan, sweep = stub_plan(folder, steps, resources={"pack": size}, **space)
     plan.base["cluster"]["workers"] = 1
-    packs = start_packs(folder, size, places, sweep.trials, together)
-    make_tuner(plan, sweep, steps, 1, size * places, TrainPacked(packs)).fit()
-    ray.kill(packs)
+    with packed(folder, size, places, sweep.trials, together) as train:
+        make_tuner(plan, sweep, steps, 1, size * places, train).fit()
     members = [path.read_text().split() for path in sorted(folder.rglob("members"))]
     return read_sweep(folder), members
 

@@ -354,7 +354,7 @@ def test_the_command_says_the_line_that_continues(
     def full(*arguments: Any) -> None:
         raise StorageError("/x: cannot be written;\nno checkpoint has been written")
 
-    monkeypatch.setattr("cirkd_ray.train.local.run_local", full)
+    monkeypatch.setattr("cirkd_ray.train.local.run_together", full)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(patient(0).to_yaml())
     words = ["train", str(recipe), "--local", "--out", str(tmp_path / "runs"), "--name", "a"]

@@ -111,11 +111,9 @@ def test_a_start_that_failed_does_not_block_its_name(
     def no_room(*args: object) -> dict[str, Any]:
         raise ConfigError("cluster.workers: the cluster is too small")
 
-    monkeypatch.setattr("cirkd_ray.train.local.run_local", no_room)
+    monkeypatch.setattr("cirkd_ray.train.local.run_together", no_room)
     assert main([*line, "--set", "optim.lr=0.5"]) == 2
-    monkeypatch.setattr(
-        "cirkd_ray.train.local.run_local", lambda spec, directory, *rest: stub_runner(spec, directory)
-    )
+    monkeypatch.setattr("cirkd_ray.train.local.run_together", lambda runs, listeners: [stub_runner(*runs[0])])
     monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
     assert main(line) == 0, capsys.readouterr().err
     assert RunDirectory(tmp_path / "n").spec().optim.lr == 0.02
@@ -135,9 +133,7 @@ def test_workers_that_a_local_run_does_not_start_are_told(
 ) -> None:
     recipe = tmp_path / "tiny.yaml"
     recipe.write_text(tiny_baseline().to_yaml())
-    monkeypatch.setattr(
-        "cirkd_ray.train.local.run_local", lambda spec, directory, *rest: stub_runner(spec, directory)
-    )
+    monkeypatch.setattr("cirkd_ray.train.local.run_together", lambda runs, listeners: [stub_runner(*runs[0])])
     monkeypatch.setattr("cirkd_ray.report.summary.print_outcome", lambda *args: None)
     line = ["train", str(recipe), "--local", "--out", str(tmp_path), "--set", f"cluster.workers={workers}"]
     assert main(line) == 0
