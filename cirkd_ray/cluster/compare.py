@@ -15,11 +15,12 @@ from cirkd_ray.files import write_text
 from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.heartbeat import Heartbeat
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory, relative
 from cirkd_ray.train.same_data import DataGuard, trained_in
-from cirkd_ray.train.stages import locked, train_once
+from cirkd_ray.train.stages import train_once
 from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
 from cirkd_ray.train.validation import shared_scores
@@ -63,7 +64,7 @@ def run_comparison(
             say(note)
         data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     patient = patient_writes(folder, data.spec.cluster.storage_timeout, say)
-    with locked(RunDirectory(folder)), patient:
+    with locked(RunDirectory(folder), data.spec.cluster, say), patient:
         begun = (folder / COMPARISON).is_file() and trained_in(folder)
         open_comparison(methods, folder, budget)
         for name, spec in methods.items():  # of others only where --differ names the data

@@ -28,11 +28,12 @@ from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.disk import checkpoint_bytes
 from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.heartbeat import Heartbeat
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
-from cirkd_ray.train.stages import locked, train_once
+from cirkd_ray.train.stages import train_once
 from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import TEACHER, fingerprint, teacher_of, teacher_recipe, with_weights
@@ -89,7 +90,8 @@ def run_sweep(
         if dry.built is not None:
             say(check_disk(space.spec, base, checkpoint_bytes(base, *dry.built), folder, fresh))
         sweep = Sweep(space.spec, base, folder, out, say, DataGuard.of(base, accept_data, say))
-    with locked(RunDirectory(folder)), patient_writes(folder, base.cluster.storage_timeout, say):
+    patient = patient_writes(folder, base.cluster.storage_timeout, say)
+    with locked(RunDirectory(folder), base.cluster, say), patient:
         _open(sweep, fresh)
         from cirkd_ray.cluster.capacity import wanted_cpus
 

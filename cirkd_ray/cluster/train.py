@@ -19,6 +19,8 @@ from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptibl
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
+from cirkd_ray.remote import mirror
+from cirkd_ray.remote.copies import address, addressed
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
 from cirkd_ray.train.outcome import FAILURE, read_failure
@@ -81,13 +83,15 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
         train_loop_config={
             "runs": [
                 {
-                    "spec": each.to_dict(),
-                    "directory": str(run.path),
-                    "resume_from": None if start is None else str(start),
+                    "spec": addressed(each.to_dict()),
+                    "directory": address(run.path),
+                    "known_as": str(run.path),
+                    "resume_from": None if start is None else address(start),
                 }
                 for each, run, start in launch.runs
             ],
-            "directory": str(directory.path),
+            "directory": address(directory.path),
+            "known_as": str(directory.path),
             "leaving": launch.leaving,
             "call": this_call(),
             "threads": worker_threads(plan, spec),
@@ -182,6 +186,8 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     (directory.checkpoints / RAYS_LIST).unlink(missing_ok=True)
     trainer = make_trainer(launch, plan, callbacks)
     try:
+        for _, run, _ in launch.runs:
+            mirror.flush(run.path)
         if not stop_is_asked():
             with watched(spec, directory):
                 interruptible(trainer.fit, lambda: has_workers(str(directory.path)))
@@ -192,6 +198,9 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
         if not isinstance(reason, Stopped):
             known = reason if isinstance(reason, UserError) else read_failure(directory.path)
             raise known or _explain(error, directory) from error
+    finally:
+        for _, run, _ in launch.runs:
+            mirror.retake(run.path)
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

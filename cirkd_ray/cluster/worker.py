@@ -21,6 +21,9 @@ from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
+from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.remote.mirror import mirrored
+from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
@@ -47,6 +50,8 @@ class RayReporter:
         self.asynchronous = spec.cluster.async_checkpoints
         self.kept, self.keep = directory.checkpoints, spec.train.keep_checkpoints
         self.writer = BackgroundWriter()
+        # Ray takes a checkpoint for one of its storage, which is the directory on the driver's machine.
+        self.known_as = Path(ray.train.get_context().get_storage().experiment_fs_path)
         # One that is written again was passed over as damaged. It gets a name of its own: Ray knows them
         # by name.
         self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
@@ -57,7 +62,7 @@ class RayReporter:
         folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(
             dict(metrics),
-            checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint=None if folder is None else ray.train.Checkpoint(str(self.known_as / folder.name)),
             checkpoint_dir_name=None if folder is None else folder.name,  # the main rank's holds
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
             checkpoint_upload_fn=partial(self._written, self.writer.pending),
@@ -104,15 +109,16 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None), `leaving` (of the launch) and `call` (of the driver).
+            the launch); `known_as` of each and of the launch (its path on the driver's machine); `threads`
+            (or None), `leaving` (of the launch) and `call` (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    directory = RunDirectory(config["directory"])
+    directory, known_as = RunDirectory(copy_of(config["directory"])), Path(config["known_as"])
     world = World.current(ray.train.torch.get_device())
     try:
         heartbeat = Heartbeat()
-        with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
+        with part_of(config["call"]), Pulse(known_as, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
     except Interrupted:
@@ -144,23 +150,45 @@ def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[E
     runs: Sequence[Mapping[str, Any]] = config["runs"]
     entries = []
     for run in runs:
-        directory = RunDirectory(run["directory"])
-        if not directory.recipe.is_file():
-            raise ConfigError(
-                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
-                "runs must be written to storage that all nodes share"
-            )
-        spec = from_tree(run["spec"])
+        directory, spec = RunDirectory(copy_of(run["directory"])), from_tree(run["spec"])
+        _open(directory, spec, world, held)
         spec = held.enter_context(staged(spec)) if several_nodes else spec
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
         reporter: Reporter = RayReporter(directory, spec)
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             reporter = LocalReporter(directory.checkpoints, keep, background)
-        start = Path(run["resume_from"]) if run["resume_from"] else None
-        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if config["leaving"] else None
+        start = copy_of(run["resume_from"]) if run["resume_from"] else None
+        leaves = StopWatch(partial(is_to_leave, Path(run["known_as"]).parent)) if config["leaving"] else None
         entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
     return entries
+
+
+def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack) -> None:
+    """See a run's directory; behind a URL, the main rank takes what is there and uploads what it writes.
+
+    Args:
+        directory, spec: the run's.
+        world, held: as of `_entries`.
+
+    Raises:
+        ConfigError: it is not seen from here.
+    """
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            directory.log(text)
+
+    cluster = spec.cluster
+    if world.is_main:
+        held.enter_context(mirrored(directory.path, cluster.upload_every, cluster.storage_timeout, say))
+    else:
+        fetch_folder(directory.path)
+    if not directory.recipe.is_file():
+        raise ConfigError(
+            f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+            "give a URL, or a folder of storage that all nodes share"
+        )
 
 
 def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: World) -> None:

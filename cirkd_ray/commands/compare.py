@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_option, repeatable, set_option
+from cirkd_ray.commands._options import (
+    COUNT,
+    Words,
+    accept_data_option,
+    anywhere,
+    out_folder,
+    out_option,
+    repeatable,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from cirkd_ray.compare.budget import Budget
@@ -19,7 +27,7 @@ if TYPE_CHECKING:
 @argument("recipes", nargs=-1, required=True, metavar="RECIPE...", help="Shipped recipes or YAML files.")
 @option("--seeds", type=COUNT, default=3, help="Runs of each method.")
 @set_option()
-@out_option(default="runs")
+@out_option(default="runs", callback=anywhere)
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
 @option(
@@ -66,7 +74,7 @@ def command(
     specs = [(recipe, load_run(recipe, overrides)) for recipe in recipes]
     check_differ(differ, specs[0][1])
     methods = methods_of(specs, differ)
-    place = Path(out).expanduser().absolute()
+    place = out_folder(out)
     usual = slug("compare-" + "-".join(method for method in methods if method != "baseline"))[:100]
     folder = named_folder(place, usual if name is None else name)
     console.print(f"comparison -> {folder}", highlight=False)

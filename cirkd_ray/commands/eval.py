@@ -9,7 +9,7 @@ import click
 from click import option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import NOT_NEGATIVE, out_option
+from cirkd_ray.commands._options import NOT_NEGATIVE, anywhere, out_option
 
 
 @click.command()
@@ -19,7 +19,9 @@ from cirkd_ray.commands._options import NOT_NEGATIVE, out_option
 @option("--workers", type=NOT_NEGATIVE, default=0, help="Ray workers (0: this process).")
 @option("--bootstrap", type=NOT_NEGATIVE, default=1000, help="Resamples of the interval (0: none).")
 @option("--worst", type=NOT_NEGATIVE, default=8, help="How many worst images to show.")
-@out_option("Where the report goes (default: RUN/eval/DATA-SPLIT, or runs/ for other models).")
+@out_option(
+    "Where the report goes (default: RUN/eval/DATA-SPLIT, for other models runs/).", callback=anywhere
+)
 @option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def command(
     boundary: bool, workers: int, bootstrap: int, worst: int, out: str | None, as_json: bool, **chosen: Any

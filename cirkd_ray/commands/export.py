@@ -8,13 +8,13 @@ from typing import Literal
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import choice, out_option, size_option
+from cirkd_ray.commands._options import anywhere, choice, out_option, size_option
 
 
 @click.command()
 @argument("path", metavar="PATH", help="A run's folder, its model.json or student.safetensors.")
 @choice("--to", "onnx", "torchscript", "torch-export", help="Format of the file.")
-@out_option(metavar="FILE", help="Default: beside the weights, named student.")
+@out_option(metavar="FILE", callback=anywhere, help="Default: beside the weights, named student.")
 @option("--no-preprocessing", is_flag=True, help="Take images that are prepared already.")
 @option("--scores", is_flag=True, help="Return class scores (N x K x H x W), not labels.")
 @option("--static", is_flag=True, help="Fix the batch to 1 and the size to --size.")

@@ -12,7 +12,7 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import COUNT, Words, local, out_option, several
+from cirkd_ray.commands._options import COUNT, Words, anywhere, local, out_option, several
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +37,7 @@ SHOWN = 20
     metavar="LOW HIGH",
     help="Values of 16-bit and float images that become black and white (default: the model's, or measured).",
 )
-@out_option(default="predictions", metavar="DIR", help="Where pictures are written.")
+@out_option(default="predictions", callback=anywhere, help="Where pictures are written.")
 @several(
     "--write",
     "forms",

@@ -9,13 +9,21 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, accept_data_option, local, out_option, set_option
+from cirkd_ray.commands._options import (
+    Words,
+    accept_data_option,
+    anywhere,
+    local,
+    out_folder,
+    out_option,
+    set_option,
+)
 
 
 @click.command()
 @argument("space", default="smoke", metavar="[SPACE]", help="A shipped search space or a YAML file.")
 @set_option()
-@out_option(default="runs")
+@out_option(default="runs", callback=anywhere)
 @option("--name", help="Name of the sweep's directory (default: the space's name).")
 @option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
 @accept_data_option
@@ -62,7 +70,7 @@ def command(
     from cirkd_ray.train.teacher import slug
 
     console, loaded = output(), load_space(space, overrides)
-    place = Path(out).expanduser().absolute()
+    place = out_folder(out)
     folder = named_folder(place, slug(loaded.spec.name) if name is None else name)
     target = Path(export).expanduser().absolute() if export else None
     if target is not None and (target.is_dir() or not os.access(target.parent, os.W_OK)):

@@ -16,6 +16,7 @@ from tests.paths import REPO
 PACKAGE = REPO / "cirkd_ray"
 FLOORS = (
     ("errors", "types", "files", "device"),
+    ("remote",),
     ("config",),
     ("losses",),
     ("models",),
@@ -37,7 +38,9 @@ APART = {"losses": {"models", "data"}, "models": {"losses", "data"}, "data": {"l
 WITH_RAY = {"cluster", "bench", "commands", "cli", "__main__"}
 LATE_ROOMS = {"commands", "cli", "bench"}
 """Rooms whose functions may import anything, so that `--help` stays fast."""
-LATE_PACKAGES = {"ray", "matplotlib", "optuna", "scipy", "fsspec", "onnx", "onnxruntime", "rich", "torch"}
+LATE_PACKAGES = {
+    "ray", "matplotlib", "optuna", "scipy", "fsspec", "pyarrow", "onnx", "onnxruntime", "rich", "torch",
+}  # fmt: skip
 """Slow or optional packages, which functions elsewhere may import."""
 TOP_LEVEL = {
     "cirkd_ray", "search_spaces", "jobs", "tests", "docker", "docs", "pyproject.toml", "README.md",

@@ -1,0 +1,156 @@
+"""Runs in a bucket, without Ray: trained, resumed on another machine, through an outage, used from there."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cirkd_ray.cli import main
+from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.train.local import run_local
+from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stages import run_recipe
+from tests.buckets import KEYS, Machines, Server, s3_server
+from tests.tinyrun import KillAt, Killed, figures, tiny_baseline, tiny_tree
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with s3_server("shelf") as found:
+        yield found
+
+
+@pytest.fixture
+def machines(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machines:
+    for key, value in {"AWS_ENDPOINT_URL": server.endpoint, **KEYS}.items():
+        monkeypatch.setenv(key, value)
+    found = Machines(tmp_path / "machines", monkeypatch)
+    found.on("one")
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
+    directory = RunDirectory(tmp_path_factory.mktemp("undisturbed") / "run")
+    spec = tiny_baseline(train={"log_every": 1})
+    directory.create(spec)
+    run_local(spec, directory)
+    return directory
+
+
+def test_a_run_is_lost_with_its_machine_and_goes_on_on_another(
+    machines: Machines, server: Server, undisturbed: RunDirectory
+) -> None:
+    spec = tiny_baseline(train={"log_every": 1}, cluster={"upload_every": 0.2})
+    out = "s3://shelf/lost"
+
+    def train_until_killed(spec, directory):
+        return run_local(spec, directory, [KillAt(5)])
+
+    with pytest.raises(Killed):
+        run_recipe(spec, RunDirectory(copy_of(out) / "a"), copy_of(out), train_until_killed)
+    assert "lost/a/checkpoints/step_00000004/manifest.json" in server.keys("shelf")
+    machines.on("two")
+    directory = RunDirectory(copy_of(out) / "a")
+    assert not directory.path.exists()
+    said: list[str] = []
+    run_recipe(spec, directory, copy_of(out), run_local, resume=True, say=said.append)
+    assert figures(directory) == figures(undisturbed)
+    assert any(
+        "continuing at step 4" in line for line in (directory.path / "log.txt").read_text().splitlines()
+    )
+    keys = server.keys("shelf")
+    kept = {key.split("/")[3] for key in keys if key.startswith("lost/a/checkpoints/step")}
+    assert kept == {path.name for path in directory.checkpoints.glob("step_*")}, (
+        "others are deleted there, too"
+    )
+    for name in (
+        "run.yaml",
+        "metrics.jsonl",
+        "result.json",
+        "student.safetensors",
+        "model.json",
+        "data.json",
+    ):
+        assert server.read("shelf", f"lost/a/{name}") == (directory.path / name).read_bytes(), name
+    assert any(key.startswith("lost/a/tensorboard/events") for key in keys)
+
+
+def outage(machines: Machines, server: Server, seconds: float) -> tuple[list[str], RunDirectory]:
+    """A run whose storage is away for so long in its middle."""
+    out = copy_of(f"s3://shelf/outage-{seconds:g}")
+    directory, said = RunDirectory(out / "a"), list[str]()
+    spec = tiny_baseline(train={"steps": 2000}, cluster={"upload_every": 0.2})
+    away = threading.Event()
+
+    def break_storage() -> None:
+        while not directory.metrics.is_file():
+            time.sleep(0.02)
+        server.stop()
+        away.set()
+        before, until = len(directory.read_metrics()), time.monotonic() + seconds
+        while time.monotonic() < until:
+            time.sleep(0.05)
+        gone_on.append(len(directory.read_metrics()) - before)
+        server.start()
+
+    class UntilBack(KillAt):
+        """Ends the run when storage is back and has been used again."""
+
+        def metrics(self, step: int, metrics: object) -> None:
+            if gone_on and any("reached again" in line for line in said):
+                raise Killed
+
+    gone_on: list[int] = []
+    breaker = threading.Thread(target=break_storage)
+    breaker.start()
+    with pytest.raises(Killed):
+        run_recipe(spec, directory, out, lambda s, d: run_local(s, d, [UntilBack(0)]), say=said.append)
+    breaker.join()
+    assert gone_on[0] > 0, "the work goes on"
+    return said, directory
+
+
+def test_a_run_works_on_while_its_bucket_is_away(machines: Machines, server: Server) -> None:
+    said, directory = outage(machines, server, 3.0)
+    assert any("the work goes on" in line for line in said)
+    key = f"{directory.path.parent.name}/a/metrics.jsonl"
+    assert (
+        server.client().get_object(Bucket="shelf", Key=key)["Body"].read() == directory.metrics.read_bytes()
+    )
+
+
+@pytest.mark.slow
+def test_a_run_works_on_through_a_minute_without_its_bucket(machines: Machines, server: Server) -> None:
+    _, directory = outage(machines, server, 60.0)
+    key = f"{directory.path.parent.name}/a/metrics.jsonl"
+    assert (
+        server.client().get_object(Bucket="shelf", Key=key)["Body"].read() == directory.metrics.read_bytes()
+    )
+
+
+def test_the_command_trains_in_a_bucket_and_resumes_there(
+    machines: Machines, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        json.dumps(tiny_tree(train={"steps": 2, "validate_every": 2}, cluster={"workers": "auto"}))
+    )
+    train = ["train", str(recipe), "--local", "--out", "s3://shelf/runs"]
+    assert main(train) == 0
+    assert "s3://shelf/runs/tiny-" in capsys.readouterr().out
+    (name,) = {key.split("/")[1] for key in server.keys("shelf") if key.startswith("runs/tiny-")}
+    assert main([*train[:2], "--local", "--out", "s3://shelf/runs", "--resume"]) == 2
+    assert "no unfinished run of tiny in s3://shelf/runs" in capsys.readouterr().err
+    machines.on("two")
+    assert main(["train", "--local", "--out", "s3://shelf/runs", "--resume", name]) == 0
+    assert "is finished" in capsys.readouterr().out
+    assert main([*train, "--name", name]) == 2
+    assert "holds a run already" in capsys.readouterr().err
+    assert main([*train, "--out", "s3://nix/runs"]) == 2
+    assert capsys.readouterr().err.startswith("cirkd: s3://nix/runs/tiny-")
