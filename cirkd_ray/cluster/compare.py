@@ -12,6 +12,7 @@ from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
+from cirkd_ray.remote.reading import fetch_all, is_figure
 from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.heartbeat import Heartbeat
@@ -65,6 +66,7 @@ def run_comparison(
         data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     patient = patient_writes(folder, data.spec.cluster.storage_timeout, say)
     with locked(RunDirectory(folder), data.spec.cluster, say), patient:
+        fetch_all(folder, is_figure)
         begun = (folder / COMPARISON).is_file() and trained_in(folder)
         open_comparison(methods, folder, budget)
         for name, spec in methods.items():  # of others only where --differ names the data
@@ -94,12 +96,13 @@ def _run(
 ) -> None:
     import ray
 
-    from cirkd_ray.cluster.capacity import check_places, cluster_capacity
+    from cirkd_ray.cluster.capacity import check_places, check_working_copies, cluster_capacity
     from cirkd_ray.cluster.equal_time import with_equal_time
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
     from cirkd_ray.cluster.train import fit, fit_cohort
 
+    check_working_copies(folder, passed_on=False)
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
     for each, spec in zip(plans, methods.values(), strict=True):
         check_places(each, spec)

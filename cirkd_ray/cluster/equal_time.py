@@ -15,6 +15,7 @@ from cirkd_ray.compare.folder import BASELINE
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
 from cirkd_ray.files import write_text
+from cirkd_ray.remote.copies import addressed
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.timing import seconds_a_step
 
@@ -56,7 +57,7 @@ def measure(specs: Mapping[str, RunSpec], plan: Plan) -> dict[str, float]:
     """
     first = next(iter(specs.values()))
     task = ray.remote(_measure).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-    trees = {name: spec.to_dict() for name, spec in specs.items()}
+    trees = {name: addressed(spec.to_dict()) for name, spec in specs.items()}
     measuring = task.remote(trees, plan.workers, worker_threads(plan, first), plan.gpus > 0)
     try:
         found: dict[str, float] = interruptible(lambda: ray.get(measuring))

@@ -18,6 +18,7 @@ from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.files import write_text
+from cirkd_ray.remote.copies import addressed
 from cirkd_ray.sweep.space import SweepSpec
 
 MOST_STUDENTS = 32
@@ -57,7 +58,7 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
     if not path.is_file():
         plan = plan_run(spec, ray.cluster_resources())
         task = ray.remote(_measure).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-        measuring = task.remote(spec.to_dict(), plan.gpus > 0)
+        measuring = task.remote(addressed(spec.to_dict()), plan.gpus > 0)
         measured = interruptible(lambda: ray.get(measuring))
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({**measured, "model": key["model"]}))

@@ -122,6 +122,23 @@ def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def uploaded_run(directory: RunDirectory, spec: RunSpec) -> Iterator[None]:
+    """Work in a run's directory, for the length of the block, in a process of its own on the head.
+
+    Behind a URL, what is there is fetched, and what the block writes is uploaded; what workers on other
+    machines have written is fetched when they have ended.
+    """
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            directory.log(text)
+
+    cluster = spec.cluster
+    with mirror.mirrored(directory.path, cluster.upload_every, cluster.storage_timeout, say):
+        yield
+
+
 def ask_to_leave(trial: Path) -> None:
     """Ask the run of a trial, by its folder, to leave the pack that it is trained in."""
     _put(f"leave-{trial}")

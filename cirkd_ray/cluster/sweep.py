@@ -20,6 +20,8 @@ from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
+from cirkd_ray.remote.copies import url_of
+from cirkd_ray.remote.reading import fetch_all, is_figure
 from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import apart, check_space
@@ -92,6 +94,7 @@ def run_sweep(
         sweep = Sweep(space.spec, base, folder, out, say, DataGuard.of(base, accept_data, say))
     patient = patient_writes(folder, base.cluster.storage_timeout, say)
     with locked(RunDirectory(folder), base.cluster, say), patient:
+        fetch_all(folder, is_figure)
         _open(sweep, fresh)
         from cirkd_ray.cluster.capacity import wanted_cpus
 
@@ -107,6 +110,8 @@ def _open(sweep: Sweep, fresh: bool) -> None:
         raise ConfigError(
             f"{sweep.folder}: holds something else than a sweep; choose another --name or --out"
         )
+    if fresh and path.is_file() and (place := url_of(sweep.folder)):
+        raise ConfigError(f"--fresh: {place} would have to be moved aside there; choose another --name")
     if fresh and sweep.folder.exists():
         aside = sweep.folder.with_name(f"{sweep.folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         sweep.folder.rename(aside)
@@ -141,18 +146,19 @@ def _run(sweep: Sweep) -> None:
     """All that needs Ray."""
     import ray
 
-    from cirkd_ray.cluster.capacity import check_places, cluster_capacity, largest_plan, placed
+    from cirkd_ray.cluster import capacity
     from cirkd_ray.cluster.latency import LATENCY, measure_students
 
-    plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
-    check_places(plan, sweep.base)
-    fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
+    capacity.check_working_copies(sweep.folder, sweep.spec.scheduler.name in PAUSING)
+    plan = capacity.largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
+    capacity.check_places(plan, sweep.base)
+    fits = capacity.cluster_capacity(plan, sweep.spec.resources.concurrent)
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
     sweep.say(f"{sweep.spec.trials} trials, {fits.count}{packs} at a time ({fits.reason})")
     if packs and apart(sweep.spec):
         sweep.say(f"trials of another {' or '.join(apart(sweep.spec))} are in another pack")
     started = time.perf_counter()
-    base = placed(sweep.spec, _with_teacher(sweep), plan)
+    base = capacity.placed(sweep.spec, _with_teacher(sweep), plan)
     measure_students(sweep.spec, base, sweep.folder / LATENCY)
     _search(sweep, base, fits.count)
     trials = read_sweep(sweep.folder)

@@ -22,7 +22,7 @@ from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.remote.copies import copy_of
-from cirkd_ray.remote.mirror import mirrored
+from cirkd_ray.remote.mirror import mirrored, soon
 from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
@@ -58,6 +58,7 @@ class RayReporter:
 
     def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
         """Every rank takes part; Ray hears of a checkpoint when it is written."""
+        soon(self.kept.parent)
         modes = ray.train.CheckpointUploadMode
         folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(

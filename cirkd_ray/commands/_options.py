@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +140,22 @@ def out_folder(out: str) -> Path:
     from cirkd_ray.remote.copies import copy_of
 
     return copy_of(out).expanduser().absolute()
+
+
+@contextmanager
+def uploaded(folder: Path) -> Iterator[None]:
+    """Upload what the block writes to a working copy's folder; of other folders nothing.
+
+    Raises:
+        StorageError: what is behind the URL cannot be read or written.
+    """
+    from cirkd_ray.remote.mirror import EVERY, mirrored
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"cirkd: {text}\n")
+
+    with mirrored(folder, EVERY, 60.0, say):
+        yield
 
 
 device_option = choice("--device", "auto", "cpu", "cuda", help="Where it runs.")

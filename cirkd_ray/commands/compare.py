@@ -17,6 +17,7 @@ from cirkd_ray.commands._options import (
     out_option,
     repeatable,
     set_option,
+    uploaded,
 )
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def command(
     from cirkd_ray.cluster.compare import run_comparison
     from cirkd_ray.compare.plan import check_differ, methods_of
     from cirkd_ray.config import load_run
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
@@ -77,12 +79,13 @@ def command(
     place = out_folder(out)
     usual = slug("compare-" + "-".join(method for method in methods if method != "baseline"))[:100]
     folder = named_folder(place, usual if name is None else name)
-    console.print(f"comparison -> {folder}", highlight=False)
+    console.print(f"comparison -> {address(folder)}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
         data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data, apart, budget)
-    page = write_comparison(data)
+    with uploaded(folder / "report"):
+        page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)
-    console.print(f"report       {page}", highlight=False)
+    console.print(f"report       {address(page)}", highlight=False)
     return 1 if data.failures else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import click
@@ -37,24 +36,30 @@ def command(
     """
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.files import remove_old
+    from cirkd_ray.remote.copies import address, copy_of, url_of
+    from cirkd_ray.remote.mirror import send
+    from cirkd_ray.weights.card import on_this_machine
     from cirkd_ray.weights.export import SUFFIXES, ExportOptions, export_model
     from cirkd_ray.weights.package import load_model
 
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    target = Path(out) if out else folder / f"student{SUFFIXES[to]}"
+    place = on_this_machine(path)
+    folder = place if place.is_dir() else place.parent
+    target = copy_of(out) if out else folder / f"student{SUFFIXES[to]}"
     if target.suffix in (".safetensors", ".json"):
         raise ConfigError(
-            f"--out: {target} would replace a network's own files; let it end in {SUFFIXES[to]}"
+            f"--out: {address(target)} would replace a network's own files; let it end in {SUFFIXES[to]}"
         )
     if not target.is_dir():
         remove_old(target)
-    loaded = load_model(path)
+    loaded = load_model(place)
     options = ExportOptions(
         preprocessing=not no_preprocessing, labels=not scores, dynamic=not static, size=size
     )
+    target.parent.mkdir(parents=True, exist_ok=True) if url_of(target) else None
     report = export_model(loaded, target, to, options, opset=opset)
+    send(report.path)
     megabytes = report.path.stat().st_size / 1e6
-    print(f"{report.path} ({megabytes:.1f} MB){f', opset {report.opset}' if report.opset else ''}")
+    print(f"{address(report.path)} ({megabytes:.1f} MB){f', opset {report.opset}' if report.opset else ''}")
     shapes = ", ".join(f"{n} x 3 x {h} x {w}" for n, h, w in report.checked)
     what = "pixels of another class" if options.labels else "difference of scores"
     print(

@@ -62,6 +62,8 @@ def command(
     from cirkd_ray.cluster.sweep import best_recipe, run_sweep
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.files import save_text
+    from cirkd_ray.remote.copies import address
+    from cirkd_ray.remote.mirror import send
     from cirkd_ray.report.console import output
     from cirkd_ray.report.sweep import ranking, summary
     from cirkd_ray.sweep.space_file import load_space
@@ -75,7 +77,7 @@ def command(
     target = Path(export).expanduser().absolute() if export else None
     if target is not None and (target.is_dir() or not os.access(target.parent, os.W_OK)):
         raise ConfigError(f"--export {export}: cannot be written; name a file in a folder that is there")
-    console.print(f"{loaded.spec.name} -> {folder}", highlight=False)
+    console.print(f"{loaded.spec.name} -> {address(folder)}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
         data = run_sweep(loaded, folder, place, say, fresh, accept_data)
@@ -85,8 +87,9 @@ def command(
     files = [folder / "best.yaml", *([target] if target else [])]
     for file in files:
         save_text(file, best)
+        send(file)
     console.print(f"best trial   {files[-1]} (cirkd train {files[-1]} trains it in full)", highlight=False)
-    console.print(f"report       cirkd report {folder}", highlight=False)
+    console.print(f"report       cirkd report {address(folder)}", highlight=False)
     return 1 if data.failures else 0
 
 

@@ -13,6 +13,7 @@ from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.config.spec import DataSpec, LossSpec, ModelSpec, RunSpec
 from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.remote.address import without_secrets
 
 
 def resolved_tree(spec: RunSpec) -> Tree:
@@ -59,7 +60,7 @@ def _fixed_argument(item: str) -> str:
 
 def _fixed(place: str) -> str:
     """That path from the root on; addresses stay as they are."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return str(without_secrets(place) if "://" in place else Path(place).expanduser().absolute())
 
 
 def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:

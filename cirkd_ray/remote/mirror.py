@@ -249,6 +249,18 @@ def say_unfinished(mirror: Mirror, timeout: float, say: Say) -> None:
         say(f"WARNING: {error}")
 
 
+def send(path: Path) -> None:
+    """Upload one file of a working copy that is written by itself, such as an exported network.
+
+    Raises:
+        DataError: it cannot be uploaded.
+    """
+    if url_of(path) is not None:
+        unit = Unit(path.parent, tries=5)
+        with unit.held():
+            unit.send([path.name])
+
+
 def flush(folder: Path) -> None:
     """Upload what a folder that is mirrored in this process holds now.
 

@@ -62,6 +62,13 @@ def fetch_all(folder: Path, wanted: Wanted) -> bool:
     return True
 
 
+def is_figure(path: str) -> bool:
+    """Whether figures and recipes are in a file or folder: no networks, no checkpoints, no pages."""
+    name = path.rpartition("/")[2]
+    left_out = ("checkpoints", "donors", "tune", "tensorboard", "report", "eval")
+    return name not in left_out and not name.endswith((".safetensors", ".onnx"))
+
+
 def _fetch(folder: Path, key: object, wanted: Wanted) -> bool:
     found = url_of(folder)
     if found is None or _is_fresh((found, key)):

@@ -19,8 +19,8 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from cirkd_ray.errors import DataError, TransientError
 from cirkd_ray.files import partial_name, whole_file
+from cirkd_ray.remote.address import shown, with_secrets
 from cirkd_ray.remote.address import url as without_secrets
-from cirkd_ray.remote.address import with_secrets
 
 T = TypeVar("T")
 Token = tuple[int | None, str]
@@ -200,7 +200,7 @@ class Store:
 def reason(error: BaseException) -> str:
     """What an exception says, in one short line."""
     text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:160]
+    return shown(text.splitlines()[0])[:160]
 
 
 def token_of(entry: Mapping[str, Any]) -> Token:

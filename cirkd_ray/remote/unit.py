@@ -148,7 +148,7 @@ class Unit:
             changed = [path for path in changed if not self._is_soon(path, here[path])]
         complete = True
         for group in _groups(changed, here):
-            complete &= self._upload(group)
+            complete &= self.send(group)
         gone = [path for path in self.known if path not in here]
         for path in sorted(gone, key=_rank, reverse=True) if complete and here else ():
             self.store.remove(path)
@@ -157,7 +157,7 @@ class Unit:
             if "step_" in folder and not any(known.startswith(f"{folder}/") for known in self.known):
                 self.store.remove_folder(folder)  # what an object store keeps in its place
 
-    def _upload(self, group: list[str]) -> bool:
+    def send(self, group: list[str]) -> bool:
         """Upload files that belong together; false where one was deleted meanwhile."""
         with ExitStack() as opened:
             files = []

@@ -12,8 +12,11 @@ import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.runner import Runner
 from cirkd_ray.train.stages import run_recipe
 from tests.buckets import KEYS, Machines, Server, s3_server
 from tests.tinyrun import KillAt, Killed, figures, tiny_baseline, tiny_tree
@@ -49,21 +52,18 @@ def test_a_run_is_lost_with_its_machine_and_goes_on_on_another(
     spec = tiny_baseline(train={"log_every": 1}, cluster={"upload_every": 0.2})
     out = "s3://shelf/lost"
 
-    def train_until_killed(spec, directory):
-        return run_local(spec, directory, [KillAt(5)])
+    def train(*more: Listener) -> Runner:
+        return lambda spec, run: run_local(spec, run, [RunLog(run), TensorBoardListener(run), *more])
 
     with pytest.raises(Killed):
-        run_recipe(spec, RunDirectory(copy_of(out) / "a"), copy_of(out), train_until_killed)
+        run_recipe(spec, RunDirectory(copy_of(out) / "a"), copy_of(out), train(KillAt(5)))
     assert "lost/a/checkpoints/step_00000004/manifest.json" in server.keys("shelf")
     machines.on("two")
     directory = RunDirectory(copy_of(out) / "a")
     assert not directory.path.exists()
-    said: list[str] = []
-    run_recipe(spec, directory, copy_of(out), run_local, resume=True, say=said.append)
+    run_recipe(spec, directory, copy_of(out), train(), resume=True)
     assert figures(directory) == figures(undisturbed)
-    assert any(
-        "continuing at step 4" in line for line in (directory.path / "log.txt").read_text().splitlines()
-    )
+    assert "continuing at step 4" in (directory.path / "log.txt").read_text()
     keys = server.keys("shelf")
     kept = {key.split("/")[3] for key in keys if key.startswith("lost/a/checkpoints/step")}
     assert kept == {path.name for path in directory.checkpoints.glob("step_*")}, (
