@@ -12,11 +12,11 @@ import os
 import re
 import secrets
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +40,13 @@ def through_cuts(recipe: Path, out: Path, cuts: list[tuple[int, float]]) -> dict
     """Train a recipe in `out/run` on two hosts beside a head, and cut the second one's link.
 
     Args:
-        recipe: of two workers of one CPU each.
+        recipe: of two workers of one CPU each, which waits for nodes.
         out: for the run.
         cuts: (lines of metrics before it, seconds that it lasts) of each.
 
     Returns:
         The command's `code`, and of each cut `seconds` from its beginning, and `healed` from its end, to the
-        next new line of metrics; `restarts` so far.
+        first line of metrics of a later step; `restarts` so far.
     """
     plan = json.dumps({"recipe": str(recipe), "out": str(out), "cuts": cuts})
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -81,6 +81,7 @@ class _Hosts:
         self.processes: list[subprocess.Popen[bytes]] = []
         ip("link set lo up")
         ip("link add br0 type bridge")
+        ip("addr add 10.77.0.254/24 dev br0")
         ip("link set br0 up")
         self.places = [self._host(number) for number in (1, 2, 3)]
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
@@ -113,13 +114,21 @@ class _Hosts:
         self.processes.append(process)
         return process
 
-    @contextlib.contextmanager
-    def cut(self, host: int, seconds: float) -> Iterator[None]:
-        """Cut its link, for so long at least."""
+    def wait(self) -> None:
+        """Until the head answers."""
+        end = time.monotonic() + 180
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError), socket.create_connection((HEAD, 6379), timeout=1):
+                time.sleep(5)  # its own node comes next
+                return
+            time.sleep(0.5)
+        raise TimeoutError("the head does not answer")
+
+    def cut(self, host: int, seconds: float) -> None:
+        """Cut its link for so long."""
         ip(f"link set v{host + 1} down")
         time.sleep(seconds)
         ip(f"link set v{host + 1} up")
-        yield
 
 
 def main(plan: dict[str, Any]) -> None:
@@ -132,22 +141,19 @@ def main(plan: dict[str, Any]) -> None:
         hosts = _Hosts(folder)
         hosts.environment["RAY_ADDRESS"] = f"{HEAD}:6379"
         words = ["train", plan["recipe"], "--out", plan["out"], "--name", "run", "--resume"]
-        time.sleep(20)  # they find each other
-        run, command = (
-            RunDirectory(Path(plan["out"]) / "run"),
-            hosts.on(0, [sys.executable, "-m", "cirkd_ray", *words]),
-        )
+        hosts.wait()
+        run = RunDirectory(Path(plan["out"]) / "run")
+        command = hosts.on(0, [sys.executable, "-m", "cirkd_ray", *words])
         for lines, seconds in plan["cuts"]:
             while command.poll() is None and len(run.read_metrics()) < lines:
                 time.sleep(0.05)
             begun = time.monotonic()
-            with hosts.cut(2, seconds):
-                healed = time.monotonic()
-                size = run.metrics.stat()
-                while command.poll() is None and run.metrics.stat().st_mtime_ns == size.st_mtime_ns:
-                    time.sleep(0.05)
-                time.sleep(1)
-                now = time.monotonic()
+            hosts.cut(2, seconds)
+            healed = time.monotonic()
+            step = run.read_metrics()[-1]["step"]
+            while command.poll() is None and run.read_metrics()[-1]["step"] <= step:
+                time.sleep(0.05)
+            now = time.monotonic()
             restarts = len(re.findall("continuing at step", (run.path / "log.txt").read_text()))
             found.append({"seconds": now - begun, "healed": now - healed, "restarts": restarts})
         code = command.wait(timeout=900)

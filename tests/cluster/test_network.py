@@ -22,7 +22,8 @@ def test_a_moment_is_waited_for_and_a_host_that_was_lost_is_taken_back(
 ) -> None:
     spec = paced_run(400, 20)
     recipe, whole = tmp_path / "recipe.yaml", RunDirectory(tmp_path / "whole")
-    recipe.write_text(spec.to_yaml())
+    waits = spec.model_copy(update={"cluster": spec.cluster.model_copy(update={"autoscaling": True})})
+    recipe.write_text(waits.to_yaml())
     open_directory(whole, spec, resume=True)
     fit(spec, whole)
     found = through_cuts(recipe, tmp_path, [(4, 4.0), (12, 60.0)])
