@@ -33,6 +33,7 @@ COMMANDS = {
     "models": "table of the networks: parameters, multiply-adds, maps; with --bench their speed",
     "weights": "inspect, import, verify and get weights",
     "export": "export a trained network to ONNX, TorchScript or torch.export",
+    "doctor": "say whether this machine or cluster is fit for a run, and what to do",
     "bench": "measure losses, data, models and evaluation on this machine",
     "recipes": "list and show recipes, print their JSON Schema",
 }
