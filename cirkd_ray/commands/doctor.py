@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, out_option, set_option
+from cirkd_ray.commands._options import Words, set_option
 
 if TYPE_CHECKING:
     from cirkd_ray.config import RunSpec
@@ -22,7 +22,7 @@ Seen = tuple["list[Finding]", "dict[str, dict[str, Any]]"]
 )
 @set_option()
 @option("--data", metavar="DIR", help="The data set's root, in place of data.root.")
-@out_option(default="runs", help="Where runs would be written.")
+@option("--out", metavar="DIR", default="runs", help="Where runs would be written; a URL is tried, too.")
 @option("--local", is_flag=True, help="Look at this machine alone, without Ray.")
 @option("--strict", is_flag=True, help="End with exit code 1 where there are warnings.")
 @option("--json", "json_file", metavar="FILE", help="Also write the findings and all figures there.")

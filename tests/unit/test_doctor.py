@@ -135,6 +135,15 @@ def test_what_lies_in_out_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
+def test_a_place_behind_a_url() -> None:
+    question = Question("memory://doctor/runs", call="x")
+    value = places.write_out(question, "a")
+    assert value == {"error": "", "ahead": None}
+    assert places.seen_out(question) == ["a"]
+    places.clean_out(question)
+    assert places.seen_out(question) == []
+
+
 def test_a_storage_whose_clock_is_off(tmp_path: Path) -> None:
     import time
 
