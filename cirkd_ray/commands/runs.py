@@ -9,13 +9,13 @@ from click import option
 
 
 @click.command()
-@option("--out", default="runs", metavar="DIR", help="The folder of runs.")
+@option("--out", "folder", default="runs", metavar="DIR", help="The folder of runs.")
 @option("--json", "as_json", is_flag=True, help="Print them as JSON.")
-def command(out: str, as_json: bool) -> None:
+def command(folder: str, as_json: bool) -> None:
     """List the runs, sweeps and comparisons of a folder, newest first, with the lines that continue them."""
     from cirkd_ray.report.status import statuses, table
 
-    place = Path(out).expanduser().absolute()
+    place = Path(folder).expanduser().absolute()
     found = statuses(place)
     if as_json:
         import json
