@@ -55,7 +55,7 @@ def test_each_node_is_visited_and_planted_defects_are_found(
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_node_that_does_not_answer_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (node,) = doctor.living_nodes()
-    monkeypatch.setattr(doctor, "living_nodes", lambda: [replace(node, id="f" * 56)])
+    monkeypatch.setattr(doctor, "living_nodes", lambda: [replace(node, id="e" * 56)])
     findings, facts = doctor.visit(Question(str(tmp_path), call="test"), None, ())
     assert [(found.check, found.level) for found in findings] == [("node", Level.ERROR)]
     assert not facts
