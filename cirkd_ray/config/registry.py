@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
+from cirkd_ray.config.importing import imported, is_import_path
 from cirkd_ray.config.roles import Setting
 from cirkd_ray.errors import ConfigError, nearest
 
@@ -30,11 +31,12 @@ class Registry(Generic[T]):
     Args:
         kind: what messages call an entry, e.g. "loss".
         package: dotted name of the package whose modules register entries on import.
+        base: import path of the class that an entry derives from.
+        adapt: import path of a function that makes an entry of another class, or None of one that cannot be.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind = kind
-        self.package = package
+    def __init__(self, kind: str, package: str, base: str, adapt: str | None = None) -> None:
+        self.kind, self.package, self.base, self.adapt = kind, package, base, adapt
         self._entries: dict[str, type[T]] = {}
         self._discovered = False
 
@@ -65,15 +67,26 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
     def get(self, name: str, where: str = "") -> type[T]:
-        """The class of that name, which the setting at `where` gives.
+        """The class of that name, or at that import path, which the setting at `where` gives.
 
         Raises:
             ConfigError: no such entry; the message offers the nearest name.
         """
+        if is_import_path(name):
+            return self._imported(name, where or name)
         self.discover()
         if name not in self._entries:
             raise ConfigError(f"{where or name}: no {self.kind} named {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
+
+    def _imported(self, path: str, where: str) -> type[T]:
+        """A class of the user's own."""
+        found, base = imported(path, where), imported(self.base, where)
+        if not (isinstance(found, type) and issubclass(found, base)) and self.adapt is not None:
+            found = imported(self.adapt, where)(found)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ConfigError(f"{where}: {path!r} is no {self.kind}; derive it from {self.base}")
+        return found
 
     def settings(self, name: str) -> type[BaseModel]:
         """A pydantic model of the entry's settings."""
@@ -183,9 +196,16 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
     return list(at.inside())
 
 
-LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses")
-DATASETS: Registry[Any] = Registry("data set", "cirkd_ray.data")
-HEADS: Registry[Any] = Registry("segmentation head", "cirkd_ray.models.heads")
+LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses", "cirkd_ray.losses.base:DistillationLoss")
+TASK_LOSSES: Registry[Any] = Registry(
+    "task loss", "cirkd_ray.losses.tasks", "cirkd_ray.losses.tasks.base:TaskTerm"
+)
+DATASETS: Registry[Any] = Registry(
+    "data set", "cirkd_ray.data", "cirkd_ray.data.base:SegmentationDataset", "cirkd_ray.data.own:adapted"
+)
+HEADS: Registry[Any] = Registry(
+    "segmentation head", "cirkd_ray.models.heads", "cirkd_ray.models.heads.base:Head"
+)
 
 
 def network_settings(name: str, where: str) -> tuple[type[BaseModel], dict[str, Any]]:

@@ -154,11 +154,22 @@ class DistillSpec(_Spec):
     losses: dict[str, LossSpec | None]
 
 
-class TaskSpec(_Spec):
-    """Weights of the cross-entropy with the labels."""
+class TaskLossSpec(_OpenSpec):
+    """One supervised loss: its kind, its weight and its own settings."""
 
-    weight: Mutable[float] = Field(1.0, ge=0)
+    kind: Computes[str] = "cross_entropy"
+    weight: Weight[float] = Field(1.0, ge=0)
+
+
+class TaskSpec(_Spec):
+    """What the student learns from the labels."""
+
+    weight: Mutable[float] = Field(1.0, ge=0, description="of all of it")
     aux_weight: Mutable[float] = Field(0.4, ge=0, description="of the auxiliary head, if there is one")
+    losses: dict[str, TaskLossSpec | None] = Field(
+        {"task": TaskLossSpec()},
+        description="losses by free names, in the place of the cross-entropy; null removes an inherited one",
+    )
 
 
 class OptimSpec(_Spec):

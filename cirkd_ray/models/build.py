@@ -103,8 +103,7 @@ def parse_name(name: str, where: str = "model") -> Architecture:
                 f"{where}: no network named {name!r}{nearest(name, PUBLISHED)} (or HEAD:TIMM_NAME)"
             )
         head, backbone_name, defaults = PUBLISHED[name]
-    if head not in HEADS.names():
-        raise ConfigError(f"{where}: no segmentation head named {head!r}{nearest(head, HEADS.names())}")
+    HEADS.get(head, where)
     backbone = find_backbone(backbone_name, bool(colon), where)
     if head in backbone.head_channels:
         defaults = {"head_channels": backbone.head_channels[head], **defaults}

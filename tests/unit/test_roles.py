@@ -98,9 +98,10 @@ FIXED = (
 )
 MUTABLE = re.compile(
     r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
+    r"|task\.losses\.[^.]+\.(weight|gamma|threshold|least)"
     r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
 )
-WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
+WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$|task\.losses\.[^.]+\.weight$")
 SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.[^.]+(\.[^.]+)?$")
 PLACES = ("data.root", "model.weights", "teacher.weights", "teacher.model.weights")
 
