@@ -74,6 +74,17 @@ class DataSpec(_OpenSpec):
     max_class_share: Common[Computes[float]] = Field(
         1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share"
     )
+    color_jitter: Common[Computes[tuple[float, float, float, float]]] = Field(
+        (0.0, 0.0, 0.0, 0.0),
+        description="brightness, contrast, saturation, hue, as torchvision's ColorJitter",
+    )
+    blur: Common[Computes[float]] = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
+    erase: Common[Computes[float]] = Field(
+        0.0, ge=0, le=1, description="probability that a rectangle is erased from the image, not its labels"
+    )
+    paste: Common[Computes[float]] = Field(
+        0.0, ge=0, le=1, description="probability that half of another image's classes are pasted over"
+    )
     workers: Common[Machine[int]] = Field(0, ge=0, description="loader processes of each training worker")
 
 
