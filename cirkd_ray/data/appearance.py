@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from cirkd_ray.data.base import UInt8
-from cirkd_ray.errors import ConfigError
 from cirkd_ray.types import PADDING_LABEL
 
 Pair = tuple[UInt8, UInt8]
@@ -39,19 +38,6 @@ class Appearance(NamedTuple):
     def changes(self) -> bool:
         """Whether it changes anything."""
         return any((*self.color_jitter, self.blur, self.erase, self.paste))
-
-    def check(self) -> Appearance:
-        """Itself.
-
-        Raises:
-            ConfigError: a jitter that is negative, or of the hue beyond half a turn.
-        """
-        if min(self.color_jitter) < 0 or self.color_jitter[3] > 0.5:
-            raise ConfigError(
-                f"data.color_jitter: {list(self.color_jitter)}: give brightness, contrast and saturation of 0 "
-                "and more, and a hue of 0 to 0.5"
-            )
-        return self
 
     def __call__(self, pair: Pair, rng: np.random.Generator, other: Callable[[], Pair]) -> Pair:
         """The changed image and labels (h x w x 3 and h x w uint8); `other` makes a crop of another image."""

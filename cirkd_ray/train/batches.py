@@ -37,6 +37,6 @@ def training_batches(
         workers=spec.data.workers,
         pin_memory=world.device.type == "cuda",
         patience=patience,
-        appearance=Appearance(data.color_jitter, data.blur, data.erase, data.paste).check(),
+        appearance=Appearance(data.color_jitter, data.blur, data.erase, data.paste),
     )
     return (to_device(batch, world.device, world.device.type == "cuda") for batch in loader)
