@@ -7,7 +7,7 @@ filled in with its defaults.
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
@@ -46,6 +46,10 @@ class _OpenSpec(_Spec):
         return dict(self.__pydantic_extra__ or {})
 
 
+_Jitter = Annotated[float, Field(ge=0)]
+_Hue = Annotated[float, Field(ge=0, le=0.5)]
+
+
 class ModelSpec(_OpenSpec):
     """A network: its name, the weights it starts from and its own settings."""
 
@@ -74,9 +78,9 @@ class DataSpec(_OpenSpec):
     max_class_share: Common[Computes[float]] = Field(
         1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share"
     )
-    color_jitter: Common[Computes[tuple[float, float, float, float]]] = Field(
+    color_jitter: Common[Computes[tuple[_Jitter, _Jitter, _Jitter, _Hue]]] = Field(
         (0.0, 0.0, 0.0, 0.0),
-        description="brightness, contrast, saturation, hue, as torchvision's ColorJitter",
+        description="brightness, contrast, saturation and hue, as torchvision's ColorJitter takes them",
     )
     blur: Common[Computes[float]] = Field(0.0, ge=0, le=1, description="probability of a Gaussian blur")
     erase: Common[Computes[float]] = Field(

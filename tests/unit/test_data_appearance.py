@@ -1,4 +1,4 @@
-"""Further augmentation: what it changes, that it is a function of (seed, n), and that it is off by default."""
+"""Further augmentation: what it changes, a function of (seed, n), and off by default."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import numpy as np
 import pytest
 import torch
 
+from cirkd_ray.config import from_tree
 from cirkd_ray.data.appearance import Appearance
 from cirkd_ray.data.loader import Batch, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import ConfigError
 from tests.errors import refuses
 from tests.tiny import RandomSet
+from tests.tinyrun import tiny_tree
 
 DATA = RandomSet(6, sizes=((40, 48),))
 CROP = TrainTransform(crop=(24, 32), scale_range=(1.0, 1.0))
 
 
 def batches(appearance: Appearance | None, start: int = 0, **options: object) -> list[Batch]:
-    settings: dict[str, object] = {
+    settings = {
         "seed": 3,
         "global_batch": 4,
         "total_steps": 3,
@@ -98,5 +100,5 @@ def test_jitter_is_torchvisions() -> None:
 
 
 def test_bounds() -> None:
-    with refuses("data.color_jitter", ConfigError, "0.7"):
-        Appearance((0.0, 0.0, 0.0, 0.7)).check()
+    with refuses("data.color_jitter.3", ConfigError, "0.7"):
+        from_tree(tiny_tree(data={"color_jitter": [0, 0, 0, 0.7]}))
