@@ -15,8 +15,9 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from cirkd_ray.config.docstrings import arguments_of
 from cirkd_ray.config.importing import imported, is_import_path
 from cirkd_ray.config.roles import Setting
 from cirkd_ray.errors import ConfigError, nearest
@@ -119,7 +120,9 @@ _MODELS: dict[type, type[BaseModel]] = {}
 
 def _make_settings_model(cls: type) -> type[BaseModel]:
     found: dict[str, tuple[Any, Any]] = {}
+    meanings: dict[str, str] = {}
     for base in cls.__mro__:
+        meanings = {**arguments_of(base), **meanings}
         constructor = vars(base).get("__init__")
         if constructor is None:
             continue
@@ -130,7 +133,11 @@ def _make_settings_model(cls: type) -> type[BaseModel]:
                 found[name] = (hints[name], parameter.default)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             break
-    fields: dict[str, Any] = {k: v for k, v in found.items() if v[1] is not inspect.Parameter.empty}
+    fields: dict[str, Any] = {
+        name: (hint, Field(default, description=meanings.get(name)))
+        for name, (hint, default) in found.items()
+        if default is not inspect.Parameter.empty
+    }
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 

@@ -17,8 +17,9 @@ from cirkd_ray.config.registry import (
     validate,
 )
 from cirkd_ray.config.roles import Role
+from cirkd_ray.config.sections import DataSpec, LossSpec, ModelSpec, TaskLossSpec
 from cirkd_ray.config.settings import role_of
-from cirkd_ray.config.spec import DataSpec, LossSpec, ModelSpec, RunSpec, TaskLossSpec
+from cirkd_ray.config.spec import RunSpec
 from cirkd_ray.errors import ConfigError, nearest
 
 

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 
 from cirkd_ray.config.registry import DATASETS, LOSSES, TASK_LOSSES, network_models
 from cirkd_ray.config.roles import Role, Setting
-from cirkd_ray.config.spec import DataSpec, LossSpec, ModelSpec, RunSpec, TaskLossSpec
+from cirkd_ray.config.sections import DataSpec, LossSpec, ModelSpec, TaskLossSpec
+from cirkd_ray.config.spec import RunSpec
 
 NAMED = {
     ModelSpec: network_models,

@@ -74,7 +74,8 @@ def _blurred(image: torch.Tensor, sigma: float) -> torch.Tensor:
     from torchvision.transforms.v2 import functional
 
     size = 2 * round(3 * sigma) + 1
-    return functional.gaussian_blur(image, [size, size], [sigma, sigma])
+    blurred: torch.Tensor = functional.gaussian_blur(image, [size, size], [sigma, sigma])
+    return blurred
 
 
 def _erased(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -86,7 +87,8 @@ def _erased(image: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     wide = min(width, max(1, round(float((area / shape) ** 0.5))))
     top, left = int(rng.integers(height - high + 1)), int(rng.integers(width - wide + 1))
     mean = image.double().mean((1, 2), keepdim=True).round().to(torch.uint8)
-    return functional.erase(image, top, left, high, wide, mean)
+    erased: torch.Tensor = functional.erase(image, top, left, high, wide, mean)
+    return erased
 
 
 def _pasted(pair: Pair, source: Pair, rng: np.random.Generator) -> Pair:

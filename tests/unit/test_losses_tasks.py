@@ -17,6 +17,7 @@ from cirkd_ray.data.frequencies import class_shares
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.reduce import mask_scale
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from tests.errors import refuses
 from tests.tiny import RandomSet
@@ -174,6 +175,7 @@ def test_a_run_with_all_of_them(tmp_path: Path) -> None:
     losses["ohem"]["class_weights"] = "balanced"
     spec = tiny_baseline(task={"losses": losses}, model={"aux": True}, train={"steps": 2})
     directory = RunDirectory(tmp_path / "run")
+    open_directory(directory, spec, resume=False)
     run_local(spec, directory)
     row = directory.read_metrics()[0]
     assert {f"loss/{kind}{end}" for kind in KINDS for end in ("", "_aux")} <= row.keys(), row.keys()

@@ -11,6 +11,7 @@ from cirkd_ray.config import from_tree
 from cirkd_ray.data import build_dataset
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.weights import load_model
 from tests.errors import refuses
@@ -91,12 +92,14 @@ def test_a_run_of_parts_of_ones_own(own: str, tmp_path: Path) -> None:
     tree = {"name": "own", "data": data, **shared}
     tree["task"] = {"losses": {"margin": {"kind": f"{own}:Margin", "margin": 0.5}}}
     teacher = RunDirectory(tmp_path / "teacher")
+    open_directory(teacher, from_tree(tree), resume=False)
     run_local(from_tree(tree), teacher)
     tree["teacher"] = {"weights": str(teacher.path)}
     tree["distill"] = {"losses": {"mean": {"kind": f"{own}:Mean", "power": 1.0}}}
     spec = from_tree(tree)
     assert spec.to_dict()["distill"]["losses"]["mean"]["power"] == 1.0
     directory = RunDirectory(tmp_path / "run")
+    open_directory(directory, spec, resume=False)
     run_local(spec, directory)
     assert {"loss/margin", "loss/mean"} <= directory.read_metrics()[0].keys()
     assert load_model(directory.path).classes.names == ("left", "right")
