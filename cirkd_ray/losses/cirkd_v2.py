@@ -29,7 +29,7 @@ PARTS = (FitNet, CirkdMinibatch, CirkdMemory, CirkdChannel)
 
 @LOSSES.register("cirkd_v2")
 class CirkdV2(DistillationLoss):
-    """CIRKDv2 as one loss.
+    """CIRKDv2 as one loss: features, pixels, memory and channels at once.
 
     Yang et al., extended version of CIRKD (CIRKDv2, 2025): the student's feature passes a context module, in
     training only, and `fitnet`, `cirkd_minibatch`, `cirkd_memory` and `cirkd_channel` all compare that
