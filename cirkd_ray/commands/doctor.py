@@ -8,6 +8,7 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._options import Words, set_option
+from cirkd_ray.commands._options import local as on_disk
 
 if TYPE_CHECKING:
     from cirkd_ray.config import RunSpec
@@ -25,7 +26,13 @@ Seen = tuple["list[Finding]", "dict[str, dict[str, Any]]"]
 @option("--out", metavar="DIR", default="runs", help="Where runs would be written; a URL is tried, too.")
 @option("--local", is_flag=True, help="Look at this machine alone, without Ray.")
 @option("--strict", is_flag=True, help="End with exit code 1 where there are warnings.")
-@option("--json", "json_file", metavar="FILE", help="Also write the findings and all figures there.")
+@option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    callback=on_disk,
+    help="Also write the findings and all figures there.",
+)
 def command(
     recipe: str | None,
     overrides: Words,
