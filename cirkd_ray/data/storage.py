@@ -52,6 +52,10 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete a file; raises a DataError where it is not there or cannot be deleted."""
+
+    @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
 
@@ -123,6 +127,12 @@ class LocalStorage(Storage):
         except OSError as error:
             raise DataError(f"{self.where(path)}: cannot be written ({reason(error)})") from None
 
+    def remove(self, path: str) -> None:
+        try:
+            (self.root / path).unlink()
+        except OSError as error:
+            raise DataError(f"{self.where(path)}: cannot be deleted ({_reason(error)})") from None
+
     def names(self, folder: str) -> list[str]:
         try:
             return sorted(os.listdir(self.root / folder))  # noqa: PTH208 - a third of iterdir's time
@@ -190,6 +200,11 @@ class RemoteStorage(Storage):
 
     def write(self, path: str, data: bytes) -> None:
         self.store.write(path, data)
+        self.cache.drop(self.where(path))
+
+    def remove(self, path: str) -> None:
+        filesystem, root = self._open()
+        self._try(lambda: filesystem.rm_file(f"{root}/{path}"), self.where(path))
         self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:

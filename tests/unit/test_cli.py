@@ -143,9 +143,10 @@ READ = {
     ),
     *("resume", "name", "names", "network", "data", "split", "chosen", "losses", "shapes", "sha256"),
     *("overrides", "differ", "window", "stride"),
+    *("words", "address", "env", "variables", "follow", "stop"),
 }
 """Words of command lines that are no place to write to: they are read, or name something."""
-TO_URLS = {"data prepare", "train", "tune", "compare", "eval", "predict", "export"}
+TO_URLS = {"data prepare", "doctor", "train", "tune", "compare", "eval", "predict", "export"}
 """Commands whose `--out` may be a URL."""
 
 
