@@ -21,6 +21,8 @@ from cirkd_ray.commands._options import (
 )
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cirkd_ray.compare.budget import Budget
     from cirkd_ray.config import RunSpec
 

@@ -131,7 +131,7 @@ class LocalStorage(Storage):
         try:
             (self.root / path).unlink()
         except OSError as error:
-            raise DataError(f"{self.where(path)}: cannot be deleted ({_reason(error)})") from None
+            raise DataError(f"{self.where(path)}: cannot be deleted ({reason(error)})") from None
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -203,8 +203,7 @@ class RemoteStorage(Storage):
         self.cache.drop(self.where(path))
 
     def remove(self, path: str) -> None:
-        filesystem, root = self._open()
-        self._try(lambda: filesystem.rm_file(f"{root}/{path}"), self.where(path))
+        self.store.remove(path)
         self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:
