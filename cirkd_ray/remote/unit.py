@@ -12,10 +12,12 @@ that wrote last is right, in all others the bucket is.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +185,9 @@ class Unit:
             write_text(target, "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line[:19])))
             return
         self.store.fetch(path, target)
+        with suppress(ValueError, OSError):  # where the store tells a time
+            when = datetime.fromisoformat(token[1]).timestamp()
+            os.utime(target, (when, when))
         self._note(path, self._stamp(path), token)
 
     def _note(self, path: str, here: Stamp | None, there: Token | None) -> None:

@@ -19,7 +19,7 @@ from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Runner
 from cirkd_ray.train.stages import run_recipe
 from tests.buckets import KEYS, Machines, Server, s3_server
-from tests.tinyrun import KillAt, Killed, figures, tiny_baseline, tiny_tree
+from tests.tinyrun import KillAt, Killed, figures, tiny_baseline, tiny_distillation, tiny_tree
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,81 @@ def test_the_command_trains_in_a_bucket_and_resumes_there(
     assert "holds a run already" in capsys.readouterr().err
     assert main([*train, "--out", "s3://nix/runs"]) == 2
     assert capsys.readouterr().err.startswith("cirkd: s3://nix/runs/tiny-")
+
+
+@pytest.fixture(scope="module")
+def shelved(server: Server, undisturbed: RunDirectory) -> str:
+    """A finished run in the bucket, uploaded by other means."""
+    for path in undisturbed.path.rglob("*"):
+        if path.is_file():
+            key = f"done/a/{path.relative_to(undisturbed.path)}"
+            server.client().upload_file(str(path), "shelf", key)
+    return "s3://shelf/done/a"
+
+
+def test_a_run_in_a_bucket_is_evaluated_there(
+    machines: Machines, server: Server, shelved: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["eval", shelved, "--bootstrap", "0"]) == 0
+    assert "report: s3://shelf/done/a/eval/shapes-val/" in capsys.readouterr().out.replace("\n", "")
+    report = json.loads(server.read("shelf", "done/a/eval/shapes-val/evaluation.json"))
+    assert shelved in json.dumps(report)
+    assert str(machines.folder) not in json.dumps(report)
+    assert not list(machines.folder.rglob("checkpoints")), "checkpoints are not fetched"
+    assert main(["eval", "s3://shelf/done/nix"]) == 2
+    assert "s3://shelf/done/nix" in capsys.readouterr().err
+    assert main(["status", shelved]) == 0
+    assert "finished" in capsys.readouterr().out
+
+
+def test_predictions_and_exports_go_to_a_bucket(
+    machines: Machines, server: Server, shelved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--split", "val", "--limit", "2", "--write", "ids"]
+    assert main(["predict", f"{shelved}/student.safetensors", *words, "--out", "s3://shelf/pictures"]) == 0
+    assert "s3://shelf/pictures/ids" in capsys.readouterr().out
+    assert sum(key.startswith("pictures/ids/") for key in server.keys("shelf")) == 2
+    assert main(["export", shelved, "--to", "torch-export", "--size", "32", "64"]) == 0
+    assert "s3://shelf/done/a/student.pt2" in capsys.readouterr().out
+    assert "done/a/student.pt2" in server.keys("shelf")
+
+
+def test_a_teacher_in_a_bucket(machines: Machines, server: Server, shelved: str, tmp_path: Path) -> None:
+    spec = tiny_distillation(
+        Path(shelved), train={"steps": 2, "validate_every": 2}, teacher={"weights": shelved}
+    )
+    directory = RunDirectory(tmp_path / "run")
+    directory.create(spec)
+    result = run_local(spec, directory)
+    assert result["teacher"]["miou"] > 0
+    assert directory.spec().teacher.weights == shelved
+
+
+def test_no_secret_of_a_url_is_stored_or_shown(
+    machines: Machines, server: Server, shelved: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Keys in the URL, a signature, and the names of both nowhere but in requests."""
+    for key in KEYS:
+        machines.monkeypatch.delenv(key)
+    machines.monkeypatch.delenv("AWS_ENDPOINT_URL")
+    machines.monkeypatch.setenv("CIRKD_ADDRESSES", "")
+    host = server.endpoint.partition("://")[2]
+    query = f"scheme=http&endpoint_override={host}&region=us-east-1"
+    given, out = (f"s3://test:PLANTED-SECRET@shelf/{path}?{query}" for path in ("done/a", "secret"))
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        json.dumps(tiny_tree(train={"steps": 2, "validate_every": 2}, cluster={"workers": "auto"}))
+    )
+    argv = ["train", str(recipe), "--local", "--out", out, "--name", "a", "--set", f"model.weights={given}"]
+    assert main(argv) == 0
+    assert main([*argv, "--set", f"data.root={given}", "--set", f"train.nix={given}"]) == 2
+    assert main(["train", "--local", "--out", out, "--resume", f"s3://a:PLANTED-SECRET@nix/b?{query}"]) == 2
+    told = capsys.readouterr()
+    assert "weights: s3://shelf/done/a\n" in (copy_of("s3://shelf/secret/a") / "run.yaml").read_text()
+    kept = [path for path in machines.folder.rglob("*") if path.is_file()]
+    assert any(path.name == "run.yaml" for path in kept)
+    secret = b"PLANTED-SECRET"
+    assert [path for path in kept if secret in path.read_bytes()] == []
+    assert [key for key in server.keys("shelf") if secret in server.read("shelf", key)] == []
+    assert secret.decode() not in told.out + told.err
+    assert "s3://shelf/secret" in told.out
