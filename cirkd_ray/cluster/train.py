@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from cirkd_ray.cluster.restarts import TellPlaced, TellPreempted, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
-from cirkd_ray.errors import TrainingError, TransientError, UserError
+from cirkd_ray.errors import StorageError, TrainingError, TransientError, UserError
 from cirkd_ray.remote import mirror
 from cirkd_ray.remote.copies import address, addressed
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
@@ -202,7 +203,8 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
             raise known or _explain(error, directory) from error
     finally:
         for _, run, _ in launch.runs:
-            mirror.retake(run.path)
+            with suppress(StorageError):  # what is missing then is named
+                mirror.retake(run.path)
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

@@ -59,7 +59,8 @@ class RayReporter:
 
     def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
         """Every rank takes part; Ray hears of a checkpoint when it is written."""
-        soon(self.kept.parent)
+        if checkpoint is None:
+            soon(self.kept.parent)
         modes = ray.train.CheckpointUploadMode
         folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(
@@ -91,6 +92,7 @@ class RayReporter:
         def write() -> None:
             checkpoint.write(folder)
             keep_newest(self.kept, self.keep)
+            soon(self.kept.parent)
 
         self.writer.start(write)
         return folder

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from filelock import FileLock
@@ -93,6 +94,22 @@ def fetch_near(folder: Path, named: Callable[[str], bool]) -> None:
         for name in Store(found, _TRIES).names():
             if named(name):
                 fetch_folder(folder.parent / name)
+
+
+def whole_folders(folder: Path, mark: str) -> list[str]:
+    """Names of the folders in a working copy's folder that are whole behind its URL, as far as it is reached.
+
+    Args:
+        folder: any; there are none where it is no working copy.
+        mark: a file that is uploaded when all others in its folder are.
+    """
+    found = url_of(folder)
+    if found is None:
+        return []
+    store = Store(found, 1)
+    with suppress(DataError):
+        return [name for name in store.names() if store.token(f"{name}/{mark}") is not None]
+    return []
 
 
 def fetch_file(place: str | Path) -> Path:
