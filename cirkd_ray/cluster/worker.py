@@ -45,14 +45,14 @@ class RayReporter:
     Args:
         directory: the run's.
         spec: of the run.
+        known_as: the folder of checkpoints on the driver's machine, which Ray takes them to be in.
     """
 
-    def __init__(self, directory: RunDirectory, spec: RunSpec) -> None:
+    def __init__(self, directory: RunDirectory, spec: RunSpec, known_as: Path | None = None) -> None:
         self.asynchronous = spec.cluster.async_checkpoints
         self.kept, self.keep = directory.checkpoints, spec.train.keep_checkpoints
         self.writer = BackgroundWriter()
-        # Ray takes a checkpoint for one of its storage, which is the directory on the driver's machine.
-        self.known_as = Path(ray.train.get_context().get_storage().experiment_fs_path)
+        self.known_as = known_as or directory.checkpoints
         # One that is written again was passed over as damaged. It gets a name of its own: Ray knows them
         # by name.
         self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
@@ -65,7 +65,7 @@ class RayReporter:
         folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(
             dict(metrics),
-            checkpoint=None if folder is None else ray.train.Checkpoint(str(self.known_as / folder.name)),
+            checkpoint=None if folder is None else self._checkpoint(folder),
             checkpoint_dir_name=None if folder is None else folder.name,  # the main rank's holds
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
             checkpoint_upload_fn=partial(self._written, self.writer.pending),
@@ -96,6 +96,10 @@ class RayReporter:
 
         self.writer.start(write)
         return folder
+
+    def _checkpoint(self, folder: Path) -> ray.train.Checkpoint:
+        """Ray's name of a checkpoint."""
+        return ray.train.Checkpoint.from_directory(str(self.known_as / folder.name))
 
     @staticmethod
     def _written(
@@ -167,7 +171,7 @@ def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[E
         _open(directory, spec, world, held)
         spec = held.enter_context(staged(spec)) if several_nodes else spec
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
-        reporter: Reporter = RayReporter(directory, spec)
+        reporter: Reporter = RayReporter(directory, spec, RunDirectory(run["known_as"]).checkpoints)
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             reporter = LocalReporter(directory.checkpoints, keep, background)
