@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
+from cirkd_ray.cli import main
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.rundir import RunDirectory
-from tests.buckets import KEYS, Server, s3_server
+from tests.buckets import KEYS, Machines, Server, s3_server
 from tests.cluster.private_head import free_ports
 from tests.paths import REPO
 from tests.tinyrun import figures, tiny_baseline
@@ -113,3 +114,59 @@ def test_a_run_loses_the_node_with_its_disk_and_goes_on_from_the_bucket(tmp_path
     alone.create(spec)
     run_local(spec, alone)
     assert [row["step"] for row in figures(directory)] == [row["step"] for row in figures(alone)]
+
+
+LEAD = """
+meanwhile(lambda thread: None, sys.argv[3:])
+"""
+
+
+def test_a_sweep_in_a_bucket_is_led_from_the_head_and_reported_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    length = {"steps": 4, "log_every": 2, "validate_every": 2, "checkpoint_every": 2}
+    space = tmp_path / "space.yaml"
+    space.write_text(
+        f"name: two\nrecipe: {recipe(tmp_path, train=length)}\n"
+        "parameters: {optim.lr: {grid: [0.01, 0.02]}}\n"
+        "searcher: {name: grid}\nbudget: {steps: 4, report_every: 2}\nresources: {workers: 2}\n"
+        "set: {cluster.upload_every: 0.5}\n"
+    )
+    with s3_server("shelf") as server:
+        argv = ["tune", str(space), "--out", "s3://shelf/runs"]
+        said = run(LEAD, server, tmp_path, *argv)
+        keys = server.keys("shelf")
+        assert "s3://shelf/runs/two" in said
+        trials = {key.split("/")[3] for key in keys if key.startswith("runs/two/trials/")}
+        assert len(trials) == 2
+        for trial in trials:
+            assert f"runs/two/trials/{trial}/g0/result.json" in keys
+            outcome = json.loads(server.read("shelf", f"runs/two/trials/{trial}/outcome.json"))
+            assert outcome["status"] == "finished"
+        assert "runs/two/controls/defaults-s0/result.json" in keys
+        assert "runs/two/best.yaml" in keys
+        for key, value in {"AWS_ENDPOINT_URL": server.endpoint, **KEYS}.items():
+            monkeypatch.setenv(key, value)
+        Machines(tmp_path / "scratch", monkeypatch).on("desk")
+        assert main(["report", "s3://shelf/runs/two"]) == 0
+        assert "s3://shelf/runs/two/report/index.html" in capsys.readouterr().out
+        assert "runs/two/report/index.html" in server.keys("shelf")
+        assert main(["status", "s3://shelf/runs/two"]) == 0
+        assert "2 finished" in capsys.readouterr().out
+        again = run(LEAD, server, tmp_path, *argv)
+    assert "trial" in again, "finished trials are not run again"
+
+
+def test_a_comparison_in_a_bucket(tmp_path: Path) -> None:
+    length = {"steps": 2, "log_every": 2, "validate_every": 2, "checkpoint_every": 2}
+    one = recipe(tmp_path, train=length)
+    two = tmp_path / "other.yaml"
+    two.write_text(json.dumps({**json.loads(one.read_text()), "name": "other"}))
+    with s3_server("shelf") as server:
+        argv = ["compare", str(two), "--seeds", "1", "--out", "s3://shelf/runs", "--name", "both"]
+        run(LEAD, server, tmp_path, *argv)
+        keys = server.keys("shelf")
+    runs = {key.split("/")[3] for key in keys if key.startswith("runs/both/runs/")}
+    assert runs
+    assert all(f"runs/both/runs/{name}/result.json" in keys for name in runs)
+    assert "runs/both/report/index.html" in keys
