@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from cirkd_ray.errors import ConfigError, StorageError, TransientError, UserError
+from cirkd_ray.errors import ConfigError, StorageError, TransientError, UserError, first_line
 from cirkd_ray.remote.copies import url_of
 from cirkd_ray.remote.unit import LINES, Unit, Wanted, everything
 
@@ -162,7 +162,7 @@ class Mirror:
                 return
             try:
                 self._push(whole=False)
-            except (UserError, OSError) as error:
+            except Exception as error:  # whatever it is, the next turn may succeed, and the end will say it
                 self._tell(error)
             else:
                 self._tell(None)
@@ -172,8 +172,7 @@ class Mirror:
         now = time.monotonic()
         if error is not None and not self.away:
             self.away = now
-            text = str(error).splitlines()[0]
-            self.say(f"WARNING: {text}; the work goes on, and what it writes is uploaded later")
+            self.say(f"WARNING: {first_line(error)}; the work goes on, and what it writes is uploaded later")
         elif error is None and self.away:
             self.say(f"{self.unit.url}: is reached again after {now - self.away:.0f} s; all is uploaded")
             self.away = 0.0
@@ -186,7 +185,7 @@ class Mirror:
             except TransientError as error:
                 if time.monotonic() > deadline:
                     raise StorageError(
-                        f"{self.unit.url}: cannot be reached ({str(error).splitlines()[0]});\n"
+                        f"{self.unit.url}: cannot be reached ({first_line(error)});\n"
                         "mend that, then the same command goes on"
                     ) from None
                 self._tell(error)
