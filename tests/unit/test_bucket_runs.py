@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cirkd_ray.cli import main
+from cirkd_ray.config import from_tree
 from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.local import run_local
@@ -188,15 +189,16 @@ def test_predictions_and_exports_go_to_a_bucket(
     assert main(["predict", f"{shelved}/student.safetensors", *words, "--out", "s3://shelf/pictures"]) == 0
     assert "s3://shelf/pictures/ids" in capsys.readouterr().out
     assert sum(key.startswith("pictures/ids/") for key in server.keys("shelf")) == 2
-    assert main(["export", shelved, "--to", "torch-export", "--size", "32", "64"]) == 0
+    export = ["export", shelved, "--to", "torch-export", "--size", "32", "64"]
+    assert main(export) == 0, capsys.readouterr().err
     assert "s3://shelf/done/a/student.pt2" in capsys.readouterr().out
     assert "done/a/student.pt2" in server.keys("shelf")
 
 
 def test_a_teacher_in_a_bucket(machines: Machines, server: Server, shelved: str, tmp_path: Path) -> None:
-    spec = tiny_distillation(
-        Path(shelved), train={"steps": 2, "validate_every": 2}, teacher={"weights": shelved}
-    )
+    length = {"steps": 2, "validate_every": 2}
+    tree = tiny_distillation(Path("elsewhere"), train=length).to_dict()
+    spec = from_tree({**tree, "teacher": {"weights": shelved}})
     directory = RunDirectory(tmp_path / "run")
     directory.create(spec)
     result = run_local(spec, directory)
