@@ -111,6 +111,8 @@ class Mirror:
                 aside = unit.set_aside()
                 self.say(f"{unit.url}: is newer than what is here, which holds more; that is now in {aside}")
             unit.pull(mine, wanted)
+            if not mine:
+                unit.remove_torn()
             unit.taken = True
             self._mark()
 

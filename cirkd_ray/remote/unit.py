@@ -28,6 +28,8 @@ from cirkd_ray.remote.copies import copy_id, scratch, url_of
 from cirkd_ray.remote.store import Store, Token, token_of
 
 STATE, LOCK, MARK = ".mirror.json", ".mirror.lock", ".writer.json"
+MANIFEST = "manifest.json"
+"""Of a checkpoint: uploaded when all else of it is there."""
 LINES = (".jsonl", "log.txt")
 """Ends of the names of files that grow by lines."""
 _MARKS = ("result.json", "outcome.json", "failure.json")
@@ -63,6 +65,7 @@ class Unit:
         self.store = Store(found, tries)
         self.known: dict[str, dict[str, Any]] = {}
         self.taken = False
+        self.torn: set[str] = set()
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -156,7 +159,7 @@ class Unit:
             self.store.remove(path)
             del self.known[path]
             folder = path.rpartition("/")[0]
-            if "step_" in folder and not any(known.startswith(f"{folder}/") for known in self.known):
+            if _checkpoint(path) and not any(known.startswith(f"{folder}/") for known in self.known):
                 self.store.remove_folder(folder)  # what an object store keeps in its place
 
     def send(self, group: list[str]) -> bool:
@@ -212,7 +215,14 @@ class Unit:
                         folders.append(path)
                     else:
                         found[path] = token_of(entry)
-        return found
+        checkpoints = {_checkpoint(path) for path in found} - {""}
+        self.torn = {folder for folder in checkpoints if f"{folder}/{MANIFEST}" not in found}
+        return {path: token for path, token in found.items() if _checkpoint(path) not in self.torn}
+
+    def remove_torn(self) -> None:
+        """Delete what a lost machine has uploaded of a checkpoint; after a `pull` that looked there."""
+        for folder in self.torn:
+            self.store.remove_folder(folder)
 
     def _here(self) -> dict[str, Stamp]:
         """The unit's files on this machine."""
@@ -247,8 +257,8 @@ def _is_ours(path: str) -> bool:
 def _rank(path: str) -> tuple[int, str]:
     """The place of a file in the order of uploads."""
     folder, _, name = path.rpartition("/")
-    if "step_" in folder:
-        return 4, f"{folder}/{'~' if name == 'manifest.json' else ''}{name}"
+    if _checkpoint(path):
+        return 4, f"{folder}/{'~' if name == MANIFEST else ''}{name}"
     if name.endswith(_FIRST):
         return 0, path
     if name.endswith(LINES):
@@ -258,6 +268,12 @@ def _rank(path: str) -> tuple[int, str]:
     return (2 if name.endswith(".safetensors") else 3), path
 
 
+def _checkpoint(path: str) -> str:
+    """The folder of the checkpoint that a file is of; "" for other files."""
+    folder = path.rpartition("/")[0]
+    return folder if folder.rpartition("/")[2].startswith("step_") else ""
+
+
 def _groups(changed: list[str], here: dict[str, Stamp]) -> Iterator[list[str]]:
     """The files to upload, in their order; those of a checkpoint together, and only when it is whole."""
     checkpoints: dict[str, list[str]] = {}
@@ -265,7 +281,7 @@ def _groups(changed: list[str], here: dict[str, Stamp]) -> Iterator[list[str]]:
         rank, folder = _rank(path)[0], path.rpartition("/")[0]
         if rank < 4:
             yield [path]
-        elif rank == 4 and f"{folder}/manifest.json" in here:
+        elif rank == 4 and f"{folder}/{MANIFEST}" in here:
             checkpoints.setdefault(folder, []).append(path)
     yield from (checkpoints[folder] for folder in sorted(checkpoints, reverse=True))
     yield from ([path] for path in sorted(changed) if _rank(path)[0] == 5)

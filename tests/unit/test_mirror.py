@@ -190,6 +190,23 @@ def test_another_machine_goes_on_from_what_is_there(machines: Machines, shelf: S
     assert not lines
 
 
+def test_half_a_checkpoint_that_a_lost_machine_left_is_passed_over(machines: Machines, shelf: Shelf) -> None:
+    folder, (_, say) = copy_of(RUN), said()
+    with Unit(folder).held():
+        checkpoint(folder, 2)
+        checkpoint(folder, 4)
+    unit = Unit(folder)
+    shelf.most = 3  # of four files
+    with unit.held(), pytest.raises(Exception, match="unplugged"):
+        unit.push()
+    shelf.most = 99
+    machines.on("two")
+    with mirrored(copy_of(RUN), 60, 0, say):
+        names = [path.name for path in (copy_of(RUN) / "checkpoints").iterdir()]
+        assert names == ["step_00000004"]
+    assert not any("step_00000002" in path for path in shelf.files())
+
+
 def test_what_only_this_machine_has_wins_until_another_goes_on(machines: Machines, shelf: Shelf) -> None:
     folder, (lines, say) = copy_of(RUN), said()
 
