@@ -87,6 +87,7 @@ class Resources(_Spec):
 
     workers: PositiveInt | Literal["auto"] | None = None
     cpus_per_worker: PositiveFloat | Literal["auto"] | None = None
+    gpus_per_worker: float | None = Field(None, ge=0.01, description="a part lets trials share a GPU")
     device: Literal["auto", "cpu", "cuda"] | None = None
     concurrent: PositiveInt | None = Field(
         None, description="trials, or packs, at a time at most; default: what fits"
@@ -158,7 +159,7 @@ class SweepSpec(_Spec):
         budget, resources = self.budget, self.resources
         if budget.steps is not None:
             found["train.steps"] = budget.steps
-        for name in ("workers", "cpus_per_worker", "device"):
+        for name in ("workers", "cpus_per_worker", "gpus_per_worker", "device"):
             value = getattr(resources, name)
             if value is not None:
                 found[f"cluster.{name}"] = value
