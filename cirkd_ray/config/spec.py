@@ -260,8 +260,8 @@ class ClusterSpec(_Spec):
     gpus_per_worker: Machine[float] = Field(
         1.0,
         ge=0.01,
-        description="of a worker on GPUs; with a part (0.25, 0.5) workers of several runs share a GPU and its "
-        "memory, and `workers: auto` is 1",
+        description="of a worker on GPUs; with a part (0.25, 0.5) workers of several runs share a GPU and "
+        "its memory, and `workers: auto` is 1",
     )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
