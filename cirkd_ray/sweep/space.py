@@ -92,9 +92,10 @@ class Resources(_Spec):
     concurrent: PositiveInt | None = Field(
         None, description="trials, or packs, at a time at most; default: what fits"
     )
-    pack: PositiveInt = Field(
+    pack: PositiveInt | Literal["auto"] = Field(
         1,
-        description="trials that are trained together, with one teacher and one loader, if they can",
+        description="trials that are trained together, with one teacher and one loader, if they can; auto: "
+        "as many as fit the memory and save time",
     )
     disk: Literal["check", "ignore"] = Field(
         "check", description="ignore: start where the checkpoints may not fit the disk"
@@ -140,6 +141,11 @@ class SweepSpec(_Spec):
     def primary(self) -> str:
         """The metric that ranks: the first."""
         return next(iter(self.metric))
+
+    @property
+    def pack(self) -> int:
+        """Trials that are trained together at most; one where that is still to be chosen."""
+        return 1 if self.resources.pack == "auto" else self.resources.pack
 
     def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values whose conditions hold, in the order of the file."""
