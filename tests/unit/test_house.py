@@ -26,6 +26,7 @@ FLOORS = (
     ("train",),
     ("sweep",),
     ("compare",),
+    ("doctor",),
     ("report",),
     ("cluster",),
     ("bench",),
