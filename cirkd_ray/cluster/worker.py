@@ -28,6 +28,7 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.outcome import write_failure
+from cirkd_ray.train.preemption import Notice
 from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
@@ -117,7 +118,8 @@ def work(config: dict[str, Any]) -> None:
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)
-            _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
+            ended = train_cohort(entries, world, StopWatch(), heartbeat, preemption_notice)
+            _tell_failures(entries, ended, world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
@@ -130,6 +132,14 @@ def work(config: dict[str, Any]) -> None:
         raise
     finally:  # Ray kills this process, so that it cannot do so at its end
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
+
+
+def preemption_notice() -> Notice | None:
+    """What Ray Train knows of workers' nodes that are drained to be taken away; every rank calls it."""
+    found = ray.train.get_preemption_info()
+    if found is None:
+        return None
+    return Notice(tuple(found.preempted_ranks), found.deadline_ms and found.deadline_ms / 1000)
 
 
 def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[Entry]:

@@ -158,6 +158,11 @@ class ClusterSpec(Spec):
         "usual step; three times as long at a start (at least 120), in the first steps, a validation or a "
         "checkpoint of which the disk takes nothing; null: only say so",
     )
+    preemption_interval: Machine[PositiveFloat | None] = Field(
+        5.0,
+        description="seconds between two looks whether a machine is about to be taken away, for which all "
+        "workers wait for each other; then a checkpoint is written; null: never look",
+    )
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
     )

@@ -78,7 +78,7 @@ def test_roles_lie_in_each_other_and_are_read_through_unions_and_mappings() -> N
 def test_what_may_change_when_a_run_is_resumed() -> None:
     free = {path for path, roles in fields_of(Setting(section=RunSpec)) if Role.COMPUTES not in roles}
     cluster = {"workers", "device", "cpus_per_worker", "max_failures", "async_checkpoints", "autoscaling"}
-    cluster |= {"gpus_per_worker", "hang_timeout", "storage_timeout", "disk"}
+    cluster |= {"gpus_per_worker", "hang_timeout", "preemption_interval", "storage_timeout", "disk"}
     assert free == {
         *(f"cluster.{name}" for name in cluster),
         *("data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
