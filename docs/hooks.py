@@ -75,9 +75,9 @@ def _settings() -> list[str]:
     lines = [
         "# Settings of a recipe",
         "",
-        "Paths as `--set` and sweeps take them; `*` stands for a free name. Losses, heads and data sets add their",
-        "own ([losses](losses/index.md), [heads](heads/index.md), [data sets](data-sets/index.md)). *Resume*: may",
-        "change when a run is resumed. *Population*: a population may change it while a run trains.",
+        "Paths as `--set` and sweeps take them; `*` stands for a free name. Losses, heads and data sets add",
+        "their own ([losses](losses/index.md), [heads](heads/index.md), [data sets](data-sets/index.md)).",
+        "*Resume*: may change when a run is resumed. *Population*: a population may change it.",
         "",
     ]
     known: dict[str, list[str]] = {}
