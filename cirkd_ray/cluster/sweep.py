@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,6 @@ from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
-from cirkd_ray.remote.copies import url_of
 from cirkd_ray.remote.reading import fetch_all, is_figure
 from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
@@ -70,7 +69,7 @@ class Sweep:
     @property
     def pack(self) -> int:
         """Members of a pack at most."""
-        return self.spec.resources.pack
+        return self.spec.pack
 
 
 def run_sweep(
@@ -110,8 +109,6 @@ def _open(sweep: Sweep, fresh: bool) -> None:
         raise ConfigError(
             f"{sweep.folder}: holds something else than a sweep; choose another --name or --out"
         )
-    if fresh and path.is_file() and (place := url_of(sweep.folder)):
-        raise ConfigError(f"--fresh: {place} would have to be moved aside there; choose another --name")
     if fresh and sweep.folder.exists():
         aside = sweep.folder.with_name(f"{sweep.folder.name}.old-{time.strftime('%Y%m%d-%H%M%S')}")
         sweep.folder.rename(aside)
@@ -148,11 +145,14 @@ def _run(sweep: Sweep) -> None:
 
     from cirkd_ray.cluster import capacity
     from cirkd_ray.cluster.latency import LATENCY, measure_students
+    from cirkd_ray.cluster.room import fitted
 
     capacity.check_working_copies(sweep.folder, sweep.spec.scheduler.name in PAUSING)
     plan = capacity.largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     capacity.check_places(plan, sweep.base)
     fits = capacity.cluster_capacity(plan, sweep.spec.resources.concurrent)
+    base = capacity.placed(sweep.spec, sweep.base, plan)
+    sweep = replace(sweep, spec=fitted(sweep.spec, base, plan, fits.count, sweep.folder, sweep.say))
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
     sweep.say(f"{sweep.spec.trials} trials, {fits.count}{packs} at a time ({fits.reason})")
     if packs and apart(sweep.spec):
@@ -260,7 +260,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
-    log = TrialLog(plan.folder, spec.primary, spec.trials, packed=spec.resources.pack > 1)
+    log = TrialLog(plan.folder, spec.primary, spec.trials, packed=spec.pack > 1)
     resumed = tune.Tuner.can_restore(str(state))
     scheduler = make_scheduler(spec, steps, report_every)
     if spec.scheduler.name != "none":

@@ -20,6 +20,7 @@ from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.remote.mirror import mirrored, soon
@@ -118,13 +119,14 @@ def work(config: dict[str, Any]) -> None:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
             the launch); `known_as` of each and of the launch (its path on the driver's machine); `threads`
-            (or None), `leaving` (of the launch) and `call` (of the driver).
+            (or None), `gpus` (of a worker), `leaving` (of the launch) and `call` (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     directory, known_as = RunDirectory(copy_of(config["directory"])), Path(config["known_as"])
     world = World.current(ray.train.torch.get_device())
     try:
+        bound_memory(world.device, config["gpus"])
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(known_as, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)

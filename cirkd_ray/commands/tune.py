@@ -62,6 +62,7 @@ def command(
     from cirkd_ray.cluster.sweep import best_recipe, run_sweep
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.files import save_text
+    from cirkd_ray.remote.address import is_url
     from cirkd_ray.remote.copies import address
     from cirkd_ray.remote.mirror import send
     from cirkd_ray.report.console import output
@@ -73,6 +74,8 @@ def command(
 
     console, loaded = output(), load_space(space, overrides)
     place = out_folder(out)
+    if fresh and is_url(out):
+        raise ConfigError(f"--fresh: does not move what is in {out} aside; choose another --name")
     folder = named_folder(place, slug(loaded.spec.name) if name is None else name)
     target = Path(export).expanduser().absolute() if export else None
     if target is not None and (target.is_dir() or not os.access(target.parent, os.W_OK)):
