@@ -189,7 +189,7 @@ def test_predictions_and_exports_go_to_a_bucket(
     assert main(["predict", f"{shelved}/student.safetensors", *words, "--out", "s3://shelf/pictures"]) == 0
     assert "s3://shelf/pictures/ids" in capsys.readouterr().out
     assert sum(key.startswith("pictures/ids/") for key in server.keys("shelf")) == 2
-    export = ["export", shelved, "--to", "torch-export", "--size", "32", "64"]
+    export = ["export", shelved, "--to", "torch-export", "--size", "32", "64", "--static"]
     assert main(export) == 0, capsys.readouterr().err
     assert "s3://shelf/done/a/student.pt2" in capsys.readouterr().out
     assert "done/a/student.pt2" in server.keys("shelf")
