@@ -52,7 +52,7 @@ def bucket(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     }.items():
         monkeypatch.setenv(key, value)
     server = boto3.client("s3")
-    if not server.list_buckets()["Buckets"]:
+    if "streets" not in [each["Name"] for each in server.list_buckets()["Buckets"]]:
         server.create_bucket(Bucket="streets")
         for path in make_folder(tmp_path / "raw", "classes: [a, b]", NAMES).rglob("*.*"):
             server.upload_file(str(path), "streets", f"some root/{path.relative_to(tmp_path / 'raw')}")
