@@ -91,9 +91,13 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             "leaving": launch.leaving,
             "call": this_call(),
             "threads": worker_threads(plan, spec),
+            "gpus": plan.gpus,
         },
         scaling_config=ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()
+            num_workers=plan.workers,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker=plan.per_worker(),
+            placement_strategy="STRICT_SPREAD" if plan.spread else "PACK",
         ),
         torch_config=TorchConfig(
             backend="nccl" if plan.gpus else "gloo",
