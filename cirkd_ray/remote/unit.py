@@ -23,6 +23,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from cirkd_ray.errors import TransientError
 from cirkd_ray.files import write_text
 from cirkd_ray.remote.copies import copy_id, scratch, url_of
 from cirkd_ray.remote.store import Store, Token, token_of
@@ -38,6 +39,7 @@ _LEFT_OUT = ("checkpoint_manager_snapshot.json",)  # Ray Train's list, which a r
 _EVENTS = "events.out.tfevents"
 _EVENTS_PACE = 1e6
 """Bytes a second: a file of events, which is uploaded whole, is not uploaded again sooner than that."""
+_TRIES = 5
 Stamp = list[int]
 """Bytes and time of change (ns) of a file of this machine."""
 Wanted = Callable[[str], bool]
@@ -89,8 +91,13 @@ class Unit:
 
     def writer(self) -> dict[str, Any] | None:
         """The mark: `copy`, `call`, `host`, `at`, `every`, `ended`; None where nobody has written."""
-        found = self.store.read_if_there(MARK)
-        return None if found is None else json.loads(found)
+        for _ in range(_TRIES):
+            found = self.store.read_if_there(MARK)
+            try:
+                return None if found is None else dict(json.loads(found))
+            except ValueError:  # it was replaced while it was read
+                time.sleep(0.2)
+        raise TransientError(f"{self.store.where(MARK)}: changes while it is read")
 
     def is_mine(self, writer: dict[str, Any] | None) -> bool:
         """Whether this working copy is the one that is right; within `held`."""
@@ -187,7 +194,13 @@ class Unit:
             lines = {*target.read_text().splitlines(), *self.store.read(path).decode().splitlines()}
             write_text(target, "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line[:19])))
             return
-        self.store.fetch(path, target)
+        for _ in range(_TRIES):  # until nobody replaces it meanwhile
+            self.store.fetch(path, target)
+            before, token = token, self.store.token(path) or token
+            if before == token and token[0] in (None, target.stat().st_size):
+                break
+        else:
+            raise TransientError(f"{self.store.where(path)}: changes while it is read")
         with suppress(ValueError, OSError):  # where the store tells a time
             when = datetime.fromisoformat(token[1]).timestamp()
             os.utime(target, (when, when))
