@@ -147,7 +147,7 @@ def _run(sweep: Sweep) -> None:
     from cirkd_ray.cluster.latency import LATENCY, measure_students
     from cirkd_ray.cluster.room import fitted
 
-    capacity.check_working_copies(sweep.folder, sweep.spec.scheduler.name in PAUSING)
+    capacity.check_working_copies(sweep.folder, sweep.spec.scheduler.name == "pbt")
     plan = capacity.largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     capacity.check_places(plan, sweep.base)
     fits = capacity.cluster_capacity(plan, sweep.spec.resources.concurrent)
