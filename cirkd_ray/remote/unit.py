@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -36,6 +37,8 @@ LINES = (".jsonl", "log.txt")
 _MARKS = ("result.json", "outcome.json", "failure.json")
 _FIRST = (".yaml", "data.json", "data-files.json.gz", "teacher.txt")
 _LEFT_OUT = ("checkpoint_manager_snapshot.json",)  # Ray Train's list, which a run does without
+_ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )", re.MULTILINE)
+"""The beginning of an entry of `log.txt`."""
 _EVENTS = "events.out.tfevents"
 _EVENTS_PACE = 1e6
 """Bytes a second: a file of events, which is uploaded whole, is not uploaded again sooner than that."""
@@ -191,8 +194,9 @@ class Unit:
     def _fetch(self, path: str, token: Token, merge: bool) -> None:
         target = self.folder / path
         if merge:
-            lines = {*target.read_text().splitlines(), *self.store.read(path).decode().splitlines()}
-            write_text(target, "".join(f"{line}\n" for line in sorted(lines, key=lambda line: line[:19])))
+            there, here = self.store.read(path).decode(), target.read_text(encoding="utf-8")
+            entries = dict.fromkeys([*_ENTRY.split(there), *_ENTRY.split(here)])
+            write_text(target, "".join(sorted(entries, key=lambda entry: entry[:19])))
             return
         for _ in range(_TRIES):  # until nobody replaces it meanwhile
             self.store.fetch(path, target)
