@@ -13,7 +13,8 @@ import pytest
 from cirkd_ray.cli import main
 from cirkd_ray.config import from_tree
 from cirkd_ray.remote.copies import copy_of
-from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
@@ -54,7 +55,7 @@ def test_a_run_is_lost_with_its_machine_and_goes_on_on_another(
     out = "s3://shelf/lost"
 
     def train(*more: Listener) -> Runner:
-        return lambda spec, run: run_local(spec, run, [RunLog(run), TensorBoardListener(run), *more])
+        return lambda spec, run: run_local(spec, run, [RunLog(run), *chosen_loggers(spec, run), *more])
 
     with pytest.raises(Killed):
         run_recipe(spec, RunDirectory(copy_of(out) / "a"), copy_of(out), train(KillAt(5)))
