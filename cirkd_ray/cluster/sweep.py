@@ -150,7 +150,7 @@ def _run(sweep: Sweep) -> None:
     capacity.check_working_copies(sweep.folder, sweep.spec.scheduler.name == "pbt")
     plan = capacity.largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     capacity.check_places(plan, sweep.base)
-    fits = capacity.cluster_capacity(plan, sweep.spec.resources.concurrent)
+    fits = capacity.cluster_capacity(plan, sweep.spec.resources.concurrent, sweep.pack)
     base = capacity.placed(sweep.spec, sweep.base, plan)
     sweep = replace(sweep, spec=fitted(sweep.spec, base, plan, fits.count, sweep.folder, sweep.say))
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
