@@ -290,8 +290,6 @@ def test_a_wrong_logger_is_refused_before_anything_begins(
 ) -> None:
     recipe, space, out = tmp_path / "tiny.yaml", tmp_path / "space.yaml", tmp_path / "runs"
     recipe.write_text(tiny_baseline(train={"loggers": ["mlfow"]}).to_yaml())
-    other = tmp_path / "other.yaml"
-    other.write_text(recipe.read_text().replace("name: tiny", "name: other"))
     space.write_text(
         f"recipe: {recipe}\nparameters: {{optim.lr: {{grid: [0.01]}}}}\nsearcher: {{name: grid}}\n"
         "budget: {steps: 2}\n"
@@ -299,7 +297,7 @@ def test_a_wrong_logger_is_refused_before_anything_begins(
     for words in (
         ["train", str(recipe), "--local"],
         ["tune", str(space)],
-        ["compare", str(recipe), str(other)],
+        ["compare", "camvid/small/cirkd", "--set", "train.loggers=[mlfow]"],
     ):
         assert main([*words, "--out", str(out)]) == 2
         require_error(capsys.readouterr().err, "train.loggers", "mlflow")
