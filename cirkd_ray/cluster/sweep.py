@@ -21,6 +21,7 @@ from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
 from cirkd_ray.remote.reading import fetch_all, is_figure
+from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import apart, check_space
@@ -78,12 +79,12 @@ def run_sweep(
     """Run or resume a sweep; returns what its folder holds at the end.
 
     Raises:
-        ConfigError: the space is wrong, does not fit the cluster, the folder holds another sweep, or one of
-            other data unless `accept_data`.
+        ConfigError: the space is wrong, does not fit, or the folder holds another sweep or other data.
         TrainingError: no trial has finished.
     """
     with told_where_it_stalls(Heartbeat(), say):
         base = check_space(space)
+        require_loggers(base)
         dry = DryRun()
         dry.check(base)
         for note in dry.notes:
@@ -131,7 +132,6 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 f"{hours}, or start it anew with --fresh"
             )
     begun = path.is_file() and (sweep.folder / TUNE).exists()
-    sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.data.hold(sweep.folder, begun, ANEW)
     shared_scores(sweep.folder)
     trees = {SPACE: sweep.spec.model_dump(mode="json"), BASE: movable_tree(sweep.base, sweep.folder)}

@@ -64,6 +64,7 @@ def command(
     """
     from cirkd_ray.remote.copies import address
     from cirkd_ray.report.console import output
+    from cirkd_ray.report.loggers import require_loggers
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run
     from cirkd_ray.train.runner import each_alone
@@ -76,6 +77,7 @@ def command(
     place = out_folder(out)
     resume = "" if restart and resume is None else resume
     spec, directory = choose_run(recipe, overrides, place, name, resume)
+    require_loggers(spec)
     say(f"{spec.name} -> {address(directory.path)}")
     workers = spec.cluster.workers
     if local and not launched_by_torchrun() and workers not in ("auto", 1):
