@@ -65,9 +65,9 @@ def sharded(spec: RunSpec, shard: bool) -> RunSpec:
 
 def runs(spec: RunSpec, folder: str) -> dict[str, Any]:
     found = networks()
-    for shard in (False, True):
-        directory = RunDirectory(Path(folder) / str(shard))
-        run_local(sharded(spec, shard), directory)
+    for way in (False, True):
+        directory = RunDirectory(Path(folder) / str(way))
+        run_local(sharded(spec, way), directory)
     run = build_run(sharded(spec, True), World.current())
     assert run.teacher is not None
     assert run.shared.sharded
@@ -78,9 +78,9 @@ def runs(spec: RunSpec, folder: str) -> dict[str, Any]:
 def test_maps_scores_and_students_are_those_of_a_whole_teacher(teacher: Path, tmp_path: Path) -> None:
     train = {"steps": 2, "validate_every": 2, "checkpoint_every": 2, "log_every": 1, "validate_limit": 5}
     spec = tiny_distillation(teacher, train=train)
-    made = [RunDirectory(tmp_path / str(shard)) for shard in (False, True)]
-    for shard, directory in zip((False, True), made, strict=True):
-        directory.create(sharded(spec, shard))
+    made = [RunDirectory(tmp_path / str(way)) for way in (False, True)]
+    for way, directory in zip((False, True), made, strict=True):
+        directory.create(sharded(spec, way))
     for found in run_ranks(runs, 2, tmp_path, spec, str(tmp_path)):
         for equal, share in found.values():
             assert equal
