@@ -35,6 +35,9 @@ COMMANDS = {
     "export": "export a trained network to ONNX, TorchScript or torch.export",
     "bench": "measure losses, data, models and evaluation on this machine",
     "recipes": "list and show recipes, print their JSON Schema",
+    "submit": "run a command as a job of a Ray cluster",
+    "status": "show how far a run, a sweep or a comparison is",
+    "runs": "list the runs, sweeps and comparisons of a folder",
 }
 
 
