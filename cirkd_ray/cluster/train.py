@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Interrupted, Stopped
@@ -60,11 +61,13 @@ class Launch:
         runs: (resolved recipe, directory, checkpoint to start from where that has none) of each.
         directory: where the workers' failures and signs of life are told: the run's, or one for all.
         leaving: runs are trials', which leave the others when their trial has ended.
+        heartbeat: makes each worker's.
     """
 
     runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
     directory: RunDirectory
     leaving: bool = False
+    heartbeat: Callable[[], Heartbeat] = Heartbeat
 
     @property
     def spec(self) -> RunSpec:
@@ -89,6 +92,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             ],
             "directory": str(directory.path),
             "leaving": launch.leaving,
+            "heartbeat": launch.heartbeat,
             "call": this_call(),
             "threads": worker_threads(plan, spec),
         },
@@ -120,6 +124,7 @@ def fit(
     directory: RunDirectory,
     callbacks: Sequence[UserCallback] = (),
     resume_from: Path | None = None,
+    heartbeat: Callable[[], Heartbeat] = Heartbeat,
 ) -> dict[str, Any]:
     """Run a resolved recipe on the Ray that this process has joined; returns the run's result.
 
@@ -128,7 +133,7 @@ def fit(
         TrainingError: workers kept failing; the message names the last checkpoint.
         Stopped: asked to; its last checkpoint is written.
     """
-    _start(Launch([(spec, directory, resume_from)], directory), callbacks)
+    _start(Launch([(spec, directory, resume_from)], directory, heartbeat=heartbeat), callbacks)
     result = directory.read_result()
     if result is None:
         if stop_is_asked():

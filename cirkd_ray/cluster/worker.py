@@ -104,14 +104,15 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None), `leaving` (of the launch) and `call` (of the driver).
+            the launch), `threads` (or None), `leaving` and `heartbeat` (of the launch) and `call` (of the
+            driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
-        heartbeat = Heartbeat()
+        heartbeat: Heartbeat = config["heartbeat"]()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)
             _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
