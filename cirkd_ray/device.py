@@ -28,15 +28,44 @@ def local_device(setting: str) -> torch.device:
 
 
 def share_cores(processes: int, loaders: int = 0) -> None:
-    """Bound this process's threads to its share of the machine's cores, unless OMP_NUM_THREADS says how many.
+    """Bound this process's threads to its share of the usable cores, unless OMP_NUM_THREADS says how many.
 
     Args:
         processes: that compute on this machine, this one among them.
         loaders: processes of each of them that load data, on a core each.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        share = len(os.sched_getaffinity(0)) // processes - loaders
+        share = int(usable_cpus() / processes) - loaders
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
+
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the kernel tells a container its limits."""
+
+
+def usable_cpus(cgroup: Path = CGROUP) -> float:
+    """CPUs that this process may use: those that it may run on, or the container's share of time if less."""
+    there = float(len(os.sched_getaffinity(0)))
+    for quota, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (cgroup / quota).read_text().split()
+            words += (cgroup / period).read_text().split() if period else []
+            share = float(words[0]) / float(words[1])  # "max" is no number
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+        return min(there, share) if share > 0 else there
+    return there
+
+
+def memory_limit(cgroup: Path = CGROUP) -> int | None:
+    """Bytes that the container may use; None without a limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((cgroup / name).read_text())
+        except (OSError, ValueError):
+            continue
+        return limit if limit < 2**60 else None  # how the first version says that there is none
+    return None
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -100,7 +129,7 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+def available_bytes(device: torch.device, cgroup: Path = CGROUP) -> int | None:
     """Free bytes of the device (of the container, where there is one), or None where unknown or not needed.
 
     Args:
