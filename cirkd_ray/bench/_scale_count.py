@@ -151,11 +151,12 @@ def counted(spec: RunSpec, number: int, images: int, device: torch.device) -> tu
         images: of a rank and micro-batch.
         device: where the step is done.
     """
+    if number == 1:
+        return [], []
     found = Exchanges(device)
     with pretended(number, device) as world, found.watching():
-        step = (subject := build(spec, world, images)).step
-        if number == 1:
-            return [], []
+        subject = build(spec, world, images)
+        step = subject.step
         if device.type == "cpu" and spec.train.sync_batchnorm:
             synchronise_batchnorm(step.distiller, spec.train.batchnorm_ranks or number, world)
         step.trained = found.exchanging(step.distiller, world, Exchange.of(spec), only_count=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 BLOCK = 5
@@ -54,8 +53,7 @@ class Bucket(NamedTuple):
     size: int
 
 
-@dataclass(frozen=True)
-class Prediction:
+class Prediction(NamedTuple):
     """A step on several workers.
 
     Attributes:

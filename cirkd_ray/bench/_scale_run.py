@@ -20,6 +20,7 @@ from cirkd_ray.bench import _scale_rank
 from cirkd_ray.bench._scale_model import BLOCK
 from cirkd_ray.bench._scale_turns import Block, Paced, Turns
 from cirkd_ray.bench._step_build import classes_of, untrained_teacher
+from cirkd_ray.cluster.session import in_cluster
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
@@ -65,16 +66,23 @@ def prepared(spec: RunSpec, folder: Path) -> RunSpec:
     return with_weights(spec, folder / "teacher")
 
 
-def groups(specs: Mapping[int, RunSpec], folder: Path, turns: int, place: torch.device) -> dict[str, Found]:
-    """Trainings of so many workers, and of the least of several also as many that are each alone.
+def check_machine(workers: int, place: torch.device, ray: bool) -> None:
+    """Whether the trainings find what they need here.
 
     Raises:
-        ConfigError: there are fewer GPUs than workers.
+        ConfigError: there are fewer GPUs than workers, or the environment names a cluster.
     """
-    if place.type == "cuda" and max(specs) > torch.cuda.device_count():
+    if place.type == "cuda" and workers > torch.cuda.device_count():
+        raise ConfigError(f"--workers: {workers} workers on {torch.cuda.device_count()} GPUs; ask for fewer")
+    if ray and in_cluster():
         raise ConfigError(
-            f"--workers: {max(specs)} workers on {torch.cuda.device_count()} GPUs; ask for fewer"
+            "RAY_ADDRESS: Ray's part of a step is measured on a Ray of this command's own; unset it, or "
+            "leave that out with --no-ray"
         )
+
+
+def groups(specs: Mapping[int, RunSpec], folder: Path, turns: int) -> dict[str, Found]:
+    """Trainings of so many workers, and of the least of several also as many that are each alone."""
     trainings = [Training(str(n), spec, ranks=n) for n, spec in specs.items()]
     several = [n for n in specs if n > 1]
     if several and 1 in specs:
@@ -86,16 +94,12 @@ def groups(specs: Mapping[int, RunSpec], folder: Path, turns: int, place: torch.
         return {t.name: Found(referee.blocks[t.name], referee.end(t.name)) for t in trainings}
 
 
-def beside_ray(spec: RunSpec, folder: Path, turns: int, place: torch.device) -> dict[str, Any]:
+def beside_ray(spec: RunSpec, folder: Path, turns: int) -> dict[str, Any]:
     """The same training in a plain process and in a worker of Ray Train on this machine.
 
     Returns:
         Of `plain` and `Ray` what was `Found`; `own`: processors that Ray's other processes kept busy.
     """
-    from cirkd_ray.cluster.session import in_cluster
-
-    if in_cluster():
-        raise ConfigError("RAY_ADDRESS: Ray's part of a step is measured on a Ray of its own; unset it")
     found: dict[str, Any] = {}
     errors: list[BaseException] = []
 
@@ -117,6 +121,9 @@ def beside_ray(spec: RunSpec, folder: Path, turns: int, place: torch.device) -> 
         judging.start()
         try:
             _under_ray(spec, folder, partial(Paced, referee.address, "Ray", BLOCK))
+        except BaseException:
+            referee.problem = "the training under Ray ended before its time"
+            raise
         finally:
             judging.join()
     for error in errors:

@@ -30,9 +30,7 @@ def _measured(figures: Mapping[str, Any]) -> TextTable:
                 *parts,
             )
         )
-    title = (
-        f"{figures['recipe']}: {figures['images']} images a worker and micro-batch, {figures['device']}; ms"
-    )
+    title = f"{figures['recipe']}: {figures['images']} images a worker and step, {figures['device']}; ms"
     return TextTable(("workers", "images/s", "a worker's", "step", *PARTS), tuple(rows), title)
 
 

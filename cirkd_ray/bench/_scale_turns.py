@@ -50,7 +50,7 @@ class Paced(Heartbeat):
             wait(torch.device("cuda", torch.cuda.current_device()))
         self._mark(phase, step)
         if turn:
-            self._over = self._ask() == "end"
+            self._over = self._ask() != "go"
             self._mark("go", step)
         super().note(phase, step, part)
 
@@ -101,11 +101,15 @@ class Turns:
         folder: for the socket.
         leaders: name -> processes of it that take turns, all at once.
         alive: says what is wrong with the processes, "" if nothing.
+
+    Attributes:
+        problem: why no turns can be taken any more, if that is so.
     """
 
     def __init__(self, folder: Path, leaders: Mapping[str, int], alive: Callable[[], str]) -> None:
         self.address = str(folder / "turns")
         self.leaders, self.alive = dict(leaders), alive
+        self.problem = ""
         self.server = socket.socket(socket.AF_UNIX)
         self.server.bind(self.address)
         Path(self.address).chmod(0o600)
@@ -169,7 +173,7 @@ class Turns:
         return text.decode()
 
     def _look(self, until: float) -> None:
-        problem = self.alive()
+        problem = self.problem or self.alive()
         if not problem and time.monotonic() > until:
             problem = f"nothing was heard of a training for {PATIENCE:.0f} s"
         if problem:

@@ -60,26 +60,28 @@ def run(
     """
     from cirkd_ray.bench._scale_count import counted
     from cirkd_ray.bench._scale_model import Link
-    from cirkd_ray.bench._scale_run import beside_ray, groups, prepared
+    from cirkd_ray.bench._scale_run import beside_ray, check_machine, groups, prepared
     from cirkd_ray.config import load_run
     from cirkd_ray.device import local_device
 
     place, several = local_device(device), sorted({*workers})
+    check_machine(several[-1], place, ray)
     with tempfile.TemporaryDirectory(prefix="cirkd-scale-", dir=out) as folder:
         spec = prepared(load_run(recipe, [*overrides, f"cluster.device={place.type}"]), Path(folder))
         images = batch or _images(spec, several[-1])
+        messages = {n: counted(spec, n, images, place) for n in sorted({*several, *gpus})}
         turns = max(repeat, SAVES + 2)
         specs = {n: _paced(spec, n, images, turns) for n in several}
-        found = groups(specs, Path(folder), turns, place)
-        beside = beside_ray(_paced(spec, 1, images, turns), Path(folder), turns, place) if ray else {}
-    messages = {n: counted(spec, n, images, place) for n in sorted({*several, *gpus})}
+        found = groups(specs, Path(folder), turns)
+        beside = beside_ray(_paced(spec, 1, images, turns), Path(folder), turns) if ray else {}
+    in_a_step = images * spec.train.accumulate
     figures: dict[str, Any] = {
         "recipe": recipe,
         "device": place.type,
-        "images": images,
+        "images": in_a_step,
         "link": {"bandwidth": bandwidth * 1e9, "latency": latency * 1e-6},
-        "measured": {n: _measured(found[str(n)], n, images * spec.train.accumulate) for n in several},
-        "bytes": {n: _bytes(*each) for n, each in messages.items() if n > 1},
+        "measured": {n: _measured(found[str(n)], n, in_a_step) for n in several},
+        "bytes": {n: _bytes(n, *each) for n, each in messages.items() if n > 1},
     }
     figures |= _predicted(figures, found, messages, gpus, Link(bandwidth * 1e9, latency * 1e-6))
     if beside:
@@ -135,12 +137,11 @@ def _measured(found: Found, workers: int, images: int) -> dict[str, Any]:
     }
 
 
-def _bytes(messages: Sequence[Any], buckets: Sequence[int]) -> dict[str, Any]:
+def _bytes(ranks: int, messages: Sequence[Any], buckets: Sequence[int]) -> dict[str, Any]:
     """Of each kind of exchange the number of messages, the bytes that a worker gives, and those it sends."""
     from cirkd_ray.bench._scale_model import traffic
 
     found: dict[str, Any] = {}
-    ranks = max((m.ranks for m in messages), default=1)
     every = [(m.kind, m.operation, m.size, m.ranks) for m in messages]
     every += [("gradients", "all_reduce", size, ranks) for size in buckets]
     for kind, operation, size, group in every:
@@ -177,7 +178,7 @@ def _predicted(
         return result
 
     more = {
-        n: predict(alone, messages[n][0], buckets(messages[n][1]), n, images, link).__dict__ for n in gpus
+        n: predict(alone, messages[n][0], buckets(messages[n][1]), n, images, link)._asdict() for n in gpus
     }
     checks: dict[int, Any] = {}
     for n in (n for n in measured if n > 1):

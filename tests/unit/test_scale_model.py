@@ -138,7 +138,7 @@ def test_what_is_made_of_turns() -> None:
     assert found["images_per_second"] == pytest.approx(40)
     assert found["parts"]["report"] == pytest.approx(0.01)
     assert sum(found["parts"].values()) == pytest.approx(found["seconds"])
-    counted = _bytes([Message("BatchNorm", "all_gather", 64, 4)] * 2, [4000, 80])
+    counted = _bytes(4, [Message("BatchNorm", "all_gather", 64, 4)] * 2, [4000, 80])
     assert counted["BatchNorm"] == {"messages": 2, "bytes": 128, "sent": 2 * 3 * 64}
     assert counted["gradients"]["sent"] == 2 * 3 / 4 * 4080
     figures: dict[str, Any] = {
@@ -148,7 +148,7 @@ def test_what_is_made_of_turns() -> None:
         "link": {"bandwidth": 25e9, "latency": 2e-5},
         "measured": {1: found, 2: found},
         "bytes": {2: counted},
-        "predicted": {8: predict({"backward": 1.0}, [], [], 8, 4, LINK).__dict__},
+        "predicted": {8: predict({"backward": 1.0}, [], [], 8, 4, LINK)._asdict()},
         "checks": {2: {"link": {}, "from one": 0.97}},
         "ray": ray,
         "checkpoint": saved,
