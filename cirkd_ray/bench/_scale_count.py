@@ -20,7 +20,7 @@ from cirkd_ray.bench._step_build import build
 from cirkd_ray.bench._step_build import ranks as pretended
 from cirkd_ray.config import RunSpec
 from cirkd_ray.train import distributed
-from cirkd_ray.train.build import synchronise_batchnorm
+from cirkd_ray.train.batchnorm import synchronise_batchnorm
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import Exchange, World
 from cirkd_ray.train.progress import Mark, mark

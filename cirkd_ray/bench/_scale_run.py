@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -171,7 +173,8 @@ def processes(
     leaders = {t.name: t.copies for t in trainings} | dict(also or {})
     place = folder / secrets.token_hex(4)
     place.mkdir()
-    referee = Turns(place, leaders, alive)
+    short = tempfile.mkdtemp(prefix="cirkd-")  # a socket's path must not be long, as that of --out may be
+    referee = Turns(Path(short), leaders, alive)
     try:
         for training in trainings:
             for copy in range(training.copies):
@@ -202,6 +205,7 @@ def processes(
         for process in started:
             process.kill()
             process.join()
+        shutil.rmtree(short, ignore_errors=True)
 
 
 def _code(started: list[Any], name: str) -> int | None:

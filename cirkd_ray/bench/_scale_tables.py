@@ -56,8 +56,12 @@ def _predicted(figures: Mapping[str, Any]) -> TextTable:
         "arithmetic as measured here"
     )
     for workers, check in figures["checks"].items():
-        said = ", ".join(f"{name} {value:.2f}" for name, value in check.items() if name != "link")
-        title += f"\npredicted / measured, {workers} workers on this machine's link: {said}"
+        said = ", ".join(
+            f"from {name} {each['value']:.2f} ({each['low']:.2f} to {each['high']:.2f})"
+            for name, each in sorted(check.items())
+            if name != "link"
+        )
+        title += f"\npredicted / measured step, {workers} workers on this machine's link: {said}"
     rows = tuple(
         (
             str(n),

@@ -136,11 +136,9 @@ class Turns:
         for _, file in self.talks[name]:
             file.write("go\n")
             file.flush()
-        found = [_block(json.loads(self._line(talk))["marks"]) for talk in self.talks[name]]
-        mean = found[0] if len(found) == 1 else _mean(found)
-        before = self.blocks[name][-1:]
-        mean.writing = any(block.stall is not None for block in before)
-        self.blocks[name].append(mean)
+        block = _block([json.loads(self._line(talk))["marks"] for talk in self.talks[name]])
+        block.writing = any(before.stall is not None for before in self.blocks[name][-1:])
+        self.blocks[name].append(block)
 
     def end(self, name: str, figures: bool = True) -> list[dict[str, Any]]:
         """Let this training go to its end; its processes' last words."""
@@ -168,7 +166,7 @@ class Turns:
             except TimeoutError:
                 continue
             if not part:
-                raise TrainingError("bench scale: a training ended before its time; see --debug")
+                raise TrainingError("--workers: a training ended before its time; see above")
             text += part
         return text.decode()
 
@@ -177,32 +175,29 @@ class Turns:
         if not problem and time.monotonic() > until:
             problem = f"nothing was heard of a training for {PATIENCE:.0f} s"
         if problem:
-            raise TrainingError(f"bench scale: {problem}")
+            raise TrainingError(f"--workers: {problem}")
 
 
-def _block(marks: list[tuple[str, int, float, float]]) -> Block:
-    """Of the marks from one turn's beginning to the next."""
-    begun = next(mark for mark in marks if mark[0] == "go")
-    end = marks[-1]
-    steps = end[1] - begun[1]
-    stall, data, opened = None, 0.0, begun[2]
-    for index, (what, _, now, _) in enumerate(marks):
-        if what == "checkpoint":
-            stall = (stall or 0.0) + marks[index + 1][2] - now
-        elif what in ("data", "go"):
-            opened = now
-        elif what == "step":
-            data += now - opened
-    worked = end[2] - begun[2] - (stall or 0.0)
-    return Block(worked / steps, (end[3] - begun[3]) / steps, data / steps, stall)
+def _block(turns: list[list[tuple[str, int, float, float]]]) -> Block:
+    """Of the marks from a turn's beginning to the next, by processes that took it at once.
 
-
-def _mean(found: list[Block]) -> Block:
-    """Of processes that ran at once."""
-    number = len(found)
-    return Block(
-        sum(block.seconds for block in found) / number,
-        sum(block.processor for block in found) / number,
-        sum(block.data for block in found) / number,
-        found[0].stall,
-    )
+    A step is over when all have done it, as it would be if they exchanged something.
+    """
+    steps: list[dict[int, float]] = []
+    stall, data, processor = None, 0.0, 0.0
+    for marks in turns:
+        first = next(index for index, mark in enumerate(marks) if mark[0] == "go")
+        took: dict[int, float] = {}
+        for index, (what, step, now, _) in enumerate(marks[first:-1], first):
+            after = marks[index + 1][2] - now
+            if what == "checkpoint":
+                stall = max(stall or 0.0, after)
+            else:
+                took[step] = took.get(step, 0.0) + after
+            if what in ("data", "go"):
+                data += after
+        processor += marks[-1][3] - marks[first][3]
+        steps.append(took)
+    number = len(steps[0])
+    seconds = sum(max(took[step] for took in steps) for step in steps[0])
+    return Block(seconds / number, processor / number / len(turns), data / number / len(turns), stall)

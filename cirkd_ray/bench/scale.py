@@ -48,15 +48,13 @@ def run(
         device: "auto", "cpu" or "cuda".
         batch: images of a worker and micro-batch; by default those of the recipe with the most workers.
         repeat: turns of each training.
-        bandwidth: GB a second between two of the workers that are predicted.
-        latency: microseconds of each hop between them.
+        bandwidth, latency: of their links: GB a second, microseconds a hop.
         out: where checkpoints are written meanwhile; by default the folder of temporary files.
         ray: also measure what Ray adds, and a checkpoint.
         file: takes the figures as JSON.
 
     Raises:
-        ConfigError: the recipe is wrong, or the machine has too few GPUs.
-        TrainingError: a training ended before its time.
+        UserError: the recipe is wrong, GPUs are too few, or a training ended before its time.
     """
     from cirkd_ray.bench._scale_count import counted
     from cirkd_ray.bench._scale_model import Link
@@ -66,6 +64,8 @@ def run(
 
     place, several = local_device(device), sorted({*workers})
     check_machine(several[-1], place, ray)
+    if out is not None:
+        Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="cirkd-scale-", dir=out) as folder:
         spec = prepared(load_run(recipe, [*overrides, f"cluster.device={place.type}"]), Path(folder))
         images = batch or _images(spec, several[-1])
@@ -74,16 +74,10 @@ def run(
         specs = {n: _paced(spec, n, images, turns) for n in several}
         found = groups(specs, Path(folder), turns)
         beside = beside_ray(_paced(spec, 1, images, turns), Path(folder), turns) if ray else {}
-    in_a_step = images * spec.train.accumulate
-    figures: dict[str, Any] = {
-        "recipe": recipe,
-        "device": place.type,
-        "images": in_a_step,
-        "link": {"bandwidth": bandwidth * 1e9, "latency": latency * 1e-6},
-        "measured": {n: _measured(found[str(n)], n, in_a_step) for n in several},
-        "bytes": {n: _bytes(n, *each) for n, each in messages.items() if n > 1},
-    }
-    figures |= _predicted(figures, found, messages, gpus, Link(bandwidth * 1e9, latency * 1e-6))
+    each = {n: _bytes(n, *counts) for n, counts in messages.items() if n > 1}
+    images *= spec.train.accumulate
+    figures = {"recipe": recipe, "device": place.type, "images": images, "bytes": each}
+    figures |= _predicted(images, found, messages, gpus, Link(bandwidth * 1e9, latency * 1e-6))
     if beside:
         figures |= {"ray": _overhead(beside), "checkpoint": _stall(beside, spec)}
     if file is not None:
@@ -154,26 +148,26 @@ def _bytes(ranks: int, messages: Sequence[Any], buckets: Sequence[int]) -> dict[
 
 
 def _predicted(
-    figures: Mapping[str, Any],
+    images: int,
     found: Mapping[str, Found],
     messages: Mapping[int, Any],
     gpus: Sequence[int],
     link: Any,
 ) -> dict[str, Any]:
-    """Steps of more GPUs, and of the measured workers beside what was measured."""
+    """What was measured of the trainings, steps of more GPUs, and the model beside what was measured."""
     from cirkd_ray.bench._scale_model import Bucket, Link, Message, predict
 
-    measured, images = figures["measured"], figures["images"]
-    least = min(measured)
-    alone = {k: v for k, v in measured[least]["parts"].items() if k != "communication"}
-    shown = [f.figures[0]["buckets"] for f in found.values() if f.figures[0]["buckets"]]
+    trainings = {int(name): each for name, each in found.items() if name.isdigit()}
+    measured = {n: _measured(each, n, images) for n, each in trainings.items()}
+    alone = {k: v for k, v in measured[min(measured)]["parts"].items() if k != "communication"}
+    shown = [each.figures[0]["buckets"] for each in found.values() if each.figures[0]["buckets"]]
     full: list[tuple[float, int]] = shown[-1] if shown else []
 
     def buckets(sizes: Sequence[int]) -> list[Bucket]:
-        total, before, result = sum(sizes), 0, list[Bucket]()
+        before, result = 0, list[Bucket]()
         for index, size in enumerate(sizes):
             before += size
-            ready = full[index][0] if len(full) == len(sizes) else before / total
+            ready = full[index][0] if len(full) == len(sizes) else before / sum(sizes)
             result.append(Bucket(ready, size))
         return result
 
@@ -181,18 +175,22 @@ def _predicted(
         n: predict(alone, messages[n][0], buckets(messages[n][1]), n, images, link)._asdict() for n in gpus
     }
     checks: dict[int, Any] = {}
-    for n in (n for n in measured if n > 1):
-        real = found[str(n)].figures[0]
-        real_link, real_messages = Link(*real["link"]), [Message(**m) for m in real["messages"]]
-        sent = [Bucket(*bucket) for bucket in real["buckets"]]
-        one = predict(alone, real_messages, sent, n, images, real_link)
-        checks[n] = {"link": real_link._asdict(), "from one": one.seconds / measured[n]["seconds"]}
-        if f"{n} apart" in found:
-            apart = _measured(found[f"{n} apart"], n, images)["parts"]
-            side = {k: v for k, v in apart.items() if k != "communication"}
-            beside = predict(side, real_messages, sent, n, images, real_link)
-            checks[n]["from as many apart"] = beside.seconds / measured[n]["seconds"]
-    return {"predicted": more, "checks": checks}
+    for n in (n for n in trainings if n > 1):
+        real = trainings[n].figures[0]
+        sent = [Message(**m) for m in real["messages"]], [Bucket(*bucket) for bucket in real["buckets"]]
+        there = predict(alone, *sent, n, images, Link(*real["link"]))
+        checks[n] = {"link": Link(*real["link"])._asdict()}
+        for name in {str(min(trainings)), f"{n} apart"} & set(found):
+            checks[n][name] = _check(found[name].blocks, trainings[n].blocks, there.waited + there.exposed)
+    return {"measured": measured, "predicted": more, "checks": checks, "link": link._asdict()}
+
+
+def _check(alone: Sequence[Any], together: Sequence[Any], exchanges: float) -> dict[str, float]:
+    """Predicted / measured step, of pairs of turns the median: the exchanges are added to a step without."""
+    from cirkd_ray.bench._scale_model import median
+
+    pairs = [(a, b) for a, b in zip(alone[1:], together[1:], strict=True) if not (a.writing or b.writing)]
+    return median([(a.seconds + exchanges) / b.seconds for a, b in pairs])._asdict()
 
 
 def _overhead(beside: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cirkd_ray.train.distiller import Distiller
+from cirkd_ray.train.distributed import World, neighbours
+
 
 class SynchronisedBatchNorm(_BatchNorm):
     """BatchNorm with the statistics of a group of ranks (Ioffe and Szegedy 2015, arXiv:1502.03167).
@@ -71,6 +74,27 @@ def synchronised(module: nn.Module, group: dist.ProcessGroup | None = None) -> n
     for name, child in module.named_children():
         setattr(module, name, synchronised(child, group))
     return module
+
+
+def synchronise_batchnorm(distiller: Distiller, ranks: int, world: World) -> None:
+    """Let the BatchNorms of the student and of the losses' layers take their statistics over several ranks.
+
+    Args:
+        distiller: holds them.
+        ranks: how many share them: those of a node, say. They divide the world.
+        world: this process among its peers.
+
+    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
+    synchronised ones do not support. Their running statistics are averaged before they are used.
+    """
+    if ranks == 1:
+        return
+    group = None if ranks == world.size or world.pretended else neighbours(ranks)
+    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
+    for _, loss in distiller.named_losses():
+        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
+    for owner, name, part in parts:
+        setattr(owner, name, synchronised(part, group))
 
 
 def count_on_host(*modules: nn.Module | None) -> None:

@@ -23,9 +23,9 @@ from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.average import StudentAverage
-from cirkd_ray.train.batchnorm import count_on_host, synchronised
+from cirkd_ray.train.batchnorm import count_on_host, synchronise_batchnorm
 from cirkd_ray.train.distiller import Distiller, build_losses
-from cirkd_ray.train.distributed import Exchange, World, check_batchnorm_ranks, neighbours
+from cirkd_ray.train.distributed import Exchange, World, check_batchnorm_ranks
 from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
@@ -321,27 +321,6 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     )
     count_on_host(distiller, average)  # after DDP, which wants all tensors on one device when it begins
     return step
-
-
-def synchronise_batchnorm(distiller: Distiller, ranks: int, world: World) -> None:
-    """Let the BatchNorms of the student and of the losses' layers take their statistics over several ranks.
-
-    Args:
-        distiller: holds them.
-        ranks: how many share them: those of a node, say. They divide the world.
-        world: this process among its peers.
-
-    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
-    synchronised ones do not support. Their running statistics are averaged before they are used.
-    """
-    if ranks == 1:
-        return
-    group = None if ranks == world.size or world.pretended else neighbours(ranks)
-    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
-    for _, loss in distiller.named_losses():
-        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
-    for owner, name, part in parts:
-        setattr(owner, name, synchronised(part, group))
 
 
 def _of_student(channels_last: bool | str, device: torch.device) -> bool:

@@ -181,7 +181,7 @@ def score_teacher(run: Run, told: Underway, split: ValidationSplit, step: int) -
     if known is None:
         say("teacher: scoring it on this run's validation split")
         seen = told.scoring("teacher", "scoring the teacher", step, images(run))
-        known = scores_of(validate(run, run.teacher, split, run.shared.sharded, on_images=seen))
+        known = scores_of(validate(run, run.teacher, split, alike=run.shared.sharded, on_images=seen))
     if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
         known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:

@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from cirkd_ray.cluster.resources import plan_run
 from cirkd_ray.config import from_tree
 from cirkd_ray.errors import ConfigError
-from cirkd_ray.train.batchnorm import SynchronisedBatchNorm
-from cirkd_ray.train.build import build_run, synchronise_batchnorm
+from cirkd_ray.train.batchnorm import SynchronisedBatchNorm, synchronise_batchnorm
+from cirkd_ray.train.build import build_run
 from cirkd_ray.train.distributed import World, neighbours
 from tests.distributed.gloo import run_ranks
 from tests.distributed.test_step_ranks import steps_of

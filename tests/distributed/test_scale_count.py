@@ -10,7 +10,8 @@ import torch
 
 from cirkd_ray.bench._scale_count import Exchanges, counted
 from cirkd_ray.config import from_tree
-from cirkd_ray.train.build import build_run, synchronise_batchnorm
+from cirkd_ray.train.batchnorm import synchronise_batchnorm
+from cirkd_ray.train.build import build_run
 from cirkd_ray.train.distributed import World
 from tests.distributed.gloo import run_ranks
 from tests.distributed.test_step_ranks import BATCH, steps_of

@@ -84,7 +84,7 @@ def test_maps_scores_and_students_are_those_of_a_whole_teacher(teacher: Path, tm
     for found in run_ranks(runs, 2, tmp_path, spec, str(tmp_path)):
         for equal, share in found.values():
             assert equal
-            assert 0.5 <= share < 0.56  # what is no multiple of two is held in full by one
+            assert 0.45 < share < 0.55  # of what is no multiple of two one holds more
     for one, other in zip(figures(made[0]), figures(made[1]), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     whole, parts = (directory.read_result() for directory in made)

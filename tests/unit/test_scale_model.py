@@ -22,7 +22,7 @@ from cirkd_ray.bench._scale_model import (
 from cirkd_ray.bench._scale_run import Found
 from cirkd_ray.bench._scale_tables import tables
 from cirkd_ray.bench._scale_turns import Block, Paced, Turns
-from cirkd_ray.bench.scale import _bytes, _measured, _overhead, _stall
+from cirkd_ray.bench.scale import _bytes, _check, _measured, _overhead, _stall
 from cirkd_ray.errors import TrainingError
 from tests.tinyrun import tiny_baseline
 
@@ -128,6 +128,7 @@ def test_what_is_made_of_turns() -> None:
     ray = _overhead(beside)
     assert ray["overhead"]["value"] == pytest.approx(0.01)
     assert ray["pairs"] == 8
+    assert _check(blocks(0.18, 0.3), blocks(0.2, 0.3), 0.01)["value"] == pytest.approx(0.95)
     saved = _stall(beside, tiny_baseline(train={"checkpoint_every": 800}))
     assert saved["plain"]["share"] == pytest.approx(0.3 / (160 + 0.3))
     assert saved["plain"]["share_with_writing"] == pytest.approx((0.3 + 0.05) / 160)
@@ -149,10 +150,10 @@ def test_what_is_made_of_turns() -> None:
         "measured": {1: found, 2: found},
         "bytes": {2: counted},
         "predicted": {8: predict({"backward": 1.0}, [], [], 8, 4, LINK)._asdict()},
-        "checks": {2: {"link": {}, "from one": 0.97}},
+        "checks": {2: {"link": {}, "1": {"value": 0.97, "low": 0.9, "high": 1.1}}},
         "ray": ray,
         "checkpoint": saved,
     }
     text = "\n".join(table.markdown() for table in tables(figures))
-    assert "from one 0.97" in text
+    assert "from 1 0.97 (0.90 to 1.10)" in text
     assert "1.00 %" in text
