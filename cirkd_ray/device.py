@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cirkd_ray.errors import ConfigError
 
+CUDA_BYTES = 2**29
+"""What CUDA takes for a process beside its tensors, about."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -129,6 +131,32 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
+def share_of_gpu(total: int, gpus: float) -> int:
+    """Bytes for the tensors of a process that takes so much of a GPU: its part without CUDA's own memory.
+
+    Raises:
+        ConfigError: the part is too small for anything else.
+    """
+    share = int(total * min(gpus, 1.0)) - CUDA_BYTES
+    if share <= 0:
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {gpus:g} of {total / 2**30:.3g} GiB is no more than CUDA itself takes "
+            f"({CUDA_BYTES / 2**30:.3g} GiB a process); take a larger part"
+        )
+    return share
+
+
+def bound_memory(device: torch.device, gpus: float) -> None:
+    """Bound what this process takes of a GPU to its part, so that it starves nobody who shares it.
+
+    Raises:
+        ConfigError: as of `share_of_gpu`.
+    """
+    if device.type == "cuda" and gpus < 1:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(share_of_gpu(total, gpus) / total, device)
+
+
 def available_bytes(device: torch.device, cgroup: Path = CGROUP) -> int | None:
     """Free bytes of the device (of the container, where there is one), or None where unknown or not needed.
 
@@ -139,7 +167,9 @@ def available_bytes(device: torch.device, cgroup: Path = CGROUP) -> int | None:
     if device.type == "meta":
         return None
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        bound = torch.cuda.get_per_process_memory_fraction(device) * total
+        return min(free, int(bound) - torch.cuda.memory_reserved(device))
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

@@ -60,6 +60,7 @@ class CirkdMemory(MapLoss):
         region_keys: region keys drawn a step, over all classes.
         pixel_candidates: pixels of a class and image put into its queue at most.
         storage: numbers of the queues; bfloat16 takes half the memory.
+        shard: each worker keeps its share of the classes' queues, and gathers the drawn keys.
         mode: `reference`: the published queues with their defects (above).
     """
 

@@ -49,6 +49,7 @@ class CirkdV2(DistillationLoss):
         region_memory: regions in the queue of a class.
         pixel_keys: pixel keys drawn a step, over all classes.
         region_keys: region keys drawn a step, over all classes.
+        shard: each worker keeps its share of these queues, see `cirkd_memory`.
         length: pooled pixels of a crop, see `cirkd_channel`.
         channel_memory: vectors in the queue of channels.
         channel_keys: keys drawn from it a step.
