@@ -21,12 +21,13 @@ import torch
 from cirkd_ray.bench import _scale_rank
 from cirkd_ray.bench._scale_model import BLOCK
 from cirkd_ray.bench._scale_turns import Block, Paced, Turns
-from cirkd_ray.bench._step_build import classes_of, untrained_teacher
+from cirkd_ray.bench._step_build import classes_of
 from cirkd_ray.cluster.session import in_cluster
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.teacher import with_weights
+from cirkd_ray.train.untrained import untrained_teacher
 from cirkd_ray.weights import save_model
 
 
