@@ -16,13 +16,14 @@ from cirkd_ray.bench._scale_count import Exchanges, measured_link
 from cirkd_ray.bench._scale_turns import Paced
 from cirkd_ray.config import from_tree
 from cirkd_ray.device import wait
-from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.local import rank_device
 from cirkd_ray.train.loop import Entry, train_cohort
 from cirkd_ray.train.progress import Mark, between, mark
-from cirkd_ray.train.reporter import LocalReporter
+from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
@@ -137,7 +138,9 @@ def main(rank: int, config: dict[str, Any]) -> None:
     clock = PartClock(device, exchanges)
     reporter = LocalReporter(directory.checkpoints, spec.train.keep_checkpoints)
     # Without clocks: what `cirkd train --local` does, with the listeners that a worker of Ray has.
-    listeners = [] if config["timed"] else [RunLog(directory), TensorBoardListener(directory)]
+    listeners: list[Listener] = (
+        [] if config["timed"] else [RunLog(directory, 0), *chosen_loggers(spec, directory)]
+    )
     entry = Entry(spec, directory, reporter, listeners)
     with ExitStack() as watched:
         if config["timed"]:
