@@ -29,6 +29,7 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.member import Member
+from cirkd_ray.train.preemption import Notice, Preemption
 from cirkd_ray.train.progress import mark
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
@@ -100,6 +101,7 @@ def train_cohort(
     world: World,
     asked_to_stop: Callable[[], bool] = asked,
     heartbeat: Heartbeat | None = None,
+    notice: Callable[[], Notice | None] | None = None,
 ) -> list[Ended]:
     """Train runs that share batches and a teacher, each as it would train alone.
 
@@ -109,6 +111,8 @@ def train_cohort(
     Args:
         entries: the runs, each with a folder of its own.
         world, asked_to_stop, heartbeat: as of `train`; the stop is one of all runs.
+        notice: looks whether machines are about to be taken away; called on all ranks at once, which get the
+            same answer.
 
     Returns:
         How each ended: a result, the error that ended it alone, or `Stopped` where it was asked to leave.
@@ -120,6 +124,9 @@ def train_cohort(
     """
     check_cohort({entry.directory.path.name: entry.spec for entry in entries})
     cohort = Cohort(entries, world, heartbeat or Heartbeat(), StopAgreement(asked_to_stop, world))
+    every = entries[0].spec.cluster.preemption_interval
+    if notice is not None and every is not None:
+        cohort.stop_all.duty = Preemption(notice, every, cohort.save)
     try:
         return cohort.train()
     except BaseException:
@@ -238,6 +245,8 @@ class Cohort:
     ) -> None:
         """A step of each of these members, one after the other; what one takes is not the others' time."""
         for place, member in turn.items():
+            if place not in self.members:  # ended by what was due while another one validated
+                continue
             begun = mark(self.world.device) if len(turn) > 1 else 0.0
             self._attempt(place, partial(member.step, micro_batches, waited))
             if len(turn) > 1:
@@ -252,6 +261,15 @@ class Cohort:
         for place, member in [*self.members.items()]:
             if member.complete:
                 self._end(place, self._attempt(place, member.finish))
+
+    def save(self, why: str | None) -> None:
+        """Write checkpoints of all members between two steps, or while one validates, and go on.
+
+        Args:
+            why: to be told first.
+        """
+        for place, member in [*self.members.items()]:
+            self._attempt(place, partial(member.save, why))
 
     def _stop(self) -> None:
         """Checkpoints of all members."""
