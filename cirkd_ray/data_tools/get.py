@@ -17,7 +17,7 @@ from typing import IO
 from cirkd_ray.data_tools.sbd import augment
 from cirkd_ray.errors import ConfigError, DataError, UserError, nearest
 from cirkd_ray.files import stays_inside, whole_file
-from cirkd_ray.weights.fetch import discard, download
+from cirkd_ray.weights.fetch import discard, download, public
 
 _CHUNK = 1 << 20
 ARCHIVES = ".archives"
@@ -158,7 +158,7 @@ def _fetch(archive: Archive, folder: Path, mirror: str, tell: Progress) -> Path:
             found = hashlib.file_digest(file, kind).hexdigest()
         if found != expected:
             discard(target)
-            raise DataError(f"{url}: its {kind} is {found}, not {expected}; it was removed")
+            raise DataError(f"{public(url)}: its {kind} is {found}, not {expected}; it was removed")
     return target
 
 
