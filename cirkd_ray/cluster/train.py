@@ -62,13 +62,13 @@ class Launch:
         runs: (resolved recipe, directory, checkpoint to start from where that has none) of each.
         directory: where the workers' failures and signs of life are told: the run's, or one for all.
         leaving: runs are trials', which leave the others when their trial has ended.
-        heartbeat: makes each worker's.
+        heartbeat: makes each worker's; None: the ordinary one.
     """
 
     runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
     directory: RunDirectory
     leaving: bool = False
-    heartbeat: Callable[[], Heartbeat] = Heartbeat
+    heartbeat: Callable[[], Heartbeat] | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -93,7 +93,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             ],
             "directory": str(directory.path),
             "leaving": launch.leaving,
-            "heartbeat": launch.heartbeat,
+            **({} if launch.heartbeat is None else {"heartbeat": launch.heartbeat}),
             "call": this_call(),
             "threads": worker_threads(plan, spec),
             "gpus": plan.gpus,
@@ -131,7 +131,7 @@ def fit(
     directory: RunDirectory,
     callbacks: Sequence[UserCallback] = (),
     resume_from: Path | None = None,
-    heartbeat: Callable[[], Heartbeat] = Heartbeat,
+    heartbeat: Callable[[], Heartbeat] | None = None,
 ) -> dict[str, Any]:
     """Run a resolved recipe on the Ray that this process has joined; returns the run's result.
 
