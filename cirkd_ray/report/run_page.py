@@ -92,7 +92,8 @@ def curves(directory: RunDirectory, result: dict[str, Any]) -> Figure:
     for name in dict.fromkeys(key for row in rows for key in row if key.startswith("loss/")):
         points = [(row["step"], row[name]) for row in rows if row.get(name, 0) > 0]
         if points:
-            losses.plot(*zip(*points, strict=True), label=name.removeprefix("loss/").replace("total", "total, weighted"), linewidth=1)
+            label = "total, weighted" if name == "loss/total" else name.removeprefix("loss/")
+            losses.plot(*zip(*points, strict=True), label=label, linewidth=1)
     losses.set(xlabel="step", ylabel="loss", yscale="log")
     for axes in (scores, losses):
         axes.grid(alpha=0.3)
