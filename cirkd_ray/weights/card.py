@@ -9,7 +9,7 @@ from typing import Any
 
 from cirkd_ray.errors import DataError, WeightsError
 from cirkd_ray.remote.address import is_url, url
-from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.remote.copies import address, copy_of, url_of
 from cirkd_ray.remote.reading import FACTS, fetch_file, fetch_folder
 from cirkd_ray.types import Preprocessing
 from cirkd_ray.weights.files import read_metadata
@@ -38,9 +38,10 @@ def on_this_machine(path: str | Path) -> Path:
     Raises:
         DataError, TransientError: it cannot be fetched.
     """
-    if not is_url(path):
-        return Path(path)
     place = copy_of(path)
+    if not is_url(path) and (url_of(place) is None or place.exists()):
+        return place
+    path = address(place)
     if place.name in NETWORK_FILES:
         fetch_folder(place.parent, NETWORK_FILES)
         return place
@@ -48,7 +49,7 @@ def on_this_machine(path: str | Path) -> Path:
         fetch_folder(place, NETWORK_FILES)
         return place
     with suppress(DataError):  # a weights file need not have a card
-        fetch_file(Path(path).with_suffix(".json"))
+        fetch_file(address(place.with_suffix(".json")))
     return fetch_file(path)
 
 
