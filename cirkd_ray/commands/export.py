@@ -54,8 +54,7 @@ def command(
     validation split and the ratio of their times on this machine.
     """
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.files import remove_old
-    from cirkd_ray.remote.copies import address, copy_of, url_of
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.remote.mirror import send
     from cirkd_ray.weights.card import on_this_machine
     from cirkd_ray.weights.export import SUFFIXES, ExportOptions, export_model
@@ -63,14 +62,7 @@ def command(
     from cirkd_ray.weights.package import load_model
 
     place = on_this_machine(path)
-    folder = place if place.is_dir() else place.parent
-    target = copy_of(out) if out else folder / f"student{SUFFIXES[to]}"
-    if target.suffix in (".safetensors", ".json"):
-        raise ConfigError(
-            f"--out: {address(target)} would replace a network's own files; let it end in {SUFFIXES[to]}"
-        )
-    if not target.is_dir():
-        remove_old(target)
+    target = _target(place, out, SUFFIXES[to])
     if int8 and to != "onnx":
         raise ConfigError(f"--int8: quantised files are ONNX; leave --to {to} out")
     splits = _splits(str(place), data, root, overrides) if int8 else None
@@ -78,8 +70,6 @@ def command(
     options = ExportOptions(
         preprocessing=not no_preprocessing, labels=not scores, dynamic=not static, size=size
     )
-    if url_of(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
     report = export_model(loaded, target, to, options, opset=opset)
     send(report.path)
     megabytes = report.path.stat().st_size / 1e6
@@ -93,6 +83,25 @@ def command(
     if splits is not None:
         _quantised(loaded, target, options, splits, calibration, limit)
         send(target.with_suffix(".int8.onnx"))
+
+
+def _target(network: Path, out: str | None, suffix: str) -> Path:
+    """Where the file is written on this machine; what was there before is gone."""
+    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.files import remove_old
+    from cirkd_ray.remote.copies import address, copy_of, url_of
+
+    folder = network if network.is_dir() else network.parent
+    target = copy_of(out) if out else folder / f"student{suffix}"
+    if target.suffix in (".safetensors", ".json"):
+        raise ConfigError(
+            f"--out: {address(target)} would replace a network's own files; let it end in {suffix}"
+        )
+    if not target.is_dir():
+        remove_old(target)
+    if url_of(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _splits(path: str, data: str | None, root: str | None, overrides: Words) -> tuple[Any, Any]:
