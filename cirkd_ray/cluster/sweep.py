@@ -106,7 +106,7 @@ def run_sweep(
 def _open(sweep: Sweep, fresh: bool) -> None:
     """Make the folder, or check that it holds this very sweep."""
     path = sweep.folder / SPACE
-    if not path.is_file() and sweep.folder.exists() and any(sweep.folder.iterdir()):
+    if not path.is_file() and any(sweep.folder.glob("[!.]*")):
         raise ConfigError(
             f"{sweep.folder}: holds something else than a sweep; choose another --name or --out"
         )
