@@ -108,8 +108,8 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None), `gpus` (of a worker), `leaving` (of the launch) and `call` (of
-            the driver).
+            the launch), `threads` (or None), `gpus` (of a worker), `leaving` (of the launch), `call` (of
+            the driver) and, if it is another than the ordinary one, `heartbeat`.
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -117,7 +117,7 @@ def work(config: dict[str, Any]) -> None:
     world = World.current(ray.train.torch.get_device())
     try:
         bound_memory(world.device, config["gpus"])
-        heartbeat = Heartbeat()
+        heartbeat: Heartbeat = config.get("heartbeat", Heartbeat)()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)
             ended = train_cohort(entries, world, StopWatch(), heartbeat, preemption_notice)

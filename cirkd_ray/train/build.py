@@ -23,12 +23,13 @@ from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.average import StudentAverage
-from cirkd_ray.train.batchnorm import count_on_host, synchronised
+from cirkd_ray.train.batchnorm import count_on_host, synchronise_batchnorm
 from cirkd_ray.train.distiller import Distiller, build_losses
-from cirkd_ray.train.distributed import World
+from cirkd_ray.train.distributed import Exchange, World, check_batchnorm_ranks
 from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
+from cirkd_ray.train.sharded import shard
 from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
@@ -245,16 +246,22 @@ def assemble(
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
     train, wanted = specs[0].train, specs[0].train.channels_last
+    asked = any(spec.teacher is not None and spec.teacher.shard for spec in specs if spec.distill is not None)
+    sharded = asked and world.size > 1 and not world.pretended
     if teacher is not None and losses:
         teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
         freeze(teacher, losses)
-        _move(teacher, device, bool(wanted))  # on CPUs, too: networks that are not trained are faster so
-        cast_weights(teacher, precision)
-        if train.compile is True:
-            teacher.compile()
-    recorded = train.compile == "auto" and device.type == "cuda" and not train.deterministic
+        if sharded:
+            cast_weights(teacher, precision)
+            shard(teacher, world, precision)
+        else:
+            _move(teacher, device, bool(wanted))  # on CPUs, too: networks that are not trained are faster so
+            cast_weights(teacher, precision)
+            if train.compile is True:
+                teacher.compile()
+    recorded = train.compile == "auto" and device.type == "cuda" and not (train.deterministic or sharded)
     shared = SharedForward(
-        teacher if losses else None, precision, device, _of_student(wanted, device), recorded
+        teacher if losses else None, precision, device, _of_student(wanted, device), recorded, sharded
     )
     steps = [
         distiller
@@ -288,8 +295,9 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     on_gpu = world.device.type == "cuda"
     student = distiller.student
     require_memory(distiller.losses.values(), world.device)
+    check_batchnorm_ranks(spec, world.size, on_gpu)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
-        synchronise_batchnorm(distiller)
+        synchronise_batchnorm(distiller, spec.train.batchnorm_ranks or world.size, world)
     _move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
@@ -301,23 +309,18 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     if spec.train.compile is True:
         student.compile()
     step = TrainStep(
-        distiller, optimizer, discriminators, spec.optim, spec.train.steps, precision, world, average=average
+        distiller,
+        optimizer,
+        discriminators,
+        spec.optim,
+        spec.train.steps,
+        precision,
+        world,
+        average=average,
+        exchange=Exchange.of(spec),
     )
     count_on_host(distiller, average)  # after DDP, which wants all tensors on one device when it begins
     return step
-
-
-def synchronise_batchnorm(distiller: Distiller) -> None:
-    """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
-
-    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
-    synchronised ones do not support. Their running statistics are averaged before they are used.
-    """
-    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
-    for _, loss in distiller.named_losses():
-        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
-    for owner, name, part in parts:
-        setattr(owner, name, synchronised(part))
 
 
 def _of_student(channels_last: bool | str, device: torch.device) -> bool:

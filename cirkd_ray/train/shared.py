@@ -21,6 +21,7 @@ class SharedForward:
         device: of everything.
         channels_last: whether the networks take images in that memory format.
         recorded: whether the teacher's operations are recorded (`recorded.py`).
+        sharded: whether its weights are shared out to the ranks (`sharded.py`), which then run it alike.
     """
 
     def __init__(
@@ -30,8 +31,10 @@ class SharedForward:
         device: torch.device,
         channels_last: bool = False,
         recorded: bool = False,
+        sharded: bool = False,
     ) -> None:
         self.teacher, self.precision, self.device = teacher, precision, device
+        self.sharded = sharded
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.recorded = Recorded(teacher, precision) if recorded and teacher is not None else None
         self._prepare: dict[Preprocessing, Preprocess] = {}
