@@ -13,7 +13,7 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._options import Words, repeatable
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import ConfigError, public
 
 if TYPE_CHECKING:
     from cirkd_ray.cluster.submit import Cluster
@@ -149,8 +149,6 @@ def _refuse_secrets(words: Sequence[str]) -> None:
     Raises:
         ConfigError: an address in it holds a password or a signature.
     """
-    from cirkd_ray.weights.fetch import public
-
     for url in (found for word in words for found in re.findall(r"[A-Za-z][\w+.-]*://\S+", word)):
         if public(url) != url:
             raise ConfigError(

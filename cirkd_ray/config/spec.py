@@ -21,6 +21,7 @@ from cirkd_ray.config.roles import (
     Student,
 )
 from cirkd_ray.config.sections import DataSpec, DistillSpec, ModelSpec, Spec, TaskSpec
+from cirkd_ray.errors import require_public
 
 
 class TeacherSpec(Spec):
@@ -45,6 +46,11 @@ class TeacherSpec(Spec):
     model: ModelSpec | None = Field(
         None, description="the network, where the weights file does not say; what is left out has its default"
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return require_public("teacher.weights", value)
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSpec:
@@ -181,6 +187,9 @@ class ClusterSpec(Spec):
     )
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
+    )
+    upload_every: Machine[PositiveFloat] = Field(
+        30.0, description="seconds between two uploads of what changed, where --out is a URL"
     )
     disk: Machine[Literal["check", "ignore"]] = Field(
         "check", description="refuse a run whose checkpoints do not fit the disk"

@@ -15,9 +15,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cirkd_ray.data_tools.sbd import augment
-from cirkd_ray.errors import ConfigError, DataError, UserError, nearest
+from cirkd_ray.errors import ConfigError, DataError, UserError, nearest, public
 from cirkd_ray.files import stays_inside, whole_file
-from cirkd_ray.weights.fetch import discard, download, public
+from cirkd_ray.weights.fetch import discard, download
 
 _CHUNK = 1 << 20
 ARCHIVES = ".archives"

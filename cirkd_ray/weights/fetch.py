@@ -15,14 +15,10 @@ from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 
-from cirkd_ray.errors import WeightsError
+from cirkd_ray.errors import WeightsError, public
 from cirkd_ray.files import write_text
 
 CHUNK = 1 << 20
-_SIGNED = re.compile(
-    r"(?i)(^|&)[^=&]*(sig|token|expires|credential|key|policy|auth|pass|secret|session|jwt)[^=&]*="
-)
-"""In the query of a URL that lets everybody in who has it."""
 Progress = Callable[[int, int | None], None]
 """Called with the bytes that are there and the bytes there will be, where the server says so."""
 
@@ -30,13 +26,6 @@ Progress = Callable[[int, int | None], None]
 def offline_requested() -> bool:
     """Whether the environment forbids the network: `CIRKD_OFFLINE` or `HF_HUB_OFFLINE` is set and not 0."""
     return any(os.environ.get(name, "0") not in ("", "0") for name in ("CIRKD_OFFLINE", "HF_HUB_OFFLINE"))
-
-
-def public(url: str) -> str:
-    """A URL as it is stored and shown: without a signed query, a password and a fragment."""
-    parts = urllib.parse.urlsplit(url)
-    query = "" if _SIGNED.search(parts.query) else parts.query
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query, fragment="").geturl()
 
 
 def download(

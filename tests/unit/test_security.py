@@ -18,13 +18,14 @@ from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.prepared import index_part, read_part
 from cirkd_ray.data.storage import LocalStorage
-from cirkd_ray.errors import CheckpointError, ConfigError, DataError, WeightsError
+from cirkd_ray.errors import CheckpointError, ConfigError, DataError, WeightsError, require_public
 from cirkd_ray.files import stays_inside
 from cirkd_ray.train.checkpoint import MANIFEST, STATE, read_checkpoint
 from cirkd_ray.train.stages import named_folder
 from cirkd_ray.weights.files import read_state
 from tests.errors import refuses
 from tests.paths import REPO
+from tests.tinyrun import tiny_baseline
 
 UNSAFE = {
     *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "dill.load", "dill.loads"),
@@ -163,3 +164,47 @@ def test_a_list_of_images_names_no_file_elsewhere(tmp_path: Path) -> None:
 def test_a_runs_name_is_one_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         named_folder(tmp_path, name)
+
+
+SECRET = "5ecret-of-a-test"
+
+
+def test_secrets_of_the_environment_are_written_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_SECRET_ACCESS_KEY", "RAY_AUTH_TOKEN", "WANDB_API_KEY", "HF_TOKEN", "MY_PASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+    recipe = tmp_path / "tiny.yaml"
+    recipe.write_text(
+        tiny_baseline(train={"steps": 2, "validate_every": 2}, cluster={"workers": 1}).to_yaml()
+    )
+    assert main(["train", str(recipe), "--local", "--out", str(tmp_path), "--name", "run"]) == 0
+    files = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {"run.yaml", "log.txt", "result.json"} <= {path.name for path in files}
+    assert any("tfevents" in path.name for path in files)
+    assert not [path for path in files if SECRET.encode() in path.read_bytes()]
+    assert SECRET not in "".join(capfd.readouterr())
+
+
+URLS = [f"s3://me:{SECRET}@bucket/x", f"https://host/x?X-Amz-Signature={SECRET}"]
+
+
+@pytest.mark.parametrize("url", URLS)
+@pytest.mark.parametrize("setting", ["data.root", "model.weights", "teacher.weights"])
+def test_a_secret_in_a_setting_is_refused_before_anything_is_written_and_not_told(
+    setting: str, url: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"--set={setting}={url}", "--out", str(tmp_path), "--name", "x"]
+    more = ["--set=teacher.train=null"] if setting == "teacher.weights" else []
+    assert main(["train", "quickstart", *words, *more]) == 2
+    text = "".join(capfd.readouterr())
+    assert text.startswith(f"cirkd: {setting}: ")
+    assert SECRET not in text
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "place", ["s3://bucket/a#b", "abfs://container@account/x", "/data/x?y=1", "package://x", None]
+)
+def test_other_places_are_no_secrets(place: str | None) -> None:
+    assert require_public("data.root", place) == place

@@ -9,10 +9,10 @@ import threading
 
 import pytest
 
-from cirkd_ray.errors import WeightsError
+from cirkd_ray.errors import WeightsError, public
 from cirkd_ray.models.build import parse_name
 from cirkd_ray.weights.catalogue import KNOWN_FILES
-from cirkd_ray.weights.fetch import download, public
+from cirkd_ray.weights.fetch import download
 from tests.errors import refuses
 
 DATA = bytes(range(256)) * 4000
