@@ -22,6 +22,7 @@ from cirkd_ray.cluster.pool import ON_HEAD, RETRIES
 from cirkd_ray.cluster.stopping import part_of, stop_is_asked, this_call
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError, first_line
+from cirkd_ray.remote import mirror
 from cirkd_ray.report.follow import Tail
 from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.outcome import OUTCOME
@@ -227,6 +228,7 @@ class TrainPacked:
                     for callback in callbacks:
                         callback.after_report(run_context=None, metrics=[row], checkpoint=None)
         error = ray.get(ended)["error"]
+        mirror.retake(directory.path)
         if error is not None:
             raise error
         return directory.read_result() or {}

@@ -23,6 +23,9 @@ from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
+from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.remote.mirror import mirrored, soon
+from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
@@ -45,23 +48,27 @@ class RayReporter:
     Args:
         directory: the run's.
         spec: of the run.
+        known_as: the folder of checkpoints on the driver's machine, which Ray takes them to be in.
     """
 
-    def __init__(self, directory: RunDirectory, spec: RunSpec) -> None:
+    def __init__(self, directory: RunDirectory, spec: RunSpec, known_as: Path | None = None) -> None:
         self.asynchronous = spec.cluster.async_checkpoints
         self.kept, self.keep = directory.checkpoints, spec.train.keep_checkpoints
         self.writer = BackgroundWriter()
+        self.known_as = known_as or directory.checkpoints
         # One that is written again was passed over as damaged. It gets a name of its own: Ray knows them
         # by name.
         self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
 
     def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
         """Every rank takes part; Ray hears of a checkpoint when it is written."""
+        if checkpoint is None:
+            soon(self.kept.parent)
         modes = ray.train.CheckpointUploadMode
         folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(
             dict(metrics),
-            checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint=None if folder is None else self._checkpoint(folder),
             checkpoint_dir_name=None if folder is None else folder.name,  # the main rank's holds
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
             checkpoint_upload_fn=partial(self._written, self.writer.pending),
@@ -88,9 +95,14 @@ class RayReporter:
         def write() -> None:
             checkpoint.write(folder)
             keep_newest(self.kept, self.keep)
+            soon(self.kept.parent)
 
         self.writer.start(write)
         return folder
+
+    def _checkpoint(self, folder: Path) -> ray.train.Checkpoint:
+        """Ray's name of a checkpoint."""
+        return ray.train.Checkpoint.from_directory(str(self.known_as / folder.name))
 
     @staticmethod
     def _written(
@@ -108,17 +120,18 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None), `gpus` (of a worker), `leaving` (of the launch), `call` (of
-            the driver) and, if it is another than the ordinary one, `heartbeat`.
+            the launch); `known_as` of each and of the launch (its path on the driver's machine); `threads`
+            (or None), `gpus` (of a worker), `leaving` (of the launch), `call` (of the driver) and, if it is
+            another than the ordinary one, `heartbeat`.
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    directory = RunDirectory(config["directory"])
+    directory, known_as = RunDirectory(copy_of(config["directory"])), Path(config["known_as"])
     world = World.current(ray.train.torch.get_device())
     try:
         bound_memory(world.device, config["gpus"])
         heartbeat: Heartbeat = config.get("heartbeat", Heartbeat)()
-        with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
+        with part_of(config["call"]), Pulse(known_as, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)
             ended = train_cohort(entries, world, StopWatch(), heartbeat, preemption_notice)
             _tell_failures(entries, ended, world)
@@ -159,25 +172,47 @@ def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[E
     runs: Sequence[Mapping[str, Any]] = config["runs"]
     entries = []
     for run in runs:
-        directory = RunDirectory(run["directory"])
-        if not directory.recipe.is_file():
-            raise ConfigError(
-                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
-                "runs must be written to storage that all nodes share"
-            )
-        spec = from_tree(run["spec"])
+        directory, spec = RunDirectory(copy_of(run["directory"])), from_tree(run["spec"])
+        _open(directory, spec, world, held)
         spec = held.enter_context(staged(spec)) if several_nodes else spec
         listeners: list[Listener] = []
         if world.is_main:
             listeners = [RunLog(directory, 0), PrometheusGauges(directory), *chosen_loggers(spec, directory)]
-        reporter: Reporter = RayReporter(directory, spec)
+        reporter: Reporter = RayReporter(directory, spec, RunDirectory(run["known_as"]).checkpoints)
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             reporter = LocalReporter(directory.checkpoints, keep, background)
-        start = Path(run["resume_from"]) if run["resume_from"] else None
-        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if config["leaving"] else None
+        start = copy_of(run["resume_from"]) if run["resume_from"] else None
+        leaves = StopWatch(partial(is_to_leave, Path(run["known_as"]).parent)) if config["leaving"] else None
         entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
     return entries
+
+
+def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack) -> None:
+    """See a run's directory; behind a URL, the main rank takes what is there and uploads what it writes.
+
+    Args:
+        directory, spec: the run's.
+        world, held: as of `_entries`.
+
+    Raises:
+        ConfigError: it is not seen from here.
+    """
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            directory.log(text)
+
+    cluster = spec.cluster
+    if world.is_main:
+        held.enter_context(mirrored(directory.path, cluster.upload_every, cluster.storage_timeout, say))
+    else:
+        fetch_folder(directory.path)
+    if not directory.recipe.is_file():
+        raise ConfigError(
+            f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+            "give a URL, or a folder of storage that all nodes share"
+        )
 
 
 def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: World) -> None:
