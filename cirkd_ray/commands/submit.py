@@ -161,7 +161,8 @@ def _parsed(words: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """The subcommand, and the values of its arguments and options."""
     from cirkd_ray.cli import cirkd
 
-    context, rest = click.Context(cirkd, info_name="cirkd", obj={}), list(words)
+    settings = cirkd.context_settings  # a command keeps the help option that it is first asked for
+    context, rest = click.Context(cirkd, info_name="cirkd", obj={}, **settings), list(words)
     while isinstance(context.command, click.Group) and rest:
         step, command, rest = context.command.resolve_command(context, rest)
         if command is not None and not isinstance(command, click.Group):

@@ -22,6 +22,7 @@ def test_the_example_loss_is_that_of_its_naive_form(monkeypatch: pytest.MonkeyPa
     text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     assert len(blocks) == 3
+    LOSSES.discover()  # else the modules that are imported now are not known after this test
     monkeypatch.setattr(LOSSES, "_entries", dict(LOSSES._entries))
     names: dict[str, Any] = {"__name__": "example"}
     for block in blocks[:2]:
@@ -35,6 +36,7 @@ def test_the_example_loss_is_that_of_its_naive_form(monkeypatch: pytest.MonkeyPa
 def test_the_example_logger_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     text = (REPO / "CONTRIBUTING.md").read_text(encoding="utf-8")
     block = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[2]
+    LOGGERS.discover()
     monkeypatch.setattr(LOGGERS, "_entries", dict(LOGGERS._entries))
     monkeypatch.setenv("SLACK_URL", "http://host/x")
     exec(compile(block, "CONTRIBUTING.md", "exec", dont_inherit=True), {"__name__": "example"})

@@ -259,4 +259,4 @@ def test_a_run_without_a_validation_leaves_the_curve_of_the_others(comparison: C
 
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
-    require_error(capsys.readouterr().err, tmp_path, "sweep.yaml", "comparison.yaml")
+    require_error(capsys.readouterr().err, tmp_path, "run", "sweep", "comparison")
