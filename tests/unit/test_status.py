@@ -154,9 +154,7 @@ def test_the_commands_print_lines_tables_and_json(tmp_path: Path, capsys: pytest
     assert main(["runs", "--out", str(tmp_path)]) == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert shown[0][:3] == ["name", "kind", "state"]
-    rows = {
-        row[0]: row for row in shown[1:] if row and row[1:2] in (["run"], ["sweep"])
-    }  # without further lines
+    rows = {row[0]: row for row in reversed(shown[1:]) if row}  # the first of a name: long lines are folded
     assert rows["first"][1:5] == ["run", "interrupted", "4/10", "4.00"]
     assert rows["sweep"][1] == "sweep"
     assert rows["broken"][2] == "unknown"
