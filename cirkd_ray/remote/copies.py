@@ -49,6 +49,11 @@ def address(path: str | Path) -> str:
     return url(path) or url_of(Path(path)) or str(path)
 
 
+def _like(value: Any, items: list[Any]) -> Any:
+    """A list or tuple of the value's type, which may have named fields."""
+    return value._make(items) if hasattr(value, "_make") else type(value)(items)
+
+
 def addressed(value: Any) -> Any:
     """The same value with the `address` of each working copy in it."""
     if isinstance(value, str):
@@ -56,7 +61,7 @@ def addressed(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: addressed(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(addressed(item) for item in value)
+        return _like(value, [addressed(item) for item in value])
     return value
 
 
