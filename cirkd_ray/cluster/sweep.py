@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -178,17 +178,13 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
 
 def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     """Run the trials by Ray Tune."""
-    from cirkd_ray.cluster.packs import packed
-    from cirkd_ray.cluster.train import fit, fit_cohort
+    from cirkd_ray.cluster.train import fit
     from cirkd_ray.cluster.trial import TrialPlan
 
     plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
-    steps, every, trials = longest(sweep.spec, base), base.train.validate_every, sweep.spec.trials
+    steps, every = longest(sweep.spec, base), base.train.validate_every
     started, hours = time.monotonic(), sweep.spec.budget.hours
-    alone = nullcontext(fit)
-    with (
-        packed(sweep.folder, sweep.pack, at_a_time, trials, fit_cohort) if sweep.pack > 1 else alone as train
-    ):
+    with _packed(sweep, at_a_time) if sweep.pack > 1 else nullcontext(fit) as train:
         tuner = make_tuner(plan, sweep.spec, steps, every, at_a_time * sweep.pack, train)
         _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
@@ -201,6 +197,16 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)
     release_all(sweep.folder / "trials")
+
+
+def _packed(sweep: Sweep, places: int) -> AbstractContextManager[Any]:
+    from cirkd_ray.cluster.gathering import Gathering
+    from cirkd_ray.cluster.packs import packed
+    from cirkd_ray.cluster.train import fit_pack
+
+    scheduler, trials = sweep.spec.scheduler.name, sweep.spec.trials
+    gathering = Gathering(sweep.pack, places)
+    return packed(sweep.folder, gathering, trials, fit_pack, scheduler != "none", scheduler == "pbt")
 
 
 def _set_aside(folder: Path, known: set[str]) -> None:
@@ -252,11 +258,12 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
-    log = TrialLog(plan.folder, spec.primary, spec.trials, packed=spec.resources.pack > 1)
+    log = TrialLog(plan.folder, spec.primary, spec.trials)
     resumed = tune.Tuner.can_restore(str(state))
     scheduler = make_scheduler(spec, steps, report_every)
     if spec.scheduler.name != "none":
-        scheduler = LastingScheduler(scheduler, plan.folder, spec.searcher.seed, resumed)
+        hear, fits = getattr(train, "hear", None), spec.trials <= at_a_time
+        scheduler = LastingScheduler(scheduler, plan.folder, spec.searcher.seed, resumed, hear, fits)
     if resumed:
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
         # These may differ when a sweep is resumed; Ray has no public way to say so.

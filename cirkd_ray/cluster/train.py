@@ -17,7 +17,7 @@ from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
 from cirkd_ray.cluster.restarts import TellPlaced, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
-from cirkd_ray.config import RunSpec
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
@@ -59,12 +59,14 @@ class Launch:
     Attributes:
         runs: (resolved recipe, directory, checkpoint to start from where that has none) of each.
         directory: where the workers' failures and signs of life are told: the run's, or one for all.
-        leaving: runs are trials', which leave the others when their trial has ended.
+        pack: runs are trials', which leave and join.
+        holds: as of `fit_pack`.
     """
 
     runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
     directory: RunDirectory
-    leaving: bool = False
+    pack: bool = False
+    holds: bool = False
 
     @property
     def spec(self) -> RunSpec:
@@ -88,7 +90,8 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
                 for each, run, start in launch.runs
             ],
             "directory": str(directory.path),
-            "leaving": launch.leaving,
+            "pack": launch.pack,
+            "holds": launch.holds,
             "call": this_call(),
             "threads": worker_threads(plan, spec),
         },
@@ -139,14 +142,13 @@ def fit(
 
 
 def fit_cohort(
-    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path, leaving: bool = False
+    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
 ) -> list[dict[str, Any] | Exception]:
     """`fit` of runs that share batches and a teacher.
 
     Args:
         runs: resolved recipes that `check_cohort` lets through, with their directories.
         folder: for what is not one run's: the log of their workers.
-        leaving: as of `Launch`.
 
     Returns:
         Of each its result, or why it has none.
@@ -157,7 +159,7 @@ def fit_cohort(
     folder.mkdir(parents=True, exist_ok=True)
     for _, directory in runs:
         (directory.path / FAILURE).unlink(missing_ok=True)
-    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder), leaving))
+    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder)))
     places = [directory.path for _, directory in runs]
     found = [RunDirectory(path).read_result() or read_failure(path) for path in places]
     if None in found and stop_is_asked():
@@ -166,6 +168,31 @@ def fit_cohort(
         each or TrainingError(f"{path}: the workers ended without a result")
         for path, each in zip(places, found, strict=True)
     ]
+
+
+def fit_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None:
+    """The same for runs of trials, which may leave, and others join; their directories say how they ended.
+
+    Args:
+        work: of each run `spec` (plain values), `directory` and `resume_from` (a checkpoint or None).
+        folder: as of `fit_cohort`.
+        holds: each checkpoint is held for others that may start from it.
+
+    Raises:
+        UserError, TrainingError, Stopped: as of `fit`, where that ended all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [
+        (
+            from_tree(run["spec"]),
+            RunDirectory(run["directory"]),
+            run["resume_from"] and Path(run["resume_from"]),
+        )
+        for run in work
+    ]
+    _start(Launch(runs, RunDirectory(folder), True, holds))
+    if stop_is_asked():
+        raise Stopped("stopped with its pack")
 
 
 def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:

@@ -16,16 +16,19 @@ import ray.train
 import ray.train.torch
 import torch
 
+from cirkd_ray.cluster.donors import hold
+from cirkd_ray.cluster.membership import Joining, is_to_leave, note_ended
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
+from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.loop import Ended, Entry, train_cohort
+from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
@@ -103,8 +106,8 @@ def work(config: dict[str, Any]) -> None:
 
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
-            `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None), `leaving` (of the launch) and `call` (of the driver).
+            `resume_from` (a checkpoint to start from where the directory has none, or None); `directory`,
+            `pack` and `holds` (of the launch), `threads` (or None) and `call` (of the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -113,8 +116,10 @@ def work(config: dict[str, Any]) -> None:
     try:
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
-            entries = _entries(config, world, held)
-            _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
+            runs = _Runs(config, world, held)
+            found = train_cohort(runs.first(), world, StopWatch(), heartbeat, runs.joining, runs.tell)
+            if len(found) == 1 and isinstance(found[0], Exception):
+                raise found[0]
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
@@ -129,51 +134,66 @@ def work(config: dict[str, Any]) -> None:
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
-def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[Entry]:
-    """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
+class _Runs:
+    """What this rank trains.
 
     Args:
         config: of `work`.
         world: this worker among its peers.
         held: takes what is to be given back when they have ended.
 
-    Raises:
-        ConfigError: a directory is not seen from here.
+    Attributes:
+        joining: the runs that come later.
     """
-    several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-    runs: Sequence[Mapping[str, Any]] = config["runs"]
-    entries = []
-    for run in runs:
+
+    def __init__(self, config: Mapping[str, Any], world: World, held: ExitStack) -> None:
+        self.runs: Sequence[Mapping[str, Any]] = config["runs"]
+        self.pack, self.holds, self.world, self.held = config["pack"], config["holds"], world, held
+        self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+        self.joining = Joining(Path(config["directory"]), self._entry) if self.pack else None
+
+    def first(self) -> list[Entry]:
+        """Those that are there from the start.
+
+        Raises:
+            ConfigError: a directory is not seen from here.
+        """
+        return [self._entry(run) for run in self.runs]
+
+    def _entry(self, run: Mapping[str, Any]) -> Entry:
+        """A run; checkpoints of one that is alone go through Ray, so that a trial around it hears of them."""
         directory = RunDirectory(run["directory"])
         if not directory.recipe.is_file():
             raise ConfigError(
-                f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+                f"--out: {directory.path} is not there on the node of worker {self.world.rank}; "
                 "runs must be written to storage that all nodes share"
             )
         spec = from_tree(run["spec"])
-        spec = held.enter_context(staged(spec)) if several_nodes else spec
-        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
+        spec = self.held.enter_context(staged(spec)) if self.several_nodes else spec
+        listeners = [RunLog(directory), TensorBoardListener(directory)] if self.world.is_main else []
         reporter: Reporter = RayReporter(directory, spec)
-        if len(runs) > 1:
+        if self.pack or len(self.runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
-            reporter = LocalReporter(directory.checkpoints, keep, background)
+            written = hold if self.holds else lambda path: None
+            reporter = LocalReporter(directory.checkpoints, keep, background, written)
         start = Path(run["resume_from"]) if run["resume_from"] else None
-        leaves = StopWatch(partial(is_to_leave, directory.path.parent)) if config["leaving"] else None
-        entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
-    return entries
+        leaves = StopWatch(partial(is_to_leave, directory.path)) if self.pack else None
+        return Entry(spec, directory, reporter, listeners, start, leaves, self.holds)
 
+    def tell(self, entry: Entry, how: Ended) -> None:
+        """Write down why a member failed, and let the others' driver know that it has ended.
 
-def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: World) -> None:
-    """Write down why members failed.
-
-    Raises:
-        Exception: what ended the only run.
-    """
-    for entry, how in zip(entries, ended, strict=True):
-        if isinstance(how, Exception) and len(entries) == 1:
-            raise how
-        if isinstance(how, Exception) and not isinstance(how, Stopped) and world.is_main:
+        The error of one that is alone is raised in the end instead, and retried where that may help.
+        """
+        failed = isinstance(how, Exception) and not isinstance(how, Stopped)
+        alone = len(self.runs) + (self.joining.taken if self.joining else 0) == 1
+        if not self.world.is_main or (failed and alone):
+            return
+        if isinstance(how, Exception) and failed:
             place, kind = entry.directory.path, type(how).__name__
             told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
             with suppress(OSError):  # its disk may be the reason
                 write_failure(place, told)
+        if self.pack:
+            with suppress(Exception):  # the head may be away: then it is known when all have ended
+                note_ended(entry.directory.path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,13 +17,14 @@ from cirkd_ray.data.codec import shown
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
+from cirkd_ray.losses import DistillationLoss
 from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.average import StudentAverage
-from cirkd_ray.train.batchnorm import count_on_host, synchronised
-from cirkd_ray.train.distiller import Distiller, build_losses
+from cirkd_ray.train.batchnorm import count_on_host
+from cirkd_ray.train.distiller import Distiller, build_losses, synchronise_batchnorm
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
@@ -235,18 +236,10 @@ def assemble(
         for spec, student in zip(specs, students, strict=True)
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
-    train, wanted = specs[0].train, specs[0].train.channels_last
+    first, wanted = specs[0], specs[0].train.channels_last
+    shared = SharedForward(None, precision, device, _of_student(wanted, device), state)
     if teacher is not None and losses:
-        teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
-        freeze(teacher, losses)
-        _move(teacher, device, bool(wanted))  # on CPUs, too: networks that are not trained are faster so
-        cast_weights(teacher, precision)
-        if train.compile is True:
-            teacher.compile()
-    recorded = train.compile == "auto" and device.type == "cuda" and not train.deterministic
-    shared = SharedForward(
-        teacher if losses else None, precision, device, _of_student(wanted, device), recorded
-    )
+        _let_teach(teacher, losses, first, shared)
     steps = [
         distiller
         if isinstance(distiller, Exception)
@@ -254,6 +247,50 @@ def assemble(
         for spec, distiller in zip(specs, distillers, strict=True)
     ]
     return steps, shared
+
+
+def _let_teach(
+    teacher: SegmentationModel, losses: Sequence[DistillationLoss], spec: RunSpec, shared: SharedForward
+) -> None:
+    """Let the teacher deliver what these losses read, and what others have it deliver already."""
+    before = frozenset() if shared.teacher is None else shared.teacher.taps
+    taps = before.union(*(loss.teacher_taps for loss in losses))
+    if teacher is shared.teacher and taps == before:
+        return
+    teacher.taps = taps
+    if teacher is not shared.teacher:
+        freeze(teacher, losses)
+        # On CPUs, too, the channel last: networks that are not trained are faster so.
+        _move(teacher, shared.device, bool(spec.train.channels_last))
+        cast_weights(teacher, shared.precision)
+        if spec.train.compile is True:
+            teacher.compile()
+    on_gpu = shared.device.type == "cuda"
+    shared.use(teacher, spec.train.compile == "auto" and on_gpu and not spec.train.deterministic)
+
+
+def build_joining(spec: RunSpec, beside: Run) -> Run | Exception:
+    """Build a run that joins another, which is under way, and shares its data and its teacher."""
+    return isolated(partial(_joining, spec, beside), beside.world)
+
+
+def _joining(spec: RunSpec, beside: Run) -> Run:
+    classes, shared, notes = beside.train_set.classes, beside.shared, list[str]()
+    student, teacher = _student(spec, len(classes), notes), shared.teacher
+    if teacher is None:  # nobody had losses yet
+        torch.manual_seed(seed_of(spec.seed, 1))
+        if spec.distill is not None and spec.teacher is not None:
+            teacher = build_teacher(spec.teacher, len(classes), classes)
+        shared.generator = torch.get_rng_state()
+    assert shared.generator is not None
+    distiller = _distiller(spec, student, teacher, len(classes), shared.generator)
+    losses = [loss for _, loss in distiller.named_losses()]
+    if losses and teacher is not None and spec.teacher is not None:
+        if any(loss.reads_teacher_aux for loss in losses) and getattr(teacher, "auxiliary", None) is None:
+            teacher = build_teacher(spec.teacher, len(classes), classes)  # nobody read that head before
+        _let_teach(teacher, losses, spec, shared)
+    step = _build_step(spec, beside.world, distiller, beside.precision)
+    return replace(beside, spec=spec, student=student, step=step, notes=tuple(notes))
 
 
 def _distiller(
@@ -295,19 +332,6 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     )
     count_on_host(distiller, average)  # after DDP, which wants all tensors on one device when it begins
     return step
-
-
-def synchronise_batchnorm(distiller: Distiller) -> None:
-    """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
-
-    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
-    synchronised ones do not support. Their running statistics are averaged before they are used.
-    """
-    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
-    for _, loss in distiller.named_losses():
-        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
-    for owner, name, part in parts:
-        setattr(owner, name, synchronised(part))
 
 
 def _of_student(channels_last: bool | str, device: torch.device) -> bool:

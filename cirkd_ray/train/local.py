@@ -16,8 +16,9 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import local_device, share_cores
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
+from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.loop import Ended, Entry, train_cohort
+from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Together

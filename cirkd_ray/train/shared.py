@@ -20,7 +20,7 @@ class SharedForward:
         precision: "fp32", "bf16" or "fp16".
         device: of everything.
         channels_last: whether the networks take images in that memory format.
-        recorded: whether the teacher's operations are recorded (`recorded.py`).
+        generator: its state, from which the first values of each member's losses are drawn.
     """
 
     def __init__(
@@ -29,12 +29,23 @@ class SharedForward:
         precision: str,
         device: torch.device,
         channels_last: bool = False,
-        recorded: bool = False,
+        generator: Tensor | None = None,
     ) -> None:
         self.teacher, self.precision, self.device = teacher, precision, device
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.recorded = Recorded(teacher, precision) if recorded and teacher is not None else None
+        self.generator = generator
+        self.recorded: Recorded | None = None
         self._prepare: dict[Preprocessing, Preprocess] = {}
+
+    def use(self, teacher: SegmentationModel, recorded: bool) -> None:
+        """Take this teacher from now on, or its maps of other layers.
+
+        Args:
+            teacher: frozen network in eval mode.
+            recorded: whether its operations are recorded (`recorded.py`).
+        """
+        self.teacher = teacher
+        self.recorded = Recorded(teacher, self.precision) if recorded else None
 
     def __call__(self, batch: DeviceBatch, readers: int = 1) -> MicroBatch:
         """The micro-batch of so many members."""

@@ -14,7 +14,8 @@ from cirkd_ray.config import TeacherSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import build_model
 from cirkd_ray.train.batchnorm import SynchronisedBatchNorm
-from cirkd_ray.train.build import build_run, build_teacher, synchronise_batchnorm
+from cirkd_ray.train.build import build_run, build_teacher
+from cirkd_ray.train.distiller import synchronise_batchnorm
 from cirkd_ray.train.distributed import World
 from cirkd_ray.types import CAFFE, ClassSet
 from cirkd_ray.weights import save_model

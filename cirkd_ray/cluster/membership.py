@@ -1,0 +1,101 @@
+"""Who is to leave a pack, who has left it and who joins it: told to its workers, and by them.
+
+The words are keys in the store of the cluster's head, as those of `stopping` are. A member is named by the
+folder of its run, a pack by its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ray.experimental import internal_kv
+
+from cirkd_ray.cluster.stopping import StopWatch, this_call
+from cirkd_ray.train.distributed import World, broadcast_object
+from cirkd_ray.train.entry import Entry
+
+
+def _key(word: str, place: Path) -> str:
+    return f"cirkd-pack-{this_call()}-{word}-{place}"
+
+
+def _put(word: str, place: Path, value: Any = True) -> None:
+    internal_kv._internal_kv_put(_key(word, place), json.dumps(value))
+
+
+def _is_there(word: str, place: Path) -> bool:
+    return bool(internal_kv._internal_kv_exists(_key(word, place)))
+
+
+def ask_to_leave(run: Path) -> None:
+    """Ask a run to leave its pack after its next step."""
+    _put("leave", run)
+
+
+def is_to_leave(run: Path) -> bool:
+    """Whether `ask_to_leave` was called for it."""
+    return _is_there("leave", run)
+
+
+def note_ended(run: Path) -> None:
+    """Let the pack's actor know that a run has ended or left; its folder says how."""
+    _put("ended", run)
+
+
+def has_ended(run: Path) -> bool:
+    """Whether `note_ended` was called for it."""
+    return _is_there("ended", run)
+
+
+def begin(run: Path) -> None:
+    """Forget what was said of a run: it is trained again."""
+    for word in ("leave", "ended"):
+        internal_kv._internal_kv_del(_key(word, run))
+
+
+def ask_to_join(pack: Path, number: int, work: Any) -> None:
+    """Ask a pack to take in a run, its `number`th.
+
+    Args:
+        work: what the workers need to know of it, as plain values.
+    """
+    _put("join", pack / f"{number:06d}", work)
+
+
+class Joining:
+    """The runs that join a pack, as its workers hear of them; see `train.entry.Joins`.
+
+    Workers that start again hear of all of them again.
+
+    Args:
+        pack: its folder.
+        entry: makes what the workers need to know of a run into what takes part.
+    """
+
+    def __init__(self, pack: Path, entry: Callable[[Any], Entry]) -> None:
+        self.pack, self.entry = pack, entry
+        self.watch, self.taken = StopWatch(self._is_any), 0
+
+    def _next(self, number: int) -> Path:
+        return self.pack / f"{number:06d}"
+
+    def _is_any(self) -> bool:
+        return _is_there("join", self._next(self.taken))
+
+    def asked(self) -> bool:
+        """Whether one has come; it looks every half second at most."""
+        return self.watch()
+
+    def take(self, world: World) -> Sequence[Entry]:
+        """Those that have come, as many as the main rank sees."""
+        found: list[Any] = []
+        while world.is_main and _is_there("join", self._next(self.taken + len(found))):
+            number = self.taken + len(found)
+            found.append(json.loads(internal_kv._internal_kv_get(_key("join", self._next(number)))))
+        found = broadcast_object(found, world)
+        self.taken += len(found)
+        self.watch = StopWatch(self._is_any)
+        return [self.entry(work) for work in found]
