@@ -108,7 +108,8 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
         time = (int(result.get(GENERATION_NUMBER, 0)), int(result[TIME]))
         if time <= record.seen:
             stopped = record.decision == TrialScheduler.STOP
-            self._tell(trial, time[1], "ends" if stopped else "stays")
+            if not stopped:
+                self._tell(trial, time[1], "stays")
             return str(TrialScheduler.STOP if stopped else TrialScheduler.CONTINUE)
         values = trial.config
         with self._event(), self._drawn(record.number, *time):
@@ -124,11 +125,10 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
         return decision
 
     def _tell_decision(self, trial: Trial, record: Record) -> None:
+        """One that is stopped has ended when the scheduler has been told so as well."""
         if record.exchange is not None and self.fits:
             self._tell(trial, int(record.exchange[1].metrics[TIME]), "returns")
-        elif record.decision == TrialScheduler.STOP:
-            self._tell(trial, record.seen[1], "ends")
-        else:
+        elif record.decision != TrialScheduler.STOP:
             self._tell(trial, record.seen[1], "pauses" if record.paused else "stays")
 
     def _tell(self, trial: Trial, time: int, fate: Fate) -> None:

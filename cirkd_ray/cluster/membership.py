@@ -7,7 +7,6 @@ folder of its run, a pack by its own.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from ray.experimental import internal_kv
 
 from cirkd_ray.cluster.stopping import StopWatch, this_call
 from cirkd_ray.train.distributed import World, broadcast_object
-from cirkd_ray.train.entry import Entry
 
 
 def _key(word: str, place: Path) -> str:
@@ -66,18 +64,19 @@ def ask_to_join(pack: Path, number: int, work: Any) -> None:
 
 
 class Joining:
-    """The runs that join a pack, as its workers hear of them; see `train.entry.Joins`.
-
-    Workers that start again hear of all of them again.
+    """The runs that join a pack, as its workers hear of them; those that start again hear of all again.
 
     Args:
         pack: its folder.
-        entry: makes what the workers need to know of a run into what takes part.
+
+    Attributes:
+        taken: how many have come.
     """
 
-    def __init__(self, pack: Path, entry: Callable[[Any], Entry]) -> None:
-        self.pack, self.entry = pack, entry
-        self.watch, self.taken = StopWatch(self._is_any), 0
+    def __init__(self, pack: Path) -> None:
+        self.pack, self.taken = pack, 0
+        self.asked = StopWatch(self._is_any)
+        """Whether one has come; it looks every half second at most."""
 
     def _next(self, number: int) -> Path:
         return self.pack / f"{number:06d}"
@@ -85,17 +84,13 @@ class Joining:
     def _is_any(self) -> bool:
         return _is_there("join", self._next(self.taken))
 
-    def asked(self) -> bool:
-        """Whether one has come; it looks every half second at most."""
-        return self.watch()
-
-    def take(self, world: World) -> Sequence[Entry]:
-        """Those that have come, as many as the main rank sees."""
+    def take(self, world: World) -> list[Any]:
+        """What is to be known of those that have come, as many as the main rank sees."""
         found: list[Any] = []
         while world.is_main and _is_there("join", self._next(self.taken + len(found))):
             number = self.taken + len(found)
             found.append(json.loads(internal_kv._internal_kv_get(_key("join", self._next(number)))))
         found = broadcast_object(found, world)
         self.taken += len(found)
-        self.watch = StopWatch(self._is_any)
-        return [self.entry(work) for work in found]
+        self.asked = StopWatch(self._is_any)
+        return found

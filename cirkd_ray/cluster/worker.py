@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from cirkd_ray.cluster.donors import hold
-from cirkd_ray.cluster.membership import Joining, is_to_leave, note_ended
+from cirkd_ray.cluster.membership import Joining, has_ended, is_to_leave, note_ended
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, part_of
@@ -25,7 +25,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
-from cirkd_ray.train.distributed import World
+from cirkd_ray.train.distributed import World, broadcast_object
 from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import train_cohort
@@ -117,7 +117,9 @@ def work(config: dict[str, Any]) -> None:
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             runs = _Runs(config, world, held)
-            found = train_cohort(runs.first(), world, StopWatch(), heartbeat, runs.joining, runs.tell)
+            joins = runs if runs.joining else None
+            first = runs.first()  # none is left where all had ended when their workers were lost
+            found = train_cohort(first, world, StopWatch(), heartbeat, joins, runs.tell) if first else []
             if len(found) == 1 and isinstance(found[0], Exception):
                 raise found[0]
     except Interrupted:
@@ -135,30 +137,39 @@ def work(config: dict[str, Any]) -> None:
 
 
 class _Runs:
-    """What this rank trains.
+    """What this rank trains: `train.entry.Joins`, too.
 
     Args:
         config: of `work`.
         world: this worker among its peers.
         held: takes what is to be given back when they have ended.
-
-    Attributes:
-        joining: the runs that come later.
     """
 
     def __init__(self, config: Mapping[str, Any], world: World, held: ExitStack) -> None:
         self.runs: Sequence[Mapping[str, Any]] = config["runs"]
         self.pack, self.holds, self.world, self.held = config["pack"], config["holds"], world, held
         self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-        self.joining = Joining(Path(config["directory"]), self._entry) if self.pack else None
+        self.joining = Joining(Path(config["directory"])) if self.pack else None
 
     def first(self) -> list[Entry]:
-        """Those that are there from the start.
+        """Those that are there from the start; of a pack whose workers start again, those that are under way.
 
         Raises:
             ConfigError: a directory is not seen from here.
         """
-        return [self._entry(run) for run in self.runs]
+        late = self.joining.take(self.world) if self.joining else []
+        runs = {run["directory"]: run for run in (*self.runs, *late)}
+        over = [name for name in runs if self.pack and self.world.is_main and has_ended(Path(name))]
+        over = broadcast_object(over, self.world)
+        return [self._entry(run) for name, run in runs.items() if name not in over]
+
+    def asked(self) -> bool:
+        """Whether there are runs that join."""
+        return self.joining is not None and self.joining.asked()
+
+    def take(self, world: World) -> list[Entry]:
+        """Those runs."""
+        return [self._entry(run) for run in (self.joining.take(world) if self.joining else ())]
 
     def _entry(self, run: Mapping[str, Any]) -> Entry:
         """A run; checkpoints of one that is alone go through Ray, so that a trial around it hears of them."""

@@ -229,6 +229,7 @@ class Cohort:
         if self.joins is None or self.joining is None or not self.joining(step):
             return False
         self.joining, begun, before = self._agreement(self.joins), mark(self.world.device), [*self.members]
+        self.heartbeat.note("checkpoint", step)
         for entry in self.joins.take(self.world):
             beside = next(iter(self.members.values())).run
             place = self._enter(entry, build_joining(entry.spec, beside))

@@ -94,7 +94,7 @@ def stub_run(
 def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool, pause: float = 0.1) -> None:
     """Such runs as a pack: a step of each in its turn; some leave, others join, one of three lacks memory."""
     folder.mkdir(parents=True, exist_ok=True)
-    joining = Joining(folder, lambda run: run)
+    joining = Joining(folder)
     write_text(folder / "members", "".join(f"{Path(run['directory']).parent.name} " for run in work))
     callbacks = [SimpleNamespace(after_report=_held)] if holds else []
     members: dict[Path, tuple[int, Iterator[int]]] = {}
@@ -113,7 +113,7 @@ def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool, pause: 
         note_ended(lost)
     while members:
         for run in joining.take(World()):
-            enter(run)  # type: ignore[arg-type]
+            enter(run)
         first = min(at for at, _ in members.values())
         for path, (at, steps) in [*members.items()]:
             try:
