@@ -37,7 +37,18 @@ APART = {"losses": {"models", "data"}, "models": {"losses", "data"}, "data": {"l
 WITH_RAY = {"cluster", "bench", "commands", "cli", "__main__"}
 LATE_ROOMS = {"commands", "cli", "bench"}
 """Rooms whose functions may import anything, so that `--help` stays fast."""
-LATE_PACKAGES = {"ray", "matplotlib", "optuna", "scipy", "fsspec", "onnx", "onnxruntime", "rich", "torch"}
+LATE_PACKAGES = {
+    "torchvision",
+    "ray",
+    "matplotlib",
+    "optuna",
+    "scipy",
+    "fsspec",
+    "onnx",
+    "onnxruntime",
+    "rich",
+    "torch",
+}
 """Slow or optional packages, which functions elsewhere may import."""
 TOP_LEVEL = {
     "cirkd_ray", "search_spaces", "jobs", "tests", "docker", "docs", "pyproject.toml", "README.md",

@@ -98,9 +98,10 @@ FIXED = (
 )
 MUTABLE = re.compile(
     r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
+    r"|task\.losses\.[^.]+\.(weight|gamma|threshold|least)"
     r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
 )
-WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
+WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$|task\.losses\.[^.]+\.weight$")
 SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.[^.]+(\.[^.]+)?$")
 PLACES = ("data.root", "model.weights", "teacher.weights", "teacher.model.weights")
 
@@ -152,7 +153,8 @@ def test_what_concerns_recipes_tells_or_is_common() -> None:
     assert paths_with(Role.COSMETIC) == (
         *("train.log_every", "train.export", "train.keep_checkpoints", "train.pictures", "baseline"),
     )
-    common = ("crop", "scale_range", "scale_step", "flip", "max_class_share", "workers")
+    common = ("crop", "scale_range", "scale_step", "flip", "max_class_share")
+    common += ("color_jitter", "blur", "erase", "paste", "workers")
     assert paths_with(Role.COMMON) == tuple(f"data.{name}" for name in common)
 
 
