@@ -9,7 +9,6 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
@@ -18,7 +17,6 @@ from cirkd_ray.data.frequencies import class_shares
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
-from cirkd_ray.losses import DistillationLoss
 from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
@@ -27,10 +25,9 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.batchnorm import count_on_host
 from cirkd_ray.train.distiller import Distiller, build_losses, synchronise_batchnorm
 from cirkd_ray.train.distributed import World
-from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
-from cirkd_ray.train.shared import SharedForward
+from cirkd_ray.train.shared import SharedForward, move
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
 from cirkd_ray.weights.loading import WeightsReport, aside, load_weights
@@ -248,7 +245,7 @@ def assemble(
     first, wanted = specs[0], specs[0].train.channels_last
     shared = SharedForward(None, precision, device, _of_student(wanted, device), state)
     if teacher is not None and losses:
-        _let_teach(teacher, losses, first, shared)
+        shared.use(teacher, losses, first.train)
     steps = [
         distiller
         if isinstance(distiller, Exception)
@@ -256,26 +253,6 @@ def assemble(
         for spec, distiller in zip(specs, distillers, strict=True)
     ]
     return steps, shared
-
-
-def _let_teach(
-    teacher: SegmentationModel, losses: Sequence[DistillationLoss], spec: RunSpec, shared: SharedForward
-) -> None:
-    """Let the teacher deliver what these losses read, and what others have it deliver already."""
-    before = frozenset() if shared.teacher is None else shared.teacher.taps
-    taps = before.union(*(loss.teacher_taps for loss in losses))
-    if teacher is shared.teacher and taps == before:
-        return
-    teacher.taps = taps
-    if teacher is not shared.teacher:
-        freeze(teacher, losses)
-        # On CPUs, too, the channel last: networks that are not trained are faster so.
-        _move(teacher, shared.device, bool(spec.train.channels_last))
-        cast_weights(teacher, shared.precision)
-        if spec.train.compile is True:
-            teacher.compile()
-    on_gpu = shared.device.type == "cuda"
-    shared.use(teacher, spec.train.compile == "auto" and on_gpu and not spec.train.deterministic)
 
 
 def build_joining(spec: RunSpec, beside: Run) -> Run | Exception:
@@ -292,12 +269,13 @@ def _joining(spec: RunSpec, beside: Run) -> Run:
             teacher = build_teacher(spec.teacher, len(classes), classes)
         shared.generator = torch.get_rng_state()
     assert shared.generator is not None
-    distiller = _distiller(spec, student, teacher, len(classes), shared.generator)
+    shares = class_shares(beside.train_set) if _wants_shares(spec) else None
+    distiller = _distiller(spec, student, teacher, len(classes), shared.generator, shares)
     losses = [loss for _, loss in distiller.named_losses()]
     if losses and teacher is not None and spec.teacher is not None:
         if any(loss.reads_teacher_aux for loss in losses) and getattr(teacher, "auxiliary", None) is None:
             teacher = build_teacher(spec.teacher, len(classes), classes)  # nobody read that head before
-        _let_teach(teacher, losses, spec, shared)
+        shared.use(teacher, losses, spec.train)
     step = _build_step(spec, beside.world, distiller, beside.precision)
     return replace(beside, spec=spec, student=student, step=step, notes=tuple(notes))
 
@@ -327,7 +305,7 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     require_memory(distiller.losses.values(), world.device)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
         synchronise_batchnorm(distiller)
-    _move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
+    move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {
@@ -347,9 +325,3 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
 def _of_student(channels_last: bool | str, device: torch.device) -> bool:
     """Whether a student has the channel last in memory."""
     return bool(channels_last) if device.type == "cuda" else channels_last == "always"
-
-
-def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:
-    module.to(device)
-    if channels_last:
-        module.to(memory_format=torch.channels_last)

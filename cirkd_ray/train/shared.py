@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor, nn
+
+from cirkd_ray.config.spec import TrainSpec
 from cirkd_ray.data.loader import DeviceBatch
 from cirkd_ray.device import autocast
+from cirkd_ray.losses import DistillationLoss
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.recorded import Recorded
 from cirkd_ray.types import Preprocess, Preprocessing, SegmentationOutput
 
@@ -37,13 +42,25 @@ class SharedForward:
         self.recorded: Recorded | None = None
         self._prepare: dict[Preprocessing, Preprocess] = {}
 
-    def use(self, teacher: SegmentationModel, recorded: bool) -> None:
-        """Take this teacher from now on, or its maps of other layers.
+    def use(self, teacher: SegmentationModel, losses: Sequence[DistillationLoss], train: TrainSpec) -> None:
+        """Let a teacher deliver what these losses read, and what others have it deliver already.
 
         Args:
-            teacher: frozen network in eval mode.
-            recorded: whether its operations are recorded (`recorded.py`).
+            teacher: the one that there is, or a new one.
         """
+        before = frozenset() if self.teacher is None else self.teacher.taps
+        taps = before.union(*(loss.teacher_taps for loss in losses))
+        if teacher is self.teacher and taps == before:
+            return
+        teacher.taps = taps
+        if teacher is not self.teacher:
+            freeze(teacher, losses)
+            # On CPUs, too, the channel last: networks that are not trained are faster so.
+            move(teacher, self.device, bool(train.channels_last))
+            cast_weights(teacher, self.precision)
+            if train.compile is True:
+                teacher.compile()
+        recorded = train.compile == "auto" and self.device.type == "cuda" and not train.deterministic
         self.teacher = teacher
         self.recorded = Recorded(teacher, self.precision) if recorded else None
 
@@ -100,3 +117,10 @@ class MicroBatch:
         self.readers -= 1
         if self.readers == 0:
             self._images, self._taught = {}, None
+
+
+def move(module: nn.Module, device: torch.device, channels_last: bool) -> None:
+    """Move a network in place."""
+    module.to(device)
+    if channels_last:
+        module.to(memory_format=torch.channels_last)

@@ -108,8 +108,9 @@ def test_a_run_that_starts_from_a_companions_checkpoint_is_the_one_that_starts_f
 def test_a_run_that_cannot_join_leaves_the_others_as_they_are(teacher: Path, tmp_path: Path) -> None:
     spec = recipes(teacher)["queues"]
     expected = alone(spec, tmp_path / "apart")
-    damaged = tmp_path / "late" / "checkpoints" / checkpoint_name(2)
-    damaged.mkdir(parents=True)
+    late = RunDirectory(tmp_path / "late")
+    late.create(spec)
+    (late.checkpoints / checkpoint_name(2)).mkdir(parents=True)  # damaged
     ended = joined({"long": spec}, {"late": spec}, tmp_path, 2)
     assert isinstance(ended["late"], CheckpointError)
     assert_same_run(RunDirectory(tmp_path / "long"), expected)
