@@ -281,6 +281,8 @@ class TrainPacked:
                 for callback in callbacks if told else ():
                     callback.after_report(run_context=None, metrics=[row], checkpoint=None)
         error = ray.get(ended)["error"]
+        if error is None and not told:
+            error = Stopped("stopped before all was reported")
         if error is not None:
             raise error
         return directory.read_result() or {}
