@@ -16,7 +16,7 @@ from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.trial import TrialPlan
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError
-from cirkd_ray.files import write_text
+from cirkd_ray.files import append_line, write_text
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import MANIFEST, STATE, checkpoint_name
 from cirkd_ray.train.distributed import World
@@ -91,40 +91,49 @@ def stub_run(
     return directory.read_result() or {}
 
 
-def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool, pause: float = 0.1) -> None:
-    """Such runs as a pack: a step of each in its turn; some leave, others join, one of three lacks memory."""
+def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None:
+    """Such runs as a pack: a step of each in its turn; some leave, others join, one of three lacks memory.
+
+    With `holds` a step waits until Tune has the step before of all; the test writes that down (`note_report`).
+    """
     folder.mkdir(parents=True, exist_ok=True)
     joining = Joining(folder)
-    write_text(folder / "members", "".join(f"{Path(run['directory']).parent.name} " for run in work))
     callbacks = [SimpleNamespace(after_report=_held)] if holds else []
     members: dict[Path, tuple[int, Iterator[int]]] = {}
 
-    def enter(run: dict[str, Any]) -> None:
+    def enter(run: dict[str, Any], list_: str) -> None:
         directory, start = RunDirectory(run["directory"]), run["resume_from"]
         steps = stub_steps(from_tree(run["spec"]), directory, callbacks, start and Path(start))
         members[directory.path] = (0, steps)
+        append_line(folder / list_, directory.path.parent.name)
 
     for run in work:
-        enter(run)
+        enter(run, "members")
     if len(members) == 3:
         lost = [*members][1]
         write_failure(lost, TrainingError("OutOfMemoryError: 8 GiB"))
         del members[lost]
         note_ended(lost)
     while members:
+        time.sleep(0.1)
         for run in joining.take(World()):
-            enter(run)
+            enter(run, "joined")
         first = min(at for at, _ in members.values())
+        waits = holds and any(_reported(path) < at - 1 for path, (at, _) in members.items())
         for path, (at, steps) in [*members.items()]:
             try:
                 if is_to_leave(path):
                     raise StopIteration
-                if at == first:
+                if at == first and not waits:
                     members[path] = (next(steps), steps)
             except (StopIteration, TrainingError):
                 del members[path]
                 note_ended(path)
-        time.sleep(pause)
+
+
+def _reported(run: Path) -> int:
+    file = run.parent / "reported"
+    return int(file.read_text()) if file.is_file() else 0
 
 
 def _held(run_context: Any, metrics: Any, checkpoint: Any) -> None:
