@@ -94,7 +94,7 @@ def stub_run(
 def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None:
     """Such runs as a pack: a step of each in its turn; some leave, others join, one of three lacks memory.
 
-    With `holds` a step waits until Tune has the step before of all; the test writes that down (`note_report`).
+    With `holds` a step waits until Tune has the step before of all, which the test writes down.
     """
     folder.mkdir(parents=True, exist_ok=True)
     joining = Joining(folder)
