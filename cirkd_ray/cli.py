@@ -35,6 +35,7 @@ COMMANDS = {
     "losses": "list and show losses with their settings",
     "weights": "inspect, import, verify and get weights",
     "export": "export a trained network to ONNX, TorchScript or torch.export",
+    "doctor": "say whether this machine or cluster is fit for a run, and what to do",
     "bench": "measure losses, data, models and evaluation on this machine",
     "recipes": "list and show recipes, print their JSON Schema",
     "submit": "run a command as a job of a Ray cluster",

@@ -29,6 +29,7 @@ from cirkd_ray.cluster.turns import Turns
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError, first_line
 from cirkd_ray.report.follow import Tail
+from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import checkpoint_name
 from cirkd_ray.train.outcome import FAILURE, OUTCOME, read_failure
 from cirkd_ray.train.rundir import RunDirectory
@@ -299,17 +300,19 @@ def _is_saved(directory: RunDirectory, step: int) -> bool:
 
 
 @contextmanager
-def packed(
-    folder: Path,
-    gathering: Gathering,
-    total: int,
-    together: PackFunction,
-    ordered: bool = False,
-    holds: bool = False,
-) -> Iterator[TrainPacked]:
-    """What trains a search's trials in packs, for the length of the block; arguments as of `Packs`."""
+def packed(folder: Path, sweep: SweepSpec, places: int, together: PackFunction) -> Iterator[TrainPacked]:
+    """What trains a search's trials in packs, for the length of the block.
+
+    Args:
+        folder: the sweep's.
+        sweep: its space.
+        places: packs at a time.
+        together: as of `Packs`.
+    """
+    scheduler, gathering = sweep.scheduler.name, Gathering(sweep.pack, places)
+    ordered, holds = scheduler != "none", scheduler == "pbt"
     packs = ray.remote(Packs).options(**ON_HEAD, max_concurrency=1000)
-    actor = packs.remote(this_call(), folder, gathering, total, together, ordered, holds)
+    actor = packs.remote(this_call(), folder, gathering, sweep.trials, together, ordered, holds)
     try:
         yield TrainPacked(actor, holds)
     finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Sweep:
     @property
     def pack(self) -> int:
         """Members of a pack at most."""
-        return self.spec.resources.pack
+        return self.spec.pack
 
 
 def run_sweep(
@@ -141,10 +141,13 @@ def _run(sweep: Sweep) -> None:
 
     from cirkd_ray.cluster.capacity import check_places, cluster_capacity, largest_plan, placed
     from cirkd_ray.cluster.latency import LATENCY, measure_students
+    from cirkd_ray.cluster.room import fitted
 
     plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     check_places(plan, sweep.base)
     fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
+    base = placed(sweep.spec, sweep.base, plan)
+    sweep = replace(sweep, spec=fitted(sweep.spec, base, plan, fits.count, sweep.folder, sweep.say))
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
     sweep.say(f"{sweep.spec.trials} trials, {fits.count}{packs} at a time ({fits.reason})")
     if packs and apart(sweep.spec):
@@ -178,13 +181,15 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
 
 def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     """Run the trials by Ray Tune."""
-    from cirkd_ray.cluster.train import fit
+    from cirkd_ray.cluster.packs import packed
+    from cirkd_ray.cluster.train import fit, fit_pack
     from cirkd_ray.cluster.trial import TrialPlan
 
     plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
     steps, every = longest(sweep.spec, base), base.train.validate_every
     started, hours = time.monotonic(), sweep.spec.budget.hours
-    with _packed(sweep, at_a_time) if sweep.pack > 1 else nullcontext(fit) as train:
+    alone = nullcontext(fit)
+    with packed(sweep.folder, sweep.spec, at_a_time, fit_pack) if sweep.pack > 1 else alone as train:
         tuner = make_tuner(plan, sweep.spec, steps, every, at_a_time * sweep.pack, train)
         _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
@@ -197,16 +202,6 @@ def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
             raise KeyboardInterrupt  # Tune returns quietly when it is interrupted
         _cut_off(sweep.folder)
     release_all(sweep.folder / "trials")
-
-
-def _packed(sweep: Sweep, places: int) -> AbstractContextManager[Any]:
-    from cirkd_ray.cluster.gathering import Gathering
-    from cirkd_ray.cluster.packs import packed
-    from cirkd_ray.cluster.train import fit_pack
-
-    scheduler, trials = sweep.spec.scheduler.name, sweep.spec.trials
-    gathering = Gathering(sweep.pack, places)
-    return packed(sweep.folder, gathering, trials, fit_pack, scheduler != "none", scheduler == "pbt")
 
 
 def _set_aside(folder: Path, known: set[str]) -> None:

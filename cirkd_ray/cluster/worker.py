@@ -22,6 +22,7 @@ from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
@@ -30,6 +31,7 @@ from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.outcome import write_failure
+from cirkd_ray.train.preemption import Notice
 from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
@@ -107,19 +109,19 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory`,
-            `pack` and `holds` (of the launch), `threads` (or None) and `call` (of the driver).
+            `pack` and `holds` (of the launch), `threads` (or None), `gpus` (of a worker) and `call` (of the
+            driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
+        bound_memory(world.device, config["gpus"])
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             runs = _Runs(config, world, held)
-            joins = runs if runs.joining else None
-            first = runs.first()  # none is left where all had ended when their workers were lost
-            found = train_cohort(first, world, StopWatch(), heartbeat, joins, runs.tell) if first else []
+            found = runs.train(heartbeat)
             if len(found) == 1 and isinstance(found[0], Exception):
                 raise found[0]
     except Interrupted:
@@ -136,6 +138,14 @@ def work(config: dict[str, Any]) -> None:
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
+def preemption_notice() -> Notice | None:
+    """What Ray Train knows of workers' nodes that are drained to be taken away; every rank calls it."""
+    found = ray.train.get_preemption_info()
+    if found is None:
+        return None
+    return Notice(tuple(found.preempted_ranks), found.deadline_ms and found.deadline_ms / 1000)
+
+
 class _Runs:
     """What this rank trains: `train.entry.Joins`, too.
 
@@ -150,6 +160,12 @@ class _Runs:
         self.pack, self.holds, self.world, self.held = config["pack"], config["holds"], world, held
         self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
         self.joining = Joining(Path(config["directory"])) if self.pack else None
+
+    def train(self, heartbeat: Heartbeat) -> list[Ended]:
+        """How each ended; none is left where all had ended when their workers were lost."""
+        first, joins = self.first(), self if self.joining else None
+        asked, notice = StopWatch(), preemption_notice
+        return train_cohort(first, self.world, asked, heartbeat, notice, joins, self.tell) if first else []
 
     def first(self) -> list[Entry]:
         """Those that are there from the start; of a pack whose workers start again, those that are under way.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from cirkd_ray.config.roles import (
     Cohort,
@@ -144,6 +144,12 @@ class ClusterSpec(Spec):
     cpus_per_worker: Machine[PositiveFloat | Literal["auto"]] = Field(
         "auto", description="auto: 1 + loader processes"
     )
+    gpus_per_worker: Machine[float] = Field(
+        1.0,
+        ge=0.01,
+        description="of a worker on GPUs; with a part (0.25, 0.5) workers of several runs share a GPU and "
+        "its memory, and `workers: auto` is 1",
+    )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
     hang_timeout: Machine[PositiveFloat | None] = Field(
@@ -152,6 +158,11 @@ class ClusterSpec(Spec):
         "usual step; three times as long at a start (at least 120), in the first steps, a validation or a "
         "checkpoint of which the disk takes nothing; null: only say so",
     )
+    preemption_interval: Machine[PositiveFloat | None] = Field(
+        5.0,
+        description="seconds between two looks whether a machine is about to be taken away, for which all "
+        "workers wait for each other; then a checkpoint is written; null: never look",
+    )
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
     )
@@ -159,6 +170,13 @@ class ClusterSpec(Spec):
         "check", description="refuse a run whose checkpoints do not fit the disk"
     )
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _part_or_whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"is a part of one GPU, or a whole number of them, not {value:g}")
+        return value
 
 
 class Published(Spec):

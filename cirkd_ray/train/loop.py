@@ -30,6 +30,7 @@ from cirkd_ray.train.entry import Ended, Entry, Joins
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.member import Member
+from cirkd_ray.train.preemption import Notice, Preemption
 from cirkd_ray.train.progress import Mark, mark
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
@@ -77,6 +78,7 @@ def train_cohort(
     world: World,
     asked_to_stop: Callable[[], bool] = asked,
     heartbeat: Heartbeat | None = None,
+    notice: Callable[[], Notice | None] | None = None,
     joins: Joins | None = None,
     told: Callable[[Entry, Ended], None] = lambda entry, ended: None,
 ) -> list[Ended]:
@@ -88,6 +90,8 @@ def train_cohort(
     Args:
         entries: the runs, each with a folder of its own.
         world, asked_to_stop, heartbeat: as of `train`; the stop is one of all runs.
+        notice: looks whether machines are about to be taken away; called on all ranks at once, which get the
+            same answer.
         joins: runs that take part later. One that has a companion's checkpoint to start from, which that
             keeps in memory, takes it from there.
         told: hears of each run as soon as it has ended.
@@ -104,6 +108,9 @@ def train_cohort(
     check_cohort({entry.directory.path.name: entry.spec for entry in entries})
     stop_all = StopAgreement(asked_to_stop, world)
     cohort = Cohort(entries, world, heartbeat or Heartbeat(), stop_all, joins, told)
+    every = entries[0].spec.cluster.preemption_interval
+    if notice is not None and every is not None:
+        stop_all.duty = Preemption(notice, every, cohort.save)
     try:
         return cohort.train()
     except BaseException:
@@ -257,6 +264,8 @@ class Cohort:
     ) -> None:
         """A step of each of these members, one after the other; what one takes is not the others' time."""
         for place, member in turn.items():
+            if place not in self.members:  # ended by what was due while another one validated
+                continue
             begun = mark(self.world.device) if len(turn) > 1 else 0.0
             self._attempt(place, partial(member.step, micro_batches, waited))
             if len(turn) > 1:
@@ -290,6 +299,15 @@ class Cohort:
         for place, member in [*self.members.items()]:
             if member.complete:
                 self._end(place, self._attempt(place, member.finish))
+
+    def save(self, why: str | None) -> None:
+        """Write checkpoints of all members between two steps, or while one validates, and go on.
+
+        Args:
+            why: to be told first.
+        """
+        for place, member in [*self.members.items()]:
+            self._attempt(place, partial(member.save, why))
 
     def _stop(self) -> None:
         """Checkpoints of all members."""

@@ -11,24 +11,30 @@ from typing import Any
 import pytest
 
 from cirkd_ray.cluster.donors import HELD
-from cirkd_ray.cluster.gathering import Gathering, Waiting
+from cirkd_ray.cluster.gathering import Waiting
+from cirkd_ray.cluster.measuring import on_a_worker
 from cirkd_ray.cluster.membership import ask_to_join, ask_to_leave, has_ended
 from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.packs import packed
+from cirkd_ray.cluster.resources import Plan
+from cirkd_ray.cluster.room import _measure, fitted
 from cirkd_ray.cluster.scheduler_state import read_records
 from cirkd_ray.cluster.stopping import in_this_call
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.cluster.train import fit_pack
+from cirkd_ray.errors import UserError
 from cirkd_ray.sweep.folder import SweepData, read_sweep
+from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import checkpoint_name, last_step
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.loop import train
+from cirkd_ray.train.memory import Taken
 from cirkd_ray.train.outcome import FAILURE
 from cirkd_ray.train.reporter import LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from tests.cluster.sweep_stubs import note_report, stub_pack, stub_plan, stub_run
-from tests.tinyrun import figures, tiny_baseline
+from tests.tinyrun import figures, tiny_baseline, tiny_distillation
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -40,8 +46,7 @@ def swept(
     reduction = {"name": scheduler, "reduction_factor": 2}
     plan, sweep = stub_plan(folder, steps, resources={"pack": size}, scheduler=reduction, **space)
     plan.base["cluster"]["workers"] = 1
-    gathering, holds = Gathering(size, places), scheduler == "pbt"
-    with packed(folder, gathering, sweep.trials, stub_pack, scheduler != "none", holds) as train:
+    with packed(folder, sweep, places, stub_pack) as train:
         make_tuner(plan, sweep, steps, 1, size * places, train).fit()
     members = [path.read_text().split() for path in sorted(folder.rglob("members"))]
     return read_sweep(folder), members
@@ -112,6 +117,26 @@ def test_a_population_exchanges_weights_in_its_pack_and_keeps_few_checkpoints(
         assert result["last"]["step"] == 5
     held = [path for path in data.folder.glob("trials/*/g*/donors/*") if path.is_dir()]
     assert len(held) <= 2 * 4  # a donor's and a last one of each; 20 were reported, or more
+
+
+def test_the_size_of_packs_is_measured_on_a_worker(ray_cluster: None, teacher: Path, tmp_path: Path) -> None:
+    parameters = {"optim.lr": {"uniform": [0.001, 0.02]}}
+    tree = {
+        "recipe": "tiny",
+        "parameters": parameters,
+        "resources": {"pack": "auto"},
+        "budget": {"trials": 3},
+    }
+    base, said = tiny_distillation(teacher, cluster={"workers": 1, "device": "cpu"}), list[str]()
+    found = fitted(SweepSpec.model_validate(tree), base, Plan(1, 1.0, 0), 1, tmp_path, said.append)
+    assert 1 <= found.pack <= 3
+    assert said[-1].startswith(f"resources.pack: packs of {found.pack}: a step takes")
+    assert f"{found.pack} x " in said[-1]
+    missing = base.model_copy(update={"data": base.data.model_copy(update={"name": "camvid", "root": "/no"})})
+    with pytest.raises(UserError):
+        on_a_worker(
+            _measure, Plan(1, 1.0, 0), base, {"a": missing.to_dict()}, {"a": Taken(0, 0, 0)}, None, 0, False
+        )
 
 
 def test_a_trial_leaves_another_takes_its_weights_and_all_train_as_they_do_alone(

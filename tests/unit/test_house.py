@@ -26,6 +26,7 @@ FLOORS = (
     ("train",),
     ("sweep",),
     ("compare",),
+    ("doctor",),
     ("report",),
     ("cluster",),
     ("bench",),
@@ -159,7 +160,7 @@ def _needs_ray(item: Import) -> bool:
 
 def _in_a_task(item: Import) -> bool:
     """What a remote task imports is imported where it runs, not where it is sent from."""
-    return item.path.name == "latency.py"
+    return item.path.name in ("latency.py", "measuring.py")
 
 
 def test_the_core_loads_without_ray() -> None:

@@ -78,7 +78,7 @@ def test_roles_lie_in_each_other_and_are_read_through_unions_and_mappings() -> N
 def test_what_may_change_when_a_run_is_resumed() -> None:
     free = {path for path, roles in fields_of(Setting(section=RunSpec)) if Role.COMPUTES not in roles}
     cluster = {"workers", "device", "cpus_per_worker", "max_failures", "async_checkpoints", "autoscaling"}
-    cluster |= {"hang_timeout", "storage_timeout", "disk"}
+    cluster |= {"gpus_per_worker", "hang_timeout", "preemption_interval", "storage_timeout", "disk"}
     assert free == {
         *(f"cluster.{name}" for name in cluster),
         *("data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
@@ -184,7 +184,8 @@ def test_what_a_cohort_shares() -> None:
 def test_what_may_change_when_a_sweep_is_resumed() -> None:
     free = {path for path, _ in fields_of(Setting(section=SweepSpec)) if not is_kept(path)}
     resources = {
-        f"resources.{name}" for name in ("workers", "cpus_per_worker", "device", "concurrent", "pack", "disk")
+        f"resources.{name}"
+        for name in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "concurrent", "pack", "disk")
     }
     assert free == {"description", "budget.hours", *resources}
     of_the_runs = {path for path in every_path() if not is_kept(f"set.{path}")}
