@@ -122,8 +122,8 @@ def work(config: dict[str, Any]) -> None:
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             runs = _Runs(config, world, held)
             found = runs.train(heartbeat)
-            if len(found) == 1 and isinstance(found[0], Exception):
-                raise found[0]
+            for error in (each for each in found if runs.alone and isinstance(each, Exception)):
+                raise error
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
@@ -160,6 +160,11 @@ class _Runs:
         self.pack, self.holds, self.world, self.held = config["pack"], config["holds"], world, held
         self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
         self.joining = Joining(Path(config["directory"])) if self.pack else None
+
+    @property
+    def alone(self) -> bool:
+        """Whether there has been one run only."""
+        return len(self.runs) + (self.joining.taken if self.joining else 0) == 1
 
     def train(self, heartbeat: Heartbeat) -> list[Ended]:
         """How each ended; none is left where all had ended when their workers were lost."""
@@ -213,8 +218,7 @@ class _Runs:
         The error of one that is alone is raised in the end instead, and retried where that may help.
         """
         failed = isinstance(how, Exception) and not isinstance(how, Stopped)
-        alone = len(self.runs) + (self.joining.taken if self.joining else 0) == 1
-        if not self.world.is_main or (failed and alone):
+        if not self.world.is_main or (failed and self.alone):
             return
         if isinstance(how, Exception) and failed:
             place, kind = entry.directory.path, type(how).__name__
