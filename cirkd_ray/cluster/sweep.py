@@ -253,8 +253,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
-    log = TrialLog(plan.folder, spec.primary, spec.trials)
-    resumed = tune.Tuner.can_restore(str(state))
+    log, resumed = TrialLog(plan.folder, spec.primary, spec.trials), tune.Tuner.can_restore(str(state))
     scheduler = make_scheduler(spec, steps, report_every)
     if spec.scheduler.name != "none":
         hear, fits = getattr(train, "hear", None), spec.trials <= at_a_time
