@@ -18,13 +18,15 @@ import torch
 
 from cirkd_ray.cluster.donors import hold
 from cirkd_ray.cluster.membership import Joining, has_ended, is_to_leave, note_ended
+from cirkd_ray.cluster.prometheus import PrometheusGauges
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
-from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World, broadcast_object
 from cirkd_ray.train.entry import Ended, Entry
@@ -32,7 +34,7 @@ from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.preemption import Notice
-from cirkd_ray.train.reporter import LocalReporter, Reporter
+from cirkd_ray.train.reporter import Listener, LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
 from cirkd_ray.train.stop import Interrupted, Stopped
@@ -202,7 +204,9 @@ class _Runs:
             )
         spec = from_tree(run["spec"])
         spec = self.held.enter_context(staged(spec)) if self.several_nodes else spec
-        listeners = [RunLog(directory), TensorBoardListener(directory)] if self.world.is_main else []
+        listeners: list[Listener] = []
+        if self.world.is_main:
+            listeners = [RunLog(directory, 0), PrometheusGauges(directory), *chosen_loggers(spec, directory)]
         reporter: Reporter = RayReporter(directory, spec)
         if self.pack or len(self.runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints

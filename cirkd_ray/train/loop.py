@@ -113,8 +113,8 @@ def train_cohort(
         stop_all.duty = Preemption(notice, every, cohort.save)
     try:
         return cohort.train()
-    except BaseException:
-        cohort.settle()  # the first error is the one to tell
+    except BaseException as error:
+        cohort.settle(error)  # the first error is the one to tell
         raise
 
 
@@ -186,11 +186,12 @@ class Cohort:
                 raise each
         return [self.ended[place] for place in sorted(self.ended)]
 
-    def settle(self) -> None:
+    def settle(self, error: BaseException) -> None:
         """Wait until no checkpoint is being written any more; how that ends is not told."""
         for member in self.members.values():
             with suppress(Exception):
                 member.reporter.settle()
+            member.told.close(error)
 
     def _walk(self) -> None:
         """The steps from where the last member is, as long as one has a turn."""
@@ -337,6 +338,7 @@ class Cohort:
                     f"failed at step {member.done + 1}: {first_line(ended)}; the others go on"
                 )
                 traceback.clear_frames(ended.__traceback__)
+        member.told.close(ended)
         self.told(self.entries[place], ended)
         del member
         gc.collect()

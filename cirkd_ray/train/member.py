@@ -275,7 +275,7 @@ class Member:
             return None
         state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
         self.kept = state if self.keeps else None
-        return Snapshot(state, self.told.patience, self.told.heartbeat.alive)
+        return Snapshot(state, self.told.patience, self.told.heartbeat.alive, self.told.checkpoint)
 
     def finish(self) -> dict[str, Any]:
         """Write `result.json`."""
