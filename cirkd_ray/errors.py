@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+from urllib.parse import urlsplit
 
 
 class UserError(Exception):
@@ -70,3 +72,32 @@ def first_line(error: BaseException, limit: int = 300) -> str:
     """The first line of what an error says, or its kind where it says nothing."""
     lines = (line.strip() for line in str(error).splitlines())
     return next((line[:limit] for line in lines if line), type(error).__name__)
+
+
+_SIGNED = re.compile(
+    r"(?i)(^|&)[^=&]*(sig|token|expires|credential|key|policy|auth|pass|secret|session|jwt)[^=&]*="
+)
+"""In the query of a URL that lets everybody in who has it."""
+
+
+def public(url: str) -> str:
+    """A URL as it is stored and shown: without a signed query, a password and a fragment."""
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    netloc = host if ":" in user else parts.netloc  # `container@account` of Azure is no secret
+    query = "" if _SIGNED.search(parts.query) else parts.query
+    return parts._replace(netloc=netloc, query=query, fragment="").geturl()
+
+
+def require_public(setting: str, place: str | None) -> str | None:
+    """Refuse a place that would be stored and shown with a secret in it; returns it.
+
+    Raises:
+        ConfigError: it is a URL with a password or a signature.
+    """
+    if place is not None and "://" in place and len(public(place)) < len(place.partition("#")[0]):
+        raise ConfigError(
+            f"{setting}: {public(place)} was given with a password or a signature, which the run's files "
+            "would keep;\ngive them as variables or files of the provider's own tools (AWS_..., FSSPEC_...)"
+        )
+    return place

@@ -30,6 +30,11 @@ PASSING = frozenset(
 """Errors of a file system that may pass: somebody makes room, or the server or the mount comes back."""
 
 
+def stays_inside(name: str) -> bool:
+    """Whether a name that comes from an archive, a list or an index stays in the folder that it is put in."""
+    return not (name.startswith("/") or ".." in name.split("/") or "\0" in name)
+
+
 def partial_name(path: Path) -> Path:
     """A place beside `path` for what is not whole yet; no other process on any node takes the same."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")

@@ -12,6 +12,7 @@ from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
+from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import write_outcome
@@ -57,6 +58,8 @@ def run_comparison(
         ConfigError: a run does not fit the cluster, or the folder holds another comparison or one of other
             data.
     """
+    for spec in methods.values():
+        require_loggers(spec)
     with told_where_it_stalls(Heartbeat(), say):
         for note in check_run(*methods.values()):
             say(note)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.train.distributed import check_batchnorm_ranks
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,7 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
             f"train.accumulate={spec.train.accumulate}; the batch is global, choose a multiple of "
             f"{workers * spec.train.accumulate}"
         )
+    check_batchnorm_ranks(spec, workers, on_gpu)
     plan = Plan(workers, cpus, cluster.gpus_per_worker if on_gpu else 0)
     if not cluster.autoscaling:
         _check_fits(plan, cpus_there, gpus_there)

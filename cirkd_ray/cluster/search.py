@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,13 @@ class FixedPoints(Searcher):  # type: ignore[misc]
 
     def save(self, checkpoint_path: str) -> None:
         """For resuming."""
-        Path(checkpoint_path).write_bytes(pickle.dumps((self.points, self.given)))
+        state = {"points": self.points, "given": self.given}
+        Path(checkpoint_path).write_text(json.dumps(state, default=lambda value: value.item()))
 
     def restore(self, checkpoint_path: str) -> None:
         """Go on after the last one given."""
-        self.points, self.given = pickle.loads(Path(checkpoint_path).read_bytes())
+        state = json.loads(Path(checkpoint_path).read_text())
+        self.points, self.given = state["points"], state["given"]
 
 
 class DefineByRun:

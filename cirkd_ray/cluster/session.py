@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -24,6 +25,7 @@ DEFAULTS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # one source of hparams: ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours, see `cirkd_ray.train.stop`
+    "RAY_USAGE_STATS_ENABLED": "0",  # a report to Ray's makers, of which the notice is not shown
 }
 
 
@@ -50,6 +52,40 @@ def _temporary() -> Iterator[str]:
 
 
 @contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Within the block a new cluster, its processes and their gloo groups listen on this machine alone.
+
+    Ray turns the address 127.0.0.1 into one that others reach. Where it takes a system for one that cannot
+    have other nodes, as it takes Windows, it stays on the loopback interface.
+    """
+    from ray._private import ray_constants
+
+    told = {ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0"}
+    if sys.platform == "linux" and "GLOO_SOCKET_IFNAME" not in os.environ:
+        told["GLOO_SOCKET_IFNAME"] = "lo"
+    nodes, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        with _environment(told):
+            yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = nodes
+
+
+@contextmanager
+def _environment(told: dict[str, str]) -> Iterator[None]:
+    """These environment variables for the length of the block."""
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def _addressed(temporary: str) -> Iterator[None]:
     """Give a new local cluster a port that is known beforehand, and all its processes its address and TMPDIR.
 
@@ -67,15 +103,8 @@ def _addressed(temporary: str) -> Iterator[None]:
         "RAY_ADDRESS": f"{get_node_ip_address()}:{port}",
         "TMPDIR": temporary,
     }
-    before = {name: os.environ.get(name) for name in told}
-    os.environ.update(told)
-    try:
+    with _environment(told):
         yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name)
-            if value is not None:
-                os.environ[name] = value
 
 
 @contextmanager
@@ -183,7 +212,7 @@ def _start(minimum_cpus: float, level: int, verbose: bool, stack: ExitStack) -> 
             return
         cpus = max(os.cpu_count() or 1, int(-(-minimum_cpus // 1)))
         # The dashboard stays on: without it placement groups of stopped trials leak.
-        with _addressed(stack.enter_context(_temporary())):
+        with _on_loopback(), _addressed(stack.enter_context(_temporary())):
             ray.init(
                 address="local",
                 num_cpus=cpus,

@@ -20,6 +20,7 @@ from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
+from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
 from cirkd_ray.sweep.space_check import apart, check_space
@@ -82,6 +83,7 @@ def run_sweep(
     """
     with told_where_it_stalls(Heartbeat(), say):
         base = check_space(space)
+        require_loggers(base)
         dry = DryRun()
         dry.check(base)
         for note in dry.notes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
+from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Interrupted, Stopped
@@ -62,12 +63,14 @@ class Launch:
         directory: where the workers' failures and signs of life are told: the run's, or one for all.
         pack: runs are trials', which leave and join.
         holds: as of `fit_pack`.
+        heartbeat: makes each worker's; None: the ordinary one.
     """
 
     runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
     directory: RunDirectory
     pack: bool = False
     holds: bool = False
+    heartbeat: Callable[[], Heartbeat] | None = None
 
     @property
     def spec(self) -> RunSpec:
@@ -93,6 +96,7 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             "directory": str(directory.path),
             "pack": launch.pack,
             "holds": launch.holds,
+            **({} if launch.heartbeat is None else {"heartbeat": launch.heartbeat}),
             "call": this_call(),
             "threads": worker_threads(plan, spec),
             "gpus": plan.gpus,
@@ -130,6 +134,7 @@ def fit(
     directory: RunDirectory,
     callbacks: Sequence[UserCallback] = (),
     resume_from: Path | None = None,
+    heartbeat: Callable[[], Heartbeat] | None = None,
 ) -> dict[str, Any]:
     """Run a resolved recipe on the Ray that this process has joined; returns the run's result.
 
@@ -138,7 +143,7 @@ def fit(
         TrainingError: workers kept failing; the message names the last checkpoint.
         Stopped: asked to; its last checkpoint is written.
     """
-    _start(Launch([(spec, directory, resume_from)], directory), callbacks)
+    _start(Launch([(spec, directory, resume_from)], directory, heartbeat=heartbeat), callbacks)
     result = directory.read_result()
     if result is None:
         if stop_is_asked():

@@ -111,8 +111,8 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory`,
-            `pack` and `holds` (of the launch), `threads` (or None), `gpus` (of a worker) and `call` (of the
-            driver).
+            `pack` and `holds` (of the launch), `threads` (or None), `gpus` (of a worker), `call` (of the
+            driver) and, if it is another than the ordinary one, `heartbeat`.
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -120,7 +120,7 @@ def work(config: dict[str, Any]) -> None:
     world = World.current(ray.train.torch.get_device())
     try:
         bound_memory(world.device, config["gpus"])
-        heartbeat = Heartbeat()
+        heartbeat: Heartbeat = config.get("heartbeat", Heartbeat)()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             runs = _Runs(config, world, held)
             found = runs.train(heartbeat)

@@ -17,6 +17,7 @@ from cirkd_ray.commands._options import (
     local,
     repeatable,
     set_option,
+    several,
     size_option,
     together,
 )
@@ -156,3 +157,32 @@ def cohort(**settings: Any) -> None:
     from cirkd_ray.report.console import output
 
     output().print(run(**settings).rich())
+
+
+@command.command()
+@argument("recipe", default="quickstart", metavar="[RECIPE]")
+@several("--workers", type=COUNT, default=(1, 2), metavar="N...", help="Workers of the trainings (1 2).")
+@several("--gpus", type=COUNT, default=(8, 64, 256), metavar="N...", help="Workers of the model (8 64 256).")
+@set_option()
+@device_option
+@option(
+    "--batch", type=COUNT, help="Images a worker and micro-batch (default: the recipe's at most workers)."
+)
+@option("--repeat", type=COUNT, default=21, help="Turns of each training, of five steps each.")
+@option("--bandwidth", type=ABOVE_ZERO, default=25.0, metavar="GB/S", help="Between workers of the model.")
+@option("--latency", type=ABOVE_ZERO, default=20.0, metavar="US", help="Of a hop between them.")
+@option("--out", metavar="DIR", callback=local, help="Where checkpoints are written meanwhile.")
+@option("--ray/--no-ray", default=True, help="Also measure what Ray and a checkpoint take.")
+@option("--json", "file", callback=local, metavar="FILE", help="Write the figures there, too.")
+def scale(recipe: str, **settings: Any) -> None:
+    """Scaling: throughput of one and more workers, where seconds and bytes of a step go, and a model of more.
+
+    The trainings take turns in one run, so that they can be compared on a busy machine; one of them, in a
+    worker of Ray, runs beside the same in a plain process. docs/scale.md has the model's formula.
+    """
+    from cirkd_ray.bench.scale import run
+    from cirkd_ray.report.console import output
+
+    console = output()
+    for table in run(recipe, **settings):
+        console.print(table.rich())

@@ -101,7 +101,8 @@ def _look(question: Question, spec: RunSpec | None, local: bool) -> Seen:
         return [*findings, *token(os.environ)], facts
     if address.startswith(("http://", "https://")):
         findings, facts = _here(question)
-        return [*findings, *token(os.environ), *ask_head(address, os.environ)], facts
+        mine = {**os.environ, "RAY_ADDRESS": ""}  # what asks by HTTP sends the token in any case
+        return [*findings, *token(mine), *ask_head(address, os.environ)], facts
     try:
         findings, facts = _there(question, spec)
         return [*findings, *token(os.environ, joined=True)], facts

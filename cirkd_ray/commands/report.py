@@ -5,19 +5,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from click import argument
+from click import argument, option
+
+from cirkd_ray.commands._options import NOT_NEGATIVE
 
 
 @click.command()
-@argument("folder", metavar="FOLDER", help="Of a sweep or a comparison, finished or not.")
-def command(folder: str) -> None:
-    """Write the report of a sweep or a comparison: a page that opens without network, and its pictures."""
+@argument("folder", metavar="FOLDER", help="Of a run, a sweep or a comparison, finished or not.")
+@option("--images", type=NOT_NEGATIVE, default=40, help="Of a run: validation images its networks are shown.")
+def command(folder: str, images: int) -> None:
+    """Write the report of a run, a sweep or a comparison: a page that opens without network, with pictures.
+
+    A run's page has its curves and recipe and, from --images of the validation split, the IoU of each class
+    by network, the confusion, best and worst images, relations between images and class embeddings.
+    """
     from cirkd_ray.compare.folder import COMPARISON, read_comparison
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
+    from cirkd_ray.report.progress import bar
+    from cirkd_ray.report.run_page import write_run
     from cirkd_ray.report.sweep_page import write_sweep
     from cirkd_ray.sweep.folder import read_sweep
+    from cirkd_ray.train.rundir import RunDirectory
 
     place = Path(folder).expanduser().absolute()
     console = output()
@@ -26,6 +36,9 @@ def command(folder: str) -> None:
         console.print(f"TensorBoard  tensorboard --logdir {place / 'tensorboard'}", highlight=False)
     elif (place / COMPARISON).is_file():
         page = write_comparison(read_comparison(place))
+    elif (place / "run.yaml").is_file():
+        with bar(images, "images") as advance:
+            page = write_run(RunDirectory(place), images, advance)
     else:
-        raise ConfigError(f"{place}: holds neither a sweep (sweep.yaml) nor a comparison ({COMPARISON})")
+        raise ConfigError(f"{place}: holds no run, sweep or comparison; give the folder of one")
     console.print(f"report       {page}", highlight=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._options import Words, repeatable
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import ConfigError, public
 
 if TYPE_CHECKING:
     from cirkd_ray.cluster.submit import Cluster
@@ -124,6 +125,7 @@ def _resumable(words: Sequence[str], root: Path) -> list[str]:
     Raises:
         click.UsageError, ConfigError: it is none, or it would write where nobody finds it.
     """
+    _refuse_secrets(words)
     command, values = _parsed(words)
     if command == "submit":
         raise click.UsageError("a job does not submit itself")
@@ -139,6 +141,20 @@ def _resumable(words: Sequence[str], root: Path) -> list[str]:
         line += ["--out", place]
     _check(command, values, root)
     return [*line, *_names(values)] if command == "train" else line
+
+
+def _refuse_secrets(words: Sequence[str]) -> None:
+    """A job's command line is read by everybody who may see the cluster's jobs.
+
+    Raises:
+        ConfigError: an address in it holds a password or a signature.
+    """
+    for url in (found for word in words for found in re.findall(r"[A-Za-z][\w+.-]*://\S+", word)):
+        if public(url) != url:
+            raise ConfigError(
+                f"{public(url)}: holds a password or a signature, which all who see the cluster's jobs would "
+                "read;\ngive the nodes the credentials, as variables or files of the provider's own tools"
+            )
 
 
 def _parsed(words: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -56,6 +56,7 @@ def command(
     with exit code 130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.report.console import output
+    from cirkd_ray.report.loggers import require_loggers
     from cirkd_ray.report.summary import print_outcome
     from cirkd_ray.train.choose import choose_run
     from cirkd_ray.train.runner import each_alone
@@ -68,6 +69,7 @@ def command(
     place = Path(out).expanduser().absolute()
     resume = "" if restart and resume is None else resume
     spec, directory = choose_run(recipe, overrides, place, name, resume)
+    require_loggers(spec)
     say(f"{spec.name} -> {directory.path}")
     workers = spec.cluster.workers
     if local and not launched_by_torchrun() and workers not in ("auto", 1):

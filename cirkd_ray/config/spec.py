@@ -21,6 +21,7 @@ from cirkd_ray.config.roles import (
     Student,
 )
 from cirkd_ray.config.sections import DataSpec, DistillSpec, ModelSpec, Spec, TaskSpec
+from cirkd_ray.errors import require_public
 
 
 class TeacherSpec(Spec):
@@ -37,9 +38,19 @@ class TeacherSpec(Spec):
         description="run folder, model.json, safetensors or .pth file; package://NAME comes with cirkd_ray",
     )
     module: Computes[str | None] = Field(None, description="package.module:factory of a network of your own")
+    shard: Machine[bool] = Field(
+        False,
+        description="share its weights out to the workers (FSDP2), where it does not fit one GPU; each then "
+        "scores all validation images with it",
+    )
     model: ModelSpec | None = Field(
         None, description="the network, where the weights file does not say; what is left out has its default"
     )
+
+    @field_validator("weights")
+    @classmethod
+    def _no_secret(cls, value: str | None) -> str | None:
+        return require_public("teacher.weights", value)
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSpec:
@@ -117,6 +128,12 @@ class TrainSpec(Spec):
         "student too, which makes some of them faster (`cirkd bench layout` compares)",
     )
     sync_batchnorm: Computes[bool] = Field(True, description="on CUDA with more than one worker")
+    batchnorm_ranks: Computes[PositiveInt | None] = Field(
+        None, description="workers that synchronise BatchNorm together, such as a node's GPUs; null: all"
+    )
+    gradient_compression: Computes[Literal["none", "bf16"]] = Field(
+        "none", description="bf16: workers exchange gradients in 16 bits, half the bytes"
+    )
     ema: Computes[float | None] = Field(
         None, gt=0, lt=1, description="decay of the averaged weights that are validated"
     )
@@ -175,6 +192,17 @@ class ClusterSpec(Spec):
         "check", description="refuse a run whose checkpoints do not fit the disk"
     )
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
+    bucket_cap_mb: Machine[PositiveFloat | None] = Field(
+        None,
+        lt=2**20,
+        description="MiB of gradients that workers exchange at a time; null: torch's 25",
+    )
+    static_graph: Machine[bool] = Field(
+        False, description="tell DDP that each step trains the same parameters (not with train.accumulate)"
+    )
+    gradient_as_bucket_view: Machine[bool] = Field(
+        True, description="gradients lie in what workers exchange: less memory"
+    )
 
     @field_validator("gpus_per_worker")
     @classmethod
@@ -214,6 +242,15 @@ class RunSpec(Spec):
     def _teacher_and_losses(self) -> RunSpec:
         if self.distill is not None and self.teacher is None:
             raise ValueError("distill: needs a teacher; set teacher.weights, teacher.train or distill=null")
+        return self
+
+    @model_validator(mode="after")
+    def _one_micro_batch_in_a_static_graph(self) -> RunSpec:
+        if self.cluster.static_graph and self.train.accumulate > 1:
+            raise ValueError(
+                "cluster.static_graph: torch's DDP has it for one micro-batch a step, and "
+                f"train.accumulate is {self.train.accumulate}; set one of the two back"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:

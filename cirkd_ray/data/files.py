@@ -24,6 +24,7 @@ from cirkd_ray.data.scale import measured_range
 from cirkd_ray.data.storage import Storage, open_storage
 from cirkd_ray.data.tally import Examined
 from cirkd_ray.errors import DataError
+from cirkd_ray.files import stays_inside
 from cirkd_ray.types import IGNORE_LABEL, ClassSet
 
 COMPARED = 16
@@ -235,10 +236,12 @@ class FileDataset(SegmentationDataset):
         """Take `ids` as the split, after a look into the folders for their files.
 
         Raises:
-            DataError: the split is empty, a name comes twice, or files are missing (`subset` allows both);
-                the first ones are named and all are counted.
+            DataError: the split is empty, a name leads out of the root; or a name comes twice, or files are
+                missing (`subset` allows both): the first ones are named and all are counted.
         """
         wanted, folders = Counter(ids), functools.cache(lambda folder: frozenset(self.storage.names(folder)))
+        if outside := [name for name in wanted if not stays_inside(self.image_file(name))]:
+            raise DataError(f"{self._of_split()}: unsafe, {outside[0]!r} leads out of the folder")
         self.duplicates += [f"{name} (listed {count} times)" for name, count in wanted.items() if count > 1]
         if self.duplicates and not self.subset:
             raise DataError(

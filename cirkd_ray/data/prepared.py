@@ -21,6 +21,7 @@ from cirkd_ray.data.base import DATASETS, Facts, Sample, SegmentationDataset, St
 from cirkd_ray.data.storage import LocalStorage, Storage, open_storage
 from cirkd_ray.data.tiles import Content, MappedFile, TiledSample
 from cirkd_ray.errors import DataError
+from cirkd_ray.files import stays_inside
 from cirkd_ray.types import ClassSet
 
 MANIFEST = "manifest.json"
@@ -112,13 +113,18 @@ def read_part(storage: Storage, split: str, number: int) -> list[Row]:
     """The lines of a part of a split's index.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: it is missing or damaged, or names a file outside of its folder: results of a sample are
+            written under its name.
     """
     path = index_part(split, number)
     try:
-        return [Row(**json.loads(line)) for line in storage.read(path).decode().splitlines()]
-    except (ValueError, TypeError) as error:
+        rows = [Row(**json.loads(line)) for line in storage.read(path).decode().splitlines()]
+        outside = [name for row in rows for name in (row.name, row.file) if name and not stays_inside(name)]
+    except (ValueError, TypeError, AttributeError) as error:
         raise DataError(f"{storage.where(path)}: damaged ({error})") from None
+    if outside:
+        raise DataError(f"{storage.where(path)}: unsafe, {outside[0]!r} leads out of the folder")
+    return rows
 
 
 def find_manifest(root: str | Path, unfinished: bool = False) -> Manifest | None:

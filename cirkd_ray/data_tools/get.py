@@ -15,8 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from cirkd_ray.data_tools.sbd import augment
-from cirkd_ray.errors import ConfigError, DataError, UserError, nearest
-from cirkd_ray.files import whole_file
+from cirkd_ray.errors import ConfigError, DataError, UserError, nearest, public
+from cirkd_ray.files import stays_inside, whole_file
 from cirkd_ray.weights.fetch import discard, download
 
 _CHUNK = 1 << 20
@@ -158,7 +158,7 @@ def _fetch(archive: Archive, folder: Path, mirror: str, tell: Progress) -> Path:
             found = hashlib.file_digest(file, kind).hexdigest()
         if found != expected:
             discard(target)
-            raise DataError(f"{url}: its {kind} is {found}, not {expected}; it was removed")
+            raise DataError(f"{public(url)}: its {kind} is {found}, not {expected}; it was removed")
     return target
 
 
@@ -235,7 +235,7 @@ def _tar_member(archive: Path, pack: tarfile.TarFile, info: tarfile.TarInfo) -> 
 def _safe(archive: Path, name: str) -> PurePosixPath:
     """The member's path, if it stays below where it is unpacked."""
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or ":" in path.parts[0] or "\0" in name:
+    if not stays_inside(name) or "\\" in name or ":" in path.parts[0]:
         raise DataError(f"{archive}: unsafe, {name!r} would leave the folder; nothing was unpacked")
     return path
 

@@ -78,9 +78,9 @@ def scaled_size(size: Sequence[int], scale: float) -> tuple[int, int]:
 
 
 def convolution_weights(model: nn.Module) -> list[nn.Parameter]:
-    """The weights of the network's convolutions that are not made anew in each pass."""
+    """The weights of the network's convolutions that are not made, or gathered, anew in each pass."""
     found = [m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Conv2d)]
-    return [weight for weight in found if weight is not None]
+    return [weight for weight in found if weight is not None and not hasattr(weight, "device_mesh")]
 
 
 def channel_last(model: nn.Module) -> None:

@@ -7,12 +7,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from cirkd_ray.config.roles import Machine
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import queues
 from cirkd_ray.losses.base import LOSSES, Count, LossInputs, Temperature
 from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair, row_weights, tokens, unit
-from cirkd_ray.losses.reduce import all_gather
 from cirkd_ray.losses.relational import relational_kl
 
 
@@ -44,6 +44,9 @@ class CirkdMemory(MapLoss):
     Each step draws the same `pixel_keys // K + 1` (`region_keys // K + 1`) slots of every class. With
     `pixel_keys = (pixel_memory - 1) * K` all slots are drawn.
 
+    With `shard: true` each rank keeps its share of the classes' queues, which divides their memory by the
+    number of ranks; losses, gradients and checkpoints are the same. Each step then gathers the drawn keys.
+
     Deviations from the reference: a class's pixel queue receives pixels of that class, and queues are true
     rings. `mode: reference` reproduces the published defects (positions 0..n-1 of the image for a class of
     n pixels; a full pixel queue overwrites its tail and starts again at 0).
@@ -57,6 +60,7 @@ class CirkdMemory(MapLoss):
         region_keys: region keys drawn a step, over all classes.
         pixel_candidates: pixels of a class and image put into its queue at most.
         storage: numbers of the queues; bfloat16 takes half the memory.
+        shard: each worker keeps its share of the classes' queues, and gathers the drawn keys.
         mode: `reference`: the published queues with their defects (above).
     """
 
@@ -77,6 +81,7 @@ class CirkdMemory(MapLoss):
         region_keys: Count = 1024,
         pixel_candidates: Count = 16,
         storage: Literal["float32", "bfloat16"] = "float32",
+        shard: Machine[bool] = False,
         mode: Literal["class", "reference"] = "class",
         **common: Any,
     ) -> None:
@@ -95,7 +100,7 @@ class CirkdMemory(MapLoss):
         }
         for name, (slots, _) in sizes.items():
             label, shape = f"cirkd_memory {name}_memory", (self.num_classes, slots, self.teacher_width)
-            setattr(self, name, queues.ClassQueue(label, *shape, getattr(torch, storage)))
+            setattr(self, name, queues.ClassQueue(label, *shape, getattr(torch, storage), shard))
 
     def activate(self, terms: frozenset[str]) -> None:
         super().activate(terms)
@@ -133,14 +138,14 @@ class CirkdMemory(MapLoss):
         """Pick candidates of the local images (N x L x C), gather them, write them on every rank alike."""
         images, pixels, _ = teacher.shape
         classes, candidates = self.num_classes, []
-        queue_type = getattr(self, QUEUES[min(self.active)]).queue.dtype
+        queue: queues.ClassQueue = getattr(self, QUEUES[min(self.active)])
         if "memory_region" in self.active:
             candidates.append(queues.region_candidates(teacher, labels, classes))
         if "memory_pixel" in self.active:
             bits = bits_of_rank(images, pixels, labels.device, *inputs.key("candidates"))
             pick = queues.pixel_candidates if self.mode == "class" else queues.pixel_candidates_reference
             candidates.append(pick(teacher, labels, bits, classes, self.pixel_candidates))
-        gathered = all_gather(torch.cat(candidates, 2).to(queue_type))
+        gathered = queue.gather_candidates(torch.cat(candidates, 2).to(queue.queue.dtype))
         if "memory_region" in self.active:
             self.region.push(gathered[:, :, 0].transpose(0, 1))
             gathered = gathered[:, :, 1:]

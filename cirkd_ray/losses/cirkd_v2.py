@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from cirkd_ray.config.roles import Machine
 from cirkd_ray.losses.base import (
     LOSSES,
     AtLeastOne,
@@ -48,6 +49,7 @@ class CirkdV2(DistillationLoss):
         region_memory: regions in the queue of a class.
         pixel_keys: pixel keys drawn a step, over all classes.
         region_keys: region keys drawn a step, over all classes.
+        shard: each worker keeps its share of these queues, see `cirkd_memory`.
         length: pooled pixels of a crop, see `cirkd_channel`.
         channel_memory: vectors in the queue of channels.
         channel_keys: keys drawn from it a step.
@@ -73,6 +75,7 @@ class CirkdV2(DistillationLoss):
         region_memory: Count = 2_000,
         pixel_keys: Count = 4096,
         region_keys: Count = 1024,
+        shard: Machine[bool] = False,
         length: Count = 512,
         channel_memory: Count = 10_000,
         channel_keys: Count = 2048,
@@ -92,6 +95,7 @@ class CirkdV2(DistillationLoss):
             region_memory=region_memory,
             pixel_keys=pixel_keys,
             region_keys=region_keys,
+            shard=shard,
         )
         self.channel = CirkdChannel(
             **softened, length=length, channel_memory=channel_memory, channel_keys=channel_keys, group=group

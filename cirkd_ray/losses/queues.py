@@ -1,19 +1,25 @@
-"""Ring buffers of teacher vectors, one a class, equal on all ranks by construction.
+"""Ring buffers of teacher vectors, one a class: equal on all ranks by construction, or shared out to them.
 
 Each rank picks a few candidate vectors a class from its own images. Those few are gathered, and every rank
 writes them in the same order. Which pixels and which slots are random is a hash (`hashing.py`). Nothing is
 broadcast and nothing waits for the device.
+
+A sharded queue lies on W ranks in parts: class c is on rank c % W. A rank is sent the candidates of its
+classes alone, and the keys that a step draws are gathered: each rank then has the same keys, in the same
+order, as with the whole queue. The queue itself never moves, but to be saved.
 """
 
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.hashing import random_slots
+from cirkd_ray.losses.reduce import all_gather, all_to_all, onto_first, rank_and_world
 from cirkd_ray.losses.size import refuse_if_too_large
 
 
@@ -82,27 +88,70 @@ class ClassQueue(nn.Module):
     It starts full of random unit vectors: a function of its shape and name alone, not of the run's seed, so
     that every rank, run and resume begins alike.
 
+    Args:
+        name: what it is called in messages.
+        num_classes: K.
+        slots: of each class.
+        channels: C, of a vector.
+        dtype: the storage type.
+        sharded: keep this rank's classes alone.
+
     Attributes:
-        queue: K x slots x C, in the storage type.
-        ptr: K, the slot that is written next.
+        queue: K x slots x C, in the storage type; sharded, of this rank's classes.
+        ptr: K, the slot that is written next; sharded, of this rank's classes.
+        num_classes: K, of all ranks.
+        parts: ranks that share the classes out; 1 where each has all of them.
+        sharded: whether it was asked to be, though there may be one rank.
     """
 
     queue: Tensor
     ptr: Tensor
 
-    def __init__(self, name: str, num_classes: int, slots: int, channels: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        name: str,
+        num_classes: int,
+        slots: int,
+        channels: int,
+        dtype: torch.dtype,
+        sharded: bool = False,
+    ) -> None:
         super().__init__()
-        size = num_classes * slots * channels * dtype.itemsize
-        refuse_if_too_large(
-            size, torch.get_default_device(), f"{name} ({num_classes} x {slots} x {channels} {dtype})"
-        )
+        rank, self.parts = rank_and_world() if sharded else (0, 1)
+        self.num_classes, self.sharded = num_classes, sharded
+        self._mine = slice(rank, None, self.parts)
+        mine = range(num_classes)[self._mine]
+        size = len(mine) * slots * channels * dtype.itemsize
+        shape = f"{len(mine)} x {slots} x {channels} {dtype}"
+        refuse_if_too_large(size, torch.get_default_device(), f"{name} ({shape})")
         seed = zlib.crc32(f"{name} {num_classes} {slots} {channels}".encode())
         generator = torch.Generator().manual_seed(seed)
-        queue = torch.empty(num_classes, slots, channels, dtype=dtype)
-        for rows in () if queue.is_meta else queue:  # on `meta` only the shape is asked for
-            rows.copy_(nn.functional.normalize(torch.randn(rows.shape, generator=generator), dim=1))
+        queue = torch.empty(len(mine), slots, channels, dtype=dtype)
+        # On `meta` only the shape is asked for. Else classes of others are drawn, too, to begin alike.
+        for label in () if queue.is_meta else range(num_classes):
+            drawn = torch.randn(slots, channels, generator=generator)
+            if label in mine:
+                queue[mine.index(label)].copy_(nn.functional.normalize(drawn, dim=1))
         self.register_buffer("queue", queue)
-        self.register_buffer("ptr", torch.zeros(num_classes, dtype=torch.int64))
+        self.register_buffer("ptr", torch.zeros(len(mine), dtype=torch.int64))
+
+    def gather_candidates(self, vectors: Tensor) -> Tensor:
+        """The candidates of all ranks' images that this rank writes.
+
+        Args:
+            vectors: N x K x M x C, of this rank's images.
+
+        Returns:
+            (all N) x K x M x C; sharded, of this rank's classes.
+        """
+        if self.parts == 1:
+            return all_gather(vectors)
+        rows = -(-self.num_classes // self.parts)
+        missing = rows * self.parts - self.num_classes
+        padded = nn.functional.pad(vectors, (0, 0, 0, 0, 0, missing))  # every rank is sent as many
+        images, _, per_class, channels = vectors.shape
+        sent = padded.view(images, rows, self.parts, per_class, channels).permute(2, 0, 1, 3, 4)
+        return all_to_all(sent).flatten(0, 1)[:, : len(self.ptr)]
 
     @torch.no_grad()
     def push(self, vectors: Tensor, reference: bool = False) -> None:
@@ -140,9 +189,52 @@ class ClassQueue(nn.Module):
         torch.remainder(end, slots, out=self.ptr)
 
     def draw(self, count: int, *key: int | str) -> Tensor:
-        """The vectors in the same `count` random slots of every class: K*count x C, in float32."""
+        """The vectors in the same `count` random slots of every class: K*count x C, in float32.
+
+        Those of a sharded queue are gathered, in the storage type.
+        """
         slots = random_slots(self.queue.shape[1], count, self.queue.device, *key)
-        return self.queue.index_select(1, slots).flatten(0, 1).to(torch.float32)
+        drawn = self.queue.index_select(1, slots)
+        if self.parts > 1:
+            missing = -(-self.num_classes // self.parts) - len(drawn)
+            drawn = all_gather(nn.functional.pad(drawn, (0, 0, 0, 0, 0, missing)).unsqueeze(0))
+            drawn = drawn.transpose(0, 1).flatten(0, 1)[: self.num_classes]
+        return drawn.flatten(0, 1).to(torch.float32)
+
+    @torch.no_grad()
+    def whole(self) -> dict[str, Tensor]:
+        """Name -> buffer of all classes, in the memory of the first rank's host; {} on the others.
+
+        Every rank calls it. One class a rank is on the way at a time.
+        """
+        found: dict[str, Tensor] = {}
+        for name, mine in (("queue", self.queue), ("ptr", self.ptr)):
+            whole: Tensor | None = None
+            for first in range(0, self.num_classes, self.parts):
+                row = first // self.parts
+                part = mine[row] if row < len(mine) else mine.new_zeros(mine.shape[1:])
+                rows = onto_first(part)
+                if rows is not None:
+                    if whole is None:
+                        whole = torch.empty((self.num_classes, *mine.shape[1:]), dtype=mine.dtype)
+                    last = min(first + self.parts, self.num_classes)
+                    for label in range(first, last):
+                        whole[label].copy_(rows[label - first])
+            if whole is not None:
+                found[name] = whole
+        return found
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        """Take this rank's classes of a whole queue: checkpoints hold no parts."""
+        if self.parts > 1:
+            state_dict = dict(state_dict)
+            for name in ("queue", "ptr"):
+                whole = state_dict.get(prefix + name)
+                if whole is not None and len(whole) == self.num_classes:
+                    state_dict[prefix + name] = whole[self._mine]
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def keys_per_class(total: int, num_classes: int, slots: int, name: str) -> int:

@@ -84,6 +84,22 @@ def all_gather(x: Tensor) -> Tensor:
     return out
 
 
+def all_to_all(x: Tensor) -> Tensor:
+    """W x ...: row r is sent to rank r; row r of the result came from rank r. Without gradients."""
+    x = x.detach().contiguous()
+    out = torch.empty_like(x)
+    dist.all_to_all_single(out, x)
+    return out
+
+
+def onto_first(x: Tensor) -> list[Tensor] | None:
+    """The tensors of all ranks, of one shape, on rank 0; None on the others."""
+    rank, world = rank_and_world()
+    rows = [torch.empty_like(x) for _ in range(world)] if rank == 0 else None
+    dist.gather(x.contiguous(), rows)
+    return rows
+
+
 class _Gather(torch.autograd.Function):
     """all_gather whose backward sums every rank's gradient of this rank's part (a reduce-scatter)."""
 

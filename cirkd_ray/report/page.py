@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from cirkd_ray.data.base import UInt8
+from cirkd_ray.data_tools.pictures import save_picture
 from cirkd_ray.files import save_text, told, write_bytes
 from cirkd_ray.report.tables import TextTable
 
@@ -67,8 +69,17 @@ class Page:
         path = self.folder / f"{name}.png"
         with told(path):
             write_bytes(path, file.getvalue())
-        png = base64.b64encode(file.getvalue()).decode()
-        self.parts.append(("figure", {"name": name, "caption": caption, "png": png}))
+        self._image(name, file.getvalue(), caption)
+
+    def picture(self, name: str, pixels: UInt8, caption: str = "") -> None:
+        """The same of H x W x 3 RGB pixels."""
+        path = self.folder / f"{name}.png"
+        save_picture(path, pixels)
+        self._image(name, path.read_bytes(), caption)
+
+    def _image(self, name: str, png: bytes, caption: str) -> None:
+        text = base64.b64encode(png).decode()
+        self.parts.append(("figure", {"name": name, "caption": caption, "png": text}))
         self.note(caption)
 
     def write(self) -> Path:

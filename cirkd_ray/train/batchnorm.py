@@ -1,4 +1,4 @@
-"""BatchNorm over all ranks, without waiting for the device.
+"""BatchNorm over all ranks, or over groups of them, without waiting for the device.
 
 `torch.nn.SyncBatchNorm` leaves out ranks that hold no pixels, by a mask whose result the host waits for: 96
 waits a step of a ResNet-18 with its head. Ranks of a run always hold equally many pixels: no mask is needed.
@@ -17,9 +17,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from cirkd_ray.train.distiller import Distiller
+from cirkd_ray.train.distributed import World, neighbours
+
 
 class SynchronisedBatchNorm(_BatchNorm):
-    """BatchNorm whose statistics are those of all ranks' pixels (Ioffe and Szegedy 2015, arXiv:1502.03167).
+    """BatchNorm with the statistics of a group of ranks (Ioffe and Szegedy 2015, arXiv:1502.03167).
 
     In training it exchanges each channel's mean and variance forward and two sums backward, in one message
     each. Every rank must hold equally many values. It takes the place, the parameters and the buffers of
@@ -27,15 +30,17 @@ class SynchronisedBatchNorm(_BatchNorm):
 
     Args:
         norm: the norm that it replaces, with a momentum.
+        group: the ranks; None: all.
     """
 
-    def __init__(self, norm: _BatchNorm) -> None:
+    def __init__(self, norm: _BatchNorm, group: dist.ProcessGroup | None = None) -> None:
         super().__init__(
             norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats, device="meta"
         )
         self.weight, self.bias = norm.weight, norm.bias
         self.running_mean, self.running_var = norm.running_mean, norm.running_var
         self.num_batches_tracked, self.training = norm.num_batches_tracked, norm.training
+        self.group = group
         self.drop: nn.Module = nn.Identity()
         self.act: nn.Module = nn.Identity()
         if isinstance(norm, BatchNormAct2d):
@@ -51,7 +56,7 @@ class SynchronisedBatchNorm(_BatchNorm):
         if self.training:
             momentum = 0.0 if self.momentum is None else self.momentum
             statistics = (self.running_mean, self.running_var, momentum, self.eps)
-            x = _Normalise.apply(x, self.weight, self.bias, *statistics)
+            x = _Normalise.apply(x, self.weight, self.bias, *statistics, self.group)
         else:
             x = F.batch_norm(
                 x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -59,13 +64,37 @@ class SynchronisedBatchNorm(_BatchNorm):
         return self.act(self.drop(x))  # type: ignore[no-any-return]
 
 
-def synchronised(module: nn.Module) -> nn.Module:
-    """The module with every BatchNorm in it replaced by one over all ranks; names in state dicts stay."""
+def synchronised(module: nn.Module, group: dist.ProcessGroup | None = None) -> nn.Module:
+    """The module with every BatchNorm in it replaced by one over the ranks of a group (None: all).
+
+    Names in state dicts stay.
+    """
     if isinstance(module, _BatchNorm):
-        return SynchronisedBatchNorm(module)
+        return SynchronisedBatchNorm(module, group)
     for name, child in module.named_children():
-        setattr(module, name, synchronised(child))
+        setattr(module, name, synchronised(child, group))
     return module
+
+
+def synchronise_batchnorm(distiller: Distiller, ranks: int, world: World) -> None:
+    """Let the BatchNorms of the student and of the losses' layers take their statistics over several ranks.
+
+    Args:
+        distiller: holds them.
+        ranks: how many share them: those of a node, say. They divide the world.
+        world: this process among its peers.
+
+    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
+    synchronised ones do not support. Their running statistics are averaged before they are used.
+    """
+    if ranks == 1:
+        return
+    group = None if ranks == world.size or world.pretended else neighbours(ranks)
+    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
+    for _, loss in distiller.named_losses():
+        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
+    for owner, name, part in parts:
+        setattr(owner, name, synchronised(part, group))
 
 
 def count_on_host(*modules: nn.Module | None) -> None:
@@ -80,7 +109,7 @@ def count_on_host(*modules: nn.Module | None) -> None:
 
 
 class _Normalise(torch.autograd.Function):
-    """Normalisation by the statistics of all ranks; on CUDA by the kernels of torch's SyncBatchNorm."""
+    """Normalisation by the statistics of a group's ranks; on CUDA by the kernels of torch's SyncBatchNorm."""
 
     @staticmethod
     def forward(
@@ -92,15 +121,16 @@ class _Normalise(torch.autograd.Function):
         running_var: Tensor | None,
         momentum: float,
         eps: float,
+        group: dist.ProcessGroup | None,
     ) -> Tensor:
         if not x.is_contiguous(memory_format=torch.channels_last):
             x = x.contiguous()
         count = x.numel() // x.shape[1]
         local = _statistics(x, eps)
-        every = local.new_empty(2 * dist.get_world_size(), x.shape[1])
-        dist.all_gather_into_tensor(every, local)
+        every = local.new_empty(2 * dist.get_world_size(group), x.shape[1])
+        dist.all_gather_into_tensor(every, local, group=group)
         means, seconds = every[0::2], every[1::2]  # the kernels take rows at a distance
-        ctx.counts = len(means), count
+        ctx.counts, ctx.group = (len(means), count), group
         if x.is_cuda:
             counts = _counts(*ctx.counts, local.dtype, x.device)
             mean, inverse = torch.batch_norm_gather_stats_with_counts(
@@ -129,7 +159,7 @@ class _Normalise(torch.autograd.Function):
             total, along = grad.sum(axes), (grad * (x - _wide(mean, x))).sum(axes)
             grad_weight, grad_bias = along * inverse, total
         sums = torch.stack((total, along))
-        dist.all_reduce(sums)
+        dist.all_reduce(sums, group=ctx.group)
         if x.is_cuda:
             out = torch.batch_norm_backward_elemt(
                 grad, x, mean, inverse, weight, sums[0], sums[1], _counts(*ctx.counts, torch.int32, x.device)
@@ -140,7 +170,7 @@ class _Normalise(torch.autograd.Function):
             scale = inverse if weight is None else inverse * weight
             out = ((grad - _wide(total, x) - centred) * _wide(scale, x)).to(x.dtype)
         affine = (None, None) if weight is None else (grad_weight, grad_bias)
-        return (out, *affine, None, None, None, None)
+        return (out, *affine, None, None, None, None, None)
 
 
 @functools.lru_cache(maxsize=256)
@@ -171,7 +201,7 @@ def _joined(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and inverse deviation over all ranks; the running statistics are updated."""
+    """Mean and inverse deviation over the ranks; the running statistics are updated."""
     mean = means.mean(0)
     variance = variances.mean(0) + (means - mean).square().mean(0)
     if running_mean is not None and running_var is not None:

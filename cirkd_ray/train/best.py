@@ -32,6 +32,8 @@ class BestStudent:
         shown = min(run.spec.train.pictures, len(run.val_set))
         pictures = [index * len(run.val_set) // shown for index in range(shown)]  # spread over the set
         teacher = run.teacher if run.teacher is not None and run.teacher.num_classes else None
+        if run.shared.sharded:
+            teacher = None  # the first rank cannot run it alone
         seen = self.told.scoring("validation", f"validating at step {done}", done, images(run))
         options: dict[str, Any] = {"pictures": pictures, "teacher": teacher, "on_images": seen}
         result = validate(run, run.evaluated, self.split, **options)

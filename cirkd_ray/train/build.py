@@ -22,9 +22,9 @@ from cirkd_ray.losses.size import require_memory
 from cirkd_ray.models import build_model
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.train.average import StudentAverage
-from cirkd_ray.train.batchnorm import count_on_host
-from cirkd_ray.train.distiller import Distiller, build_losses, synchronise_batchnorm
-from cirkd_ray.train.distributed import World
+from cirkd_ray.train.batchnorm import count_on_host, synchronise_batchnorm
+from cirkd_ray.train.distiller import Distiller, build_losses
+from cirkd_ray.train.distributed import Exchange, World, check_batchnorm_ranks
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
 from cirkd_ray.train.shared import SharedForward, move
@@ -243,9 +243,11 @@ def assemble(
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
     first, wanted = specs[0], specs[0].train.channels_last
-    shared = SharedForward(None, precision, device, _of_student(wanted, device), state)
+    asked = any(spec.teacher is not None and spec.teacher.shard for spec in specs if spec.distill is not None)
+    sharded = asked and world.size > 1 and not world.pretended
+    shared = SharedForward(None, precision, device, _of_student(wanted, device), state, sharded)
     if teacher is not None and losses:
-        shared.use(teacher, losses, first.train)
+        shared.use(teacher, losses, first.train, world)
     steps = [
         distiller
         if isinstance(distiller, Exception)
@@ -275,7 +277,7 @@ def _joining(spec: RunSpec, beside: Run) -> Run:
     if losses and teacher is not None and spec.teacher is not None:
         if any(loss.reads_teacher_aux for loss in losses) and getattr(teacher, "auxiliary", None) is None:
             teacher = build_teacher(spec.teacher, len(classes), classes)  # nobody read that head before
-        shared.use(teacher, losses, spec.train)
+        shared.use(teacher, losses, spec.train, beside.world)
     step = _build_step(spec, beside.world, distiller, beside.precision)
     return replace(beside, spec=spec, student=student, step=step, notes=tuple(notes))
 
@@ -303,8 +305,9 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     on_gpu = world.device.type == "cuda"
     student = distiller.student
     require_memory(distiller.losses.values(), world.device)
+    check_batchnorm_ranks(spec, world.size, on_gpu)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
-        synchronise_batchnorm(distiller)
+        synchronise_batchnorm(distiller, spec.train.batchnorm_ranks or world.size, world)
     move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
@@ -316,7 +319,15 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     if spec.train.compile is True:
         student.compile()
     step = TrainStep(
-        distiller, optimizer, discriminators, spec.optim, spec.train.steps, precision, world, average=average
+        distiller,
+        optimizer,
+        discriminators,
+        spec.optim,
+        spec.train.steps,
+        precision,
+        world,
+        average=average,
+        exchange=Exchange.of(spec),
     )
     count_on_host(distiller, average)  # after DDP, which wants all tensors on one device when it begins
     return step

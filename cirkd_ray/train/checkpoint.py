@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from itertools import islice
@@ -144,14 +145,19 @@ def read_checkpoint(folder: Path) -> dict[str, Any]:
     """The state in a checkpoint, on the CPU.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: it is damaged, or holds more than data.
     """
     import torch
 
     problem = complaint(folder)
     if problem is not None:
         raise CheckpointError(f"{folder}: the checkpoint is {problem}")
-    state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(folder / STATE, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{folder}: the checkpoint holds Python objects, whose loading could run any code: refused"
+        ) from None
     return state
 
 

@@ -16,7 +16,6 @@ from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.task import AUX, TaskLoss
 from cirkd_ray.losses.tasks.base import TASK_LOSSES, TaskTerm
 from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.train.batchnorm import synchronised
 from cirkd_ray.types import SegmentationOutput
 
 
@@ -203,16 +202,3 @@ def build_losses(
         if active:
             losses[name] = build_loss(item.kind, **context, active=active, where=where, **item.settings)
     return losses
-
-
-def synchronise_batchnorm(distiller: Distiller) -> None:
-    """Let the BatchNorms of the student and of the losses' layers take their statistics over all ranks.
-
-    A discriminator keeps each rank's own: a gradient penalty differentiates twice through them, which the
-    synchronised ones do not support. Their running statistics are averaged before they are used.
-    """
-    parts: list[tuple[nn.Module, str, nn.Module]] = [(distiller, "student", distiller.student)]
-    for _, loss in distiller.named_losses():
-        parts += [(loss, n, part) for n, part in loss.named_children() if part is not loss.discriminator]
-    for owner, name, part in parts:
-        setattr(owner, name, synchronised(part))

@@ -11,8 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from cirkd_ray.config import RunSpec
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.losses.queues import ClassQueue
 from cirkd_ray.train.distiller import Distiller
 
 
@@ -38,6 +42,34 @@ class World:
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size(), device)
         return cls(device=device)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """How ranks exchange gradients, as DDP takes it.
+
+    Attributes:
+        bucket_cap_mb: MiB of gradients at a time; None: torch's own.
+        static_graph: each step trains the same parameters.
+        gradient_as_bucket_view: gradients lie in the buckets.
+        compression: "none" or "bf16".
+    """
+
+    bucket_cap_mb: float | None = None
+    static_graph: bool = False
+    gradient_as_bucket_view: bool = True
+    compression: str = "none"
+
+    @classmethod
+    def of(cls, spec: RunSpec) -> Exchange:
+        """A recipe's."""
+        cluster = spec.cluster
+        return cls(
+            cluster.bucket_cap_mb,
+            cluster.static_graph,
+            cluster.gradient_as_bucket_view,
+            spec.train.gradient_compression,
+        )
 
 
 def collective_timeout(storage_timeout: float) -> timedelta:
@@ -110,21 +142,75 @@ def average_batchnorm_statistics(module: nn.Module | None, world: World) -> None
     _spread(flat / world.size, buffers)
 
 
-def parallel(distiller: Distiller, world: World) -> Distiller | DistributedDataParallel:
+def parallel(
+    distiller: Distiller, world: World, exchange: Exchange | None = None
+) -> Distiller | DistributedDataParallel:
     """The distiller, or DDP over it where there are several ranks; no buffer is broadcast."""
     if world.size == 1 or world.pretended:
         return distiller
+    return exchanging(distiller, world, exchange or Exchange())
+
+
+def exchanging(distiller: Distiller, world: World, exchange: Exchange) -> DistributedDataParallel:
+    """DDP over the distiller, in a process group of any size."""
     known = inspect.signature(DistributedDataParallel).parameters
     renamed = "forward_sync_buffers"  # in torch 2.15
     options: dict[str, Any] = {renamed if renamed in known else "broadcast_buffers": False}
-    return DistributedDataParallel(
+    # Each rank has its own part of a sharded queue: the first one's is not to be copied to the others.
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+        distiller, _queues(distiller)
+    )
+    found = DistributedDataParallel(
         distiller,
         device_ids=[world.device] if world.device.type == "cuda" else None,
         **options,
-        gradient_as_bucket_view=True,
+        bucket_cap_mb=exchange.bucket_cap_mb,
+        static_graph=exchange.static_graph,
+        gradient_as_bucket_view=exchange.gradient_as_bucket_view,
         # Without a weight the auxiliary head gets no gradient, which DDP has to be told.
         find_unused_parameters=distiller.task.aux_weight == 0 or distiller.task.weight == 0,
     )
+    if exchange.compression == "bf16":
+        found.register_comm_hook(None, bf16_compress_hook)
+    return found
+
+
+def _queues(distiller: Distiller) -> list[str]:
+    """Names of the buffers of queues: each rank has its own, or the same by construction."""
+    queues = [(name, m) for name, m in distiller.named_modules() if isinstance(m, ClassQueue)]
+    return [f"{name}.{buffer}" for name, queue in queues for buffer, _ in queue.named_buffers()]
+
+
+def check_batchnorm_ranks(spec: RunSpec, workers: int, on_gpu: bool) -> None:
+    """Require that workers can be split into the groups that synchronise BatchNorm, where these are used.
+
+    Raises:
+        ConfigError: they cannot.
+    """
+    wanted = spec.train.batchnorm_ranks
+    if wanted is None or not on_gpu or not spec.train.sync_batchnorm or workers == 1:
+        return
+    if workers % wanted:
+        raise ConfigError(
+            f"train.batchnorm_ranks: {workers} workers do not split into groups of {wanted}; choose a "
+            "divisor of cluster.workers, or null for one group of all"
+        )
+
+
+def neighbours(ranks: int) -> dist.ProcessGroup:
+    """The group of so many consecutive ranks that this one is in; every rank calls it, alike."""
+    world = dist.group.WORLD
+    if _GROUPS.get("of") is not world:  # of a process group that is no more
+        _GROUPS.clear()
+        _GROUPS["of"] = world
+    if ranks not in _GROUPS:
+        _GROUPS[ranks] = dist.new_subgroups(ranks)[0]
+    found: dist.ProcessGroup = _GROUPS[ranks]
+    return found
+
+
+_GROUPS: dict[Any, Any] = {}
+"""Those that were made, by their size: each takes buffers of the device."""
 
 
 def average_gradients(parameters: list[nn.Parameter], world: World) -> None:

@@ -53,19 +53,19 @@ def freeze(model: SegmentationModel, losses: Iterable[DistillationLoss]) -> int:
 @torch.no_grad()
 def _fold(model: SegmentationModel) -> int:
     """Fold what can be folded, unless the maps change; returns how many norms are gone."""
-    image = _image(model)
+    image = sample_image(model)
     pairs, before = _pairs(model, lambda: model(image))
     undo: list[Callable[[], object]] = []
     for pair in pairs:
         undo.append(_fold_pair(model, pair))
-    if pairs and not _alike(before, model(image)):
+    if pairs and not alike(before, model(image)):
         for step in reversed(undo):
             step()
         return 0
     return len(pairs)
 
 
-def _image(model: nn.Module) -> Tensor:
+def sample_image(model: nn.Module) -> Tensor:
     """A random image for the network, the same each time."""
     like = next(model.parameters())
     image = torch.randn(1, 3, *_SIZE, generator=torch.Generator().manual_seed(0))
@@ -141,14 +141,14 @@ def _fold_pair(model: nn.Module, pair: _Pair) -> Callable[[], object]:
     return undo
 
 
-def _alike(before: SegmentationOutput, after: SegmentationOutput) -> bool:
-    """Whether all maps are the same but for rounding."""
+def alike(before: SegmentationOutput, after: SegmentationOutput, close: float = _CLOSE) -> bool:
+    """Whether all maps are the same but for `close` times the largest value of each, on any devices."""
     named = {**before._asdict(), **(before.stages or {})}
     others = {**after._asdict(), **(after.stages or {})}
     for name, map_ in named.items():
         if isinstance(map_, Tensor) and map_.numel():
-            bound = _CLOSE * float(map_.abs().max())
-            if not torch.allclose(map_, others[name], rtol=0.0, atol=bound, equal_nan=True):
+            bound, other = close * float(map_.abs().max()), others[name].to(map_)
+            if not torch.allclose(map_, other, rtol=0.0, atol=bound, equal_nan=True):
                 return False
     return True
 
@@ -168,7 +168,7 @@ def cast_weights(model: SegmentationModel, precision: str) -> None:
     kinds = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
     parameters = [p for m in model.modules() if isinstance(m, kinds) for p in m.parameters(recurse=False)]
     floats = [(p, p.data) for p in parameters if p.dtype == torch.float32]
-    image = _image(model)
+    image = sample_image(model)
     for parameter, data in floats:
         parameter.data = data.to(DTYPES[precision])
     try:

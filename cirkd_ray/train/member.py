@@ -31,7 +31,7 @@ from cirkd_ray.train.reporter import Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.snapshot import HostCopy, Snapshot
-from cirkd_ray.train.state import load_state, refuse_damaged, state_of
+from cirkd_ray.train.state import load_state, refuse_damaged, state_of, whole_queues
 from cirkd_ray.train.stop import Interrupted, Stopped
 from cirkd_ray.train.underway import Underway
 from cirkd_ray.train.validation import Scores, ValidationSplit, score_teacher, tell_better_student
@@ -271,9 +271,10 @@ class Member:
     def _save(self) -> Snapshot | None:
         """The complete state, on the main rank, when the checkpoint before is written."""
         self.reporter.settle()
+        queues = whole_queues(self.run)
         if not self.world.is_main:
             return None
-        state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
+        state = self.copy_to_host({**state_of(self.run, queues), **vars(self.progress)})
         self.kept = state if self.keeps else None
         return Snapshot(state, self.told.patience, self.told.heartbeat.alive, self.told.checkpoint)
 

@@ -50,7 +50,7 @@ def mark(device: torch.device) -> Mark:
     return event
 
 
-def _between(start: Mark, end: Mark) -> float:
+def between(start: Mark, end: Mark) -> float:
     """Seconds between two moments that the device has passed."""
     if isinstance(start, float) or isinstance(end, float):
         assert isinstance(start, float)
@@ -75,7 +75,7 @@ class ReportWindow:
 
     def seconds(self) -> float:
         """Seconds of this run since the start; the host has waited for the device."""
-        return time.perf_counter() - self.start - sum(_between(*turn) for turn in self.away)
+        return time.perf_counter() - self.start - sum(between(*turn) for turn in self.away)
 
     def add(self, terms: dict[str, Tensor], wait: float) -> None:
         """Count one step."""

@@ -243,7 +243,7 @@ def _line(row: Mapping[str, Any]) -> str:
 def _read_lines(path: Path) -> list[dict[str, Any]]:
     """Every complete line; numbers that were not finite, and so are null there, are NaN."""
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         with contextlib.suppress(ValueError):  # the line that a killed process did not finish
             rows.append(with_nan(json.loads(line)))
     return rows

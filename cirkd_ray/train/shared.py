@@ -12,8 +12,10 @@ from cirkd_ray.data.loader import DeviceBatch
 from cirkd_ray.device import autocast
 from cirkd_ray.losses import DistillationLoss
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.distributed import World
 from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.recorded import Recorded
+from cirkd_ray.train.sharded import shard
 from cirkd_ray.types import Preprocess, Preprocessing, SegmentationOutput
 
 
@@ -26,6 +28,7 @@ class SharedForward:
         device: of everything.
         channels_last: whether the networks take images in that memory format.
         generator: its state, from which the first values of each member's losses are drawn.
+        sharded: whether the teacher's weights are shared out to the ranks (`sharded.py`), which run it alike.
     """
 
     def __init__(
@@ -35,14 +38,22 @@ class SharedForward:
         device: torch.device,
         channels_last: bool = False,
         generator: Tensor | None = None,
+        sharded: bool = False,
     ) -> None:
         self.teacher, self.precision, self.device = teacher, precision, device
+        self.sharded = sharded
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = generator
         self.recorded: Recorded | None = None
         self._prepare: dict[Preprocessing, Preprocess] = {}
 
-    def use(self, teacher: SegmentationModel, losses: Sequence[DistillationLoss], train: TrainSpec) -> None:
+    def use(
+        self,
+        teacher: SegmentationModel,
+        losses: Sequence[DistillationLoss],
+        train: TrainSpec,
+        world: World,
+    ) -> None:
         """Let a teacher deliver what these losses read, and what others have it deliver already.
 
         Args:
@@ -55,14 +66,17 @@ class SharedForward:
         teacher.taps = taps
         if teacher is not self.teacher:
             freeze(teacher, losses)
-            # On CPUs, too, the channel last: networks that are not trained are faster so.
-            move(teacher, self.device, bool(train.channels_last))
-            cast_weights(teacher, self.precision)
-            if train.compile is True:
-                teacher.compile()
+            if self.sharded:
+                cast_weights(teacher, self.precision)
+                shard(teacher, world, self.precision)
+            else:  # on CPUs, too, the channel last: networks that are not trained are faster so
+                move(teacher, self.device, bool(train.channels_last))
+                cast_weights(teacher, self.precision)
+                if train.compile is True:
+                    teacher.compile()
         recorded = train.compile == "auto" and self.device.type == "cuda" and not train.deterministic
         self.teacher = teacher
-        self.recorded = Recorded(teacher, self.precision) if recorded else None
+        self.recorded = Recorded(teacher, self.precision) if recorded and not self.sharded else None
 
     def __call__(self, batch: DeviceBatch, readers: int = 1) -> MicroBatch:
         """The micro-batch of so many members."""

@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+from torch import Tensor, nn
 
 from cirkd_ray.errors import CheckpointError
+from cirkd_ray.losses.queues import ClassQueue
 from cirkd_ray.train.build import Run
 from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.distributed import World, broadcast_text
 from cirkd_ray.train.optim import load_optimizer
 
 
-def state_of(run: Run) -> dict[str, Any]:
+def whole_queues(run: Run) -> dict[str, Tensor]:
+    """Name -> buffer of the queues that ranks keep in parts, on the first rank; every rank calls it."""
+    parts = [(n, m) for n, m in run.step.distiller.losses.named_modules() if _in_parts(m)]
+    return {f"{name}.{key}": value for name, queue in parts for key, value in queue.whole().items()}
+
+
+def _in_parts(module: nn.Module) -> TypeGuard[ClassQueue]:
+    return isinstance(module, ClassQueue) and module.parts > 1
+
+
+def state_of(run: Run, queues: Mapping[str, Tensor]) -> dict[str, Any]:
     """Student, the losses' layers, queues and discriminators, optimisers, scaler, average and recipe.
+
+    Args:
+        run: the run.
+        queues: of `whole_queues`.
 
     Random generators are not in it: every random choice is a function of (seed, step, rank).
     """
@@ -21,7 +39,7 @@ def state_of(run: Run) -> dict[str, Any]:
     discriminators = {name: found.state_dict() for name, found in step.discriminator_optimizers.items()}
     return {
         "student": run.student.state_dict(),
-        "losses": step.distiller.losses.state_dict(),
+        "losses": {**step.distiller.losses.state_dict(), **queues},
         "optimizer": step.optimizer.state_dict(),
         "opponents": discriminators,  # an older name for them, which stays: checkpoints have it
         "scaler": step.update.scaler.state_dict(),

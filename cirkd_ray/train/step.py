@@ -18,7 +18,7 @@ from cirkd_ray.device import autocast
 from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.distiller import Distiller
-from cirkd_ray.train.distributed import World, average_gradients, parallel
+from cirkd_ray.train.distributed import Exchange, World, average_gradients, parallel
 from cirkd_ray.train.optim import learning_rate_factor, set_learning_rate
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.update import FiniteUpdate
@@ -64,6 +64,7 @@ class TrainStep:
         precision: "fp32", "bf16" or "fp16".
         world: this process among its peers.
         average: exponential moving average of the student, or None.
+        exchange: how ranks exchange gradients; None: as torch does.
     """
 
     def __init__(
@@ -77,9 +78,10 @@ class TrainStep:
         world: World,
         *,
         average: StudentAverage | None = None,
+        exchange: Exchange | None = None,
     ) -> None:
         self.distiller, self.average = distiller, average
-        self.trained = parallel(distiller, world)
+        self.trained = parallel(distiller, world, exchange)
         self.optimizer, self.discriminator_optimizers = optimizer, discriminator_optimizers
         self.update = FiniteUpdate(precision, world.device)
         self.spec, self.steps, self.precision, self.world = spec, steps, precision, world

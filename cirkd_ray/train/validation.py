@@ -49,18 +49,22 @@ class ValidationSplit:
 
 def validation_split(run: Run, stops: StopAgreement, patience: Patient | None = None) -> ValidationSplit:
     """That of a run, and of all that share its data and how it validates."""
-    train = run.spec.train
-    batches = eval_loader(
+    batches = _batches(run, run.world.rank, run.world.size, patience)
+    return ValidationSplit(batches, measured_on(run) if run.world.is_main else "", stops)
+
+
+def _batches(run: Run, rank: int, ranks: int, patience: Patient | None = None) -> Batches:
+    """The validation images of a rank of so many."""
+    return eval_loader(
         run.val_set,
-        run.world.rank,
-        run.world.size,
+        rank,
+        ranks,
         run.spec.data.workers,
-        batch_size=train.validate_batch_size,
+        batch_size=run.spec.train.validate_batch_size,
         pin_memory=run.world.device.type == "cuda",
         indices=range(images(run)),
         patience=patience,
     )
-    return ValidationSplit(batches, measured_on(run) if run.world.is_main else "", stops)
 
 
 def images(run: Run) -> int:
@@ -69,29 +73,34 @@ def images(run: Run) -> int:
     return min(run.spec.train.validate_limit or total, total)
 
 
-def validate(run: Run, network: nn.Module, split: ValidationSplit, **options: Any) -> EvaluationResult:
+def validate(
+    run: Run, network: nn.Module, split: ValidationSplit, alike: bool = False, **options: Any
+) -> EvaluationResult:
     """Score a network as the run's recipe says; every rank calls it.
 
     Args:
         run: the run.
         network: its student or teacher.
         split: the images.
+        alike: each rank takes all images, in place of its share: the network's weights are shared out.
         options: what `evaluate` takes for pictures, and `on_images`.
 
     Raises:
         Stopped: asked to, on all ranks, between two batches.
     """
+    share = run.world.rank, run.world.size, split.batches
+    rank, ranks, batches = (0, 1, _batches(run, 0, 1)) if alike else share
     with without_autotuning():
         return evaluate(
             network,
             run.val_set,
             device=run.world.device,
             precision=run.precision,
-            rank=run.world.rank,
-            world_size=run.world.size,
+            rank=rank,
+            world_size=ranks,
             limit=run.spec.train.validate_limit,
             batch_size=run.spec.train.validate_batch_size,
-            batches=split.stops.between(split.batches),
+            batches=split.stops.between(batches),
             views=run.views,
             **options,
         )
@@ -172,7 +181,7 @@ def score_teacher(run: Run, told: Underway, split: ValidationSplit, step: int) -
     if known is None:
         say("teacher: scoring it on this run's validation split")
         seen = told.scoring("teacher", "scoring the teacher", step, images(run))
-        known = scores_of(validate(run, run.teacher, split, on_images=seen))
+        known = scores_of(validate(run, run.teacher, split, alike=run.shared.sharded, on_images=seen))
     if COUNTS[0] not in known:  # kept by an earlier version: `classes` are those that the mean is over
         known |= {COUNTS[0]: known["classes"], "classes": len(run.val_set.classes)}
     if run.world.is_main:

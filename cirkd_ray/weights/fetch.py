@@ -15,7 +15,7 @@ from collections.abc import Callable
 from email.message import Message
 from pathlib import Path
 
-from cirkd_ray.errors import WeightsError
+from cirkd_ray.errors import WeightsError, public
 from cirkd_ray.files import write_text
 
 CHUNK = 1 << 20
@@ -47,7 +47,7 @@ def download(
     somebody put there by hand, is taken. Proxies are taken from the environment (`https_proxy`, ...).
 
     Args:
-        url: http or https.
+        url: http or https; what is stored and said of it is `public`.
         target: where the whole file goes; its folder is created.
         sha256: the checksum or its beginning, in hexadecimal.
         offline: use no network; by default what the environment says (see `offline_requested`).
@@ -60,26 +60,31 @@ def download(
         WeightsError: offline, another kind of URL, refused by the server, interrupted too often, a wrong
             checksum, or what is there was fetched from another address.
     """
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise WeightsError(f"{url}: not an http or https address")
+    called, parts = public(url), urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https"):
+        raise WeightsError(f"{called}: not an http or https address")
+    if "@" in parts.netloc:
+        raise WeightsError(
+            f"{called}: holds a password, which is not sent; fetch it elsewhere and put it there"
+        )
     url = urllib.parse.urldefrag(url).url
     if target.is_file() and sha256 and _matches(target, sha256):
         return target
-    _require_origin(target, url)
+    _require_origin(target, called)
     if target.is_file() and not sha256:
         return target
     if offline_requested() if offline is None else offline:
-        raise WeightsError(f"{target}: no whole file, and offline; fetch {url} elsewhere and put it there")
+        raise WeightsError(f"{target}: no whole file, and offline; fetch {called} elsewhere and put it there")
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(target.name + ".part")
     origin = read_origin(part)
-    if origin is not None and origin["url"] != url:
+    if origin is not None and origin["url"] != called:
         discard(part)
     _persist(url, part, attempts, timeout, pause, progress)
     if not _matches(part, sha256):
         found = _digest(part)
         discard(part)
-        raise WeightsError(f"{url}: the file's SHA-256 is {found[:16]}..., not {sha256[:16]}: not kept")
+        raise WeightsError(f"{called}: the file's SHA-256 is {found[:16]}..., not {sha256[:16]}: not kept")
     part.replace(target)
     _origin_file(part).replace(_origin_file(target))
     return target
@@ -95,7 +100,7 @@ def read_origin(path: Path) -> dict[str, str] | None:
     except (OSError, ValueError):
         return None
     whole = isinstance(origin, dict) and all(isinstance(origin.get(key), str) for key in ("url", "version"))
-    return origin if whole else None
+    return {"url": public(origin["url"]), "version": origin["version"]} if whole else None
 
 
 def _origin_file(path: Path) -> Path:
@@ -127,7 +132,7 @@ def _persist(
             return _fetch(url, part, timeout, progress)
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
-                raise WeightsError(f"{url}: the server answers {error.code} {error.reason}") from None
+                raise WeightsError(f"{public(url)}: the server answers {error.code} {error.reason}") from None
             reason = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
             reason = str(getattr(error, "reason", error)) or type(error).__name__
@@ -135,7 +140,8 @@ def _persist(
             time.sleep(pause * 2**attempt)
     have = part.stat().st_size if part.is_file() else 0
     raise WeightsError(
-        f"{url}: {reason} (tried {attempts} times); {have} bytes are kept, the next call goes on from there"
+        f"{public(url)}: {reason} (tried {attempts} times); "
+        f"{have} bytes are kept, the next call goes on from there"
     )
 
 
@@ -161,7 +167,7 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
         raise OSError("the kept part does not belong to this file") from None
     with response:
         if response.headers.get_content_type() == "text/html":
-            raise WeightsError(f"{url}: answers with a web page, not a file: fetch it in a browser")
+            raise WeightsError(f"{public(url)}: answers with a web page, not a file: fetch it in a browser")
         resumed = response.status == 206
         if resumed and not _goes_on(response.headers, have, version):
             discard(part)
@@ -169,7 +175,7 @@ def _fetch(url: str, part: Path, timeout: float, progress: Progress | None) -> N
         if not resumed:
             have = 0
             discard(part)
-            note = {"url": url, "version": _version(response.headers)}
+            note = {"url": public(url), "version": _version(response.headers)}
             write_text(_origin_file(part), json.dumps(note) + "\n")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
@@ -212,5 +218,5 @@ def file_name(url: str) -> str:
     """
     name = urllib.parse.urlsplit(url).path.rsplit("/", 1)[-1] or "weights"
     if name in (".", ".."):
-        raise WeightsError(f"{url}: ends in {name!r}, which names no file")
+        raise WeightsError(f"{public(url)}: ends in {name!r}, which names no file")
     return name

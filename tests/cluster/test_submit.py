@@ -228,6 +228,15 @@ def test_a_wrong_line_is_told(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("url", ["s3://me:5ecret@bucket/x", "https://h/x?X-Amz-Signature=5ecret"])
+def test_a_secret_does_not_go_into_a_jobs_command_line(
+    url: str, head: Head, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--", "train", "--out", "/s", "--set", f"data.root={url}") == 2
+    assert "5ecret" not in capsys.readouterr().err
+    assert not head.sent
+
+
 @pytest.mark.parametrize("text", ["a: [", "- a", "excludes: data"])
 def test_a_bad_environment_file_is_one_line(text: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"

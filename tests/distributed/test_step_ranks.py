@@ -11,7 +11,7 @@ from torch import nn
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data.loader import DeviceBatch
-from cirkd_ray.train.build import build_run
+from cirkd_ray.train.build import Run, build_run
 from cirkd_ray.train.distributed import World, average_batchnorm_statistics
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.rundir import RunDirectory
@@ -133,13 +133,17 @@ def some_steps(tree: dict[str, Any]) -> dict[str, torch.Tensor]:
     """The terms of the last of three steps."""
     from cirkd_ray.config import from_tree
 
-    world = World.current()
-    run = build_run(from_tree(tree), world)
+    return steps_of(build_run(from_tree(tree), World.current()), 3)
+
+
+def steps_of(run: Run, number: int) -> dict[str, torch.Tensor]:
+    """The terms of the last of so many steps of this rank's share of the batch."""
+    world = run.world
     share = BATCH // world.size
     local = DeviceBatch(*(part[world.rank * share : (world.rank + 1) * share] for part in whole_batch()))
     run.step.distiller.train()
     terms: dict[str, torch.Tensor] = {}
-    for step in range(3):
+    for step in range(number):
         terms = run.step(step, [run.shared(local)])
     return terms
 

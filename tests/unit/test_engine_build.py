@@ -13,9 +13,8 @@ from torch import nn
 from cirkd_ray.config import TeacherSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.models import build_model
-from cirkd_ray.train.batchnorm import SynchronisedBatchNorm
+from cirkd_ray.train.batchnorm import SynchronisedBatchNorm, synchronise_batchnorm
 from cirkd_ray.train.build import build_run, build_teacher
-from cirkd_ray.train.distiller import synchronise_batchnorm
 from cirkd_ray.train.distributed import World
 from cirkd_ray.types import CAFFE, ClassSet
 from cirkd_ray.weights import save_model
@@ -34,7 +33,7 @@ def test_batchnorm_is_synchronised_but_in_discriminators(teacher: Path) -> None:
     distiller = build_run(tiny_distillation(teacher, distill={"losses": losses}), World()).step.distiller
     discriminator = distiller.discriminators()[0][1].discriminator
     names = list(distiller.state_dict())
-    synchronise_batchnorm(distiller)
+    synchronise_batchnorm(distiller, 2, World(0, 2, pretended=True))
     assert list(distiller.state_dict()) == names
     for part in (distiller.student, distiller.losses["memory"]):
         norms = [m for m in part.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

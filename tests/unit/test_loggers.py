@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from cirkd_ray.cli import main
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import LOGGERS, Logger, chosen_loggers, require_loggers
@@ -22,7 +23,7 @@ from cirkd_ray.report.loggers.tensorboard import TensorBoardLogger
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.reporter import Ending
 from cirkd_ray.train.rundir import RunDirectory
-from tests.errors import refuses
+from tests.errors import refuses, require_error
 from tests.tinyrun import KillAt, Killed, tiny_baseline
 
 SPEC = {"name": "kd", "train": {"steps": 4}, "optim": {"lr": 0.1}}
@@ -282,3 +283,22 @@ def test_secrets_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without_secrets(f"401 for {SECRET} at http://u:p@h/x") == "401 for *** at http://***@h/x"
     assert plain_figures({"a:b@c": 1, "d": float("inf"), "e": "text"}) == {"a_b_c": 1.0}
     assert os.environ["MY_API_KEY"] == SECRET
+
+
+def test_a_wrong_logger_is_refused_before_anything_begins(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe, space, out = tmp_path / "tiny.yaml", tmp_path / "space.yaml", tmp_path / "runs"
+    recipe.write_text(tiny_baseline(train={"loggers": ["mlfow"]}).to_yaml())
+    space.write_text(
+        f"recipe: {recipe}\nparameters: {{optim.lr: {{grid: [0.01]}}}}\nsearcher: {{name: grid}}\n"
+        "budget: {steps: 2}\n"
+    )
+    for words in (
+        ["train", str(recipe), "--local"],
+        ["tune", str(space)],
+        ["compare", "camvid/small/cirkd", "--set", "train.loggers=[mlfow]"],
+    ):
+        assert main([*words, "--out", str(out)]) == 2
+        require_error(capsys.readouterr().err, "train.loggers", "mlflow")
+    assert not list(out.rglob("*.yaml"))

@@ -79,6 +79,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     free = {path for path, roles in fields_of(Setting(section=RunSpec)) if Role.COMPUTES not in roles}
     cluster = {"workers", "device", "cpus_per_worker", "max_failures", "async_checkpoints", "autoscaling"}
     cluster |= {"gpus_per_worker", "hang_timeout", "preemption_interval", "storage_timeout", "disk"}
+    cluster |= {"bucket_cap_mb", "static_graph", "gradient_as_bucket_view"}
     assert free == {
         *(f"cluster.{name}" for name in cluster),
         *(
@@ -89,7 +90,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
             "train.pictures",
             "train.loggers",
         ),
-        *("name", "description", "train.export", "baseline"),
+        *("name", "description", "train.export", "baseline", "teacher.shard"),
         *(f"published.{name}" for name in ("miou", "split", "source", "note")),
     }
 
@@ -106,6 +107,7 @@ FREE = (
     ),
     *("name", "description", "published", "train.export", "baseline"),
 )
+SHARD = re.compile(r"(teacher|distill\.losses\.[^.]+)\.shard$")
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
 FIXED = (
     *("cluster.", "teacher.train", "teacher.set", "train.validate_every", "train.checkpoint_every"),
@@ -141,7 +143,7 @@ def test_what_follows_from_the_roles_is_what_stood_in_lists() -> None:
     assert len(paths) > 150
     for path in paths:
         role = role_of(path)
-        free = path.startswith(FREE)
+        free = path.startswith(FREE) or bool(SHARD.match(path))
         assert (Role.COMPUTES not in role) == free, path
         assert ((Role.EQUAL | Role.COMPUTES) in role) == (path.startswith(EQUAL) and not free), path
         assert (Role.HELD in role) == (path.startswith("cluster.") or names_or_holds(path, FIXED)), path
@@ -182,7 +184,7 @@ def test_what_concerns_recipes_tells_or_is_common() -> None:
 
 def test_what_decides_resources() -> None:
     machine = {path for path in paths_with(Role.MACHINE) if not path.startswith("cluster.")}
-    assert machine == {"train.batch_size", "train.accumulate", "data.workers"}
+    assert machine == {"train.batch_size", "train.accumulate", "data.workers", "teacher.shard"}
     assert paths_with(Role.MACHINE | Role.COMPUTES) == ("train.batch_size", "train.accumulate")
 
 
@@ -214,7 +216,9 @@ def test_what_may_change_when_a_sweep_is_resumed() -> None:
     assert of_the_runs == {
         path
         for path in every_path()
-        if path.startswith(("cluster.", "data.workers")) or path in paths_with(Role.COSMETIC)
+        if path.startswith(("cluster.", "data.workers"))
+        or path in paths_with(Role.COSMETIC)
+        or SHARD.match(path)
     }
 
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from cirkd_ray.errors import WeightsError
+from cirkd_ray.errors import WeightsError, public
 from cirkd_ray.models.build import parse_name
 from cirkd_ray.weights.catalogue import KNOWN_FILES
 from cirkd_ray.weights.fetch import download
@@ -235,3 +235,33 @@ def test_known_files_name_networks_that_exist():
         parse_name(entry.model)
         assert entry.url.startswith("https://")
         assert not entry.sha256 or (len(entry.sha256) == 8 and int(entry.sha256, 16) >= 0)
+
+
+SIGNED = "X-Amz-Credential=AKIA1&X-Amz-Signature=5ecret"
+
+
+def test_a_signed_address_is_stored_and_told_without_its_query(server, tmp_path):
+    target = tmp_path / "w.bin"
+    server.breaks, server.errors = 1, [503]
+    with pytest.raises(WeightsError) as error:
+        download(f"{server.url}/w.bin?{SIGNED}", target, attempts=2, pause=0)
+    download(f"{server.url}/w.bin?{SIGNED}2", target)  # with a new signature it goes on where it was
+    assert target.read_bytes() == DATA
+    assert server.ranges[-1] is not None
+    kept = "".join(path.read_text() for path in tmp_path.glob("*.json"))
+    assert f"{server.url}/w.bin" in kept
+    assert "5ecret" not in kept + str(error.value)
+    server.errors = [403]
+    with pytest.raises(WeightsError) as error:
+        download(f"{server.url}/other?{SIGNED}", tmp_path / "x")
+    assert "5ecret" not in str(error.value)
+
+
+def test_a_password_in_an_address_is_refused_and_not_told(tmp_path):
+    with refuses("http://host/w.bin", WeightsError) as error:
+        download("http://me:5ecret@host/w.bin", tmp_path / "x")
+    assert "5ecret" not in str(error.value)
+
+
+def test_what_names_a_file_stays_in_an_address():
+    assert public("https://h/download?id=7&export=download#a") == "https://h/download?id=7&export=download"
