@@ -20,6 +20,7 @@ import click
 
 from cirkd_ray import __version__
 from cirkd_ray.errors import StorageError, UserError, nearest
+from cirkd_ray.remote.address import shown
 from cirkd_ray.train.stop import Stopped, follows_another, line_to_continue
 
 COMMANDS = {
@@ -111,13 +112,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         if options["debug"]:
             raise
-        sys.stderr.write(f"cirkd: {error}\n")
+        sys.stderr.write(f"cirkd: {shown(str(error))}\n")
         if isinstance(error, StorageError) and error.again is not None:
-            sys.stderr.write(f"{line_to_continue(words, error.again)}\n")
+            sys.stderr.write(f"{shown(line_to_continue(words, error.again))}\n")
         return 2
     except Stopped as stopped:
         if not follows_another():
-            sys.stderr.write(f"cirkd: {stopped.line(words)}\n")
+            sys.stderr.write(f"cirkd: {shown(stopped.line(words))}\n")
         return stopped.code
     except KeyboardInterrupt:
         sys.stderr.write("cirkd: interrupted\n")
@@ -172,4 +173,4 @@ def _tell(error: click.UsageError) -> None:
     if isinstance(error, click.BadParameter) and error.param is not None and error.message:
         text = f"{error.param.opts[0]}: {error.message}"
     path = error.ctx.command_path if error.ctx else "cirkd"
-    sys.stderr.write(f"cirkd: {text}\n`{path} --help` shows what it takes\n")
+    sys.stderr.write(f"cirkd: {shown(text)}\n`{path} --help` shows what it takes\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import ray
 
@@ -12,6 +13,8 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
+from cirkd_ray.errors import ConfigError
+from cirkd_ray.remote.copies import url_of
 from cirkd_ray.sweep.space import PAUSING, SweepSpec
 
 HEAD = "node:__internal_head__"
@@ -68,6 +71,32 @@ def head_bytes() -> float:
 def trials_on_head(head_bytes: float, places: int) -> int:
     """How many trials a pack may have, so that the head has room for the processes of all."""
     return max(1, int((head_bytes / places - DRIVER_BYTES) // TRIAL_BYTES) + 1)
+
+
+def check_working_copies(folder: Path, passed_on: bool) -> None:
+    """Look whether a sweep or comparison behind a URL can be led from here: its runs are led from the head.
+
+    Args:
+        folder: its folder.
+        passed_on: whether its runs take over checkpoints of each other.
+
+    Raises:
+        ConfigError: this is another node, or nodes would have to see each other's folders.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if url_of(folder) is None or len(nodes) == 1:
+        return
+    head = next((node["NodeID"] for node in nodes if HEAD in node["Resources"]), None)
+    if head != ray.get_runtime_context().get_node_id():
+        raise ConfigError(
+            f"--out: {url_of(folder)} is written by the cluster's head, and this is another node; submit the "
+            "command as a job, or start it there"
+        )
+    if passed_on:
+        raise ConfigError(
+            f"--out: {url_of(folder)}: trials of a population take checkpoints from each other's folders, "
+            "which the nodes do not share; give a folder that they share, or another scheduler"
+        )
 
 
 def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]) -> Plan:

@@ -12,14 +12,16 @@ from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
+from cirkd_ray.remote.reading import fetch_all, is_figure
 from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.heartbeat import Heartbeat
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.outcome import write_outcome
 from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory, relative
 from cirkd_ray.train.same_data import DataGuard, trained_in
-from cirkd_ray.train.stages import locked, train_once
+from cirkd_ray.train.stages import train_once
 from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.teacher import teacher_directory, teacher_recipe, used_teacher, with_weights
 from cirkd_ray.train.validation import shared_scores
@@ -65,7 +67,8 @@ def run_comparison(
             say(note)
         data = DataGuard.of(next(iter(methods.values())), accept_data, say)
     patient = patient_writes(folder, data.spec.cluster.storage_timeout, say)
-    with locked(RunDirectory(folder)), patient:
+    with locked(RunDirectory(folder), data.spec.cluster, say), patient:
+        fetch_all(folder, is_figure)
         begun = (folder / COMPARISON).is_file() and trained_in(folder)
         open_comparison(methods, folder, budget)
         for name, spec in methods.items():  # of others only where --differ names the data
@@ -95,13 +98,14 @@ def _run(
 ) -> None:
     import ray
 
-    from cirkd_ray.cluster.capacity import check_places, cluster_capacity
+    from cirkd_ray.cluster.capacity import check_places, check_working_copies, cluster_capacity
     from cirkd_ray.cluster.equal_time import with_equal_time
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
     from cirkd_ray.cluster.room import fitting_cohorts
     from cirkd_ray.cluster.train import fit, fit_cohort
 
+    check_working_copies(folder, passed_on=False)
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
     for each, spec in zip(plans, methods.values(), strict=True):
         check_places(each, spec)

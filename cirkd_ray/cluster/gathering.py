@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.remote.copies import address, addressed
 from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -41,9 +42,25 @@ class Waiting:
         return self.resume_from is not None or RunDirectory(self.directory).begun()
 
     def work(self) -> dict[str, Any]:
-        """As the workers take it."""
+        """As plain values."""
         start = None if self.resume_from is None else str(self.resume_from)
         return {"spec": self.spec.to_dict(), "directory": str(self.directory), "resume_from": start}
+
+
+def for_workers(spec: RunSpec, run: Path, start: Path | None) -> dict[str, Any]:
+    """What workers are told of a run, on whichever machine: places by their addresses.
+
+    Args:
+        spec: of the run.
+        run: its folder, as this machine knows it.
+        start: a checkpoint to start from where that has none.
+    """
+    return {
+        "spec": addressed(spec.to_dict()),
+        "directory": address(run),
+        "known_as": str(run),
+        "resume_from": None if start is None else address(start),
+    }
 
 
 @dataclass(eq=False)

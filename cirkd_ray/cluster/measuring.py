@@ -11,6 +11,7 @@ from cirkd_ray.cluster.resources import Plan, worker_threads
 from cirkd_ray.cluster.stopping import interruptible
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import UserError
+from cirkd_ray.remote.copies import addressed
 
 T = TypeVar("T")
 
@@ -23,7 +24,7 @@ def on_a_worker(work: Callable[..., T], plan: Plan, spec: RunSpec, *arguments: A
         Stopped: this process was asked to stop.
     """
     task = ray.remote(_work).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-    measuring = task.remote(work, worker_threads(plan, spec), plan.gpus, arguments)
+    measuring = task.remote(work, worker_threads(plan, spec), plan.gpus, addressed(arguments))
     try:
         found: T = interruptible(lambda: ray.get(measuring))
     except ray.exceptions.RayTaskError as error:

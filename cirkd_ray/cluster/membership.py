@@ -7,13 +7,16 @@ folder of its run, a pack by its own.
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ray.experimental import internal_kv
 
+from cirkd_ray import errors
 from cirkd_ray.cluster.stopping import StopWatch, this_call
 from cirkd_ray.train.distributed import World, broadcast_object
+from cirkd_ray.train.stop import Stopped
 
 
 def _key(word: str, place: Path) -> str:
@@ -38,14 +41,37 @@ def is_to_leave(run: Path) -> bool:
     return _is_there("leave", run)
 
 
-def note_ended(run: Path) -> None:
-    """Let the pack's actor know that a run has ended or left; its folder says how."""
-    _put("ended", run)
+@dataclass(frozen=True)
+class End:
+    """How a member ended.
+
+    Attributes:
+        kind: "result", or the name of the error.
+        message: of the error.
+    """
+
+    kind: str = "result"
+    message: str = ""
+
+    def error(self) -> Exception | None:
+        """What ended it, if it has no result."""
+        if self.kind == "result":
+            return None
+        if self.kind == Stopped.__name__:
+            return Stopped(self.message)
+        kind: type[Exception] = getattr(errors, self.kind, errors.TrainingError)
+        return kind(self.message)
 
 
-def has_ended(run: Path) -> bool:
-    """Whether `note_ended` was called for it."""
-    return _is_there("ended", run)
+def note_ended(run: Path, end: End) -> None:
+    """Let the pack's actor know that a run has ended or left, and how."""
+    _put("ended", run, asdict(end))
+
+
+def how_ended(run: Path) -> End | None:
+    """What was noted; None while it is under way."""
+    found = internal_kv._internal_kv_get(_key("ended", run))
+    return None if found is None else End(**json.loads(found))
 
 
 def begin(run: Path) -> None:

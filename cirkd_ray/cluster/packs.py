@@ -20,18 +20,19 @@ from ray.train import UserCallback
 
 from cirkd_ray.cluster.bridge import POLL_SECONDS
 from cirkd_ray.cluster.donors import held_place
-from cirkd_ray.cluster.gathering import Gathering, Pack, Waiting
-from cirkd_ray.cluster.membership import ask_to_join, ask_to_leave, begin, has_ended
+from cirkd_ray.cluster.gathering import Gathering, Pack, Waiting, for_workers
+from cirkd_ray.cluster.membership import ask_to_join, ask_to_leave, begin, how_ended
 from cirkd_ray.cluster.pool import ON_HEAD, RETRIES
 from cirkd_ray.cluster.scheduler_state import Fate
 from cirkd_ray.cluster.stopping import part_of, stop_is_asked, this_call
 from cirkd_ray.cluster.turns import Turns
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError, first_line
+from cirkd_ray.remote import mirror
 from cirkd_ray.report.follow import Tail
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import checkpoint_name
-from cirkd_ray.train.outcome import FAILURE, OUTCOME, read_failure
+from cirkd_ray.train.outcome import FAILURE, OUTCOME
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import lacks_memory
 from cirkd_ray.train.stop import Stopped
@@ -166,7 +167,7 @@ class Packs:
             self.stopped = stop_is_asked()
             for pack in self.gathering.running:
                 for trial, each in [*pack.members.items()]:
-                    if has_ended(each.directory):
+                    if how_ended(each.directory) is not None:
                         self._leaves(pack, trial, None)
                     elif trial in over:
                         self.turns.leave(trial)
@@ -176,7 +177,7 @@ class Packs:
                 self._end(trial, Stopped("stopped before it began"))
             for pack, each in self.gathering.joining():
                 self._enters(pack, each)
-                ask_to_join(pack.place, pack.joined, each.work())
+                ask_to_join(pack.place, pack.joined, for_workers(each.spec, each.directory, each.resume_from))
                 pack.joined += 1
         left = self.total - len(over | self.paused)
         for pack in self.gathering.starting(left, time.monotonic(), self.turns.numbers):
@@ -211,17 +212,16 @@ class Packs:
     def _leaves(self, pack: Pack, trial: str, error: Exception | None) -> None:
         """A member's part is over; `error` ended the pack, unless the run has ended by itself."""
         each = pack.members.pop(trial)
-        directory, own = RunDirectory(each.directory), read_failure(each.directory)
-        how = own or error
-        if directory.read_result() is not None:
-            how = None
-        elif how is None and not has_ended(each.directory):  # it came when all others had just ended
+        ended = how_ended(each.directory)
+        if ended is not None:
+            how = ended.error()
+        elif error is None:  # it came when all others had just ended
             return self.gathering.add(each, time.monotonic())
-        elif how is None:
-            how = Stopped("it has left its pack")
+        else:
+            how = error
         if lacks_memory(how) and pack.came > 1:
             return self.gathering.add(replace(each, alone=True), time.monotonic())
-        if how is not None and own is None:
+        if ended is None or isinstance(how, Stopped):
             self.turns.leave(trial)
         return self._end(trial, how)
 
@@ -282,6 +282,7 @@ class TrainPacked:
                 for callback in callbacks if told else ():
                     callback.after_report(run_context=None, metrics=[row], checkpoint=None)
         error = ray.get(ended)["error"]
+        mirror.retake(directory.path)
         if error is None and not told:
             error = Stopped("stopped before all was reported")
         if error is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,7 +13,7 @@ import ray
 
 from cirkd_ray.cluster.bridge import TrainFunction
 from cirkd_ray.cluster.capacity import HEAD
-from cirkd_ray.cluster.stopping import part_of, patient_start, this_call
+from cirkd_ray.cluster.stopping import part_of, patient_start, this_call, uploaded_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import UserError
 from cirkd_ray.evaluate.evaluation import over_classes
@@ -126,10 +127,11 @@ def _run(
 ) -> Found:
     found: Found = {}
     runs: dict[str, tuple[RunSpec, RunDirectory]] = {}
-    with part_of(call):
+    with part_of(call), ExitStack() as held:
         for name, tree, folder in work:
             spec, directory = from_tree(tree), RunDirectory(folder)
             try:
+                held.enter_context(uploaded_run(directory, spec))
                 with patient_start(directory.path, spec):
                     open_directory(directory, spec, resume=True)
             except UserError as error:

@@ -7,6 +7,7 @@ the cluster's head. Unlike a file it is seen at once on every node.
 
 from __future__ import annotations
 
+import json
 import secrets
 import threading
 import time
@@ -14,14 +15,17 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar, copy_context
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray.experimental import internal_kv
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.remote import mirror
+from cirkd_ray.remote.address import known_secrets, learn
 from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stop import Stopped, forwarded
@@ -37,7 +41,9 @@ _call: ContextVar[str] = ContextVar("call", default="")
 @contextmanager
 def one_call() -> Iterator[None]:
     """A new call for the length of the block; a stop that is asked of this process is told to all of it."""
-    with part_of(secrets.token_hex(8)), forwarded(in_this_call(ask_to_stop)):
+    call = f"{mirror.this_call()}-{secrets.token_hex(8)}"
+    internal_kv._internal_kv_put(f"cirkd-addresses-{call}", json.dumps(known_secrets()).encode())
+    with part_of(call), forwarded(in_this_call(ask_to_stop)):
         yield
 
 
@@ -46,10 +52,19 @@ def part_of(call: str) -> Iterator[None]:
     """Take part in a call for the length of the block: that of the process that sent the work."""
     before = _call.get()
     _call.set(call)
+    _join(call)
     try:
         yield
     finally:
         _call.set(before)
+
+
+@cache
+def _join(call: str) -> None:
+    """Write to URLs as this call's command does, with what its URLs are opened with."""
+    mirror.join_call(call.partition("-")[0])
+    if ray.is_initialized() and (found := internal_kv._internal_kv_get(f"cirkd-addresses-{call}")):
+        learn(json.loads(found))
 
 
 def this_call() -> str:
@@ -104,6 +119,23 @@ def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
             RunDirectory(folder).log(text)
 
     with patient_writes(folder, spec.cluster.storage_timeout, say, StopWatch()):
+        yield
+
+
+@contextmanager
+def uploaded_run(directory: RunDirectory, spec: RunSpec) -> Iterator[None]:
+    """Work in a run's directory, for the length of the block, in a process of its own on the head.
+
+    Behind a URL, what is there is fetched, and what the block writes is uploaded; what workers on other
+    machines have written is fetched when they have ended.
+    """
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            directory.log(text)
+
+    cluster = spec.cluster
+    with mirror.mirrored(directory.path, cluster.upload_every, cluster.storage_timeout, say):
         yield
 
 

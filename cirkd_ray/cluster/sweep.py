@@ -20,6 +20,7 @@ from cirkd_ray.config.applied import changed
 from cirkd_ray.config.composition import apply_overrides, read_yaml
 from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.files import write_text
+from cirkd_ray.remote.reading import fetch_all, is_figure
 from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.sweep.folder import EXPIRED, SPACE, SweepData, is_expired, read_sweep, write_expired
 from cirkd_ray.sweep.space import PAUSING, SweepSpec, is_kept
@@ -29,11 +30,12 @@ from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.disk import checkpoint_bytes
 from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.heartbeat import Heartbeat
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.outcome import OUTCOME, write_outcome
 from cirkd_ray.train.patience import patient_writes
 from cirkd_ray.train.rundir import RunDirectory, movable_tree, moved_spec
 from cirkd_ray.train.same_data import DataGuard
-from cirkd_ray.train.stages import locked, train_once
+from cirkd_ray.train.stages import train_once
 from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import TEACHER, fingerprint, teacher_of, teacher_recipe, with_weights
@@ -77,8 +79,7 @@ def run_sweep(
     """Run or resume a sweep; returns what its folder holds at the end.
 
     Raises:
-        ConfigError: the space is wrong, does not fit the cluster, the folder holds another sweep, or one of
-            other data unless `accept_data`.
+        ConfigError: the space is wrong, does not fit, or the folder holds another sweep or other data.
         TrainingError: no trial has finished.
     """
     with told_where_it_stalls(Heartbeat(), say):
@@ -91,7 +92,9 @@ def run_sweep(
         if dry.built is not None:
             say(check_disk(space.spec, base, checkpoint_bytes(base, *dry.built), folder, fresh))
         sweep = Sweep(space.spec, base, folder, out, say, DataGuard.of(base, accept_data, say))
-    with locked(RunDirectory(folder)), patient_writes(folder, base.cluster.storage_timeout, say):
+    patient = patient_writes(folder, base.cluster.storage_timeout, say)
+    with locked(RunDirectory(folder), base.cluster, say), patient:
+        fetch_all(folder, is_figure)
         _open(sweep, fresh)
         from cirkd_ray.cluster.capacity import wanted_cpus
 
@@ -103,7 +106,7 @@ def run_sweep(
 def _open(sweep: Sweep, fresh: bool) -> None:
     """Make the folder, or check that it holds this very sweep."""
     path = sweep.folder / SPACE
-    if not path.is_file() and sweep.folder.exists() and any(sweep.folder.iterdir()):
+    if not path.is_file() and any(sweep.folder.glob("[!.]*")):
         raise ConfigError(
             f"{sweep.folder}: holds something else than a sweep; choose another --name or --out"
         )
@@ -129,7 +132,6 @@ def _open(sweep: Sweep, fresh: bool) -> None:
                 f"{hours}, or start it anew with --fresh"
             )
     begun = path.is_file() and (sweep.folder / TUNE).exists()
-    sweep.folder.mkdir(parents=True, exist_ok=True)
     sweep.data.hold(sweep.folder, begun, ANEW)
     shared_scores(sweep.folder)
     trees = {SPACE: sweep.spec.model_dump(mode="json"), BASE: movable_tree(sweep.base, sweep.folder)}
@@ -141,21 +143,22 @@ def _run(sweep: Sweep) -> None:
     """All that needs Ray."""
     import ray
 
-    from cirkd_ray.cluster.capacity import check_places, cluster_capacity, largest_plan, placed
+    from cirkd_ray.cluster import capacity
     from cirkd_ray.cluster.latency import LATENCY, measure_students
     from cirkd_ray.cluster.room import fitted
 
-    plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
-    check_places(plan, sweep.base)
-    fits = cluster_capacity(plan, sweep.spec.resources.concurrent, sweep.pack)
-    base = placed(sweep.spec, sweep.base, plan)
+    capacity.check_working_copies(sweep.folder, sweep.spec.scheduler.name == "pbt")
+    plan = capacity.largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
+    capacity.check_places(plan, sweep.base)
+    fits = capacity.cluster_capacity(plan, sweep.spec.resources.concurrent, sweep.pack)
+    base = capacity.placed(sweep.spec, sweep.base, plan)
     sweep = replace(sweep, spec=fitted(sweep.spec, base, plan, fits.count, sweep.folder, sweep.say))
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
     sweep.say(f"{sweep.spec.trials} trials, {fits.count}{packs} at a time ({fits.reason})")
     if packs and apart(sweep.spec):
         sweep.say(f"trials of another {' or '.join(apart(sweep.spec))} are in another pack")
     started = time.perf_counter()
-    base = placed(sweep.spec, _with_teacher(sweep), plan)
+    base = capacity.placed(sweep.spec, _with_teacher(sweep), plan)
     measure_students(sweep.spec, base, sweep.folder / LATENCY)
     _search(sweep, base, fits.count)
     trials = read_sweep(sweep.folder)

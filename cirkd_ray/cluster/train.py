@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,15 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
+from cirkd_ray.cluster.gathering import for_workers
 from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
 from cirkd_ray.cluster.restarts import TellPlaced, TellPreempted, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.errors import TrainingError, TransientError, UserError
+from cirkd_ray.errors import StorageError, TrainingError, TransientError, UserError
+from cirkd_ray.remote import mirror
+from cirkd_ray.remote.copies import address
 from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
@@ -85,15 +89,9 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
     return TorchTrainer(
         _worker,
         train_loop_config={
-            "runs": [
-                {
-                    "spec": each.to_dict(),
-                    "directory": str(run.path),
-                    "resume_from": None if start is None else str(start),
-                }
-                for each, run, start in launch.runs
-            ],
-            "directory": str(directory.path),
+            "runs": [for_workers(each, run.path, start) for each, run, start in launch.runs],
+            "directory": address(directory.path),
+            "known_as": str(directory.path),
             "pack": launch.pack,
             "holds": launch.holds,
             **({} if launch.heartbeat is None else {"heartbeat": launch.heartbeat}),
@@ -223,6 +221,8 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     (directory.checkpoints / RAYS_LIST).unlink(missing_ok=True)
     trainer = make_trainer(launch, plan, callbacks)
     try:
+        for _, run, _ in launch.runs:
+            mirror.flush(run.path)
         if not stop_is_asked():
             with watched(spec, directory):
                 interruptible(trainer.fit, lambda: has_workers(str(directory.path)))
@@ -233,6 +233,10 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
         if not isinstance(reason, Stopped):
             known = reason if isinstance(reason, UserError) else read_failure(directory.path)
             raise known or _explain(error, directory) from error
+    finally:
+        for _, run, _ in launch.runs:
+            with suppress(StorageError):  # what is missing then is named
+                mirror.retake(run.path)
 
 
 def _explain(error: Exception, directory: RunDirectory) -> TrainingError:

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,12 +31,13 @@ from cirkd_ray.cluster.bridge import (
 from cirkd_ray.cluster.donors import HELD, hold
 from cirkd_ray.cluster.latency import LATENCY, latency_ms, measured_figures
 from cirkd_ray.cluster.packs import TrainPacked
-from cirkd_ray.cluster.stopping import note_stopped, part_of, patient_start, this_call
+from cirkd_ray.cluster.stopping import note_stopped, part_of, patient_start, this_call, uploaded_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.applied import differences
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.errors import CheckpointError, ConfigError, StorageError, UserError
 from cirkd_ray.files import write_text
+from cirkd_ray.remote import mirror
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import checkpoint_of
 from cirkd_ray.train.opening import open_directory
@@ -86,16 +88,17 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
     sweep = SweepSpec.model_validate(plan.space)
     directory = None
     try:
-        pointer = restored()
-        spec, directory, parent = prepare(plan, folder, sweep.tidy(config), pointer)
-        known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
-        reports = Reports(spec, directory, known, holds=sweep.scheduler.name == "pbt")
-        heard = pointer.step if pointer else 0
-        if isinstance(train, TrainPacked):
-            reports.last = heard  # what was missed is told by its pack, when it is its turn
-        else:
-            reports.tell_missed(heard)
-        reports.train(train, parent)
+        with ExitStack() as held:
+            pointer = restored()
+            spec, directory, parent = prepare(plan, folder, sweep.tidy(config), pointer, held)
+            known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
+            reports = Reports(spec, directory, known, holds=sweep.scheduler.name == "pbt")
+            heard = pointer.step if pointer else 0
+            if isinstance(train, TrainPacked):
+                reports.last = heard  # what was missed is told by its pack, when it is its turn
+            else:
+                reports.tell_missed(heard)
+            reports.train(train, parent)
     except Stopped:
         note_stopped(trial_id)
         while True:  # to Tune an end or an error would be this trial's; it is ended with the whole search
@@ -110,11 +113,21 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
 
 
 def prepare(
-    plan: TrialPlan, folder: Path, values: dict[str, Any], pointer: Pointer | None
+    plan: TrialPlan,
+    folder: Path,
+    values: dict[str, Any],
+    pointer: Pointer | None,
+    held: ExitStack | None = None,
 ) -> tuple[RunSpec, RunDirectory, Path | None]:
     """The recipe, the run's directory and the donor's checkpoint if any.
 
     The recipe has the plan's number of workers, also where the trial was begun with another.
+
+    Args:
+        plan: the sweep's.
+        folder, values: of the trial.
+        pointer: what Tune asks it to resume from.
+        held: takes what ends with the trial's process.
 
     Raises:
         ConfigError: a sampled value is not in effect in the recipe that was written.
@@ -124,9 +137,12 @@ def prepare(
     directory, parent = _generation(folder, values, pointer)
     about: dict[str, Any] = {"trial": folder.name, "values": values, "settings": settings}
     about["parent"] = asdict(parent) if parent else None
+    if held is not None:
+        held.enter_context(uploaded_run(directory, spec))
     with patient_start(directory.path, spec):
         open_directory(directory, spec, resume=True)
         write_text(directory.path / GENERATION, json.dumps(about, indent=2))
+    mirror.flush(directory.path)
     check_applied(directory.spec(), settings)  # what a reader of run.yaml will see
     check_applied(spec, settings)
     return spec, directory, _donated(folder.parent, parent) if parent else None

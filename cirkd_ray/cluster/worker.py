@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 
 from cirkd_ray.cluster.donors import hold
-from cirkd_ray.cluster.membership import Joining, has_ended, is_to_leave, note_ended
+from cirkd_ray.cluster.membership import End, Joining, how_ended, is_to_leave, note_ended
 from cirkd_ray.cluster.prometheus import PrometheusGauges
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
@@ -25,6 +25,10 @@ from cirkd_ray.cluster.stopping import StopWatch, part_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
+from cirkd_ray.remote import mirror
+from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.remote.mirror import mirrored, soon
+from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
@@ -48,23 +52,27 @@ class RayReporter:
     Args:
         directory: the run's.
         spec: of the run.
+        known_as: the folder of checkpoints on the driver's machine, which Ray takes them to be in.
     """
 
-    def __init__(self, directory: RunDirectory, spec: RunSpec) -> None:
+    def __init__(self, directory: RunDirectory, spec: RunSpec, known_as: Path | None = None) -> None:
         self.asynchronous = spec.cluster.async_checkpoints
         self.kept, self.keep = directory.checkpoints, spec.train.keep_checkpoints
         self.writer = BackgroundWriter()
+        self.known_as = known_as or directory.checkpoints
         # One that is written again was passed over as damaged. It gets a name of its own: Ray knows them
         # by name.
         self.taken = {path.name for path in list_checkpoints(directory.checkpoints)}
 
     def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
         """Every rank takes part; Ray hears of a checkpoint when it is written."""
+        if checkpoint is None:
+            soon(self.kept.parent)
         modes = ray.train.CheckpointUploadMode
         folder = None if checkpoint is None else self._begin(checkpoint)
         ray.train.report(
             dict(metrics),
-            checkpoint=None if folder is None else ray.train.Checkpoint.from_directory(str(folder)),
+            checkpoint=None if folder is None else self._checkpoint(folder),
             checkpoint_dir_name=None if folder is None else folder.name,  # the main rank's holds
             checkpoint_upload_mode=modes.ASYNC if self.asynchronous and not last else modes.SYNC,
             checkpoint_upload_fn=partial(self._written, self.writer.pending),
@@ -91,9 +99,14 @@ class RayReporter:
         def write() -> None:
             checkpoint.write(folder)
             keep_newest(self.kept, self.keep)
+            soon(self.kept.parent)
 
         self.writer.start(write)
         return folder
+
+    def _checkpoint(self, folder: Path) -> ray.train.Checkpoint:
+        """Ray's name of a checkpoint."""
+        return ray.train.Checkpoint.from_directory(str(self.known_as / folder.name))
 
     @staticmethod
     def _written(
@@ -110,18 +123,19 @@ def work(config: dict[str, Any]) -> None:
 
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
-            `resume_from` (a checkpoint to start from where the directory has none, or None); `directory`,
-            `pack` and `holds` (of the launch), `threads` (or None), `gpus` (of a worker), `call` (of the
-            driver) and, if it is another than the ordinary one, `heartbeat`.
+            `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
+            the launch); `known_as` of each and of the launch (its path on the driver's machine); `pack` and
+            `holds` (of the launch), `threads` (or None), `gpus` (of a worker), `call` (of the driver) and, if
+            it is another than the ordinary one, `heartbeat`.
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
-    directory = RunDirectory(config["directory"])
+    directory, known_as = RunDirectory(copy_of(config["directory"])), Path(config["known_as"])
     world = World.current(ray.train.torch.get_device())
     try:
         bound_memory(world.device, config["gpus"])
         heartbeat: Heartbeat = config.get("heartbeat", Heartbeat)()
-        with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
+        with part_of(config["call"]), Pulse(known_as, world, heartbeat), ExitStack() as held:
             runs = _Runs(config, world, held)
             found = runs.train(heartbeat)
             for error in (each for each in found if runs.alone and isinstance(each, Exception)):
@@ -161,7 +175,8 @@ class _Runs:
         self.runs: Sequence[Mapping[str, Any]] = config["runs"]
         self.pack, self.holds, self.world, self.held = config["pack"], config["holds"], world, held
         self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-        self.joining = Joining(Path(config["directory"])) if self.pack else None
+        self.joining = Joining(Path(config["known_as"])) if self.pack else None
+        self.known: dict[Path, Path] = {}
 
     @property
     def alone(self) -> bool:
@@ -181,8 +196,8 @@ class _Runs:
             ConfigError: a directory is not seen from here.
         """
         late = self.joining.take(self.world) if self.joining else []
-        runs = {run["directory"]: run for run in (*self.runs, *late)}
-        over = [name for name in runs if self.pack and self.world.is_main and has_ended(Path(name))]
+        runs = {run["known_as"]: run for run in (*self.runs, *late)}
+        over = [name for name in runs if self.pack and self.world.is_main and how_ended(Path(name))]
         over = broadcast_object(over, self.world)
         return [self._entry(run) for name, run in runs.items() if name not in over]
 
@@ -196,24 +211,20 @@ class _Runs:
 
     def _entry(self, run: Mapping[str, Any]) -> Entry:
         """A run; checkpoints of one that is alone go through Ray, so that a trial around it hears of them."""
-        directory = RunDirectory(run["directory"])
-        if not directory.recipe.is_file():
-            raise ConfigError(
-                f"--out: {directory.path} is not there on the node of worker {self.world.rank}; "
-                "runs must be written to storage that all nodes share"
-            )
-        spec = from_tree(run["spec"])
+        directory, spec = RunDirectory(copy_of(run["directory"])), from_tree(run["spec"])
+        known = self.known[directory.path] = Path(run["known_as"])
+        _open(directory, spec, self.world, self.held)
         spec = self.held.enter_context(staged(spec)) if self.several_nodes else spec
         listeners: list[Listener] = []
         if self.world.is_main:
             listeners = [RunLog(directory, 0), PrometheusGauges(directory), *chosen_loggers(spec, directory)]
-        reporter: Reporter = RayReporter(directory, spec)
+        reporter: Reporter = RayReporter(directory, spec, RunDirectory(known).checkpoints)
         if self.pack or len(self.runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
             written = hold if self.holds else lambda path: None
             reporter = LocalReporter(directory.checkpoints, keep, background, written)
-        start = Path(run["resume_from"]) if run["resume_from"] else None
-        leaves = StopWatch(partial(is_to_leave, directory.path)) if self.pack else None
+        start = copy_of(run["resume_from"]) if run["resume_from"] else None
+        leaves = StopWatch(partial(is_to_leave, known)) if self.pack else None
         return Entry(spec, directory, reporter, listeners, start, leaves, self.holds)
 
     def tell(self, entry: Entry, how: Ended) -> None:
@@ -221,14 +232,45 @@ class _Runs:
 
         The error of one that is alone is raised in the end instead, and retried where that may help.
         """
+        place, end = entry.directory.path, End()
         failed = isinstance(how, Exception) and not isinstance(how, Stopped)
         if not self.world.is_main or (failed and self.alone):
             return
-        if isinstance(how, Exception) and failed:
-            place, kind = entry.directory.path, type(how).__name__
-            told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
-            with suppress(OSError):  # its disk may be the reason
-                write_failure(place, told)
+        if isinstance(how, Exception):
+            told = f"{place}: {type(how).__name__}: {first_line(how)}"
+            error = how if isinstance(how, UserError | Stopped) else TrainingError(told)
+            end = End(type(error).__name__, str(error))
+            if isinstance(error, UserError):
+                with suppress(OSError):  # its disk may be the reason
+                    write_failure(place, error)
         if self.pack:
             with suppress(Exception):  # the head may be away: then it is known when all have ended
-                note_ended(entry.directory.path)
+                mirror.flush(place)
+                note_ended(self.known[place], end)
+
+
+def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack) -> None:
+    """See a run's directory; behind a URL, the main rank takes what is there and uploads what it writes.
+
+    Args:
+        directory, spec: the run's.
+        world, held: as of `_Runs`.
+
+    Raises:
+        ConfigError: it is not seen from here.
+    """
+
+    def say(text: str) -> None:
+        with suppress(OSError):
+            directory.log(text)
+
+    cluster = spec.cluster
+    if world.is_main:
+        held.enter_context(mirrored(directory.path, cluster.upload_every, cluster.storage_timeout, say))
+    else:
+        fetch_folder(directory.path)
+    if not directory.recipe.is_file():
+        raise ConfigError(
+            f"--out: {directory.path} is not there on the node of worker {world.rank}; "
+            "give a URL, or a folder of storage that all nodes share"
+        )

@@ -99,6 +99,14 @@ class Chosen:
     average: Literal["logits", "probabilities"]
     accept_data: bool = False
 
+    def __post_init__(self) -> None:
+        """Fetch a model that lies behind a URL."""
+        from cirkd_ray.remote.address import is_url
+        from cirkd_ray.weights.card import on_this_machine
+
+        if self.model is not None and is_url(self.model):
+            object.__setattr__(self, "model", str(on_this_machine(self.model)))
+
     def views(self) -> Views:
         """How the images are seen."""
         from cirkd_ray.errors import ConfigError
@@ -119,13 +127,14 @@ class Chosen:
             ConfigError: no data set is known, or a setting is wrong.
         """
         from cirkd_ray.evaluate.job import EvaluationJob
+        from cirkd_ray.remote.copies import address
 
         assert self.model is not None
         data = self.data_settings()
         usual = data.pop("val_split", None) or "val"
         self._hold_there(data, self.split or usual)
         return EvaluationJob(
-            model=str(Path(self.model).expanduser().absolute()),
+            model=address(Path(self.model).expanduser().absolute()),
             network=self.network,
             data=data.pop("name"),
             split=self.split or usual,
@@ -175,7 +184,9 @@ class Chosen:
 
 def _place(root: str | None) -> str | None:
     """The same folder for processes that run elsewhere; addresses stay as they are."""
-    return root if root is None or "://" in root else str(Path(root).expanduser().absolute())
+    from cirkd_ray.remote.address import url
+
+    return root and (url(root) or str(Path(root).expanduser().absolute()))
 
 
 def evaluate_job(job: EvaluationJob, workers: int = 0, *, bootstrap: int = 0, worst: int = 0) -> Evaluation:

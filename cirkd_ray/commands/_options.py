@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import click
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.remote.address import shown, url
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -115,14 +119,43 @@ def local(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
     """
     if value is not None and "://" in value:
         name = param.opts[0] if isinstance(param, click.Option) else param.opts[0].upper()
-        place = f"{name} {value}"
-        raise ConfigError(f"{place}: results go to folders, not to URLs; name a folder, perhaps a mount")
+        place = f"{name} {shown(value)}"
+        raise ConfigError(f"{place}: is written on this machine, not to a URL; name a path, perhaps a mount")
     return value
 
 
-def out_option(help: str = "Where runs are written.", **settings: Any) -> Decorator:
-    """`--out`: a place on a file system."""
-    return click.option("--out", help=help, callback=local, **{"metavar": "DIR", **settings})
+def anywhere(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:
+    """Callback of where runs and results go: a path, or a URL, from which secrets are taken."""
+    found = None if value is None else url(value)
+    return found or local(ctx, param, value)
+
+
+def out_option(help: str = "Where runs are written: a folder or URL.", **settings: Any) -> Decorator:
+    """`--out`: a path; with `callback=anywhere`, a URL, too."""
+    return click.option("--out", help=help, **{"metavar": "DIR", "callback": local, **settings})
+
+
+def out_folder(out: str) -> Path:
+    """A folder of this machine: where `--out` is a URL, its working copy."""
+    from cirkd_ray.remote.copies import copy_of
+
+    return copy_of(out).expanduser().absolute()
+
+
+@contextmanager
+def uploaded(folder: Path) -> Iterator[None]:
+    """Upload what the block writes to a working copy's folder; of other folders nothing.
+
+    Raises:
+        StorageError: what is behind the URL cannot be read or written.
+    """
+    from cirkd_ray.remote.mirror import EVERY, mirrored
+
+    def say(text: str) -> None:
+        sys.stderr.write(f"cirkd: {text}\n")
+
+    with mirrored(folder, EVERY, 60.0, say):
+        yield
 
 
 device_option = choice("--device", "auto", "cpu", "cuda", help="Where it runs.")

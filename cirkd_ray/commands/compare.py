@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_option, repeatable, set_option
+from cirkd_ray.commands._options import (
+    COUNT,
+    Words,
+    accept_data_option,
+    anywhere,
+    out_folder,
+    out_option,
+    repeatable,
+    set_option,
+    uploaded,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from cirkd_ray.compare.budget import Budget
     from cirkd_ray.config import RunSpec
 
@@ -20,7 +31,7 @@ if TYPE_CHECKING:
 @argument("recipes", nargs=-1, metavar="RECIPE...", help="Shipped recipes or YAML files.")
 @option("--seeds", type=COUNT, default=3, help="Runs of each method.")
 @set_option()
-@out_option(default="runs")
+@out_option(default="runs", callback=anywhere)
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
 @option("--resume", metavar="NAME", help="Continue this comparison as it was begun, without RECIPE.")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
@@ -56,24 +67,26 @@ def command(
     130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.cluster.compare import run_comparison
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
     from cirkd_ray.train.stop import stoppable
 
-    console, place = output(), Path(out).expanduser().absolute()
+    console, place = output(), out_folder(out)
     if resume is not None:
         methods, seeds, budget, folder = _begun(place, resume, recipes, overrides)
     else:
         methods, folder = _asked(recipes, overrides, differ, place, name)
-    console.print(f"comparison -> {folder}", highlight=False)
+    console.print(f"comparison -> {address(folder)}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
         data = run_comparison(methods, seeds, folder, place, say, concurrent, accept_data, apart, budget)
-    page = write_comparison(data)
+    with uploaded(folder / "report"):
+        page = write_comparison(data)
     console.print(methods_table(data).rich())
     console.print(notes(data), highlight=False, markup=False)
-    console.print(f"report       {page}", highlight=False)
+    console.print(f"report       {address(page)}", highlight=False)
     return 1 if data.failures else 0
 
 
@@ -100,9 +113,11 @@ def _begun(
 ) -> tuple[dict[str, RunSpec], int, Budget, Path]:
     """Methods, seeds, budget and folder of a comparison to continue."""
     from cirkd_ray.compare.plan import begun_comparison
+    from cirkd_ray.remote.reading import fetch_all, is_figure
     from cirkd_ray.train.stages import named_folder
 
     if recipes or overrides:
         raise click.UsageError("--resume continues a comparison as it was begun: leave RECIPE and --set out")
     folder = named_folder(place, resume)
+    fetch_all(folder, is_figure)
     return (*begun_comparison(folder), folder)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import click
 from click import option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import NOT_NEGATIVE, out_option
+from cirkd_ray.commands._options import NOT_NEGATIVE, anywhere, out_folder, out_option, uploaded
 
 
 @click.command()
@@ -19,7 +18,9 @@ from cirkd_ray.commands._options import NOT_NEGATIVE, out_option
 @option("--workers", type=NOT_NEGATIVE, default=0, help="Ray workers (0: this process).")
 @option("--bootstrap", type=NOT_NEGATIVE, default=1000, help="Resamples of the interval (0: none).")
 @option("--worst", type=NOT_NEGATIVE, default=8, help="How many worst images to show.")
-@out_option("Where the report goes (default: RUN/eval/DATA-SPLIT, or runs/ for other models).")
+@out_option(
+    "Where the report goes (default: RUN/eval/DATA-SPLIT, for other models runs/).", callback=anywhere
+)
 @option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of tables.")
 def command(
     boundary: bool, workers: int, bootstrap: int, worst: int, out: str | None, as_json: bool, **chosen: Any
@@ -32,22 +33,25 @@ def command(
     import json
 
     from cirkd_ray.files import remove_old, require_writable
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.report.console import output
     from cirkd_ray.report.evaluation import REPORT_FILES, usual_folder
     from cirkd_ray.report.tables import per_class
 
-    job = Chosen(**chosen).job(boundary)
-    folder = Path(out).expanduser() if out else usual_folder(chosen["model"], job)
+    network = Chosen(**chosen)
+    job = network.job(boundary)
+    folder = out_folder(out) if out else usual_folder(str(network.model), job)
     require_writable(folder)
-    remove_old(*(folder / name for name in REPORT_FILES))
-    evaluation = evaluate_job(job, workers, bootstrap=bootstrap, worst=worst)
+    with uploaded(folder):
+        remove_old(*(folder / name for name in REPORT_FILES))
+        evaluation = evaluate_job(job, workers, bootstrap=bootstrap, worst=worst)
+        written = evaluation.write(folder)[1]
     warn(evaluation.subject.warnings)
     if as_json:
         print(json.dumps(evaluation.to_dict(), allow_nan=False))
-        evaluation.write(folder)
         return
     console = output()
     console.print(per_class(evaluation.result).rich())
     console.print(evaluation.scores().rich())
     console.print(evaluation.speed(), highlight=False)
-    console.print(f"report: {evaluation.write(folder)[1]}", highlight=False)
+    console.print(f"report: {address(written)}", highlight=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import COUNT, Words, choice, out_option, set_option, size_option
+from cirkd_ray.commands._options import COUNT, Words, anywhere, choice, out_option, set_option, size_option
 
 if TYPE_CHECKING:
     from cirkd_ray.weights.export import ExportOptions
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @click.command()
 @argument("path", metavar="PATH", help="A run's folder, its model.json or student.safetensors.")
 @choice("--to", "onnx", "torchscript", "torch-export", help="Format of the file.")
-@out_option(metavar="FILE", help="Default: beside the weights, named student.")
+@out_option(metavar="FILE", callback=anywhere, help="Default: beside the weights, named student.")
 @option("--no-preprocessing", is_flag=True, help="Take images that are prepared already.")
 @option("--scores", is_flag=True, help="Return class scores (N x K x H x W), not labels.")
 @option("--static", is_flag=True, help="Fix the batch to 1 and the size to --size.")
@@ -54,29 +54,26 @@ def command(
     validation split and the ratio of their times on this machine.
     """
     from cirkd_ray.errors import ConfigError
-    from cirkd_ray.files import remove_old
+    from cirkd_ray.remote.copies import address
+    from cirkd_ray.remote.mirror import send
+    from cirkd_ray.weights.card import on_this_machine
     from cirkd_ray.weights.export import SUFFIXES, ExportOptions, export_model
     from cirkd_ray.weights.open import open_network
     from cirkd_ray.weights.package import load_model
 
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    target = Path(out) if out else folder / f"student{SUFFIXES[to]}"
-    if target.suffix in (".safetensors", ".json"):
-        raise ConfigError(
-            f"--out: {target} would replace a network's own files; let it end in {SUFFIXES[to]}"
-        )
-    if not target.is_dir():
-        remove_old(target)
+    place = on_this_machine(path)
+    target = _target(place, out, SUFFIXES[to])
     if int8 and to != "onnx":
         raise ConfigError(f"--int8: quantised files are ONNX; leave --to {to} out")
-    splits = _splits(path, data, root, overrides) if int8 else None
-    loaded = load_model(path) if splits is None else open_network(path, splits[1].classes)
+    splits = _splits(str(place), data, root, overrides) if int8 else None
+    loaded = load_model(place) if splits is None else open_network(place, splits[1].classes)
     options = ExportOptions(
         preprocessing=not no_preprocessing, labels=not scores, dynamic=not static, size=size
     )
     report = export_model(loaded, target, to, options, opset=opset)
+    send(report.path)
     megabytes = report.path.stat().st_size / 1e6
-    print(f"{report.path} ({megabytes:.1f} MB){f', opset {report.opset}' if report.opset else ''}")
+    print(f"{address(report.path)} ({megabytes:.1f} MB){f', opset {report.opset}' if report.opset else ''}")
     shapes = ", ".join(f"{n} x 3 x {h} x {w}" for n, h, w in report.checked)
     what = "pixels of another class" if options.labels else "difference of scores"
     print(
@@ -85,6 +82,26 @@ def command(
     )
     if splits is not None:
         _quantised(loaded, target, options, splits, calibration, limit)
+        send(target.with_suffix(".int8.onnx"))
+
+
+def _target(network: Path, out: str | None, suffix: str) -> Path:
+    """Where the file is written on this machine; what was there before is gone."""
+    from cirkd_ray.errors import ConfigError
+    from cirkd_ray.files import remove_old
+    from cirkd_ray.remote.copies import address, copy_of, url_of
+
+    folder = network if network.is_dir() else network.parent
+    target = copy_of(out) if out else folder / f"student{suffix}"
+    if target.suffix in (".safetensors", ".json"):
+        raise ConfigError(
+            f"--out: {address(target)} would replace a network's own files; let it end in {suffix}"
+        )
+    if not target.is_dir():
+        remove_old(target)
+    if url_of(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+    return target
 
 
 def _splits(path: str, data: str | None, root: str | None, overrides: Words) -> tuple[Any, Any]:

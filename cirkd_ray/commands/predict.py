@@ -12,7 +12,16 @@ import click
 from click import argument, option
 
 from cirkd_ray.commands._evaluation import Chosen, data_options, evaluate_job, model_options, warn
-from cirkd_ray.commands._options import COUNT, Words, local, out_option, several
+from cirkd_ray.commands._options import (
+    COUNT,
+    Words,
+    anywhere,
+    local,
+    out_folder,
+    out_option,
+    several,
+    uploaded,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,7 +46,7 @@ SHOWN = 20
     metavar="LOW HIGH",
     help="Values of 16-bit and float images that become black and white (default: the model's, or measured).",
 )
-@out_option(default="predictions", metavar="DIR", help="Where pictures are written.")
+@out_option(default="predictions", callback=anywhere, help="Where pictures are written.")
 @several(
     "--write",
     "forms",
@@ -75,7 +84,7 @@ def command(
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import Reading
 
-    chosen, folder = Chosen(**options), Path(out).expanduser()
+    chosen, folder = Chosen(**options), out_folder(out)
     if check_submission:
         return _check(check_submission, chosen)
     if chosen.model is None:
@@ -87,10 +96,12 @@ def command(
             )
         if span and not span[0] < span[1]:
             raise ConfigError("--range: LOW must be below HIGH")
-        return _predict(chosen, inputs, folder, forms, submission, Reading(span, upright))
+        with uploaded(folder):
+            return _predict(chosen, inputs, folder, forms, submission, Reading(span, upright))
     if inputs:
         raise ConfigError("--worst: takes no images; it looks for them in a labelled split")
-    return _worst(chosen, worst, folder)
+    with uploaded(folder):
+        return _worst(chosen, worst, folder)
 
 
 def _predict(
@@ -105,6 +116,7 @@ def _predict(
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.evaluate.predict import Predictor
     from cirkd_ray.evaluate.submission import Submission, check_submission, refuse_scaled, server_names
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.report.console import output
     from cirkd_ray.report.predictions import without_old, write_prediction
     from cirkd_ray.report.progress import bar
@@ -142,7 +154,7 @@ def _predict(
         console.print(f"skipped {failure}", markup=False)
     warn(reading.told())
     skipped = f", {len(failures)} skipped" if failures else ""
-    places = [str(folder / form) for form in forms] + ([target] if target else [])
+    places = [address(folder / form) for form in forms] + ([target] if target else [])
     console.print(f"{done} images predicted{skipped}: {', '.join(places)}", markup=False)
     bad = _report(target, check_submission(target, names), console) if target else 0
     return max(bad, int(bool(failures)))
@@ -192,6 +204,7 @@ def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     from cirkd_ray.data_tools.pictures import save_picture
     from cirkd_ray.errors import DataError
     from cirkd_ray.files import remove_old, require_writable
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.report.console import output
 
     require_writable(folder)
@@ -207,7 +220,7 @@ def _worst(chosen: Chosen, count: int, folder: Path) -> int:
     for index, score in evaluation.worst:
         over, sample = evaluation.result.classes_of_image(index), evaluation.result.names[index]
         console.print(f"{score * 100:6.2f} % ({over})  {sample}", markup=False)
-    console.print(f"picture: {path}", markup=False)
+    console.print(f"picture: {address(path)}", markup=False)
     return 0
 
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import NOT_NEGATIVE
+from cirkd_ray.commands._options import NOT_NEGATIVE, out_folder, uploaded
 
 
 @click.command()
@@ -21,24 +19,30 @@ def command(folder: str, images: int) -> None:
     """
     from cirkd_ray.compare.folder import COMPARISON, read_comparison
     from cirkd_ray.errors import ConfigError
+    from cirkd_ray.remote.copies import address
+    from cirkd_ray.remote.reading import fetch_all, is_figure
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
     from cirkd_ray.report.progress import bar
     from cirkd_ray.report.run_page import write_run
     from cirkd_ray.report.sweep_page import write_sweep
-    from cirkd_ray.sweep.folder import read_sweep
+    from cirkd_ray.sweep.folder import SPACE, read_sweep
     from cirkd_ray.train.rundir import RunDirectory
+    from cirkd_ray.weights.card import RUN_FILE, on_this_machine
 
-    place = Path(folder).expanduser().absolute()
+    place = out_folder(folder)
+    fetch_all(place, is_figure)
     console = output()
-    if (place / "sweep.yaml").is_file():
-        page = write_sweep(read_sweep(place))
-        console.print(f"TensorBoard  tensorboard --logdir {place / 'tensorboard'}", highlight=False)
-    elif (place / COMPARISON).is_file():
-        page = write_comparison(read_comparison(place))
-    elif (place / "run.yaml").is_file():
-        with bar(images, "images") as advance:
-            page = write_run(RunDirectory(place), images, advance)
-    else:
-        raise ConfigError(f"{place}: holds no run, sweep or comparison; give the folder of one")
-    console.print(f"report       {page}", highlight=False)
+    if not any((place / name).is_file() for name in (SPACE, COMPARISON, RUN_FILE)):
+        raise ConfigError(f"{address(place)}: holds no run, sweep or comparison; give the folder of one")
+    with uploaded(place / "report"):
+        if (place / SPACE).is_file():
+            page = write_sweep(read_sweep(place))
+            console.print(f"TensorBoard  tensorboard --logdir {place / 'tensorboard'}", highlight=False)
+        elif (place / COMPARISON).is_file():
+            page = write_comparison(read_comparison(place))
+        else:
+            on_this_machine(address(place))
+            with bar(images, "images") as advance:
+                page = write_run(RunDirectory(place), images, advance)
+    console.print(f"report       {address(page)}", highlight=False)

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 from click import argument, option
 
+from cirkd_ray.commands._options import out_folder
+
 
 @click.command()
-@argument("folder", metavar="RUN", help="The folder of a run, a sweep or a comparison.")
+@argument("folder", metavar="RUN", help="Folder or URL of a run, a sweep or a comparison.")
 @option("--json", "as_json", is_flag=True, help="Print it as JSON.")
 def command(folder: str, as_json: bool) -> None:
     """Show how far a run, a sweep or a comparison is, from its folder: wherever it runs.
 
     State, steps, mIoU, time since its last sign of life, time left, and the line that continues it.
     """
+    from cirkd_ray.remote.reading import fetch_all, is_figure
     from cirkd_ray.report.status import lines, read_status
 
-    found = read_status(Path(folder).expanduser().absolute())
+    place = out_folder(folder)
+    fetch_all(place, is_figure)
+    found = read_status(place)
     if as_json:
         import json
 

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, accept_data_option, out_option, set_option
+from cirkd_ray.commands._options import (
+    Words,
+    accept_data_option,
+    anywhere,
+    out_folder,
+    out_option,
+    set_option,
+)
 
 if TYPE_CHECKING:
     from cirkd_ray.config import RunSpec
@@ -22,7 +29,7 @@ if TYPE_CHECKING:
 @click.command()
 @argument("recipe", required=False, metavar="[RECIPE]", help="A shipped recipe or a YAML file.")
 @set_option()
-@out_option(default="runs")
+@out_option(default="runs", callback=anywhere)
 @option("--name", help="Name of the run's directory (default: recipe, time and four digits).")
 @option(
     "--resume",
@@ -55,6 +62,7 @@ def command(
     Ctrl-C or SIGTERM finishes the step, writes a checkpoint, prints the line that resumes the run and ends
     with exit code 130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
+    from cirkd_ray.remote.copies import address
     from cirkd_ray.report.console import output
     from cirkd_ray.report.loggers import require_loggers
     from cirkd_ray.report.summary import print_outcome
@@ -66,11 +74,11 @@ def command(
     local = local or launched_by_torchrun()  # whose own parser takes `--local` for one of its options
     console = output(quiet=local and follows_another())
     say = partial(console.print, highlight=False)
-    place = Path(out).expanduser().absolute()
+    place = out_folder(out)
     resume = "" if restart and resume is None else resume
     spec, directory = choose_run(recipe, overrides, place, name, resume)
     require_loggers(spec)
-    say(f"{spec.name} -> {directory.path}")
+    say(f"{spec.name} -> {address(directory.path)}")
     workers = spec.cluster.workers
     if local and not launched_by_torchrun() and workers not in ("auto", 1):
         say(f"cluster.workers: {workers} is for Ray and torchrun; --local trains in this one process")

@@ -9,13 +9,21 @@ from pathlib import Path
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, accept_data_option, local, out_option, set_option
+from cirkd_ray.commands._options import (
+    Words,
+    accept_data_option,
+    anywhere,
+    local,
+    out_folder,
+    out_option,
+    set_option,
+)
 
 
 @click.command()
 @argument("space", default="smoke", metavar="[SPACE]", help="A shipped search space or a YAML file.")
 @set_option()
-@out_option(default="runs")
+@out_option(default="runs", callback=anywhere)
 @option("--name", help="Name of the sweep's directory (default: the space's name).")
 @option("--fresh", is_flag=True, help="Start anew; what is there is moved aside.")
 @accept_data_option
@@ -54,6 +62,9 @@ def command(
     from cirkd_ray.cluster.sweep import best_recipe, run_sweep
     from cirkd_ray.errors import ConfigError
     from cirkd_ray.files import save_text
+    from cirkd_ray.remote.address import is_url
+    from cirkd_ray.remote.copies import address
+    from cirkd_ray.remote.mirror import send
     from cirkd_ray.report.console import output
     from cirkd_ray.report.sweep import ranking, summary
     from cirkd_ray.sweep.space_file import load_space
@@ -62,12 +73,14 @@ def command(
     from cirkd_ray.train.teacher import slug
 
     console, loaded = output(), load_space(space, overrides)
-    place = Path(out).expanduser().absolute()
+    place = out_folder(out)
+    if fresh and is_url(out):
+        raise ConfigError(f"--fresh: does not move what is in {out} aside; choose another --name")
     folder = named_folder(place, slug(loaded.spec.name) if name is None else name)
     target = Path(export).expanduser().absolute() if export else None
     if target is not None and (target.is_dir() or not os.access(target.parent, os.W_OK)):
         raise ConfigError(f"--export {export}: cannot be written; name a file in a folder that is there")
-    console.print(f"{loaded.spec.name} -> {folder}", highlight=False)
+    console.print(f"{loaded.spec.name} -> {address(folder)}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
         data = run_sweep(loaded, folder, place, say, fresh, accept_data)
@@ -77,8 +90,9 @@ def command(
     files = [folder / "best.yaml", *([target] if target else [])]
     for file in files:
         save_text(file, best)
+        send(file)
     console.print(f"best trial   {files[-1]} (cirkd train {files[-1]} trains it in full)", highlight=False)
-    console.print(f"report       cirkd report {folder}", highlight=False)
+    console.print(f"report       cirkd report {address(folder)}", highlight=False)
     return 1 if data.failures else 0
 
 

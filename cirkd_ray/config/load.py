@@ -9,6 +9,7 @@ from cirkd_ray.config.composition import RECIPES, Tree, apply_overrides, compose
 from cirkd_ray.config.registry import validate
 from cirkd_ray.config.resolution import resolved_tree
 from cirkd_ray.config.spec import RunSpec
+from cirkd_ray.remote.address import without_secrets
 
 
 def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
@@ -17,7 +18,7 @@ def parse(tree: Mapping[str, Any], where: str = "") -> RunSpec:
     Raises:
         ConfigError: every unknown key or wrong value with its path and the nearest valid name.
     """
-    return validate(RunSpec, tree, where)
+    return validate(RunSpec, without_secrets(tree), where)
 
 
 def from_tree(tree: Mapping[str, Any]) -> RunSpec:

@@ -21,6 +21,7 @@ from cirkd_ray.config.sections import DataSpec, LossSpec, ModelSpec, TaskLossSpe
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.config.spec import RunSpec
 from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.remote.address import without_secrets
 
 
 def resolved_tree(spec: RunSpec) -> Tree:
@@ -76,7 +77,7 @@ def _fixed_argument(item: str) -> str:
 
 def _fixed(place: str) -> str:
     """That path from the root on; addresses stay as they are."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return str(without_secrets(place) if "://" in place else Path(place).expanduser().absolute())
 
 
 def _model_settings(model: ModelSpec, where: str) -> dict[str, Any]:

@@ -188,6 +188,9 @@ class ClusterSpec(Spec):
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
     )
+    upload_every: Machine[PositiveFloat] = Field(
+        30.0, description="seconds between two uploads of what changed, where --out is a URL"
+    )
     disk: Machine[Literal["check", "ignore"]] = Field(
         "check", description="refuse a run whose checkpoints do not fit the disk"
     )

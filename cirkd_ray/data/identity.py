@@ -12,6 +12,9 @@ from typing import Any
 
 from cirkd_ray.data.base import SegmentationDataset, Stamp
 from cirkd_ray.files import read_json, write_bytes, write_text
+from cirkd_ray.remote.address import is_url
+from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.remote.reading import fetch_folder
 
 DATA = "data.json"
 """In the folder of a run, sweep or comparison: what its data were."""
@@ -81,9 +84,11 @@ class DataIdentity:
     @classmethod
     def near(cls, path: str | Path) -> DataIdentity | None:
         """What was kept with a network: a run's folder, a file in it, or a run of a sweep or comparison."""
-        if ":/" in str(path):  # a URL, or what comes with the package
+        if ":/" in str(path) and not is_url(path):  # what comes with the package
             return None
-        place = Path(path).expanduser().absolute()
+        place = copy_of(path).expanduser().absolute()
+        if is_url(path):
+            fetch_folder(place) or fetch_folder(place.parent)
         folders = (place, *place.parents)[:_ABOVE]
         return next(filter(None, map(cls.read, folders)), None)
 

@@ -1,29 +1,19 @@
-"""Where a data set's files lie: a folder of this machine, or what fsspec can reach.
-
-`s3://` and `gs://` go through pyarrow's file systems, which Ray brings along; other protocols through what
-fsspec knows of them.
-"""
+"""Where a data set's files lie: a folder of this machine, or what a `remote.Store` can reach."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from datetime import timedelta
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pyarrow import fs
+from typing import Any
 
 from cirkd_ray.data.cache import DiskCache
 from cirkd_ray.errors import DataError, TransientError
 from cirkd_ray.files import PASSING, write_bytes
+from cirkd_ray.remote.store import Store, reason
 
-T = TypeVar("T")
-_REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH", "NO_SUCH_BUCKET")
-"""In pyarrow's errors of an S3 server: another try would get the same answer."""
 _CHANGING = (".json", ".jsonl", ".yaml", ".txt")
 """Ends of the names of files that list or describe others: they may change, so they are never cached."""
 
@@ -121,7 +111,7 @@ class LocalStorage(Storage):
             return (self.root / path).read_bytes()
         except OSError as error:
             kind = TransientError if error.errno in PASSING else DataError
-            raise kind(f"{self.where(path)}: cannot be read ({_reason(error)})") from None
+            raise kind(f"{self.where(path)}: cannot be read ({reason(error)})") from None
 
     def digest(self, path: str, size: object) -> str | None:
         if not isinstance(size, int) or size <= 2 * _END:
@@ -135,13 +125,13 @@ class LocalStorage(Storage):
         try:
             write_bytes(self.root / path, data, durable=False)
         except OSError as error:
-            raise DataError(f"{self.where(path)}: cannot be written ({_reason(error)})") from None
+            raise DataError(f"{self.where(path)}: cannot be written ({reason(error)})") from None
 
     def remove(self, path: str) -> None:
         try:
             (self.root / path).unlink()
         except OSError as error:
-            raise DataError(f"{self.where(path)}: cannot be deleted ({_reason(error)})") from None
+            raise DataError(f"{self.where(path)}: cannot be deleted ({reason(error)})") from None
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -149,7 +139,7 @@ class LocalStorage(Storage):
         except (FileNotFoundError, NotADirectoryError):
             return []
         except OSError as error:
-            raise DataError(f"{self.where(folder)}: cannot be listed ({_reason(error)})") from None
+            raise DataError(f"{self.where(folder)}: cannot be listed ({reason(error)})") from None
 
     def stamps(self, folder: str) -> dict[str, tuple[int | None, int | None]]:
         stamps = ((name, self.stamp(f"{folder}/{name}" if folder else name)) for name in self.names(folder))
@@ -183,21 +173,16 @@ class RemoteStorage(Storage):
     Lists and descriptions, which change while a data set is prepared, are read anew each time. A file whose
     checksum is known is cached under its checksum.
 
-    Credentials, endpoints and the like come from where the protocol's own tools take them: for S3 the AWS_...
-    variables and files (AWS_ENDPOINT_URL for a server other than Amazon's).
-
     Args:
         url: the root, with its protocol.
         cache: where read files are kept; by default as the environment says.
-        tries: how often a request is made before its error counts.
-        pause: seconds before the second try; doubled each time.
+        tries, pause: as of `Store`.
     """
 
     def __init__(self, url: str, cache: DiskCache | None = None, tries: int = 5, pause: float = 1.0) -> None:
-        self.url = self.place = url.rstrip("/")
+        self.store = Store(url, tries, pause)
+        self.url = self.place = self.store.url
         self.cache = DiskCache.from_environment() if cache is None else cache
-        self.tries, self.pause = tries, pause
-        self._connection: tuple[Any, str] | None = None
 
     def read(self, path: str, sha256: str = "") -> bytes:
         where = self.where(path)
@@ -206,8 +191,7 @@ class RemoteStorage(Storage):
         held = self.cache.get(kept_as) if keeps else None
         if held is not None:
             return held
-        filesystem, root = self._open()
-        data: bytes = self._try(lambda: filesystem.cat_file(f"{root}/{path}"), where)
+        data = self.store.read(path)
         if sha256 and hashlib.sha256(data).hexdigest() != sha256:
             raise DataError(f"{where}: differs from its checksum in the index (was it replaced meanwhile?)")
         if keeps:
@@ -215,97 +199,21 @@ class RemoteStorage(Storage):
         return data
 
     def write(self, path: str, data: bytes) -> None:
-        filesystem, root = self._open()
-
-        def put() -> None:
-            if not _is_object_store(self.url):
-                filesystem.makedirs(f"{root}/{path}".rpartition("/")[0], exist_ok=True)
-            filesystem.pipe_file(f"{root}/{path}", data)
-
-        self._try(put, self.where(path))
+        self.store.write(path, data)
         self.cache.drop(self.where(path))
 
     def remove(self, path: str) -> None:
-        filesystem, root = self._open()
-        self._try(lambda: filesystem.rm_file(f"{root}/{path}"), self.where(path))
+        self.store.remove(path)
         self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:
-        return list(self.stamps(folder))
+        return list(self.store.names(folder))
 
     def stamps(self, folder: str) -> dict[str, tuple[int | None, int | None]]:
-        filesystem, root = self._open()
-        target = f"{root}/{folder}".rstrip("/")
-
-        def listing() -> dict[str, tuple[int | None, int | None]]:
-            filesystem.invalidate_cache(target)
-            try:
-                found = filesystem.ls(target, detail=True)
-            except (FileNotFoundError, NotADirectoryError):
-                return {}
-            paths = {str(entry["name"]): (_size(entry), None) for entry in found}
-            return {p.rstrip("/").rpartition("/")[2]: paths[p] for p in sorted(paths) if p != target}
-
-        return self._try(listing, self.where(folder))
+        return {name: (_size(entry), None) for name, entry in self.store.names(folder).items()}
 
     def where(self, path: str) -> str:
         return f"{self.url}/{path}"
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A connection belongs to its process: loader processes open their own.
-        return {**self.__dict__, "_connection": None}
-
-    def _open(self) -> tuple[Any, str]:
-        """fsspec's filesystem and the root's path in it."""
-        if self._connection is None:
-            try:
-                filesystem, root = _open_url(self.url)
-            except (ImportError, ValueError) as error:
-                raise DataError(f"{self.url}: {_reason(error)}") from None
-            self._connection = filesystem, str(root).rstrip("/")
-        return self._connection
-
-    def _try(self, request: Callable[[], T], where: str) -> T:
-        """The request's answer; errors that may pass are met by waiting, then are a `TransientError`."""
-        for attempt in range(self.tries):
-            try:
-                return request()
-            except (FileNotFoundError, PermissionError, NotImplementedError) as error:
-                raise DataError(f"{where}: {_reason(error)}") from None
-            except Exception as error:  # each protocol's library has exceptions of its own
-                if any(code in str(error) for code in _REFUSED):
-                    raise DataError(f"{where}: {_reason(error)}") from None
-                if attempt + 1 == self.tries:
-                    server = f" at {_s3_endpoint()}" if self.url.startswith("s3:") and _s3_endpoint() else ""
-                    raise TransientError(f"{where}: {_reason(error)}{server} ({self.tries} tries)") from error
-                time.sleep(self.pause * 2**attempt)
-        raise AssertionError("unreachable")
-
-
-def _is_object_store(url: str) -> bool:
-    """Whether pyarrow opens it; such stores have no folders to make."""
-    return url.startswith(("s3://", "gs://", "gcs://"))
-
-
-def _s3_endpoint() -> str | None:
-    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-
-
-def _open_url(url: str) -> tuple[Any, str]:
-    """The file system behind a URL, by fsspec's interface, and the path in it."""
-    import fsspec
-
-    if not _is_object_store(url):
-        found: tuple[Any, str] = fsspec.core.url_to_fs(url)
-        return found
-    from fsspec.implementations.arrow import ArrowFSWrapper
-
-    if url.startswith("s3://"):
-        store = fs.S3FileSystem(endpoint_override=_s3_endpoint())
-    else:
-        store = fs.GcsFileSystem(retry_time_limit=timedelta(seconds=30))
-    # Not one for all: it would keep the environment of its first use.
-    return ArrowFSWrapper(store, skip_instance_cache=True), url.partition("://")[2]
 
 
 def open_storage(root: str | Path, create: bool = False) -> Storage:
@@ -325,7 +233,7 @@ def open_storage(root: str | Path, create: bool = False) -> Storage:
         try:
             storage.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise DataError(f"{storage.root}: cannot be made ({_reason(error)})") from None
+            raise DataError(f"{storage.root}: cannot be made ({reason(error)})") from None
     elif not storage.root.is_dir():
         kind = "is not a folder" if storage.root.exists() else "does not exist"
         raise DataError(f"data.root: {storage.root} {kind}")
@@ -341,9 +249,3 @@ def _size(entry: Mapping[str, Any]) -> int | None:
     """Bytes of a file in one of fsspec's listings, where it says so."""
     size = entry.get("size")
     return int(size) if size is not None and entry.get("type") == "file" else None
-
-
-def _reason(error: BaseException) -> str:
-    """What an exception says, in one short line."""
-    text = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-    return text.splitlines()[0][:160]

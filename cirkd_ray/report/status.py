@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout
 from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import ConfigError, UserError, first_line
+from cirkd_ray.remote.copies import address
 from cirkd_ray.sweep.folder import SPACE, SweepData, read_sweep
 from cirkd_ray.train.outcome import read_failure, read_outcome
 from cirkd_ray.train.rundir import RunDirectory
@@ -196,7 +197,7 @@ def _failures(failures: dict[str, str]) -> list[str]:
 
 
 def _line(command: str, *words: str, out: Path) -> str:
-    return shlex.join(["cirkd", command, *words, "--out", str(out)])
+    return shlex.join(["cirkd", command, *words, "--out", address(out)])
 
 
 def _state(folder: Path, age: float) -> str:

@@ -14,7 +14,7 @@ from cirkd_ray.report.tables import UNKNOWN, TextTable, percent
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import Outcome
 from cirkd_ray.weights import load_model
-from cirkd_ray.weights.card import find_card, shipped
+from cirkd_ray.weights.card import find_card, on_this_machine, shipped
 
 NETWORK_COLUMNS = ("", "model", "mIoU %", "parameters")
 
@@ -144,7 +144,7 @@ def _told_figures(outcome: Outcome) -> Figures | None:
     weights = spec.teacher.weights
     if weights is None:
         return Figures(str(spec.teacher.module))
-    folder = shipped(weights)
+    folder = on_this_machine(shipped(weights))
     result = RunDirectory(folder).read_result() if folder.is_dir() else None
     if result is not None:
         return run_figures(result)

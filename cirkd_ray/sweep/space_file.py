@@ -14,6 +14,7 @@ import cirkd_ray
 from cirkd_ray.config.composition import Tree, apply_overrides, beside, overrides_from, read_yaml
 from cirkd_ray.config.registry import _fields_at
 from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.remote.address import without_secrets
 from cirkd_ray.sweep.parameters import Parameter
 from cirkd_ray.sweep.space import SweepSpec
 
@@ -86,7 +87,7 @@ def load_space(name: str, overrides: Iterable[str] = ()) -> SpaceFile:
                 values[key] = beside(path, root)
         tree["set"] = {**settings, **{k: v for k, v in changes.items() if k not in own}}
     tree.setdefault("name", path.stem)
-    return SpaceFile(path, _validated(tree, path, lines), lines)
+    return SpaceFile(path, _validated(without_secrets(tree), path, lines), lines)
 
 
 def _validated(tree: Tree, path: Path, lines: dict[Location, int]) -> SweepSpec:

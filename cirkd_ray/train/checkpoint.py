@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from cirkd_ray.errors import CheckpointError
 from cirkd_ray.files import whole_folder
+from cirkd_ray.remote.reading import whole_folders
 
 STATE, MANIFEST = "state.pt", "manifest.json"
 PART = 32_000_000
@@ -120,9 +121,11 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def last_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint; 0 without one."""
+    """The step of the newest whole checkpoint; 0 without one. Another machine's is known by its upload."""
     newest = newest_checkpoint(folder, lambda text: None)
-    return 0 if newest is None else int(json.loads((newest / MANIFEST).read_text())["step"])
+    here = 0 if newest is None else int(json.loads((newest / MANIFEST).read_text())["step"])
+    there = whole_folders(folder, MANIFEST)
+    return max(here, *(int(name[5:13]) for name in there if name.startswith("step_")), 0)
 
 
 def newest_checkpoint(folder: Path, warn: Warn) -> Path | None:

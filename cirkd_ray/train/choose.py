@@ -7,6 +7,9 @@ from pathlib import Path
 
 from cirkd_ray.config import RunSpec, load_run
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.remote.address import shown
+from cirkd_ray.remote.copies import address, copy_of
+from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.stages import latest_run, named_folder, run_name
 
@@ -41,7 +44,7 @@ def choose_run(
     latest = latest_run(out, spec.name)
     if latest is None:
         raise ConfigError(
-            f"--resume: no unfinished run of {spec.name} in {out}; leave --resume out to start one"
+            f"--resume: no unfinished run of {spec.name} in {address(out)}; leave --resume out to start one"
         )
     return spec, latest
 
@@ -50,13 +53,18 @@ def _resumed(
     recipe: str | None, overrides: Sequence[str], out: Path, name: str | None, run: str
 ) -> tuple[RunSpec, RunDirectory]:
     """A run by its path or its name; its own recipe counts."""
-    found = [RunDirectory(path) for path in (Path(run), out / run) if (path / "run.yaml").is_file()]
+    places = (copy_of(run), out / run)
+    for place in places:
+        fetch_folder(place)
+    found = [RunDirectory(path) for path in places if (path / "run.yaml").is_file()]
     if not found:
-        raise ConfigError(f"--resume {run}: no run there or in {out} (a run's folder holds run.yaml)")
+        raise ConfigError(
+            f"--resume {shown(run)}: no run there or in {address(out)} (a run's folder holds run.yaml)"
+        )
     if overrides:
         raise ConfigError(
             f"--resume {run}: takes the run's own recipe; leave --set out (or resume with --name NAME),\n"
-            f"or start a new run from its weights: --set model.weights={found[0].path}"
+            f"or start a new run from its weights: --set model.weights={address(found[0].path)}"
         )
     spec = found[0].spec()
     if name or recipe not in (None, spec.name):

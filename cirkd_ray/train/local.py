@@ -15,6 +15,7 @@ import torch.distributed as dist
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import bound_memory, local_device, share_cores
+from cirkd_ray.remote.copies import address, addressed, copy_of
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
 from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
@@ -108,8 +109,8 @@ def led_by_first_rank(cluster: ClusterSpec, run: Together) -> Iterator[Together 
         runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
     ) -> Sequence[dict[str, Any] | Exception]:
         nonlocal running
-        told = [(spec.to_dict(), str(directory.path)) for spec, directory in runs]
-        broadcast_object((told, str(folder)), world, words)
+        told = [(addressed(spec.to_dict()), address(directory.path)) for spec, directory in runs]
+        broadcast_object((told, address(folder)), world, words)
         running = True
         results = run(runs, folder)
         running = False
@@ -125,7 +126,7 @@ def led_by_first_rank(cluster: ClusterSpec, run: Together) -> Iterator[Together 
         else:
             while (told := broadcast_object(None, world, words)) is not None:
                 runs, folder = told
-                run([(from_tree(tree), RunDirectory(path)) for tree, path in runs], Path(folder))
+                run([(from_tree(tree), RunDirectory(copy_of(path))) for tree, path in runs], copy_of(folder))
             yield None
     finally:
         dist.destroy_process_group()

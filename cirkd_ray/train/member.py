@@ -31,7 +31,7 @@ from cirkd_ray.train.reporter import Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.snapshot import HostCopy, Snapshot
-from cirkd_ray.train.state import load_state, refuse_damaged, state_of, whole_queues
+from cirkd_ray.train.state import load_state, refuse_damaged, shared_checkpoint, state_of, whole_queues
 from cirkd_ray.train.stop import Interrupted, Stopped
 from cirkd_ray.train.underway import Underway
 from cirkd_ray.train.validation import Scores, ValidationSplit, score_teacher, tell_better_student
@@ -81,12 +81,16 @@ class Member:
             state: what that checkpoint holds, where it is known; it stays as it is.
         """
         self.started_from = started_from
-        path = self._newest_checkpoint(self.told.message)
+        path = shared_checkpoint(
+            self._newest_checkpoint(self.told.message) if self.world.is_main else None,
+            self.world,
+            self.spec.cluster.storage_timeout,
+        )
         if path:
-            known = state if path == str(started_from) else None
-            found = read_checkpoint(Path(path)) if known is None else HostCopy()(known)
+            known = state if path == started_from else None
+            found = read_checkpoint(path) if known is None else HostCopy()(known)
             self.progress = RunProgress(**load_state(self.run, found))
-            self._take_validation(Path(path))
+            self._take_validation(path)
         else:
             refuse_damaged(self.directory.checkpoints, self.world)
         if self.world.is_main:
@@ -114,12 +118,9 @@ class Member:
             self.told.message(f"the validation of step {self.progress.step} is due")
             self._tell(self.progress.step, self.progress.due, validates=True)
 
-    def _newest_checkpoint(self, warn: Callable[[str], None]) -> str:
-        """The newest whole checkpoint that the main rank finds, on every rank; "" if there is none."""
-        path = ""
-        if self.world.is_main:
-            path = str(newest_checkpoint(self.directory.checkpoints, warn) or self.started_from or "")
-        return broadcast_text(path, self.world)
+    def _newest_checkpoint(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest whole checkpoint, or the one that the run started from."""
+        return newest_checkpoint(self.directory.checkpoints, warn) or self.started_from
 
     def _take_validation(self, checkpoint: Path) -> None:
         """The scores of the validation after that checkpoint, where the run that it is of finished it."""
@@ -266,7 +267,8 @@ class Member:
     def _last_good(self) -> str:
         """The newest checkpoint when all are written."""
         self.reporter.settle()
-        return self._newest_checkpoint(lambda text: None)
+        found = self._newest_checkpoint(lambda text: None) if self.world.is_main else None
+        return broadcast_text(str(found or ""), self.world)
 
     def _save(self) -> Snapshot | None:
         """The complete state, on the main rank, when the checkpoint before is written."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.remote.mirror import soon
 from cirkd_ray.train.checkpoint import prune_checkpoints
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
 
@@ -77,6 +78,7 @@ class LocalReporter:
         checkpoint.write(self.folder / checkpoint.name)
         self.written(self.folder / checkpoint.name)
         prune_checkpoints(self.folder, self.keep)
+        soon(self.folder.parent)
 
 
 Ending = Literal["finished", "stopped", "failed"]

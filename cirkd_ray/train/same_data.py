@@ -15,6 +15,7 @@ from cirkd_ray.data.identity import DATA, DataIdentity, identity
 from cirkd_ray.data.prepared import PreparedDataset
 from cirkd_ray.data.storage import printable
 from cirkd_ray.errors import ConfigError, DataError, UserError
+from cirkd_ray.remote.reading import fetch_near
 from cirkd_ray.train.build import build_datasets
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -116,6 +117,7 @@ class DataGuard:
         not by their place: they may be moved, and copied where the copy keeps all times or none (see
         `DataIdentity.changes`).
         """
+        fetch_near(folder, lambda name: name.startswith(folder.name))
         changes = self._changes(folder)
         if changes and self.accept:
             self.say(f"{folder}: is used, though it is of other data ({told(changes)})")

@@ -12,21 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import CheckpointError, ConfigError
+from cirkd_ray.remote.reading import fetch_near
 from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
 from cirkd_ray.train.checkpoint import none_is_whole
 from cirkd_ray.train.disk import checkpoint_bytes, require_room
 from cirkd_ray.train.dry_run import DryRun
 from cirkd_ray.train.heartbeat import Heartbeat
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Runner, Together, train_together
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stall import told_where_it_stalls
-from cirkd_ray.train.stop import Stopped, asked
 from cirkd_ray.train.teacher import slug, teacher_of, teacher_recipe, with_weights
 
 ANEW = "start a new run under another --name"
@@ -99,7 +98,7 @@ def run_recipe(
     with told_where_it_stalls(Heartbeat(), say):
         notes = _check(spec, directory, say)
         stages = _Stages(out, runner, say, DataGuard.of(spec, accept_data, say), restart)
-    with locked(directory):
+    with locked(directory, spec.cluster, say):
         _open(spec, directory, stages.data, resume, restart)
         for note in notes:
             directory.log(note)
@@ -240,7 +239,11 @@ def untrained(
     Raises:
         ConfigError: it was begun there on other data than `data`, and is not finished.
     """
-    with locked(directory, wait=lambda: say(f"{name}: waiting for the process that trains {directory.path}")):
+
+    def wait() -> None:
+        say(f"{name}: waiting for the process that trains {directory.path}")
+
+    with locked(directory, spec.cluster, say, wait):
         finished, begun = directory.read_finished() is not None, directory.begun()
         if finished:
             if data is not None:
@@ -269,54 +272,10 @@ def require_whole(directory: RunDirectory, restart: bool) -> None:
     shutil.rmtree(directory.checkpoints)
 
 
-@contextmanager
-def locked(directory: RunDirectory, wait: Callable[[], None] | None = None) -> Iterator[None]:
-    """Hold a run's directory for this process.
-
-    Args:
-        directory: of the run.
-        wait: wait for another process that runs there, as long as it takes, and call this first.
-
-    Raises:
-        ConfigError: another process runs there and there is no `wait`, or the folder cannot be written.
-    """
-    lock = FileLock(directory.path.parent / f".{directory.path.name}.lock")
-    try:
-        directory.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire(timeout=2)
-        except Timeout:
-            if wait is None:
-                raise
-            wait()
-            while not _acquired(lock):
-                if asked():
-                    raise Stopped("stopped before it began") from None
-    except Timeout:
-        raise ConfigError(
-            f"{directory.path}: another process is running there; wait for it or end it first"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            f"{directory.path}: cannot be written ({error.strerror}); choose another --out or --name"
-        ) from None
-    try:
-        yield
-    finally:
-        lock.release()
-
-
-def _acquired(lock: FileLock) -> bool:
-    try:
-        lock.acquire(timeout=1)
-    except Timeout:
-        return False
-    return True
-
-
 def latest_run(out: Path, recipe: str) -> RunDirectory | None:
     """The newest unfinished run of a recipe in `out` that `run_name` named, or None."""
     name = re.compile(re.escape(slug(recipe)) + r"-\d{8}-\d{6}-[0-9a-f]{4}")
+    fetch_near(out / slug(recipe), lambda found: name.fullmatch(found) is not None)
     found = [RunDirectory(path.parent) for path in out.glob("*/run.yaml")]
     unfinished = [run for run in found if name.fullmatch(run.path.name) and not run.result.exists()]
-    return max(unfinished, key=lambda run: run.recipe.stat().st_mtime, default=None)
+    return max(unfinished, key=lambda run: run.path.name, default=None)

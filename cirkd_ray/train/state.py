@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -10,8 +11,12 @@ from torch import Tensor, nn
 
 from cirkd_ray.errors import CheckpointError
 from cirkd_ray.losses.queues import ClassQueue
+from cirkd_ray.remote.address import is_url
+from cirkd_ray.remote.copies import address, copy_of
+from cirkd_ray.remote.mirror import soon
+from cirkd_ray.remote.reading import fetch_checkpoint
 from cirkd_ray.train.build import Run
-from cirkd_ray.train.checkpoint import none_is_whole
+from cirkd_ray.train.checkpoint import MANIFEST, none_is_whole
 from cirkd_ray.train.distributed import World, broadcast_text
 from cirkd_ray.train.optim import load_optimizer
 
@@ -75,6 +80,30 @@ def load_state(run: Run, state: dict[str, Any]) -> dict[str, Any]:
         ) from None
     state.pop("spec")
     return state
+
+
+def shared_checkpoint(path: Path | None, world: World, timeout: float) -> Path | None:
+    """A checkpoint that the main rank has chosen, where each rank reads it; every rank takes part.
+
+    In a run behind a URL, ranks on other machines fetch it as soon as it is uploaded.
+
+    Args:
+        path: of the main rank; None for none.
+        timeout: seconds to wait for that.
+
+    Raises:
+        TransientError: it was not uploaded in time.
+    """
+    told = ""
+    if world.is_main and path is not None:
+        manifest = path / MANIFEST
+        told = json.dumps([address(path), manifest.read_text() if manifest.is_file() else ""])
+        soon(path.parent.parent)
+    told = broadcast_text(told, world)
+    if world.is_main or not told:
+        return path
+    place, text = json.loads(told)
+    return fetch_checkpoint(place, text, timeout) if is_url(place) and text else copy_of(place)
 
 
 def refuse_damaged(folder: Path, world: World) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from cirkd_ray.config import DataSpec
 from cirkd_ray.config.composition import apply_overrides, overrides_from
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.remote.copies import address
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.weights.card import run_of
 
@@ -40,9 +41,10 @@ def data_settings(
     settings: dict[str, Any] = apply_overrides({"data": known}, changes)["data"]
     if settings.get("name"):
         return settings
+    place = model and address(model)
     if model and not Path(model).expanduser().exists():
-        raise ConfigError(f"{model}: nothing there; give a run's folder, a model.json or a weights file")
-    raise ConfigError(f"{model}: does not say which data it belongs to; give --data NAME and --root DIR")
+        raise ConfigError(f"{place}: nothing there; give a run's folder, a model.json or a weights file")
+    raise ConfigError(f"{place}: does not say which data it belongs to; give --data NAME and --root DIR")
 
 
 def run_data(model: str) -> dict[str, Any]:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cirkd_ray.errors import WeightsError
+from cirkd_ray.errors import DataError, WeightsError
+from cirkd_ray.remote.address import is_url, url
+from cirkd_ray.remote.copies import address, copy_of, url_of
+from cirkd_ray.remote.reading import FACTS, fetch_file, fetch_folder
 from cirkd_ray.types import Preprocessing
 from cirkd_ray.weights.files import read_metadata
 
@@ -16,6 +20,8 @@ ENCODER_FILE = "encoder.safetensors"
 RUN_FILE = "run.yaml"
 _ENDINGS = (".safetensors", ".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 FORMAT = 1
+NETWORK_FILES = (*FACTS, WEIGHTS_FILE, CARD_FILE, ENCODER_FILE, "encoder.json")
+"""What a run's folder holds of a trained network and of what it was trained on."""
 SHIPPED = "package:"
 _RECIPES = Path(__file__).parents[1] / "recipes"
 
@@ -26,6 +32,27 @@ def shipped(path: str | Path) -> Path:
     return _RECIPES.joinpath(*rest) if first == SHIPPED else Path(path)
 
 
+def on_this_machine(path: str | Path) -> Path:
+    """A trained network's folder or file; of one behind a URL, its working copy with what belongs to it.
+
+    Raises:
+        DataError, TransientError: it cannot be fetched.
+    """
+    place = copy_of(path)
+    if not is_url(path) and (url_of(place) is None or place.exists()):
+        return place
+    path = address(place)
+    if place.name in NETWORK_FILES:
+        fetch_folder(place.parent, NETWORK_FILES)
+        return place
+    if not place.name.endswith((*_ENDINGS, ".json")):
+        fetch_folder(place, NETWORK_FILES)
+        return place
+    with suppress(DataError):  # a weights file need not have a card
+        fetch_file(address(place.with_suffix(".json")))
+    return fetch_file(path)
+
+
 def locate(path: Path) -> tuple[Path, Path]:
     """The weights file and the card (which may not exist) that a run's folder or either of them means.
 
@@ -34,7 +61,7 @@ def locate(path: Path) -> tuple[Path, Path]:
     Raises:
         WeightsError: there is nothing at `path`, or no weights.
     """
-    path = shipped(path)
+    given, path = path, on_this_machine(shipped(path))
     if path.is_dir():
         weights, card = _locate_in(path)
     elif path.suffix == ".json":
@@ -44,7 +71,8 @@ def locate(path: Path) -> tuple[Path, Path]:
     else:
         weights, card = path, path.with_suffix(".json")
     if not path.exists():
-        raise WeightsError(f"{path}: nothing there; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+        place = url(given) or path
+        raise WeightsError(f"{place}: nothing there; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
     if not weights.is_file():
         raise WeightsError(f"{weights}: not there; it is written when a run first validates")
     return weights, card

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cirkd_ray.cluster.donors import hold
-from cirkd_ray.cluster.membership import Joining, is_to_leave, note_ended
+from cirkd_ray.cluster.membership import End, Joining, is_to_leave, note_ended
 from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.trial import TrialPlan
 from cirkd_ray.config import RunSpec, from_tree
@@ -22,6 +22,7 @@ from cirkd_ray.train.checkpoint import MANIFEST, STATE, checkpoint_name
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped
 from tests.tinyrun import tiny_baseline
 
 
@@ -111,9 +112,8 @@ def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None
         enter(run, "members")
     if len(members) == 3:
         lost = [*members][1]
-        write_failure(lost, TrainingError("OutOfMemoryError: 8 GiB"))
         del members[lost]
-        note_ended(lost)
+        note_ended(lost, End("TrainingError", "OutOfMemoryError: 8 GiB"))
     while members:
         time.sleep(0.1)
         for run in joining.take(World()):
@@ -123,12 +123,14 @@ def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None
         for path, (at, steps) in [*members.items()]:
             try:
                 if is_to_leave(path):
-                    raise StopIteration
+                    raise Stopped("left")
                 if at == first and not waits:
                     members[path] = (next(steps), steps)
-            except (StopIteration, TrainingError):
+            except (StopIteration, Stopped, TrainingError) as how:
                 del members[path]
-                note_ended(path)
+                note_ended(
+                    path, End() if isinstance(how, StopIteration) else End(type(how).__name__, str(how))
+                )
 
 
 def _reported(run: Path) -> int:

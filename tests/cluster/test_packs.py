@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from cirkd_ray.cluster.donors import HELD
-from cirkd_ray.cluster.gathering import Waiting
+from cirkd_ray.cluster.gathering import Waiting, for_workers
 from cirkd_ray.cluster.measuring import on_a_worker
-from cirkd_ray.cluster.membership import ask_to_join, ask_to_leave, has_ended
+from cirkd_ray.cluster.membership import End, ask_to_join, ask_to_leave, how_ended
 from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.packs import packed
 from cirkd_ray.cluster.resources import Plan
@@ -33,6 +33,7 @@ from cirkd_ray.train.memory import Taken
 from cirkd_ray.train.outcome import FAILURE
 from cirkd_ray.train.reporter import LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped
 from tests.cluster.sweep_stubs import note_report, stub_pack, stub_plan, stub_run
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation
 
@@ -157,13 +158,16 @@ def test_a_trial_leaves_another_takes_its_weights_and_all_train_as_they_do_alone
         ask_to_leave(ended.path)
         while not (start.parent.parent / HELD / start.name).is_dir():
             time.sleep(0.05)
-        ask_to_join(pack, 0, Waiting("c", other, heir.path, start).work())
+        ask_to_join(pack, 0, for_workers(other, heir.path, start))
 
     for directory, recipe in ((ended, spec), (donor, spec), (heir, other)):
         directory.create(recipe)
     threading.Thread(target=in_this_call(direct), daemon=True).start()
     fit_pack([Waiting(run.path.parent.name, spec, run.path).work() for run in (ended, donor)], pack, True)
-    assert all(has_ended(run.path) for run in (ended, donor, heir))
+    assert [how_ended(run.path) for run in (donor, heir)] == [End(), End()]
+    left = how_ended(ended.path)
+    assert left is not None
+    assert isinstance(left.error(), Stopped)
     assert ended.read_result() is None
     assert 5 <= last_step(ended.checkpoints) < 90
     assert not (ended.path / FAILURE).exists()

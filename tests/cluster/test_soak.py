@@ -29,6 +29,7 @@ from cirkd_ray.sweep.folder import read_sweep
 from cirkd_ray.train.checkpoint import last_step
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import TEMPORARY
 from tests.cluster.sweep_stubs import slow_run, stub_plan
 from tests.tinyrun import figures, tiny_baseline
 
@@ -111,27 +112,30 @@ def a_sweep(path: Path, chance: random.Random, whole: RunDirectory) -> int:
     return killer.count
 
 
+def in_use() -> float:
+    """CPUs that something holds."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    return float(total["CPU"] - free.get("CPU", 0.0))
+
+
 def footprint() -> dict[str, float]:
     """What may not grow: memory and files of this process, and what it holds of Ray."""
     gc.collect()
     end = time.monotonic() + 60
-    while time.monotonic() < end and any("RayTrainWorker" in _title(process) for process in _children()):
+    while time.monotonic() < end and (in_use() or any("RayTrainWorker" in _title(p) for p in _children())):
         time.sleep(0.5)
     me, address = psutil.Process(), ray.get_runtime_context().gcs_address
+    head = [p for p in _children() if "gcs_server" in _title(p) or "raylet/raylet" in _title(p)]
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     return {
         "MiB": me.memory_info().rss / 2**20,
-        "MiB of the head": sum(
-            p.memory_info().rss / 2**20
-            for p in _children()
-            if "gcs_server" in _title(p) or "raylet" in _title(p)
-        ),
+        "MiB of the head": sum(p.memory_info().rss / 2**20 for p in head),
         "open files": me.num_fds(),
         "threads": me.num_threads(),
         "actors": len(list_actors(address, filters=[("state", "!=", "DEAD")], limit=10_000)),
         "placement groups": len(groups),
-        "temporary files": len(list(Path(os.environ.get("TMPDIR", "/tmp")).rglob("cirkd-*"))),
-        "CPUs in use": ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0),
+        "temporary files": sum(len(list(Path(folder).iterdir())) for folder in TEMPORARY),
+        "CPUs in use": in_use(),
     }
 
 

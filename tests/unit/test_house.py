@@ -16,6 +16,7 @@ from tests.paths import REPO
 PACKAGE = REPO / "cirkd_ray"
 FLOORS = (
     ("errors", "types", "files", "device"),
+    ("remote",),
     ("config",),
     ("losses",),
     ("models",),
@@ -45,6 +46,7 @@ LATE_PACKAGES = {
     "optuna",
     "scipy",
     "fsspec",
+    "pyarrow",
     "onnx",
     "onnxruntime",
     "rich",

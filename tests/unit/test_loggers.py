@@ -189,6 +189,19 @@ def test_a_run_does_not_wait_for_a_service_that_stays_away(
     said = [line for line in (run.path / "log.txt").read_text().splitlines() if "train.loggers" in line]
     assert "has not taken 2 of" in said[-1]
     assert sum("ConnectionError" in line for line in said) == 1
+    assert ("close", "finished") in Kept.calls
+
+    class Away(Kept):
+        def start(self, spec: dict[str, Any], step: int) -> None:
+            raise OSError("away")
+
+    Kept.calls.clear()
+    (run.path / "log.txt").unlink()
+    tell(InBackground("away", Away, run, pause=0.01))
+    first, last = (run.path / "log.txt").read_text().splitlines()
+    assert "away: OSError: away; the run goes on" in first
+    assert "has not taken 4 of" in last
+    assert not Kept.calls  # nothing is told to what has not begun
 
     class Hangs(Kept):
         def start(self, spec: dict[str, Any], step: int) -> None:

@@ -79,6 +79,7 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     free = {path for path, roles in fields_of(Setting(section=RunSpec)) if Role.COMPUTES not in roles}
     cluster = {"workers", "device", "cpus_per_worker", "max_failures", "async_checkpoints", "autoscaling"}
     cluster |= {"gpus_per_worker", "hang_timeout", "preemption_interval", "storage_timeout", "disk"}
+    cluster |= {"upload_every"}
     cluster |= {"bucket_cap_mb", "static_graph", "gradient_as_bucket_view"}
     assert free == {
         *(f"cluster.{name}" for name in cluster),

@@ -15,9 +15,10 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.base import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import each_alone
-from cirkd_ray.train.stages import latest_run, locked, run_name, train_once
+from cirkd_ray.train.stages import latest_run, run_name, train_once
 from tests.errors import refuses, require_error
 from tests.tinyrun import tiny_baseline
 
@@ -59,10 +60,11 @@ def test_a_second_run_waits_for_the_teacher_that_another_trains(tmp_path: Path) 
 
 def test_a_run_of_its_own_does_not_wait(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
+    cluster = tiny_baseline().cluster
     with (
-        locked(directory),
+        locked(directory, cluster, print),
         refuses(directory.path, ConfigError, "process"),
-        locked(directory),
+        locked(directory, cluster, print),
     ):
         pass
 

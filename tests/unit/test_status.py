@@ -19,9 +19,9 @@ from cirkd_ray.errors import ConfigError, TrainingError
 from cirkd_ray.report.status import FRESH, read_status, span
 from cirkd_ray.sweep.space_file import load_space
 from cirkd_ray.train.choose import choose_run
+from cirkd_ray.train.locked import locked
 from cirkd_ray.train.outcome import write_failure, write_outcome
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stages import locked
 from tests.commandline import parsed
 from tests.errors import refuses
 from tests.tinyrun import tiny_baseline
@@ -46,7 +46,7 @@ def made_old(folder: Path, seconds: float = 10 * FRESH) -> None:
 
 def test_a_run_under_way(tmp_path: Path) -> None:
     run = make_run(tmp_path / "a")
-    with locked(run):
+    with locked(run, run.spec().cluster, print):
         made_old(tmp_path)  # as between two lines of a slow run
         found = read_status(run.path)
     assert (found.kind, found.state, found.done, found.total, found.miou) == ("run", "running", 4, 10, 0.04)

@@ -30,7 +30,8 @@ PATIENCE = {"finished": 30.0, "failed": 10.0, "stopped": 5.0}
 
 _SECRET = re.compile("KEY|TOKEN|PASSWORD|SECRET")
 _USER = re.compile(r"//[^/@\s]+@")
-Call = Callable[[Listener], None]
+Call = tuple[str, tuple[Any, ...]]
+"""A method's name and its arguments."""
 
 
 def without_secrets(text: str) -> str:
@@ -61,32 +62,31 @@ class InBackground(Listener):
         self._inner: Logger | None = None
         self._calls: deque[Call] = deque(maxlen=MOST)
         self._there, self._closing, self._over = threading.Condition(), threading.Event(), threading.Event()
-        self._away = False
+        self._away, self._begun = False, getattr(make, "start", None) is Listener.start
         self._dropped = 0
         threading.Thread(target=self._work, name=f"logger {name}", daemon=True).start()
 
     def start(self, spec: dict[str, Any], step: int) -> None:
-        self._give(lambda inner: inner.start(spec, step))
+        self._give("start", spec, step)
 
     def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        kept = dict(metrics)
-        self._give(lambda inner: inner.metrics(step, kept))
+        self._give("metrics", step, dict(metrics))
 
     def validation(self, step: int, result: EvaluationResult) -> None:
-        self._give(lambda inner: inner.validation(step, result))
+        self._give("validation", step, result)
 
     def message(self, text: str) -> None:
-        self._give(lambda inner: inner.message(text))
+        self._give("message", text)
 
     def checkpoint(self, step: int) -> None:
-        self._give(lambda inner: inner.checkpoint(step))
+        self._give("checkpoint", step)
 
     def finish(self, result: Mapping[str, Any]) -> None:
-        self._give(lambda inner: inner.finish(result))
+        self._give("finish", result)
 
     def close(self, how: Ending) -> None:
         """Wait a moment for what is left; what is still not taken then is lost, which is said."""
-        self._give(lambda inner: inner.close(how))
+        self._give("close", how)
         self._closing.set()
         with self._there:
             self._there.notify()
@@ -94,10 +94,13 @@ class InBackground(Listener):
             lost = self._dropped + len(self._calls)
             self._say(f"WARNING: train.loggers: {self.name} has not taken {max(1, lost)} of this run's calls")
 
-    def _give(self, call: Call) -> None:
+    def _give(self, name: str, *arguments: Any) -> None:
+        """Keep a call, unless the logger leaves that method out: its success would say nothing."""
+        if getattr(self.make, name, None) is getattr(Listener, name):
+            return
         with self._there:
             self._dropped += len(self._calls) == MOST
-            self._calls.append(call)
+            self._calls.append((name, arguments))
             self._there.notify()
 
     def _work(self) -> None:
@@ -110,7 +113,20 @@ class InBackground(Listener):
                         return
                     self._there.wait()
                 call = self._calls.popleft()
-            self._dropped += not self._try(call)
+            if self._try(call):
+                self._begun = True
+                continue
+            self._dropped += 1
+            if self._closing.is_set():
+                self._give_up()
+
+    def _give_up(self) -> None:
+        """Of what is left when the run closes and the service is away, only the end is tried, if it began."""
+        with self._there:
+            last = [call for call in self._calls if call[0] == "close" and self._begun]
+            self._dropped += len(self._calls) - len(last)
+            self._calls.clear()
+            self._calls.extend(last)
 
     def _try(self, call: Call) -> bool:
         """Whether it succeeded at last. While the run closes, there are few further tries."""
@@ -120,7 +136,8 @@ class InBackground(Listener):
             try:
                 if self._inner is None:
                     self._inner = self.make(self.directory)
-                call(self._inner)
+                name, arguments = call
+                getattr(self._inner, name)(*arguments)
             except Exception as error:
                 if not self._away:
                     self._away = True
@@ -131,7 +148,7 @@ class InBackground(Listener):
                 closing = self._closing.is_set()
                 if closing and (known or tries >= LAST_TRIES):
                     return False
-                if tries >= TRIES and self._inner is not None:
+                if tries >= TRIES and self._begun:
                     return False
                 time.sleep(pause) if closing else self._closing.wait(pause)
                 pause = min(2 * pause, LONGEST)

@@ -1,0 +1,290 @@
+"""Work in a working copy that is uploaded while it goes on: of a run, a sweep, a comparison, a report.
+
+For a folder that is no working copy of a URL, all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cirkd_ray.errors import ConfigError, StorageError, TransientError, UserError, first_line
+from cirkd_ray.remote.copies import url_of
+from cirkd_ray.remote.unit import LINES, Unit, Wanted, everything
+
+Say = Callable[[str], None]
+EVERY = 30.0
+"""Seconds between two uploads, where nothing else is set."""
+TIMEOUT = 600.0
+"""Seconds to wait for storage at the beginning and the end, where nothing else is set."""
+LEAVING = 20.0
+"""The same where the work has failed or was stopped."""
+_PAUSE = 2.0
+_call = secrets.token_hex(8)
+
+
+def this_call() -> str:
+    """A number that all processes of one command share, on whichever machine."""
+    return _call
+
+
+def join_call(call: str) -> None:
+    """Work for the command of which this is the number."""
+    global _call
+    _call = call
+
+
+class Mirror:
+    """A unit with a thread that uploads it; used through `mirrored`.
+
+    Where another machine of the same command has taken the unit over, it fetches lines of metrics instead.
+
+    Args:
+        folder: of a working copy.
+        every: seconds between two uploads.
+        timeout: seconds to wait for storage, where that is needed.
+        say: hears when storage is away, and that it is back; raises nothing.
+    """
+
+    def __init__(self, folder: Path, every: float, timeout: float, say: Say) -> None:
+        self.unit, self.every, self.timeout, self.say = Unit(folder), every, timeout, say
+        self.marked = self.away = 0.0
+        self._over, self._now = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
+
+    def take(self, wanted: Wanted = everything) -> None:
+        """Make the working copy what is behind the URL, and the one that is right from now on.
+
+        Raises:
+            ConfigError: another command is writing there.
+            StorageError: what is behind the URL could not be read in time.
+        """
+        self._patiently(lambda: self._take(wanted))
+
+    def flush(self) -> None:
+        """Upload what there is, before another machine goes on.
+
+        Raises:
+            StorageError: that was not possible in time.
+        """
+        self._patiently(self._push)
+
+    def start(self) -> None:
+        """Begin to upload in the background."""
+        self._thread.start()
+
+    def soon(self) -> None:
+        """Do not wait for the next upload."""
+        self._now.set()
+
+    def finish(self, timeout: float) -> None:
+        """Upload all that there is, and let others write.
+
+        Raises:
+            StorageError: that was not possible in time; with what is not there.
+        """
+        self._over.set()
+        self._now.set()
+        self._thread.join()
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                return self._push(ended=True)
+            except UserError as error:
+                if time.monotonic() > deadline:
+                    raise self._unfinished(error) from None
+                self._tell(error)
+                time.sleep(min(_PAUSE, timeout))
+
+    def _take(self, wanted: Wanted) -> None:
+        unit = self.unit
+        self._wait_for_others()
+        with unit.held():
+            writer = unit.writer()
+            mine = unit.is_mine(writer)
+            if not mine and unit.holds_more(writer):
+                aside = unit.set_aside()
+                self.say(f"{unit.url}: is newer than what is here, which holds more; that is now in {aside}")
+            unit.pull(mine, wanted)
+            if not mine:
+                unit.remove_torn()
+            unit.taken = True
+            self._mark()
+
+    def _wait_for_others(self) -> None:
+        """Wait for the mark of a process that was lost to grow old.
+
+        Raises:
+            ConfigError: it is renewed meanwhile.
+        """
+        first = writer = self.unit.writer()
+        while writer is not None and not writer["ended"] and writer["call"] != _call:
+            age = time.time() - writer["at"]
+            with self.unit.held():
+                if self.unit.is_mine(writer) or age > max(60.0, 4 * writer["every"]):
+                    return  # of the same machine: a lock on the folder says whether that process lives
+            if first is None or writer["at"] != first["at"]:
+                raise ConfigError(
+                    f"{self.unit.url}: a command on {writer['host']} is writing there; wait for it or end it"
+                )
+            if writer is first:
+                host = writer["host"]
+                self.say(
+                    f"{self.unit.url}: {host} wrote there {age:.0f} s ago; waiting whether it still does"
+                )
+            time.sleep(_PAUSE)
+            writer = self.unit.writer()
+
+    def _push(self, ended: bool = False, whole: bool = True) -> None:
+        unit = self.unit
+        with unit.held():
+            if not unit.is_mine(unit.writer()):
+                if not ended:
+                    unit.pull(False, lambda path: path.endswith(LINES))
+                return
+            unit.push(whole)
+            if ended or time.monotonic() - self.marked > self.every:
+                self._mark(ended)
+
+    def _mark(self, ended: bool = False) -> None:
+        host, at = socket.gethostname(), time.time()
+        self.unit.mark(call=_call, host=host, at=at, every=self.every, ended=ended)
+        self.marked = time.monotonic()
+
+    def _follow(self) -> None:
+        while not self._over.is_set():
+            self._now.wait(self.every)
+            self._now.clear()
+            if self._over.is_set():
+                return
+            try:
+                self._push(whole=False)
+            except Exception as error:  # whatever it is, the next turn may succeed, and the end will say it
+                self._tell(error)
+            else:
+                self._tell(None)
+
+    def _tell(self, error: Exception | None) -> None:
+        """Say once that storage is away, and that it is back."""
+        now = time.monotonic()
+        if error is not None and not self.away:
+            self.away = now
+            self.say(f"WARNING: {first_line(error)}; the work goes on, and what it writes is uploaded later")
+        elif error is None and self.away:
+            self.say(f"{self.unit.url}: is reached again after {now - self.away:.0f} s; all is uploaded")
+            self.away = 0.0
+
+    def _patiently(self, act: Callable[[], None]) -> None:
+        deadline = time.monotonic() + self.timeout
+        while True:
+            try:
+                act()
+            except TransientError as error:
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        f"{self.unit.url}: cannot be reached ({first_line(error)});\n"
+                        "mend that, then the same command goes on"
+                    ) from None
+                self._tell(error)
+                time.sleep(min(_PAUSE, self.timeout or _PAUSE))
+            else:
+                return self._tell(None)
+
+    def _unfinished(self, error: Exception) -> StorageError:
+        with self.unit.held():
+            left = self.unit.unsent()
+        more = f" and {len(left) - 3} more" if len(left) > 3 else ""
+        return StorageError(
+            f"{self.unit.url}: {len(left)} files are not uploaded ({', '.join(left[:3])}{more}): {error};\n"
+            f"they are in {self.unit.folder}; mend that, then the same command uploads them"
+        )
+
+
+_running: dict[Path, Mirror] = {}
+"""Of this process, by folder."""
+
+
+@contextmanager
+def mirrored(
+    folder: Path, every: float, timeout: float, say: Say, wanted: Wanted = everything
+) -> Iterator[None]:
+    """Fetch a working copy's folder, upload what the block writes there, and all of it at the end.
+
+    Args:
+        folder: any; nothing happens where it is no working copy.
+        every, timeout, say: as of `Mirror`.
+        wanted: as of `Unit.pull`.
+
+    Raises:
+        ConfigError, StorageError: as of `Mirror.take` and `Mirror.finish`.
+    """
+    if url_of(folder) is None or folder in _running:
+        yield
+        return
+    mirror = Mirror(folder, every, timeout, say)
+    mirror.take(wanted)
+    _running[folder] = mirror
+    mirror.start()
+    try:
+        yield
+    except BaseException:
+        with suppress(Exception):
+            say_unfinished(mirror, min(timeout, LEAVING), say)
+        raise
+    else:
+        mirror.finish(timeout)
+    finally:
+        del _running[folder]
+
+
+def say_unfinished(mirror: Mirror, timeout: float, say: Say) -> None:
+    """Finish; where that is not possible, only say so: the error that ends the work is the one to raise."""
+    try:
+        mirror.finish(timeout)
+    except StorageError as error:
+        say(f"WARNING: {error}")
+
+
+def send(path: Path) -> None:
+    """Upload one file of a working copy that is written by itself, such as an exported network.
+
+    Raises:
+        DataError: it cannot be uploaded.
+    """
+    if url_of(path) is not None:
+        unit = Unit(path.parent, tries=5)
+        with unit.held():
+            unit.send([path.name])
+
+
+def flush(folder: Path) -> None:
+    """Upload what a folder that is mirrored in this process holds now.
+
+    Raises:
+        StorageError: as of `Mirror.flush`.
+    """
+    if folder in _running:
+        _running[folder].flush()
+
+
+def soon(folder: Path) -> None:
+    """Upload a folder that is mirrored in this process without waiting for its next turn."""
+    if folder in _running:
+        _running[folder].soon()
+
+
+def retake(folder: Path) -> None:
+    """Fetch what another machine of this command has written to a folder that is mirrored in this process.
+
+    Checkpoints are left there.
+
+    Raises:
+        StorageError: as of `Mirror.take`.
+    """
+    if folder in _running:
+        _running[folder].take(lambda path: everything(path) and not path.startswith("checkpoints"))
