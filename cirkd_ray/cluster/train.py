@@ -222,7 +222,7 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     trainer = make_trainer(launch, plan, callbacks)
     try:
         for _, run, _ in launch.runs:
-            mirror.flush(run.path)
+            mirror.hand_over(run.path)
         if not stop_is_asked():
             with watched(spec, directory):
                 interruptible(trainer.fit, lambda: has_workers(str(directory.path)))

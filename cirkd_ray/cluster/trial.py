@@ -142,7 +142,7 @@ def prepare(
     with patient_start(directory.path, spec):
         open_directory(directory, spec, resume=True)
         write_text(directory.path / GENERATION, json.dumps(about, indent=2))
-    mirror.flush(directory.path)
+    mirror.hand_over(directory.path)
     check_applied(directory.spec(), settings)  # what a reader of run.yaml will see
     check_applied(spec, settings)
     return spec, directory, _donated(folder.parent, parent) if parent else None

@@ -54,6 +54,7 @@ class Mirror:
     def __init__(self, folder: Path, every: float, timeout: float, say: Say) -> None:
         self.unit, self.every, self.timeout, self.say = Unit(folder), every, timeout, say
         self.marked = self.away = 0.0
+        self.handed, self._turn = False, threading.RLock()
         self._over, self._now = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._follow, name="mirror", daemon=True)
 
@@ -66,13 +67,16 @@ class Mirror:
         """
         self._patiently(lambda: self._take(wanted))
 
-    def flush(self) -> None:
-        """Upload what there is, before another machine goes on.
+    def hand_over(self) -> None:
+        """Upload what there is, and leave the rest to a process that goes on, until `take`.
 
         Raises:
             StorageError: that was not possible in time.
         """
-        self._patiently(self._push)
+        with self._turn:
+            self.handed = False
+            self._patiently(self._push)
+            self.handed = True
 
     def start(self) -> None:
         """Begin to upload in the background."""
@@ -113,7 +117,7 @@ class Mirror:
             unit.pull(mine, wanted)
             if not mine:
                 unit.remove_torn()
-            unit.taken = True
+            unit.taken, self.handed = True, False
             self._mark()
 
     def _wait_for_others(self) -> None:
@@ -143,9 +147,10 @@ class Mirror:
     def _push(self, ended: bool = False, whole: bool = True) -> None:
         unit = self.unit
         with unit.held():
-            if not unit.is_mine(unit.writer()):
-                if not ended:
-                    unit.pull(False, lambda path: path.endswith(LINES))
+            mine = unit.is_mine(unit.writer())
+            if not mine and not ended:
+                unit.pull(False, lambda path: path.endswith(LINES))
+            if not mine or (self.handed and not ended):
                 return
             unit.push(whole)
             if ended or time.monotonic() - self.marked > self.every:
@@ -163,7 +168,8 @@ class Mirror:
             if self._over.is_set():
                 return
             try:
-                self._push(whole=False)
+                with self._turn:
+                    self._push(whole=False)
             except Exception as error:  # whatever it is, the next turn may succeed, and the end will say it
                 self._tell(error)
             else:
@@ -262,14 +268,14 @@ def send(path: Path) -> None:
             unit.send([path.name])
 
 
-def flush(folder: Path) -> None:
-    """Upload what a folder that is mirrored in this process holds now.
+def hand_over(folder: Path) -> None:
+    """Upload what a folder that is mirrored in this process holds now; others go on until it is retaken.
 
     Raises:
-        StorageError: as of `Mirror.flush`.
+        StorageError: as of `Mirror.hand_over`.
     """
     if folder in _running:
-        _running[folder].flush()
+        _running[folder].hand_over()
 
 
 def soon(folder: Path) -> None:

@@ -111,9 +111,8 @@ def test_an_interrupted_sweep_is_finished_by_submitting_it_again(
 
 
 def test_a_job_that_fails_ends_with_its_own_exit_code(head: dict[str, str], tmp_path: Path) -> None:
-    recipe = tmp_path / "away.yaml"
-    recipe.write_text(tiny_baseline(data={"name": "camvid", "root": "/nowhere"}).to_yaml())
-    done = submit(head, tmp_path, "train.sh", str(recipe), "first")
+    recipe = "camvid/cirkd_deeplabv3_resnet18"
+    done = submit(head, tmp_path, "train.sh", recipe, "first", "--set", "data.root=/nowhere")
     assert done.returncode == 2
     assert "/nowhere" in done.stdout
     assert "exit code 2" in done.stderr

@@ -213,7 +213,7 @@ def test_what_only_this_machine_has_wins_until_another_goes_on(machines: Machine
     def lost_on_the_way() -> None:
         with mirrored(folder, 60, 0, say):
             write(folder, metrics_dot_jsonl="1\n")
-            Mirror(folder, 60, 0, say).flush()
+            Mirror(folder, 60, 0, say).hand_over()
             write(folder, metrics_dot_jsonl="1\n2\n")
             shelf.down = True
             raise RuntimeError("lost")
@@ -323,7 +323,7 @@ def test_one_command_on_two_machines(
     driver, (_, say) = copy_of(RUN), said()
     with mirrored(driver, 60, 5, say):
         write(driver, run_dot_yaml="recipe", log_dot_txt="2026-01-01 10:00:00 begun\n")
-        Mirror(driver, 60, 0, say).flush()
+        Mirror(driver, 60, 0, say).hand_over()
         monkeypatch.setenv("CIRKD_SCRATCH", str(machines.folder / "two"))
         worker = copy_of(RUN)
         with mirrored(worker, 60, 5, say):

@@ -113,6 +113,8 @@ def test_a_cohort_is_measured_together_and_apart(tmp_path: Path, capsys: pytest.
     assert found["ratio"] == found["seconds"]["together"] / found["seconds"]["apart"]
     peaks = found["peak_bytes"]
     assert 0 < peaks["one"] < peaks["together"] <= 1.02 * peaks["teacher_and_students"] < 3 * peaks["one"]
+    assert peaks["estimated"] == pytest.approx(peaks["together"], rel=0.15)
+    assert found["memory_ratio"] == peaks["together"] / peaks["teacher_and_students"]
     assert f"together / apart: {found['ratio']:.2f}" in capsys.readouterr().out
 
 
