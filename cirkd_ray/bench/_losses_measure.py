@@ -19,8 +19,9 @@ from torch.nn import functional as F
 
 from cirkd_ray.bench import _losses_naive as naive
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
-from cirkd_ray.losses.maps import resize_labels, tokens
+from cirkd_ray.losses.maps import tokens
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
+from cirkd_ray.losses.whole import resize_labels
 from cirkd_ray.report.tables import TextTable
 from cirkd_ray.types import SegmentationOutput
 

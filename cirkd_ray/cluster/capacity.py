@@ -12,6 +12,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
+from cirkd_ray.config.workers import fewest
 from cirkd_ray.sweep.space import PAUSING, SweepSpec
 
 HEAD = "node:__internal_head__"
@@ -108,5 +109,4 @@ def placed(sweep: SweepSpec, base: RunSpec, plan: Plan) -> RunSpec:
 
 def wanted_cpus(specs: Sequence[RunSpec]) -> float:
     """CPUs that a new local cluster must offer, so that each of these runs fits."""
-    workers = [1 if spec.cluster.workers == "auto" else spec.cluster.workers for spec in specs]
-    return max(count * cpus_of_worker(spec) for count, spec in zip(workers, specs, strict=True))
+    return max(fewest(spec.cluster.workers) * cpus_of_worker(spec) for spec in specs)

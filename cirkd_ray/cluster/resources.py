@@ -7,16 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.train.split import splits
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Resources of one run."""
+    """Resources of one run.
+
+    Attributes:
+        workers: of a run whose workers come and go, the most.
+        cpus, gpus: of each.
+        sizes: of such a run the numbers of workers that are used, the smallest first.
+    """
 
     workers: int
     cpus: float
     gpus: int
+    sizes: tuple[int, ...] = ()
+
+    @property
+    def least(self) -> int:
+        """Workers without which it does not run."""
+        return self.sizes[0] if self.sizes else self.workers
 
     @property
     def total_cpus(self) -> float:
@@ -54,8 +68,11 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
         raise ConfigError("cluster.device: cuda was asked for, but the cluster has no GPU; use auto or cpu")
     on_gpu = cluster.device == "cuda" or (cluster.device == "auto" and gpus_there > 0)
     cpus = cpus_of_worker(spec)
-    share = spec.train.batch_size // spec.train.accumulate
-    if cluster.workers == "auto":
+    share, sizes = spec.train.batch_size // spec.train.accumulate, ()
+    if isinstance(cluster.workers, ElasticSpec):
+        sizes = tuple(splits(spec).used)
+        workers = sizes[-1]
+    elif cluster.workers == "auto":
         most = gpus_there if on_gpu else min(2, int(cpus_there // cpus))
         workers = next((n for n in range(max(1, most), 0, -1) if share % n == 0), 1)
     else:
@@ -66,7 +83,7 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
             f"train.accumulate={spec.train.accumulate}; the batch is global, choose a multiple of "
             f"{workers * spec.train.accumulate}"
         )
-    plan = Plan(workers, cpus, 1 if on_gpu else 0)
+    plan = Plan(workers, cpus, 1 if on_gpu else 0, sizes)
     if not cluster.autoscaling:
         _check_fits(plan, cpus_there, gpus_there)
     return plan
@@ -79,9 +96,9 @@ def check_nodes(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
         ConfigError: too few places, with the arithmetic.
     """
     places = places_on(nodes, plan.cpus, plan.gpus)
-    if places < plan.workers:
+    if places < plan.least:
         raise ConfigError(
-            f"cluster.workers: {plan.workers} workers of {plan.cpus:g} CPU and {plan.gpus} GPU are wanted, "
+            f"cluster.workers: {plan.least} workers of {plan.cpus:g} CPU and {plan.gpus} GPU are wanted, "
             f"the {len(nodes)} nodes have room for {places}; lower cluster.workers, data.workers or "
             "cluster.cpus_per_worker"
         )
@@ -94,8 +111,8 @@ def places_on(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: int) -> i
 
 
 def _check_fits(plan: Plan, cpus: float, gpus: int) -> None:
-    if plan.total_cpus > cpus or plan.workers * plan.gpus > gpus:
-        needs = f"{plan.workers} x {plan.cpus:g} CPU" + (f" and {plan.workers} x 1 GPU" if plan.gpus else "")
+    if plan.least * plan.cpus > cpus or plan.least * plan.gpus > gpus:
+        needs = f"{plan.least} x {plan.cpus:g} CPU" + (f" and {plan.least} x 1 GPU" if plan.gpus else "")
         raise ConfigError(
             f"cluster.workers: the run needs {needs}, the cluster has {cpus:g} CPU and {gpus} GPU; lower "
             "cluster.workers or data.workers, or set cluster.autoscaling=true to wait for nodes"

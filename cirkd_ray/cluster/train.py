@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
+from cirkd_ray.cluster.elastic import LOOK, ElasticTrainer
 from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
 from cirkd_ray.cluster.restarts import TellPlaced, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
+from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
 from cirkd_ray.train.outcome import FAILURE, read_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.split import splits
 from cirkd_ray.train.stop import Interrupted, Stopped
 
 RAYS_LIST = "checkpoint_manager_snapshot.json"
@@ -76,7 +80,8 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
     """The trainer of one launch; checkpoints go to the runs' `checkpoints`."""
     spec, directory = launch.spec, launch.directory
     folders = [str(run.path) for _, run, _ in launch.runs]
-    return TorchTrainer(
+    trainer = partial(ElasticTrainer, plan.sizes, str(directory.path)) if plan.sizes else TorchTrainer
+    return trainer(
         _worker,
         train_loop_config={
             "runs": [
@@ -93,7 +98,10 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             "threads": worker_threads(plan, spec),
         },
         scaling_config=ScalingConfig(
-            num_workers=plan.workers, use_gpu=plan.gpus > 0, resources_per_worker=plan.per_worker()
+            num_workers=(plan.least, plan.workers) if plan.sizes else plan.workers,
+            use_gpu=plan.gpus > 0,
+            resources_per_worker=plan.per_worker(),
+            elastic_resize_monitor_interval_s=LOOK,
         ),
         torch_config=TorchConfig(
             backend="nccl" if plan.gpus else "gloo",
@@ -177,6 +185,8 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
     spec, directory = launch.spec, launch.directory
     plan = plan_run(spec, ray.cluster_resources())
     check_places(plan, spec)
+    if plan.sizes:
+        RunLog(directory).message(f"cluster.workers: {splits(*(run for run, _, _ in launch.runs)).text()}")
     (directory.path / FAILURE).unlink(missing_ok=True)
     # Ray's list of checkpoints, which it would want to find all of; the run knows its own.
     (directory.checkpoints / RAYS_LIST).unlink(missing_ok=True)

@@ -30,6 +30,7 @@ from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
+from cirkd_ray.train.split import for_world
 from cirkd_ray.train.stop import Interrupted, Stopped
 
 
@@ -142,15 +143,14 @@ def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[E
     """
     several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
     runs: Sequence[Mapping[str, Any]] = config["runs"]
-    entries = []
-    for run in runs:
+    specs, entries = [from_tree(run["spec"]) for run in runs], []
+    for spec, run in zip([for_world(each, world.size, *specs) for each in specs], runs, strict=True):
         directory = RunDirectory(run["directory"])
         if not directory.recipe.is_file():
             raise ConfigError(
                 f"--out: {directory.path} is not there on the node of worker {world.rank}; "
                 "runs must be written to storage that all nodes share"
             )
-        spec = from_tree(run["spec"])
         spec = held.enter_context(staged(spec)) if several_nodes else spec
         listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
         reporter: Reporter = RayReporter(directory, spec)

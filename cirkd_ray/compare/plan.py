@@ -16,6 +16,7 @@ from cirkd_ray.config.applied import changed, paths_of
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
+from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.errors import ConfigError, nearest
 from cirkd_ray.files import write_text
 from cirkd_ray.train.rundir import movable_tree, moved_spec
@@ -43,6 +44,11 @@ def methods_of(specs: Sequence[tuple[str, RunSpec]], allow: Sequence[str] = ()) 
         )
     first_name, first = next(iter(methods.items()))
     for name, spec in methods.items():
+        if isinstance(spec.cluster.workers, ElasticSpec):
+            raise ConfigError(
+                f"cluster.workers: is {spec.cluster.workers} in {name}; methods are compared on a fixed "
+                "number of workers: --set cluster.workers=N"
+            )
         _check_equal(first_name, first, name, spec, allow)
     made = from_tree({**first.to_dict(), "distill": None, "teacher": None})
     control = methods.pop(plain[0]) if plain else made

@@ -141,18 +141,21 @@ def describe(error: ValidationError, model: type[BaseModel], where: str, known: 
     """pydantic's findings as `PATH: what is wrong`, one a line, at most five."""
     lines = []
     for item in error.errors()[:5]:
-        path = ".".join([*([where] if where else []), *map(str, item["loc"])])
+        loc = tuple(part for part in item["loc"] if not str(part).startswith("~"))  # which form of a setting
+        path = ".".join([*([where] if where else []), *map(str, loc)])
         if item["type"] == "extra_forbidden":
-            lines.append(f"{path}: no such setting{_hint(model, item['loc'], known)}")
-        elif isinstance(item["input"], Mapping) and (beside := _beside(model, item["loc"], item["input"])):
+            lines.append(f"{path}: no such setting{_hint(model, loc, known)}")
+        elif item["type"] == "missing":
+            lines.append(f"{path}: {item['msg']}")
+        elif isinstance(item["input"], Mapping) and (beside := _beside(model, loc, item["input"])):
             section = path.rpartition(".")[0]
             lines.append(
                 f"{path}: takes one value, not a mapping; give {' and '.join(beside)} to {section} itself, "
                 f"as in `{section}: {{{beside[0]}: ...}}`"
             )
         else:
-            short = item["loc"] and isinstance(item["input"], str | int | float | bool | list | tuple | None)
-            shown = f" (got {reprlib.repr(item['input'])})" if short and item["type"] != "missing" else ""
+            short = loc and isinstance(item["input"], str | int | float | bool | list | tuple | None)
+            shown = f" (got {reprlib.repr(item['input'])})" if short else ""
             prefix = f"{path}: " if path else ""
             lines.append(f"{prefix}{item['msg'].removeprefix('Value error, ')}{shown}")
     return "\n".join(lines)

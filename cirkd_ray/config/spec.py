@@ -27,6 +27,7 @@ from cirkd_ray.config.roles import (
     Student,
     Weight,
 )
+from cirkd_ray.config.workers import Workers
 
 
 class _Spec(BaseModel):
@@ -242,8 +243,8 @@ class TrainSpec(_Spec):
 class ClusterSpec(_Spec):
     """Workers and what each takes."""
 
-    workers: Machine[PositiveInt | Literal["auto"]] = Field(
-        "auto", description="auto: one a GPU, or two on CPUs"
+    workers: Machine[Workers] = Field(
+        "auto", description="auto: one a GPU, or two on CPUs; {min: 1, max: 4}: as many as find a place"
     )
     device: Machine[Literal["auto", "cpu", "cuda"]] = "auto"
     cpus_per_worker: Machine[PositiveFloat | Literal["auto"]] = Field(

@@ -14,9 +14,7 @@ from torch.nn import functional as F
 from cirkd_ray.device import no_autocast
 from cirkd_ray.losses.base import LOSSES, LossInputs, Positive
 from cirkd_ray.losses.discriminator import Discriminator
-from cirkd_ray.losses.hashing import bits_of_rank
-from cirkd_ray.losses.maps import LogitLoss, MapPair
-from cirkd_ray.losses.reduce import mean_weights
+from cirkd_ray.losses.maps import LogitLoss, MapPair, row_weights
 
 
 class _WithGradient(torch.autograd.Function):
@@ -75,8 +73,7 @@ class Adversarial(LogitLoss):
         return self.opponent
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
-        valid = None if pair.mask is None else pair.mask.flatten(1).any(1)
-        weight = mean_weights(pair.student, valid)
+        weight = row_weights(pair.student.flatten(1).unsqueeze(1), pair.mask, inputs, _any_pixel).flatten()
         student, teacher = (_masked(x, pair.mask) for x in (pair.student, pair.teacher))
         if not torch.is_grad_enabled():
             return {"adversarial": -_mean(self.discriminator(student), weight)}
@@ -115,7 +112,7 @@ class Adversarial(LogitLoss):
         self, student: Tensor, teacher: Tensor, weight: Tensor, inputs: LossInputs
     ) -> Tensor:
         """Gulrajani et al., Improved Training of Wasserstein GANs (2017), eq. 3; it needs a third run."""
-        bits = bits_of_rank(len(student), 1, student.device, *inputs.key("mix"))
+        bits = inputs.bits("mix", len(student), 1, student.device)
         mix = (bits / 2**32).to(student.dtype).view(-1, 1, 1, 1)
         x = (mix * teacher + (1 - mix) * student).requires_grad_()
         gradient = torch.autograd.grad(self.discriminator(x).sum(), x, create_graph=True)[0]
@@ -149,6 +146,11 @@ def _mean(scores: Tensor, weight: Tensor | None) -> Tensor:
     """Mean over positions and, with the given weights, over images."""
     per_image = scores.flatten(1).mean(1)
     return per_image.mean() if weight is None else torch.dot(per_image, weight)
+
+
+def _any_pixel(mask: Tensor) -> Tensor:
+    """N x 1: whether any pixel of an image counts."""
+    return mask.flatten(1).any(1, keepdim=True)
 
 
 def _masked(x: Tensor, mask: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs, Temperature
-from cirkd_ray.losses.maps import MapLoss, MapPair
+from cirkd_ray.losses.maps import MapLoss, MapPair, pixel_scale
 from cirkd_ray.losses.mgd import MaskedGenerator, imitation_error
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
@@ -64,10 +64,10 @@ class AfDCD(MapLoss):
         if "af_dcd_feature" in self.active:
             terms["af_dcd_feature"] = imitation_error(generated, pair)
         if "af_dcd_contrast" in self.active:
-            terms["af_dcd_contrast"] = self._contrast(generated, pair)
+            terms["af_dcd_contrast"] = self._contrast(generated, pair, inputs)
         return terms
 
-    def _contrast(self, generated: Tensor, pair: MapPair) -> Tensor:
+    def _contrast(self, generated: Tensor, pair: MapPair, inputs: LossInputs) -> Tensor:
         student, teacher = self._patches(generated), self._patches(pair.teacher)
         similarity = torch.cdist(student, teacher, p=1) / -self.temperature
         group = torch.arange(similarity.shape[1], device=similarity.device) % self.groups
@@ -78,8 +78,12 @@ class AfDCD(MapLoss):
         per_pixel = entropy.view(entropy.shape[0], -1, self.groups).sum(2)
         if pair.mask is None:
             return masked_mean(per_pixel, None)
-        mask = self._patches(pair.mask.to(generated.dtype).unsqueeze(1), groups=1).squeeze(2) > 0
-        return masked_mean(per_pixel, mask)
+        mask = inputs.mask((*pair.mask.shape[-2:],), self._anchors)
+        return masked_mean(per_pixel, mask, pixel_scale(pair.mask, inputs, self._anchors))
+
+    def _anchors(self, mask: Tensor) -> Tensor:
+        """N*patches x (p*p): which pooled pixels of the patches count."""
+        return self._patches(mask.to(torch.float32).unsqueeze(1), groups=1).squeeze(2) > 0
 
     def _patches(self, x: Tensor, groups: int | None = None) -> Tensor:
         """N*patches x (p*p*groups) x C/groups: the channel groups of each patch's pixels, group fastest."""

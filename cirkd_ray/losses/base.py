@@ -13,7 +13,10 @@ from torch import Tensor, nn
 from cirkd_ray.config import registry
 from cirkd_ray.config.roles import Mutable
 from cirkd_ray.errors import ConfigError, nearest
+from cirkd_ray.losses.groups import Group
+from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.paths import AUTOMATIC, Relations
+from cirkd_ray.losses.whole import Size, WholeStep
 from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 
 T = TypeVar("T")
@@ -28,10 +31,11 @@ class LossInputs:
         teacher: the teacher's output on the same images, without gradients.
         labels: N x H x W int64, `ignore_index` where a pixel does not count; larger than the maps.
         ignore_index: the label of pixels that do not count.
-        step: the number of the optimiser step, from 0; random choices are functions of (seed, step, micro).
+        step: the number of the optimiser step, from 0; random choices are functions of (seed, step, image).
         seed: the run's seed.
         micro: the number of the micro-batch within the step, under gradient accumulation.
         relations: kernels and precision of relational losses on CUDA devices.
+        whole: the step's batch on this rank, where this is a part of it.
     """
 
     student: SegmentationOutput
@@ -42,9 +46,32 @@ class LossInputs:
     seed: int = 0
     micro: int = 0
     relations: Relations = AUTOMATIC
+    whole: WholeStep | None = None
+    _step: WholeStep = field(init=False, repr=False, compare=False)
     _made: dict[tuple[object, ...], tuple[tuple[object, ...], Any]] = field(
         default_factory=dict, init=False, repr=False, compare=False
     )
+
+    def __post_init__(self) -> None:
+        alone = self.whole or WholeStep({self.micro: self.labels}, None, self.ignore_index)
+        object.__setattr__(self, "_step", alone)
+
+    @property
+    def step_batch(self) -> WholeStep:
+        """All micro-batches of the step on this rank; this one alone, where it is not told of others."""
+        return self._step
+
+    def mask(self, size: Size, *how: object) -> Tensor:
+        """Which pixels of a map count, or what is derived of that: see `WholeStep.mask`."""
+        return self._step.mask(self.micro, size, *how)
+
+    def bits(
+        self, name: str, images: int, pixels: int, device: torch.device, micro: int | None = None
+    ) -> Tensor:
+        """Random bits (images x pixels) of the step's choice `name` for this rank's images of a micro-batch,
+        this one by default: a function of (seed, step, image of the global batch)."""
+        micro = self.micro if micro is None else micro
+        return bits_of_rank(images, pixels, device, micro, *self.key(name))
 
     def shared(self, make: Callable[..., T], *args: object) -> T:
         """`make(*args)`, made once for all losses of the step that ask for the same of the same tensors.
@@ -66,17 +93,12 @@ class LossInputs:
             self._made[key] = args, found
         return found
 
-    def know(self, make: Callable[..., T], args: tuple[object, ...], made: T) -> None:
-        """Take `make(*args)` from one who has it already."""
-        self._made[_key(make, args)] = args, made
-
-    def asked(self, make: Callable[..., Any]) -> list[tuple[Any, ...]]:
-        """The arguments of each `shared(make, *args)` so far."""
-        return [args for (made, *_), (args, _) in self._made.items() if made is make]
-
     def key(self, name: str) -> tuple[str, int, int, int]:
-        """The key of this step's random choice `name` (see `hashing.py`)."""
-        return name, self.seed, self.step, self.micro
+        """The key of this step's random choice `name` (see `hashing.py`), the same in all micro-batches.
+
+        The last number was once that of the micro-batch; without it, all runs would draw anew.
+        """
+        return name, self.seed, self.step, 0
 
 
 def _key(make: Callable[..., Any], args: tuple[object, ...]) -> tuple[object, ...]:
@@ -145,6 +167,17 @@ class DistillationLoss(nn.Module):
     def reads_teacher_aux(self) -> bool:
         """Whether it looks at the teacher's `aux`; if no loss does, that head is not computed."""
         return False
+
+    @classmethod
+    def together(cls, active: frozenset[str], settings: Mapping[str, Any]) -> Group:
+        """Which images must be in one micro-batch for the active terms: consecutive ones in groups of so
+        many, or `rank` or `batch` (see `groups.py`) where the terms depend on what that is. 1: any.
+
+        Args:
+            active: the terms.
+            settings: the method's own, validated.
+        """
+        return 1
 
     def activate(self, terms: frozenset[str]) -> None:
         """Compute these terms alone from now on; a subclass drops the modules that none of them needs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -12,8 +13,7 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, Count, LossInputs, Temperature
 from cirkd_ray.losses.cirkd_memory import projector
 from cirkd_ray.losses.groups import Group, Groups
-from cirkd_ray.losses.hashing import bits_of_rank
-from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, Taught, pool_mask, unit
 from cirkd_ray.losses.queues import ClassQueue
 from cirkd_ray.losses.reduce import all_gather, rank_and_world
 from cirkd_ray.losses.relational import relational_kl
@@ -65,6 +65,11 @@ class CirkdChannel(MapLoss):
         self.projector = projector(self.student_width, self.teacher_width)
         self.channel = ClassQueue("cirkd_channel channel_memory", 1, channel_memory, length, torch.float32)
 
+    @classmethod
+    def together(cls, active: frozenset[str], settings: Mapping[str, Any]) -> Group:
+        group: Group = settings["group"]
+        return group if "minibatch_channel" in active else 1
+
     def activate(self, terms: frozenset[str]) -> None:
         super().activate(terms)
         if "memory_channel" not in terms:
@@ -76,7 +81,7 @@ class CirkdChannel(MapLoss):
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student = self._vectors(pair.student, pair.mask)
-        teacher = self._vectors(self._pooled(pair.teacher), pair.mask)
+        teacher = inputs.shared(self._teacher_vectors, pair.teacher, pair.mask)
         terms = {}
         if "minibatch_channel" in self.active:
             groups, parts = Groups(len(student), self.group), []
@@ -86,7 +91,7 @@ class CirkdChannel(MapLoss):
                 parts.append(found * (len(student[rows]) / len(student)))
             terms["minibatch_channel"] = torch.stack(parts).sum()
         if "memory_channel" in self.active:
-            drawn = self._keys(teacher, inputs).to(student.dtype).unsqueeze(0)
+            drawn = self._keys(pair, inputs).to(student.dtype).unsqueeze(0)
             terms["memory_channel"] = self._relation(
                 student, teacher, drawn, drawn, self.kd_temperature, inputs
             )
@@ -102,6 +107,9 @@ class CirkdChannel(MapLoss):
         if mask is not None:
             x = x.masked_fill(~pool_mask(mask, self.pool).unsqueeze(1), 0.0)
         return unit(x.flatten(2), dim=2)
+
+    def _teacher_vectors(self, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self._vectors(self._pooled(x), mask)
 
     def _relation(
         self, q_s: Tensor, q_t: Tensor, k_s: Tensor, k_t: Tensor, kd_temperature: float, inputs: LossInputs
@@ -120,17 +128,26 @@ class CirkdChannel(MapLoss):
         )
 
     @torch.no_grad()
-    def _keys(self, teacher: Tensor, inputs: LossInputs) -> Tensor:
-        """Enqueue random channels of the images of all ranks, then draw keys."""
+    def _keys(self, pair: MapPair, inputs: LossInputs) -> Tensor:
+        """Enqueue random channels of all images of the step, then draw keys."""
+        if inputs.micro == inputs.step_batch.first:
+            parts = [all_gather(self._chosen(taught, inputs)) for taught in self.of_step(pair, inputs)]
+            gathered = parts[0] if len(parts) == 1 else torch.cat(parts)
+            self.channel.push(gathered.flatten(0, 1)[: self.candidates].unsqueeze(0))
+        return self.channel.draw(self.channel_keys, *inputs.key("memory_channel"))
+
+    def _chosen(self, taught: Taught, inputs: LossInputs) -> Tensor:
+        """Random channels of this rank's images of a micro-batch: N x chosen x L."""
+        made = self._teacher_vectors, taught.teacher, taught.mask
+        teacher = inputs.shared(*made) if taught.micro == inputs.micro else made[0](*made[1:])
         images, channels, length = teacher.shape
         if length != self.channel.queue.shape[2]:
             raise ConfigError(
                 f"loss {self.kind!r}: the maps have {length} pooled pixels, but the queue was built for "
                 f"length={self.channel.queue.shape[2]}; set length: {length}"
             )
-        share = min(channels, -(-self.candidates // (images * rank_and_world()[1])))
-        bits = bits_of_rank(images, channels, teacher.device, *inputs.key("channels"))
+        step_images = images * rank_and_world()[1] * len(inputs.step_batch.labels)
+        share = min(channels, -(-self.candidates // step_images))
+        bits = inputs.bits("channels", images, channels, teacher.device, taught.micro)
         chosen = bits.argsort(dim=1, stable=True)[:, :share].unsqueeze(-1).expand(-1, -1, length)
-        gathered = all_gather(teacher.gather(1, chosen)).flatten(0, 1)[: self.candidates]
-        self.channel.push(gathered.unsqueeze(0))
-        return self.channel.draw(self.channel_keys, *inputs.key("memory_channel"))
+        return teacher.gather(1, chosen)

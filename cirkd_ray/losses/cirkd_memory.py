@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import queues
 from cirkd_ray.losses.base import LOSSES, Count, LossInputs, Temperature
-from cirkd_ray.losses.hashing import bits_of_rank
-from cirkd_ray.losses.maps import MapLoss, MapPair, row_weights, tokens, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, Taught, row_weights, tokens, unit
 from cirkd_ray.losses.reduce import all_gather
 from cirkd_ray.losses.relational import relational_kl
 
@@ -38,8 +37,8 @@ class CirkdMemory(MapLoss):
     to 12. Projected, normalised student pixels and normalised teacher pixels are compared with keys drawn
     from a queue a class of teacher pixels, and one of teacher regions (normalised mean of a class's pixels
     in an image): KL between softmax(similarity / temperature / kd_temperature) over all keys, times
-    kd_temperature^2, mean over valid pixels. The batch's candidates of all ranks are enqueued before keys
-    are drawn: a region, and up to `pixel_candidates` random pixels, a class and image.
+    kd_temperature^2, mean over valid pixels. The candidates of the step's global batch are enqueued before
+    keys are drawn: a region, and up to `pixel_candidates` random pixels, a class and image.
 
     Each step draws the same `pixel_keys // K + 1` (`region_keys // K + 1`) slots of every class. With
     `pixel_keys = (pixel_memory - 1) * K` all slots are drawn.
@@ -98,8 +97,8 @@ class CirkdMemory(MapLoss):
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher = tokens(unit(pair.student)), tokens(inputs.shared(unit, pair.teacher))
-        labels = pair.labels.flatten(1)
-        self._enqueue(teacher, labels, inputs)
+        if inputs.micro == inputs.step_batch.first:
+            self._enqueue(pair, inputs)
         rows_s, rows_t, terms = student.flatten(0, 1), teacher.flatten(0, 1), {}
         weights = row_weights(student, pair.mask, inputs).flatten()
         for term in sorted(self.active):
@@ -118,18 +117,10 @@ class CirkdMemory(MapLoss):
         return terms
 
     @torch.no_grad()
-    def _enqueue(self, teacher: Tensor, labels: Tensor, inputs: LossInputs) -> None:
-        """Pick candidates of the local images (N x L x C), gather them, write them on every rank alike."""
-        images, pixels, _ = teacher.shape
-        classes, candidates = self.num_classes, []
-        queue_type = getattr(self, QUEUES[min(self.active)]).queue.dtype
-        if "memory_region" in self.active:
-            candidates.append(queues.region_candidates(teacher, labels, classes))
-        if "memory_pixel" in self.active:
-            bits = bits_of_rank(images, pixels, labels.device, *inputs.key("candidates"))
-            pick = queues.pixel_candidates if self.mode == "class" else queues.pixel_candidates_reference
-            candidates.append(pick(teacher, labels, bits, classes, self.pixel_candidates))
-        gathered = all_gather(torch.cat(candidates, 2).to(queue_type))
+    def _enqueue(self, pair: MapPair, inputs: LossInputs) -> None:
+        """Write the candidates of all images of the step, in their order, on every rank alike."""
+        parts = [all_gather(self._candidates(taught, inputs)) for taught in self.of_step(pair, inputs)]
+        gathered = parts[0] if len(parts) == 1 else torch.cat(parts)
         if "memory_region" in self.active:
             self.region.push(gathered[:, :, 0].transpose(0, 1))
             gathered = gathered[:, :, 1:]
@@ -139,3 +130,18 @@ class CirkdMemory(MapLoss):
             else:
                 for image in gathered:  # the published pointer rule is sequential over images
                     self.pixel.push(image, reference=True)
+
+    def _candidates(self, taught: Taught, inputs: LossInputs) -> Tensor:
+        """Those of this rank's images of a micro-batch: N x K x (region and pixels) x C."""
+        own = taught.micro == inputs.micro  # what the others' losses share is made in their own turn
+        teacher = tokens(inputs.shared(unit, taught.teacher) if own else unit(taught.teacher))
+        labels = taught.labels.flatten(1)
+        images, pixels, _ = teacher.shape
+        classes, candidates = self.num_classes, []
+        if "memory_region" in self.active:
+            candidates.append(queues.region_candidates(teacher, labels, classes))
+        if "memory_pixel" in self.active:
+            bits = inputs.bits("candidates", images, pixels, labels.device, taught.micro)
+            pick = queues.pixel_candidates if self.mode == "class" else queues.pixel_candidates_reference
+            candidates.append(pick(teacher, labels, bits, classes, self.pixel_candidates))
+        return torch.cat(candidates, 2).to(getattr(self, QUEUES[min(self.active)]).queue.dtype)

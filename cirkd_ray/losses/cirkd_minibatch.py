@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -43,10 +44,15 @@ class CirkdMinibatch(MapLoss):
         super().__init__(**common)
         self.temperature, self.pool, self.group = temperature, pool, group
 
+    @classmethod
+    def together(cls, active: frozenset[str], settings: Mapping[str, Any]) -> Group:
+        group: Group = settings["group"]
+        return group
+
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher, mask = self._pooled(pair, inputs)
         student, teacher = tokens(unit(student)), tokens(inputs.shared(unit, teacher))
-        weights = row_weights(student, mask, inputs)
+        weights = row_weights(student, pair.mask, inputs, *self._how())
         mask = None if mask is None else mask.flatten(1)
         groups = Groups(len(student), self.group)
         relate = self._across if groups.gathers else self._within
@@ -110,5 +116,9 @@ class CirkdMinibatch(MapLoss):
         return (
             pool_map(pair.student, self.pool),
             inputs.shared(pool_map, pair.teacher, self.pool),
-            None if pair.mask is None else inputs.shared(pool_mask, pair.mask, self.pool),
+            None if pair.mask is None else inputs.mask((*pair.mask.shape[-2:],), *self._how()),
         )
+
+    def _how(self) -> tuple[object, ...]:
+        """How a map's mask becomes that of the pooled one."""
+        return (pool_mask, self.pool) if self.pool > 1 else ()

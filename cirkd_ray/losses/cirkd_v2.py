@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -83,6 +84,11 @@ class CirkdV2(DistillationLoss):
         self.channel = CirkdChannel(
             **softened, length=length, channel_memory=channel_memory, channel_keys=channel_keys, group=group
         )
+
+    @classmethod
+    def together(cls, active: frozenset[str], settings: Mapping[str, Any]) -> Group:
+        group: Group = settings["group"]
+        return group if active & {"minibatch_pixel", "minibatch_channel"} else 1
 
     def activate(self, terms: frozenset[str]) -> None:
         super().activate(terms)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
-from cirkd_ray.losses.maps import LogitLoss, MapPair, tokens
+from cirkd_ray.losses.groups import Group
+from cirkd_ray.losses.maps import LogitLoss, MapPair, pixel_scale, tokens
 from cirkd_ray.losses.reduce import all_reduce_grad, masked_mean
 
 EPSILON = 1e-16
@@ -36,6 +38,10 @@ class DIST(LogitLoss):
         super().__init__(**common)
         self.temperature = temperature
 
+    @classmethod
+    def together(cls, active: frozenset[str], settings: Mapping[str, Any]) -> Group:
+        return "batch" if "dist_intra" in active else 1
+
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         student, teacher = (
             tokens((x / self.temperature).softmax(1)).flatten(0, 1) for x in (pair.student, pair.teacher)
@@ -43,7 +49,8 @@ class DIST(LogitLoss):
         mask = None if pair.mask is None else pair.mask.flatten()
         terms = {}
         if "dist_inter" in self.active:
-            terms["dist_inter"] = masked_mean(1.0 - _row_correlation(student, teacher), mask)
+            scale = pixel_scale(pair.mask, inputs)
+            terms["dist_inter"] = masked_mean(1.0 - _row_correlation(student, teacher), mask, scale)
         if "dist_intra" in self.active:
             terms["dist_intra"] = _intra(student, teacher, mask)
         return {name: value * self.temperature**2 for name, value in terms.items()}

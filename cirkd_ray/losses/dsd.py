@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.losses.at import attention
 from cirkd_ray.losses.base import LOSSES, LossInputs, Temperature
-from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, resize_map, tap_map, unit
+from cirkd_ray.losses.maps import MapLoss, MapPair, full_precision, pixel_scale, resize_map, tap_map, unit
 from cirkd_ray.losses.reduce import masked_mean
 from cirkd_ray.losses.relational import MASKED
 from cirkd_ray.types import SegmentationOutput
@@ -48,9 +48,10 @@ class DSD(MapLoss):
         if "psd" in self.active:
             student = self._residuals(inputs.student, pair.student, pair.mask)
             teacher = self._residuals(inputs.teacher, pair.teacher, pair.mask)
-            mask = None if pair.mask is None else pair.mask.flatten(1)
+            mask, scale = None if pair.mask is None else pair.mask.flatten(1), pixel_scale(pair.mask, inputs)
             errors = [
-                masked_mean((s - t.detach()).square(), mask) for s, t in zip(student, teacher, strict=True)
+                masked_mean((s - t.detach()).square(), mask, scale)
+                for s, t in zip(student, teacher, strict=True)
             ]
             terms["psd"] = sum(errors[1:], errors[0]) / len(errors)
         if "csd" in self.active:

@@ -7,7 +7,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
-from cirkd_ray.losses.maps import MapLoss, MapPair
+from cirkd_ray.losses.maps import MapLoss, MapPair, pixel_scale
 from cirkd_ray.losses.reduce import masked_mean
 
 
@@ -27,4 +27,6 @@ class FitNet(MapLoss):
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
         mask = None if pair.mask is None else pair.mask.unsqueeze(1)
-        return {"fitnet": masked_mean((pair.student - pair.teacher).square(), mask)}
+        scale = pixel_scale(pair.mask, inputs)
+        scale = None if scale is None else scale / self.teacher_width
+        return {"fitnet": masked_mean((pair.student - pair.teacher).square(), mask, scale)}

@@ -1,6 +1,6 @@
 """Random numbers that are a hash of their key: the same on every device, rank and number of ranks.
 
-A key is a name, the seed, the step and the micro-batch; an index is a slot, or an image of the global batch
+A key is a name, the seed and the step; an index is a slot, or an image of the global batch
 with one of its pixels. Nothing is drawn in sequence, so there is no generator whose state a checkpoint would
 hold. Nothing waits for the device.
 """
@@ -71,6 +71,7 @@ def pixel_bits(images: int, pixels: int, first_image: int, device: torch.device,
     return random_bits(_pixel_index(images, pixels, first_image, device), *key)
 
 
-def bits_of_rank(images: int, pixels: int, device: torch.device, *key: int | str) -> Tensor:
-    """`pixel_bits` of this rank's images."""
-    return pixel_bits(images, pixels, rank_and_world()[0] * images, device, *key)
+def bits_of_rank(images: int, pixels: int, device: torch.device, micro: int, *key: int | str) -> Tensor:
+    """`pixel_bits` of this rank's images of a micro-batch, which ranks share in order."""
+    rank, world = rank_and_world()
+    return pixel_bits(images, pixels, (micro * world + rank) * images, device, *key)

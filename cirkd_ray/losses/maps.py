@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -12,22 +13,10 @@ from torch.nn import functional as F
 from cirkd_ray.device import no_autocast
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses.base import DistillationLoss, LossInputs, channels_of
-from cirkd_ray.losses.reduce import mask_scale
 from cirkd_ray.types import SegmentationOutput
 
 SHORTEST = 1e-12
 """Length under which vectors are not normalised."""
-
-
-def resize_labels(labels: Tensor, size: tuple[int, int]) -> Tensor:
-    """Labels (N x H x W int64) at map size, by nearest neighbour."""
-    if labels.shape[-2:] == size:
-        return labels
-    return (
-        F.interpolate(labels.unsqueeze(1).to(torch.float32), size=size, mode="nearest")
-        .squeeze(1)
-        .to(torch.int64)
-    )
 
 
 def resize_map(x: Tensor, size: tuple[int, int]) -> Tensor:
@@ -105,6 +94,15 @@ class MapPair(NamedTuple):
     mask: Tensor | None
 
 
+class Taught(NamedTuple):
+    """A micro-batch without the student: its number, and the rest as of `MapPair`."""
+
+    micro: int
+    teacher: Tensor
+    labels: Tensor
+    mask: Tensor | None
+
+
 class MapLoss(DistillationLoss):
     """Base of losses that compare one map of the student with one of the teacher.
 
@@ -151,8 +149,8 @@ class MapLoss(DistillationLoss):
         student = tap_map(self.kind, "student", inputs.student, self.student_tap, self.student_width)
         teacher = tap_map(self.kind, "teacher", inputs.teacher, self.teacher_tap, self.teacher_width)
         size = (student.shape[-2], student.shape[-1])
-        labels = inputs.shared(resize_labels, inputs.labels, size)
-        mask = inputs.shared(torch.ne, labels, inputs.ignore_index) if self.mask_ignored else None
+        labels, valid = inputs.step_batch.at(inputs.micro, size)
+        mask = valid if self.mask_ignored else None
         student = self.adapt(student)
         with no_autocast(student):
             teacher = inputs.shared(_target, teacher, size)
@@ -167,23 +165,42 @@ class MapLoss(DistillationLoss):
         """The active terms."""
         raise NotImplementedError
 
+    def of_step(self, pair: MapPair, inputs: LossInputs) -> Iterator[Taught]:
+        """What `pair` holds of the teacher, of each of the step's micro-batches on this rank, in order."""
+        size, step = (pair.teacher.shape[-2], pair.teacher.shape[-1]), inputs.step_batch
+        for micro in step.labels:
+            if micro == inputs.micro:
+                yield Taught(micro, pair.teacher, pair.labels, pair.mask)
+                continue
+            output = step.taught(micro)
+            teacher = tap_map(self.kind, "teacher", output, self.teacher_tap, self.teacher_width)
+            labels, mask = step.at(micro, size)
+            yield Taught(micro, _target(teacher, size), labels, mask if self.mask_ignored else None)
 
-def row_weights(rows: Tensor, mask: Tensor | None, inputs: LossInputs) -> Tensor:
+
+def row_weights(rows: Tensor, mask: Tensor | None, inputs: LossInputs, *how: object) -> Tensor:
     """N x L weights, without gradient, that turn a sum over pixels into their mean over the global batch.
 
     Args:
-        rows: N x L x anything.
-        mask: N x h x w of h * w = L pixels, shared by the losses of the step, or None for all pixels.
+        rows: N x L x anything, of the L pixels that count or are derived of them.
+        mask: of the pair, or None for all pixels.
+        how: as of `WholeStep.mask`.
     """
     if mask is None:
         return rows.new_full(rows.shape[:2], 1.0 / rows[..., 0].numel())
-    weights = inputs.shared(torch.mul, mask, inputs.shared(mask_scale, mask))
+    size = (mask.shape[-2], mask.shape[-1])
+    weights = inputs.shared(torch.mul, inputs.mask(size, *how), inputs.step_batch.scale(size, *how))
     return weights.flatten(1).to(rows.dtype)
 
 
-def pixel_scale(mask: Tensor | None, inputs: LossInputs) -> Tensor | None:
-    """`mask_scale` of the mask that the losses of a step share, counted once; None without one."""
-    return None if mask is None else inputs.shared(mask_scale, mask)
+def pixel_scale(mask: Tensor | None, inputs: LossInputs, *how: object) -> Tensor | None:
+    """The factor that turns a sum over the pixels of a pair's mask into their mean over the global batch of
+    the step, counted once; None without one.
+
+    Args:
+        how: as of `WholeStep.mask`, where the terms are not pixels but derived of them.
+    """
+    return None if mask is None else inputs.step_batch.scale((mask.shape[-2], mask.shape[-1]), *how)
 
 
 class LogitLoss(MapLoss):

@@ -8,7 +8,6 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from cirkd_ray.losses.base import LOSSES, LossInputs
-from cirkd_ray.losses.hashing import bits_of_rank
 from cirkd_ray.losses.maps import MapLoss, MapPair
 
 
@@ -25,9 +24,9 @@ class MaskedGenerator(nn.Module):
         )
 
     def forward(self, x: Tensor, inputs: LossInputs) -> Tensor:
-        """x: N x C x H x W; the holes are a function of (seed, step, micro, image in the global batch)."""
+        """x: N x C x H x W; the holes are a function of (seed, step, image in the global batch)."""
         images, _, height, width = x.shape
-        bits = bits_of_rank(images, height * width, x.device, *inputs.key("mask"))
+        bits = inputs.bits("mask", images, height * width, x.device)
         hidden = (bits < int(self.mask_ratio * 2**32)).view(images, 1, height, width)
         generated: Tensor = self.layers(x.masked_fill(hidden, 0.0))
         return generated

@@ -44,18 +44,6 @@ def mask_scale(mask: Tensor) -> Tensor:
     return global_scale(mask.sum())
 
 
-def mean_weights(rows: Tensor, mask: Tensor | None) -> Tensor:
-    """Weights that turn a sum over rows into their mean over the global batch; 0 where masked out.
-
-    Args:
-        rows: M x anything: gives the number of rows, type and device.
-        mask: M bool, or None for all rows (ranks hold equally many).
-    """
-    if mask is None:
-        return rows.new_full((len(rows),), 1.0 / len(rows))
-    return mask.to(rows.dtype) * mask_scale(mask).to(rows.dtype)
-
-
 def masked_mean(values: Tensor, mask: Tensor | None, scale: Tensor | None = None) -> Tensor:
     """Mean of `values` where `mask` is true, over the global batch; 0, and differentiable, where there is
     none.

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from cirkd_ray.losses.base import LOSSES, AtLeastOne, LossInputs
 from cirkd_ray.losses.maps import MapLoss, MapPair, pool_mask, unit
-from cirkd_ray.losses.reduce import global_scale
 
 
 @LOSSES.register("skd")
@@ -38,20 +36,27 @@ class PairwiseSKD(MapLoss):
         self.pool = pool
 
     def compute(self, pair: MapPair, inputs: LossInputs) -> dict[str, Tensor]:
-        student, valid = self._pooled(pair.student, pair.mask)
-        teacher, _ = self._pooled(pair.teacher, pair.mask)
+        student, teacher = (self._pooled(x, pair.mask, inputs) for x in (pair.student, pair.teacher))
         total = _gram(student, student) + _gram(teacher, teacher) - 2.0 * _gram(student, teacher)
-        pairs = valid.sum((1, 2)).square().sum()
-        return {"skd": (total * global_scale(pairs)).to(pair.student.dtype)}
+        if pair.mask is None:
+            images, pixels = len(student), student[0, 0].numel()
+            return {"skd": (total / (images * pixels**2)).to(pair.student.dtype)}
+        size = (*pair.mask.shape[-2:],)
+        scale = inputs.step_batch.scale(size, pool_mask, self.pool, count=_pairs)
+        return {"skd": (total * scale).to(pair.student.dtype)}
 
-    def _pooled(self, x: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Pooled, normalised map, 0 where no pixel counts; and which pooled pixels (N x h x w) count."""
+    def _pooled(self, x: Tensor, mask: Tensor | None, inputs: LossInputs) -> Tensor:
+        """Pooled, normalised map, 0 where no pixel counts."""
         if mask is None:
-            x = F.max_pool2d(x, self.pool, ceil_mode=True)
-            return unit(x), torch.ones_like(x[:, 0], dtype=torch.bool)
+            return unit(F.max_pool2d(x, self.pool, ceil_mode=True))
         x = F.max_pool2d(x.masked_fill(~mask.unsqueeze(1), float("-inf")), self.pool, ceil_mode=True)
-        valid = pool_mask(mask, self.pool)
-        return unit(x.masked_fill(~valid.unsqueeze(1), 0.0)), valid
+        valid = inputs.mask((*mask.shape[-2:],), pool_mask, self.pool)
+        return unit(x.masked_fill(~valid.unsqueeze(1), 0.0))
+
+
+def _pairs(valid: Tensor) -> Tensor:
+    """Pairs of pixels (N x h x w) that count in the same image."""
+    return valid.sum((1, 2)).square().sum()
 
 
 def _gram(a: Tensor, b: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from cirkd_ray.config.applied import applied, paths_of
 from cirkd_ray.config.composition import Tree, apply_overrides, flatten
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
+from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.errors import ConfigError, UserError, nearest
 from cirkd_ray.sweep.parameters import Parameter
 from cirkd_ray.sweep.space import PAUSING, SweepSpec
@@ -63,6 +64,12 @@ def check_space(space: SpaceFile, notes: list[str] | None = None) -> RunSpec:
         ConfigError: with the line of the setting and what to do.
     """
     spec = base_run(space)
+    if isinstance(spec.cluster.workers, ElasticSpec):
+        raise space.error(
+            ("recipe",),
+            f"has cluster.workers={spec.cluster.workers}, but trials share the cluster in fixed places; give "
+            "resources: {workers: N}",
+        )
     _check_metrics(space)
     _check_pair(space)
     _check_schedule(space, spec)

@@ -14,6 +14,7 @@ from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
 from cirkd_ray.losses.counts import CountsAhead
 from cirkd_ray.losses.paths import Relations
 from cirkd_ray.losses.task import TaskLoss
+from cirkd_ray.losses.whole import WholeStep
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import SegmentationOutput
 
@@ -31,6 +32,7 @@ class Distiller(nn.Module):
 
     Attributes:
         relations: kernels and precision of relational losses on CUDA devices.
+        whole: the micro-batches of the step that is done; None where a forward is a whole step.
         seen: what the losses saw in the last forward, where one of them has a discriminator that learns from
             it. It is no result of `forward`: DDP would take every map in it for one that gets a gradient.
     """
@@ -53,6 +55,7 @@ class Distiller(nn.Module):
         self.steps = steps
         self.seed = seed
         self.relations = Relations()
+        self.whole: WholeStep | None = None
         self.seen: LossInputs | None = None
         self._counts = CountsAhead()
         self._weights: tuple[tuple[float, ...], Tensor] | None = None
@@ -74,22 +77,29 @@ class Distiller(nn.Module):
         self, images: Tensor, labels: Tensor, teacher: SegmentationOutput | None, step: int, micro: int = 0
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted sum, and every unweighted term by name."""
-        counted = self._counts.count(labels)
+        whole = self.whole or WholeStep({micro: labels})
+        size = (labels.shape[-2], labels.shape[-1])
+        if micro == whole.first:
+            self._counts.count(whole, size)
         output = self.student(images)
-        scale = None if counted is None else counted.scale
-        terms, weights = self._task_terms(output, labels, scale), self.task_weights()
+        terms = self._task_terms(output, labels, whole.scale(size)) if self.task.weight else {}
+        weights = self.task_weights()
         if teacher is not None:
             inputs = LossInputs(
-                output, teacher, labels, step=step, micro=micro, seed=self.seed, relations=self.relations
+                output,
+                teacher,
+                labels,
+                step=step,
+                micro=micro,
+                seed=self.seed,
+                relations=self.relations,
+                whole=whole,
             )
-            if counted is not None:
-                counted.tell(inputs)
             for name, loss in self.named_losses():
                 found, its_weights = self._distil(name, loss, inputs)
                 terms.update(found)
                 weights.update(its_weights)
-            if counted is not None:
-                self._counts.learn(inputs)
+            self._counts.learn(whole)
             self.seen = inputs if self.discriminators() else None
         return self._weighted_sum(terms, weights, output.logits), terms
 
@@ -97,12 +107,8 @@ class Distiller(nn.Module):
         """Weights of the cross-entropy terms."""
         return {"task": self.task.weight, "task_aux": self.task.weight * self.task.aux_weight}
 
-    def _task_terms(
-        self, output: SegmentationOutput, labels: Tensor, scale: Tensor | None
-    ) -> dict[str, Tensor]:
-        """The cross-entropy terms that have a weight."""
-        if self.task.weight == 0:
-            return {}
+    def _task_terms(self, output: SegmentationOutput, labels: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """The cross-entropy terms."""
         terms: dict[str, Tensor] = self.task_loss(
             output if self.task.aux_weight else output._replace(aux=None), labels, scale
         )

@@ -21,6 +21,7 @@ from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Together
+from cirkd_ray.train.split import for_world
 from cirkd_ray.train.stall import told_where_it_stalls
 from cirkd_ray.train.stop import launched_by_torchrun
 from cirkd_ray.train.underway import say_now
@@ -52,7 +53,9 @@ def run_together(
     world = World.current(rank_device(cluster.device))
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), runs[0][0].data.workers)
     entries = []
-    for (spec, directory), following in zip(runs, listeners, strict=True):
+    specs = [spec for spec, _ in runs]
+    for (whole, directory), following in zip(runs, listeners, strict=True):
+        spec = for_world(whole, world.size, *specs)
         keep = spec.train.keep_checkpoints
         reporter = LocalReporter(directory.checkpoints, keep, cluster.async_checkpoints)
         entries.append(Entry(spec, directory, reporter, following))

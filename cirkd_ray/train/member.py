@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.train.best import BestStudent
 from cirkd_ray.train.build import Run, seed_of
 from cirkd_ray.train.checkpoint import (
@@ -88,10 +89,18 @@ class Member:
         self.done = self.saved = self.progress.step
         before, self.progress.workers = self.progress.workers, self.world.size
         if before not in (0, self.world.size):
-            self.told.message(
-                f"WARNING: workers: {before} before, {self.world.size} now: figures will differ a little "
-                "from those of an undisturbed run"
+            self.told.message(self._on_other_workers(before))
+
+    def _on_other_workers(self, before: int) -> str:
+        """What to say of it."""
+        now, parts = self.world.size, self.spec.train.accumulate
+        if isinstance(self.spec.cluster.workers, ElasticSpec):
+            share = self.spec.train.batch_size // (now * parts)
+            return (
+                f"workers: {before} before, {now} now, with {share} images in each of {parts} micro-batches"
             )
+        differ = "figures will differ a little from those of an undisturbed run"
+        return f"WARNING: workers: {before} before, {now} now: {differ}"
 
     def catch_up(self) -> None:
         """Score the teacher if that is not known yet, and do a validation that is due."""

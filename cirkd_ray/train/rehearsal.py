@@ -16,6 +16,7 @@ from cirkd_ray.losses import DistillationLoss, LossInputs
 from cirkd_ray.models.encoders import cells
 from cirkd_ray.models.external import failing_as
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.split import smallest_share
 from cirkd_ray.types import SegmentationOutput
 
 IMAGES = 2
@@ -45,8 +46,7 @@ def rehearse(
     """
     assert spec.data.crop is not None
     crop, notes = spec.data.crop, list[str]()
-    workers = 1 if spec.cluster.workers == "auto" else spec.cluster.workers
-    images = min(IMAGES, max(1, spec.train.batch_size // spec.train.accumulate // workers))
+    images = min(IMAGES, smallest_share(spec))
 
     def seen(size: tuple[int, int], count: int = images) -> SegmentationOutput:
         found: SegmentationOutput = _shapes(student.train(), torch.zeros(count, 3, *size))

@@ -16,16 +16,25 @@ from torch.nn.parallel import DistributedDataParallel
 from cirkd_ray.config import OptimSpec
 from cirkd_ray.device import autocast
 from cirkd_ray.losses import DistillationLoss, LossInputs
+from cirkd_ray.losses.whole import WholeStep
 from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World, average_gradients, parallel
 from cirkd_ray.train.optim import learning_rate_factor, set_learning_rate
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.update import FiniteUpdate
+from cirkd_ray.types import SegmentationOutput
 
 WEIGHTS = "weights"
 """Stands among the terms for the weights that a step left."""
 NEVER = torch.iinfo(torch.int64).max
+
+
+def _maps(batch: MicroBatch) -> SegmentationOutput:
+    """The teacher's, of a step with losses."""
+    found = batch.taught()
+    assert found is not None
+    return found
 
 
 class NonFinite:
@@ -99,11 +108,14 @@ class TrainStep:
         self.optimizer.zero_grad(set_to_none=True)
         names: tuple[str, ...] = ()
         values: list[Tensor] = []
+        labels = {micro: batch.labels for micro, batch in enumerate(batches)}
+        self.distiller.whole = WholeStep(labels, lambda micro: _maps(batches[micro]))
         for micro, batch in enumerate(batches):
             last = micro == len(batches) - 1
             terms = self._accumulate(step, micro, batch, 1.0 / len(batches), last)
             names = tuple(terms)
             values.append(torch.stack([*terms.values()]))
+        self.distiller.whole = None
         norm = self.apply()
         means = values[0] if len(values) == 1 else torch.stack(values).sum(0) / len(values)
         self.nonfinite.watch(step, names, means)

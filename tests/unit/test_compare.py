@@ -84,6 +84,12 @@ def test_a_recipe_that_distils_does_not_take_the_controls_name() -> None:
             methods_of([("mine/baseline.yaml", distils), *others])
 
 
+def test_methods_are_compared_on_a_fixed_number_of_workers() -> None:
+    spec = load_run("quickstart", ["cluster.workers={min: 1, max: 2}"])
+    with refuses("cluster.workers", ConfigError, "1 to 2", "--set cluster.workers=N"):
+        methods_of([("quickstart", spec)])
+
+
 def test_a_teacher_whose_recipe_has_changed_is_not_mixed_in(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_a_good_space_is_taken(tmp_path: Path) -> None:
         ("budget:", "  train: {choice: {a: {pictures: 1}}}\nbudget:", 6, "is set by the sweep itself"),
         ("budget:", "  optim: {choice: {a: {lr: 0.1}}}\nbudget:", 6, "would undo optim.name, which stands"),
         ("budget:", "  train.batch_size: {uniform: [8, 16]}\nbudget:", 6, "cannot be used: train.batch_size"),
+        ("budget:", "set: {cluster.workers: {min: 1, max: 2}}\nbudget:", 1, "give resources: {workers: N}"),
         ("budget:", "seeds: [0, -1]\nbudget:", 6, "greater than or equal to 0"),
         ("budget:", "seeds: [3, 3]\nbudget:", 6, "a seed comes twice"),
         ("budget:", "metric: {images_per_second: max}\nbudget:", 6, "trials cannot be judged by it"),
