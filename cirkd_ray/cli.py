@@ -31,10 +31,16 @@ COMMANDS = {
     "predict": "predict images: colour masks, blends, ids, Cityscapes submissions",
     "data": "check, prepare, get and show data sets",
     "models": "table of the networks: parameters, multiply-adds, maps; with --bench their speed",
+    "heads": "list and show segmentation heads with their settings",
+    "losses": "list and show losses with their settings",
     "weights": "inspect, import, verify and get weights",
     "export": "export a trained network to ONNX, TorchScript or torch.export",
+    "doctor": "say whether this machine or cluster is fit for a run, and what to do",
     "bench": "measure losses, data, models and evaluation on this machine",
     "recipes": "list and show recipes, print their JSON Schema",
+    "submit": "run a command as a job of a Ray cluster",
+    "status": "show how far a run, a sweep or a comparison is",
+    "runs": "list the runs, sweeps and comparisons of a folder",
 }
 
 

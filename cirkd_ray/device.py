@@ -13,6 +13,8 @@ from torch import Tensor
 
 from cirkd_ray.errors import ConfigError
 
+CUDA_BYTES = 2**29
+"""What CUDA takes for a process beside its tensors, about."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -28,15 +30,44 @@ def local_device(setting: str) -> torch.device:
 
 
 def share_cores(processes: int, loaders: int = 0) -> None:
-    """Bound this process's threads to its share of the machine's cores, unless OMP_NUM_THREADS says how many.
+    """Bound this process's threads to its share of the usable cores, unless OMP_NUM_THREADS says how many.
 
     Args:
         processes: that compute on this machine, this one among them.
         loaders: processes of each of them that load data, on a core each.
     """
     if "OMP_NUM_THREADS" not in os.environ:
-        share = len(os.sched_getaffinity(0)) // processes - loaders
+        share = int(usable_cpus() / processes) - loaders
         torch.set_num_threads(max(1, min(torch.get_num_threads(), share)))
+
+
+CGROUP = Path("/sys/fs/cgroup")
+"""Where the kernel tells a container its limits."""
+
+
+def usable_cpus(cgroup: Path = CGROUP) -> float:
+    """CPUs that this process may use: those that it may run on, or the container's share of time if less."""
+    there = float(len(os.sched_getaffinity(0)))
+    for quota, period in (("cpu.max", None), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            words = (cgroup / quota).read_text().split()
+            words += (cgroup / period).read_text().split() if period else []
+            share = float(words[0]) / float(words[1])  # "max" is no number
+        except (OSError, ValueError, IndexError, ZeroDivisionError):
+            continue
+        return min(there, share) if share > 0 else there
+    return there
+
+
+def memory_limit(cgroup: Path = CGROUP) -> int | None:
+    """Bytes that the container may use; None without a limit."""
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            limit = int((cgroup / name).read_text())
+        except (OSError, ValueError):
+            continue
+        return limit if limit < 2**60 else None  # how the first version says that there is none
+    return None
 
 
 def choose_precision(setting: str, device: torch.device) -> str:
@@ -100,7 +131,33 @@ def make_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
     return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
 
-def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup")) -> int | None:
+def share_of_gpu(total: int, gpus: float) -> int:
+    """Bytes for the tensors of a process that takes so much of a GPU: its part without CUDA's own memory.
+
+    Raises:
+        ConfigError: the part is too small for anything else.
+    """
+    share = int(total * min(gpus, 1.0)) - CUDA_BYTES
+    if share <= 0:
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {gpus:g} of {total / 2**30:.3g} GiB is no more than CUDA itself takes "
+            f"({CUDA_BYTES / 2**30:.3g} GiB a process); take a larger part"
+        )
+    return share
+
+
+def bound_memory(device: torch.device, gpus: float) -> None:
+    """Bound what this process takes of a GPU to its part, so that it starves nobody who shares it.
+
+    Raises:
+        ConfigError: as of `share_of_gpu`.
+    """
+    if device.type == "cuda" and gpus < 1:
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(share_of_gpu(total, gpus) / total, device)
+
+
+def available_bytes(device: torch.device, cgroup: Path = CGROUP) -> int | None:
     """Free bytes of the device (of the container, where there is one), or None where unknown or not needed.
 
     Args:
@@ -110,7 +167,9 @@ def available_bytes(device: torch.device, cgroup: Path = Path("/sys/fs/cgroup"))
     if device.type == "meta":
         return None
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        free, total = torch.cuda.mem_get_info(device)
+        bound = torch.cuda.get_per_process_memory_fraction(device) * total
+        return min(free, int(bound) - torch.cuda.memory_reserved(device))
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

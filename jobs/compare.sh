@@ -3,9 +3,7 @@
 #
 #   jobs/compare.sh NAME RECIPE [RECIPE...] [arguments of `cirkd compare`, such as --seeds 5]
 #
-# The environment variables that it reads are described in jobs/_submit.sh.
-. "$(dirname "${BASH_SOURCE[0]}")/_submit.sh"
-[ $# -ge 2 ] || fail "usage: jobs/compare.sh NAME RECIPE [RECIPE...] [arguments of cirkd compare]"
-name="$1" folder="$(out)"
-shift
-submit compare "$@" --out "$folder" --name "$name"
+# `cirkd submit --help` describes RAY_ADDRESS, CIRKD_OUT, CIRKD_ENV and the token.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 NAME RECIPE [RECIPE...] [arguments of cirkd compare]" >&2; exit 2; }
+exec "${CIRKD:-cirkd}" submit --dir "$(dirname "$0")/.." -- compare --name "$1" "${@:2}"

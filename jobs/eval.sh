@@ -3,14 +3,13 @@
 #
 #   jobs/eval.sh RUN WORKERS [arguments of `cirkd eval`]
 #
-# RUN is a run's name below CIRKD_OUT, or the path of a run or of a weights file that all nodes see.
-# The environment variables that it reads are described in jobs/_submit.sh.
-. "$(dirname "${BASH_SOURCE[0]}")/_submit.sh"
-[ $# -ge 2 ] || fail "usage: jobs/eval.sh RUN WORKERS [arguments of cirkd eval]"
-run="$1" workers="$2" folder="$(out)"
-shift 2
-case "$run" in
+# RUN is a run's name below CIRKD_OUT, or the path or URL of a run or of a weights file that all nodes see.
+# `cirkd submit --help` describes RAY_ADDRESS, CIRKD_OUT, CIRKD_ENV and the token.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 RUN WORKERS [arguments of cirkd eval]" >&2; exit 2; }
+run=$1
+case $run in
   /* | *://*) ;;
-  *) run="$folder/$run" ;;
+  *) run=${CIRKD_OUT:?set it to storage that all nodes see, or give the whole path of the run}/$run ;;
 esac
-submit eval "$run" --workers "$workers" "$@"
+exec "${CIRKD:-cirkd}" submit --dir "$(dirname "$0")/.." -- eval "$run" --workers "$2" "${@:3}"

@@ -3,9 +3,7 @@
 #
 #   jobs/train.sh RECIPE NAME [arguments of `cirkd train`, such as --set optim.lr=0.01]
 #
-# The environment variables that it reads are described in jobs/_submit.sh.
-. "$(dirname "${BASH_SOURCE[0]}")/_submit.sh"
-[ $# -ge 2 ] || fail "usage: jobs/train.sh RECIPE NAME [arguments of cirkd train]"
-recipe="$1" name="$2" folder="$(out)"
-shift 2
-submit train "$recipe" --out "$folder" --name "$name" --resume "$@"
+# `cirkd submit --help` describes RAY_ADDRESS, CIRKD_OUT, CIRKD_ENV and the token.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 RECIPE NAME [arguments of cirkd train]" >&2; exit 2; }
+exec "${CIRKD:-cirkd}" submit --dir "$(dirname "$0")/.." -- train "$1" --name "$2" "${@:3}"

@@ -5,10 +5,7 @@
 #
 # The best configuration is written to $CIRKD_OUT/NAME/best.yaml in any case. --export takes an absolute path on storage
 # that outlives the job: a relative one is a place in the job's own working directory.
-#
-# The environment variables that it reads are described in jobs/_submit.sh.
-. "$(dirname "${BASH_SOURCE[0]}")/_submit.sh"
-[ $# -ge 2 ] || fail "usage: jobs/tune.sh SPACE NAME [arguments of cirkd tune]"
-space="$1" name="$2" folder="$(out)"
-shift 2
-submit tune "$space" --out "$folder" --name "$name" "$@"
+# `cirkd submit --help` describes RAY_ADDRESS, CIRKD_OUT, CIRKD_ENV and the token.
+set -euo pipefail
+[ $# -ge 2 ] || { echo "usage: $0 SPACE NAME [arguments of cirkd tune]" >&2; exit 2; }
+exec "${CIRKD:-cirkd}" submit --dir "$(dirname "$0")/.." -- tune "$1" --name "$2" "${@:3}"

@@ -23,6 +23,7 @@ from cirkd_ray.losses.maps import tokens
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
 from cirkd_ray.losses.whole import resize_labels
 from cirkd_ray.report.tables import TextTable
+from cirkd_ray.train.memory import peak_bytes
 from cirkd_ray.types import SegmentationOutput
 
 Call = Callable[[], object]
@@ -131,28 +132,6 @@ def best_seconds(functions: list[Call], clock: Clock) -> list[float]:
             function()
             best[i] = min(best[i], clock.now() - start)
     return best
-
-
-def peak_bytes(function: Call, device: torch.device) -> int:
-    """The most bytes of tensors that one call of `function` held at once, beyond what there was before it."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        function()
-        torch.cuda.synchronize(device)
-        return torch.cuda.max_memory_allocated(device) - before
-    from torch.autograd.profiler import profile
-
-    with profile(profile_memory=True) as found:
-        function()
-    assert found.kineto_results is not None
-    events = [event for event in found.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def measure(functions: list[Call], clock: Clock) -> tuple[list[float], list[int]]:

@@ -11,24 +11,17 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cirkd_ray.bench._step_count import device_counters, stand_in
-from cirkd_ray.config import ModelSpec, RunSpec
+from cirkd_ray.config import RunSpec
 from cirkd_ray.data import DATASETS
 from cirkd_ray.data.loader import Batch, DeviceBatch, to_device
 from cirkd_ray.device import autocast
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import DistillationLoss, LossInputs
-from cirkd_ray.models.segmentation import SegmentationModel
-from cirkd_ray.train.build import (
-    assemble,
-    build_datasets,
-    build_network,
-    build_teacher,
-    choose_arithmetic,
-)
+from cirkd_ray.train.build import assemble, build_datasets, choose_arithmetic
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
-from cirkd_ray.train.teacher import teacher_recipe
+from cirkd_ray.train.untrained import untrained, untrained_teacher
 from cirkd_ray.types import ClassSet, SegmentationOutput
 
 Work = Callable[[], object]
@@ -128,23 +121,6 @@ def classes_of(spec: RunSpec) -> ClassSet:
     """The data set's classes; of its files where only they tell."""
     declared = getattr(DATASETS.get(spec.data.name), "classes", None)
     return declared if isinstance(declared, ClassSet) else build_datasets(spec)[0].classes
-
-
-def untrained(model: ModelSpec, classes: int, where: str) -> SegmentationModel:
-    tree = {**model.model_dump(), "weights": None}
-    if "pretrained" in tree:
-        tree["pretrained"] = False
-    return build_network(ModelSpec.model_validate(tree), classes, where)
-
-
-def untrained_teacher(spec: RunSpec, classes: ClassSet) -> SegmentationModel | None:
-    """The recipe's teacher, untrained where the recipe says which network it is."""
-    if spec.distill is None or spec.teacher is None:
-        return None
-    model = teacher_recipe(spec).model if spec.teacher.train is not None else spec.teacher.model
-    if model is None:
-        return build_teacher(spec.teacher, len(classes))
-    return untrained(model, len(classes), "teacher.model").eval()
 
 
 def random_batch(spec: RunSpec, images: int, classes: int, device: torch.device) -> Batch:

@@ -68,35 +68,38 @@ def figures(specs: Sequence[RunSpec], device: torch.device, repeat: int, cpu: bo
 
     Returns:
         `seconds` of a step of all members `together` and `apart`, and the `ratio` of the two; `peak_bytes`
-        from nothing to the end of two steps: of all `together`, of the largest member by itself (`one`), and
-        what a teacher and the members' own parts add up to (`teacher_and_students`).
+        from nothing to the end of two steps: of all `together`, of the largest member by itself (`one`),
+        what a teacher and the students, each with its own work, add up to (`teacher_and_students`), what
+        `resources.pack` takes for the pack's (`estimated`); and the `memory_ratio` of the first to the third.
     """
     import torch
 
-    from cirkd_ray.bench._losses_measure import Clock, best_seconds, peak_bytes
+    from cirkd_ray.bench._losses_measure import Clock, best_seconds
+    from cirkd_ray.train.memory import peak_bytes, taken
+    from cirkd_ray.train.memory import together as estimated
 
     built = _build(specs, device)
     together, apart = _together(*built), _apart(*built)
     together()  # first uses: the optimiser's state
     apart()
     seconds = best_seconds([together, apart], Clock(device, repeat, cpu))
-    teacher = built[0].teacher
-    taught = 0 if teacher is None else sum(p.numel() * p.element_size() for p in teacher.parameters())
     height, width = built[2][0].images.shape[2:]
     images = len(built[2][0].images)
-    del built, together, apart, teacher
+    del built, together, apart
 
-    def memory(some: Sequence[RunSpec]) -> int:
-        def work() -> None:
-            step = _together(*_build(some, device))
-            step()
-            step()
+    def both_steps() -> None:
+        step = _together(*_build(specs, device))
+        step()
+        step()
 
-        return peak_bytes(work, device)
-
-    distinct = {spec.to_yaml(): spec for spec in specs}
-    alone = {key: memory([spec]) for key, spec in distinct.items()}
-    students = sum(alone[spec.to_yaml()] - taught for spec in specs)
+    alone = {}
+    for key, spec in {spec.to_yaml(): spec for spec in specs}.items():
+        shared, (step,), batches = _build([spec], device)
+        alone[key] = taken(step, shared, lambda batches=batches: batches)  # type: ignore[misc]
+        del shared, step, batches
+    members = [alone[spec.to_yaml()] for spec in specs]
+    peak = peak_bytes(both_steps, device)
+    students = max(m.teacher for m in members) + sum(m.own + m.work for m in members)
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "members": len(specs),
@@ -105,10 +108,12 @@ def figures(specs: Sequence[RunSpec], device: torch.device, repeat: int, cpu: bo
         "seconds": dict(zip(("together", "apart"), seconds, strict=True)),
         "ratio": seconds[0] / seconds[1],
         "peak_bytes": {
-            "together": memory(specs),
-            "one": max(alone.values()),
-            "teacher_and_students": taught + students,
+            "together": peak,
+            "one": max(estimated([member]) for member in members),
+            "teacher_and_students": students,
+            "estimated": estimated(members),
         },
+        "memory_ratio": peak / students,
     }
 
 
@@ -119,10 +124,11 @@ def _build(specs: Sequence[RunSpec], device: torch.device) -> Built:
     """What the members share, their steps, and a step's micro-batches; all weights are random."""
     import torch
 
-    from cirkd_ray.bench._step_build import classes_of, random_batch, sized, untrained, untrained_teacher
+    from cirkd_ray.bench._step_build import classes_of, random_batch, sized
     from cirkd_ray.data.loader import to_device
     from cirkd_ray.train.build import assemble, choose_arithmetic
     from cirkd_ray.train.distributed import World
+    from cirkd_ray.train.untrained import untrained, untrained_teacher
 
     world, first = World(device=device), specs[0]
     precision, classes = choose_arithmetic(first, device), classes_of(first)
@@ -172,11 +178,13 @@ def _table(found: dict[str, Any]) -> TextTable:
     height, width = found["size"]
     title = (
         f"{', '.join(found['recipes'])}: {found['members']} members, {found['images']} x {height} x {width}, "
-        f"{found['device']}\ntogether / apart: {found['ratio']:.2f}"
+        f"{found['device']}\ntogether / apart: {found['ratio']:.2f}, members / a teacher and as many "
+        f"students, in memory: {found['memory_ratio']:.2f}"
     )
     rows = (
         ("together", f"{seconds['together']:.3f}", f"{peaks['together'] / 2**20:.0f}"),
         ("apart, one after the other", f"{seconds['apart']:.3f}", f"{peaks['one'] / 2**20:.0f}"),
         ("a teacher and the students", "-", f"{peaks['teacher_and_students'] / 2**20:.0f}"),
+        ("together, estimated of one", "-", f"{peaks['estimated'] / 2**20:.0f}"),
     )
     return TextTable(("members", "s a step", "peak MiB"), rows, title)

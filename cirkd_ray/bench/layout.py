@@ -62,10 +62,11 @@ def run(
 def figures(spec: RunSpec, images: int, clock: Clock) -> dict[str, dict[str, float]]:
     """Work -> seconds with the channel `first` and `last`, and how many times as fast `last` is (`ratio`)."""
     from cirkd_ray.bench._losses_measure import best_seconds
-    from cirkd_ray.bench._step_build import classes_of, random_batch, untrained, untrained_teacher
+    from cirkd_ray.bench._step_build import classes_of, random_batch
     from cirkd_ray.data.loader import to_device
     from cirkd_ray.train.build import choose_arithmetic
     from cirkd_ray.train.frozen import freeze
+    from cirkd_ray.train.untrained import untrained, untrained_teacher
 
     precision, classes = choose_arithmetic(spec, clock.device), classes_of(spec)
     batch = to_device(random_batch(spec, images, len(classes), clock.device), clock.device)

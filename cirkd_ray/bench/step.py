@@ -78,10 +78,11 @@ def figures(subject: Subject, repeat: int) -> dict[str, Any]:
     """
     import torch
 
-    from cirkd_ray.bench._losses_measure import Clock, best_seconds, peak_bytes
+    from cirkd_ray.bench._losses_measure import Clock, best_seconds
     from cirkd_ray.bench._step_build import parts
     from cirkd_ray.bench._step_count import Tally, as_dict, device_counters, host_waits, launches
     from cirkd_ray.bench._step_devices import peak_of
+    from cirkd_ray.train.memory import peak_bytes
 
     device, peak = subject.device, peak_of(subject.device)
     whole, plain = _steps(subject)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import ray
 
-from cirkd_ray.cluster.resources import Plan, check_nodes, cpus_of_worker, plan_run
+from cirkd_ray.cluster.resources import Plan, check_nodes, cpus_of_worker, places_on_gpus, plan_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
@@ -37,10 +37,11 @@ def capacity(plan: Plan, available: Mapping[str, float], head_bytes: float, limi
         head_bytes: RAM of the head, where the runs' drivers live.
         limit: the user's.
     """
-    cpus, gpus, gpus_each = available.get("CPU", 0), available.get("GPU", 0), plan.workers * plan.gpus
+    cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
     bounds = {f"{cpus:g} CPU / {plan.total_cpus:g}": int(cpus // plan.total_cpus)}
     if plan.gpus:
-        bounds[f"{gpus:g} GPU / {gpus_each}"] = int(gpus // gpus_each)
+        places = places_on_gpus(gpus, plan.gpus)
+        bounds[f"{gpus:g} GPU / {plan.workers * plan.gpus:g}"] = places // plan.workers
     bounds[f"{head_bytes / 1e9:.1f} GB on the head / {DRIVER_BYTES / 1e9:g}"] = int(
         head_bytes // DRIVER_BYTES
     )

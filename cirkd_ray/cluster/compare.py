@@ -12,7 +12,6 @@ from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
 from cirkd_ray.compare.plan import open_comparison
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
-from cirkd_ray.train.cohort import cohorts_of
 from cirkd_ray.train.dry_run import check_run
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.outcome import write_outcome
@@ -97,6 +96,7 @@ def _run(
     from cirkd_ray.cluster.equal_time import with_equal_time
     from cirkd_ray.cluster.pool import Job, run_jobs
     from cirkd_ray.cluster.resources import plan_run
+    from cirkd_ray.cluster.room import fitting_cohorts
     from cirkd_ray.cluster.train import fit, fit_cohort
 
     plans = [plan_run(spec, ray.cluster_resources()) for spec in methods.values()]
@@ -109,8 +109,9 @@ def _run(
     if budget == "time":
         trained = with_equal_time(trained, folder, plan, say)
     # No more share than leaves a cohort for each place: idle places would cost more time than sharing saves.
-    cohorts = cohorts_of(trained, parts=1 if fits.count < 2 * seeds else fits.count // seeds)
-    shared = max(map(len, cohorts)) if not apart else 1
+    parts = 1 if fits.count < 2 * seeds else fits.count // seeds
+    cohorts = [[n] for n in trained] if apart else fitting_cohorts(trained, parts, plan, fits.count, say)
+    shared = max(map(len, cohorts))
     if shared > 1:
         say(f"up to {shared} methods of a seed are trained together, with one teacher (not so: --apart)")
     jobs = []

@@ -26,6 +26,7 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 from cirkd_ray.cluster import pulse
+from cirkd_ray.cluster.stopping import EVERY
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -64,6 +65,7 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
     def __init__(self, scaling_config: ScalingConfig, sizes: Sequence[int], run: str) -> None:
         super().__init__(scaling_config)
         self.sizes, self.run = tuple(sizes), Path(run)
+        self.request = ResizeRequest(self.run)
         self.wanted: ResizeDecision | None = None
         self.since = 0.0
 
@@ -89,12 +91,12 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
                 self._say(
                     f"{decision.num_workers} workers find a place, {worker_group_state.num_workers} run"
                 )
-                ask_to_save(self.run)
+                self.request.ask()
             return NoopDecision()
-        if not has_saved(self.run) and now - self.since < PATIENCE:
+        if not self.request.is_met() and now - self.since < PATIENCE:
             return NoopDecision()
         wanted, self.wanted = self.wanted, None
-        forget(self.run)
+        self.request.withdraw()
         reserved = self._get_reserved_resources()
         if reserved is None or self._count_possible_workers(reserved) != wanted.num_workers:
             return NoopDecision()  # that has passed
@@ -104,7 +106,7 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
         """As many as there are places for now."""
         self.wanted = None
-        forget(self.run)
+        self.request.withdraw()
         return super().make_decision_for_non_running_worker_group()
 
     def _say(self, text: str) -> None:
@@ -112,32 +114,41 @@ class Sizes(ElasticScalingPolicy):  # type: ignore[misc]
             RunLog(RunDirectory(self.run)).message(f"{text}: a checkpoint is written, then they start again")
 
 
-def ask_to_save(run: Path) -> None:
-    """Ask the workers of a launch, by its directory, for a checkpoint of the last step."""
-    internal_kv._internal_kv_put(_key(run, "save"), b"1")
+class ResizeRequest:
+    """The wish of a launch's controller for a checkpoint, in the store of the cluster's head.
 
+    Args:
+        run: the directory of the launch.
+    """
 
-def is_to_save(run: Path) -> bool:
-    """Whether they are asked and have not done so."""
-    return bool(internal_kv._internal_kv_exists(_key(run, "save")))
+    def __init__(self, run: Path) -> None:
+        self.run, self.next, self.found = run, 0.0, False
 
+    def ask(self) -> None:
+        """Ask the workers for a checkpoint of the last step."""
+        internal_kv._internal_kv_put(self._key("asked"), b"1")
 
-def note_saved(run: Path) -> None:
-    """They have."""
-    internal_kv._internal_kv_del(_key(run, "save"))
-    internal_kv._internal_kv_put(_key(run, "saved"), b"1")
+    def stands(self) -> bool:
+        """Whether they are asked; the store is looked at once in half a second."""
+        if time.monotonic() >= self.next:
+            self.found = bool(internal_kv._internal_kv_exists(self._key("asked")))
+            self.next = time.monotonic() + EVERY
+        return self.found
 
+    def met(self) -> None:
+        """They have written one."""
+        self.found = False
+        internal_kv._internal_kv_put(self._key("met"), b"1")
+        internal_kv._internal_kv_del(self._key("asked"))
 
-def has_saved(run: Path) -> bool:
-    """Whether they have."""
-    return bool(internal_kv._internal_kv_exists(_key(run, "saved")))
+    def is_met(self) -> bool:
+        """Whether they have."""
+        return bool(internal_kv._internal_kv_exists(self._key("met")))
 
+    def withdraw(self) -> None:
+        """Ask no more."""
+        internal_kv._internal_kv_del(self._key(), del_by_prefix=True)
 
-def forget(run: Path) -> None:
-    """Withdraw what was asked."""
-    internal_kv._internal_kv_del(_key(run), del_by_prefix=True)
-
-
-def _key(run: Path, *words: str) -> str:
-    digest = hashlib.sha256(str(run).encode()).hexdigest()[:16]
-    return "-".join(["cirkd-elastic", ray.get_runtime_context().get_job_id(), digest, *words])
+    def _key(self, *words: str) -> str:
+        digest = hashlib.sha256(str(self.run).encode()).hexdigest()[:16]
+        return "-".join(["cirkd-resize", ray.get_runtime_context().get_job_id(), digest, *words])

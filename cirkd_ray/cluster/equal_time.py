@@ -6,14 +6,14 @@ import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import ray
+import torch
 
-from cirkd_ray.cluster.resources import Plan, worker_threads
-from cirkd_ray.cluster.stopping import interruptible
+from cirkd_ray.cluster.measuring import of_one_worker, on_a_worker
+from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.compare.budget import TIMING, read_timing, share_of_time, with_steps
 from cirkd_ray.compare.folder import BASELINE
 from cirkd_ray.config import RunSpec, from_tree
-from cirkd_ray.errors import UserError
+from cirkd_ray.config.composition import Tree
 from cirkd_ray.files import write_text
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.timing import seconds_a_step
@@ -54,29 +54,9 @@ def measure(specs: Mapping[str, RunSpec], plan: Plan) -> dict[str, float]:
 
     Of several workers it is one with its share of the batch: what they exchange is not measured.
     """
-    first = next(iter(specs.values()))
-    task = ray.remote(_measure).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-    trees = {name: spec.to_dict() for name, spec in specs.items()}
-    measuring = task.remote(trees, plan.workers, worker_threads(plan, first), plan.gpus > 0)
-    try:
-        found: dict[str, float] = interruptible(lambda: ray.get(measuring))
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, UserError):
-            raise error.cause from None
-        raise
-    return found
+    trees = {name: of_one_worker(spec, plan).to_dict() for name, spec in specs.items()}
+    return on_a_worker(_measure, plan, next(iter(specs.values())), trees)
 
 
-def _measure(
-    trees: Mapping[str, dict[str, object]], workers: int, threads: int | None, on_gpu: bool
-) -> dict[str, float]:
-    import torch
-
-    if threads:
-        torch.set_num_threads(threads)
-    specs = {}
-    for name, tree in trees.items():
-        spec = from_tree(tree)
-        share = spec.train.model_copy(update={"batch_size": spec.train.batch_size // workers})
-        specs[name] = spec.model_copy(update={"train": share})
-    return seconds_a_step(specs, World(device=torch.device("cuda" if on_gpu else "cpu")))
+def _measure(device: torch.device, trees: Mapping[str, Tree]) -> dict[str, float]:
+    return seconds_a_step({name: from_tree(tree) for name, tree in trees.items()}, World(device=device))

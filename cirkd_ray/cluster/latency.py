@@ -7,18 +7,21 @@ import itertools
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 
+from cirkd_ray.cluster.measuring import on_a_worker
 from cirkd_ray.cluster.resources import plan_run
-from cirkd_ray.cluster.stopping import interruptible
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import apply_overrides
 from cirkd_ray.config.roles import Role
 from cirkd_ray.config.settings import role_of
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.space import SweepSpec
+
+if TYPE_CHECKING:
+    import torch
 
 MOST_STUDENTS = 32
 LATENCY = "latency"
@@ -56,18 +59,14 @@ def latency_ms(spec: RunSpec, folder: Path) -> dict[str, float]:
     path = folder / f"{digest}.json"
     if not path.is_file():
         plan = plan_run(spec, ray.cluster_resources())
-        task = ray.remote(_measure).options(num_cpus=plan.cpus, num_gpus=plan.gpus, max_retries=2)
-        measuring = task.remote(spec.to_dict(), plan.gpus > 0)
-        measured = interruptible(lambda: ray.get(measuring))
+        measured = on_a_worker(_measure, plan, spec, spec.to_dict())
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, json.dumps({**measured, "model": key["model"]}))
     found: dict[str, Any] = json.loads(path.read_text())
     return {name: float(found[name]) for name in ("latency_ms", "parameters")}
 
 
-def _measure(tree: dict[str, object], on_gpu: bool) -> dict[str, float]:
-    import torch
-
+def _measure(device: torch.device, tree: dict[str, object]) -> dict[str, float]:
     from cirkd_ray.models.cost import images_per_second
     from cirkd_ray.train.build import build_datasets, build_network
 
@@ -75,6 +74,5 @@ def _measure(tree: dict[str, object], on_gpu: bool) -> dict[str, float]:
     _, val = build_datasets(spec)
     model = build_network(spec.model, len(val.classes), "model")
     size = val.load(0).image.shape[:2]
-    device = torch.device("cuda" if on_gpu else "cpu")
     rate = images_per_second(model, (int(size[0]), int(size[1])), device)
     return {"latency_ms": 1000.0 / rate, "parameters": float(sum(p.numel() for p in model.parameters()))}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,7 +26,7 @@ class Plan:
 
     workers: int
     cpus: float
-    gpus: int
+    gpus: float
     sizes: tuple[int, ...] = ()
 
     @property
@@ -33,13 +35,21 @@ class Plan:
         return self.sizes[0] if self.sizes else self.workers
 
     @property
+    def spread(self) -> bool:
+        """Whether each worker takes a node of its own.
+
+        NCCL refuses two ranks of a run on one GPU, which is where Ray puts parts of GPUs of one node.
+        """
+        return self.workers > 1 and 0 < self.gpus < 1
+
+    @property
     def total_cpus(self) -> float:
         """CPUs of all workers."""
         return self.workers * self.cpus
 
     def per_worker(self) -> dict[str, float]:
         """As Ray's `resources_per_worker`."""
-        return {"CPU": self.cpus, **({"GPU": float(self.gpus)} if self.gpus else {})}
+        return {"CPU": self.cpus, **({"GPU": self.gpus} if self.gpus else {})}
 
 
 def cpus_of_worker(spec: RunSpec) -> float:
@@ -73,7 +83,10 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
         sizes = tuple(splits(spec).used)
         workers = sizes[-1]
     elif cluster.workers == "auto":
-        most = gpus_there if on_gpu else min(2, int(cpus_there // cpus))
+        most = min(2, int(cpus_there // cpus))
+        if on_gpu:
+            most = gpus_there if cluster.gpus_per_worker >= 1 else 1
+            most //= math.ceil(cluster.gpus_per_worker)
         workers = next((n for n in range(max(1, most), 0, -1) if share % n == 0), 1)
     else:
         workers = cluster.workers
@@ -83,7 +96,7 @@ def plan_run(spec: RunSpec, available: Mapping[str, float]) -> Plan:
             f"train.accumulate={spec.train.accumulate}; the batch is global, choose a multiple of "
             f"{workers * spec.train.accumulate}"
         )
-    plan = Plan(workers, cpus, 1 if on_gpu else 0, sizes)
+    plan = Plan(workers, cpus, cluster.gpus_per_worker if on_gpu else 0, sizes)
     if not cluster.autoscaling:
         _check_fits(plan, cpus_there, gpus_there)
     return plan
@@ -96,23 +109,42 @@ def check_nodes(plan: Plan, nodes: Sequence[Mapping[str, float]]) -> None:
         ConfigError: too few places, with the arithmetic.
     """
     places = places_on(nodes, plan.cpus, plan.gpus)
+    if plan.spread:
+        places = sum(places_on([node], plan.cpus, plan.gpus) > 0 for node in nodes)
+    if places < plan.least and plan.spread:
+        raise ConfigError(
+            f"cluster.gpus_per_worker: {plan.gpus:g} with cluster.workers={plan.least}: workers of one run "
+            f"cannot share a GPU (NCCL refuses it), so each takes a node of its own, and {places} nodes have "
+            "room; take cluster.workers=1, or whole GPUs"
+        )
     if places < plan.least:
         raise ConfigError(
-            f"cluster.workers: {plan.least} workers of {plan.cpus:g} CPU and {plan.gpus} GPU are wanted, "
+            f"cluster.workers: {plan.least} workers of {plan.cpus:g} CPU and {plan.gpus:g} GPU are wanted, "
             f"the {len(nodes)} nodes have room for {places}; lower cluster.workers, data.workers or "
             "cluster.cpus_per_worker"
         )
 
 
-def places_on(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: int) -> int:
+def places_on(nodes: Sequence[Mapping[str, float]], cpus: float, gpus: float) -> int:
     """How many workers of `cpus` CPUs and `gpus` GPUs the nodes have room for, given each one's resources."""
-    wanted = {name: each for name, each in (("CPU", cpus), ("GPU", gpus)) if each}
-    return sum(int(min(node.get(name, 0.0) // each for name, each in wanted.items())) for node in nodes)
+    return sum(
+        min(
+            int(node.get("CPU", 0.0) // cpus),
+            places_on_gpus(node.get("GPU", 0.0), gpus) if gpus else sys.maxsize,
+        )
+        for node in nodes
+    )
+
+
+def places_on_gpus(there: float, each: float) -> int:
+    """How many workers of `each` GPUs so many GPUs have room for: a part is one of a single GPU."""
+    return int(there // each) if each >= 1 else int(there) * int(1 / each + 1e-9)
 
 
 def _check_fits(plan: Plan, cpus: float, gpus: int) -> None:
-    if plan.least * plan.cpus > cpus or plan.least * plan.gpus > gpus:
-        needs = f"{plan.least} x {plan.cpus:g} CPU" + (f" and {plan.least} x 1 GPU" if plan.gpus else "")
+    if plan.least * plan.cpus > cpus or plan.least * math.ceil(plan.gpus) > gpus:
+        needs = f"{plan.least} x {plan.cpus:g} CPU"
+        needs += f" and {plan.least} x {plan.gpus:g} GPU" if plan.gpus else ""
         raise ConfigError(
             f"cluster.workers: the run needs {needs}, the cluster has {cpus:g} CPU and {gpus} GPU; lower "
             "cluster.workers or data.workers, or set cluster.autoscaling=true to wait for nodes"

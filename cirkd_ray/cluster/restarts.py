@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from ray.train import UserCallback
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.train import PreemptionError, UserCallback
+from ray.train.v2._internal.execution.callback import ControllerCallback, WorkerGroupCallback
 
 from cirkd_ray.cluster import pulse
 from cirkd_ray.errors import TrainingError, first_line
@@ -35,6 +35,8 @@ class TellRestarts(UserCallback):  # type: ignore[misc]
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Write the line; runs in the run's controller."""
+        if any(_is_preempted(error) for error in worker_exceptions.values()):
+            return  # `TellPreempted` does
         self.count += 1
         directory = RunDirectory(self.directory)
         nodes = {sign.rank: sign.node for sign in pulse.signs(directory.path)}
@@ -42,6 +44,36 @@ class TellRestarts(UserCallback):  # type: ignore[misc]
         with suppress(OSError):  # a log that cannot be written ends no run
             RunLog(directory).message(f"{what}; {follows(self.count, self.most, _step(self.runs))}")
         pulse.restarting(directory.path)
+
+
+class TellPreempted(ControllerCallback):  # type: ignore[misc]
+    """Tells each restart after machines were taken away with a notice: no failure of the run.
+
+    Args:
+        directory, runs: as of `TellRestarts`.
+    """
+
+    def __init__(self, directory: str, runs: Sequence[str]) -> None:
+        self.directory, self.runs = RunDirectory(directory), runs
+
+    def after_controller_state_update(self, previous_state: Any, current_state: Any) -> None:
+        """Write the line; runs in the run's controller."""
+        error = getattr(current_state, "training_failed_error", None)
+        failures = getattr(error, "worker_failures", None) or {}
+        if isinstance(error, PreemptionError):
+            ranks = error.preemption_info.preempted_ranks
+        else:
+            ranks = [rank for rank, failure in failures.items() if _is_preempted(failure)]
+        if not ranks:
+            return
+        nodes = {sign.rank: sign.node for sign in pulse.signs(self.directory.path)}
+        who = ", ".join(f"{rank}" + (f" on {nodes[rank]}" if rank in nodes else "") for rank in ranks)
+        text = f"worker {who}: the machine is taken away; the run goes on elsewhere from "
+        with suppress(OSError):
+            RunLog(self.directory).message(
+                f"{text}{_from(_step(self.runs))} (no failure: cluster.max_failures stays)"
+            )
+        pulse.restarting(self.directory.path)
 
 
 class TellPlaced(WorkerGroupCallback):  # type: ignore[misc]
@@ -106,12 +138,21 @@ def follows(count: int, most: int, step: int) -> str:
     """
     if count > most:
         return f"no restart is left (cluster.max_failures={most})"
-    return f"restart {count} of {most} from " + (f"the checkpoint of step {step}" if step else "the start")
+    return f"restart {count} of {most} from {_from(step)}"
+
+
+def _from(step: int) -> str:
+    return f"the checkpoint of step {step}" if step else "the start"
 
 
 def _step(runs: Sequence[str]) -> int:
     """From which all of them start again."""
     return min(last_step(RunDirectory(run).checkpoints) for run in runs)
+
+
+def _is_preempted(error: Exception) -> bool:
+    """Whether a worker died because its node was taken away after a notice."""
+    return bool(getattr(getattr(error, "health_check_failure", error), "preempted", False))
 
 
 def _guilt(error: Exception) -> int:

@@ -20,6 +20,7 @@ from cirkd_ray.train.stop import EXIT_CODES, TEMPORARY, kept_handlers
 DEFAULTS = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every line of a worker appears twice
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a finished run ends half a second later, not four
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "2",  # some clouds give half a minute's notice
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # one source of hparams: ours
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are ours, see `cirkd_ray.train.stop`

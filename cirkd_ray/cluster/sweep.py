@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Sweep:
     @property
     def pack(self) -> int:
         """Members of a pack at most."""
-        return self.spec.resources.pack
+        return self.spec.pack
 
 
 def run_sweep(
@@ -141,10 +141,13 @@ def _run(sweep: Sweep) -> None:
 
     from cirkd_ray.cluster.capacity import check_places, cluster_capacity, largest_plan, placed
     from cirkd_ray.cluster.latency import LATENCY, measure_students
+    from cirkd_ray.cluster.room import fitted
 
     plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     check_places(plan, sweep.base)
     fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
+    base = placed(sweep.spec, sweep.base, plan)
+    sweep = replace(sweep, spec=fitted(sweep.spec, base, plan, fits.count, sweep.folder, sweep.say))
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""
     sweep.say(f"{sweep.spec.trials} trials, {fits.count}{packs} at a time ({fits.reason})")
     if packs and apart(sweep.spec):
@@ -252,7 +255,7 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
-    log = TrialLog(plan.folder, spec.primary, spec.trials, packed=spec.resources.pack > 1)
+    log = TrialLog(plan.folder, spec.primary, spec.trials, packed=spec.pack > 1)
     resumed = tune.Tuner.can_restore(str(state))
     scheduler = make_scheduler(spec, steps, report_every)
     if spec.scheduler.name != "none":

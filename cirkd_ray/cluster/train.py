@@ -16,7 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cirkd_ray.cluster.capacity import check_places
 from cirkd_ray.cluster.elastic import LOOK, ElasticTrainer
 from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
-from cirkd_ray.cluster.restarts import TellPlaced, TellRestarts
+from cirkd_ray.cluster.restarts import TellPlaced, TellPreempted, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
@@ -96,12 +96,14 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
             "leaving": launch.leaving,
             "call": this_call(),
             "threads": worker_threads(plan, spec),
+            "gpus": plan.gpus,
         },
         scaling_config=ScalingConfig(
             num_workers=(plan.least, plan.workers) if plan.sizes else plan.workers,
             use_gpu=plan.gpus > 0,
             resources_per_worker=plan.per_worker(),
             elastic_resize_monitor_interval_s=LOOK,
+            placement_strategy="STRICT_SPREAD" if plan.spread else "PACK",
         ),
         torch_config=TorchConfig(
             backend="nccl" if plan.gpus else "gloo",
@@ -110,13 +112,15 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
         run_config=RunConfig(
             name=directory.checkpoints.name,
             storage_path=str(directory.path),
-            failure_config=FailureConfig(max_failures=spec.cluster.max_failures),
+            # A machine that was taken away after a notice is no failure.
+            failure_config=FailureConfig(max_failures=spec.cluster.max_failures, max_preemption_failures=-1),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # RayReporter keeps the newest whole ones
             callbacks=[
                 StopOnUserError(str(directory.path)),
                 StartNoStopped(this_call(), str(directory.path)),
                 TellPlaced(str(directory.path), spec.cluster.max_failures, folders),
                 TellRestarts(str(directory.path), spec.cluster.max_failures, folders),
+                TellPreempted(str(directory.path), folders),
                 *callbacks,
             ],
         ),

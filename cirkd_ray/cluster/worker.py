@@ -16,10 +16,13 @@ import ray.train
 import ray.train.torch
 import torch
 
+from cirkd_ray.cluster.elastic import ResizeRequest
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
 from cirkd_ray.config import RunSpec, from_tree
+from cirkd_ray.config.workers import ElasticSpec
+from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.report.listeners import RunLog, TensorBoardListener
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
@@ -27,6 +30,7 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.outcome import write_failure
+from cirkd_ray.train.preemption import Notice
 from cirkd_ray.train.reporter import LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
@@ -105,17 +109,22 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch), `threads` (or None), `leaving` (of the launch) and `call` (of the driver).
+            the launch), `threads` (or None), `gpus` (of a worker), `leaving` (of the launch) and `call` (of
+            the driver).
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
     directory = RunDirectory(config["directory"])
     world = World.current(ray.train.torch.get_device())
     try:
+        bound_memory(world.device, config["gpus"])
         heartbeat = Heartbeat()
         with part_of(config["call"]), Pulse(directory.path, world, heartbeat), ExitStack() as held:
             entries = _entries(config, world, held)
-            _tell_failures(entries, train_cohort(entries, world, StopWatch(), heartbeat), world)
+            elastic = isinstance(entries[0].spec.cluster.workers, ElasticSpec)
+            request = ResizeRequest(directory.path) if elastic else None
+            ended = train_cohort(entries, world, StopWatch(), heartbeat, preemption_notice, request)
+            _tell_failures(entries, ended, world)
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
@@ -128,6 +137,14 @@ def work(config: dict[str, Any]) -> None:
         raise
     finally:  # Ray kills this process, so that it cannot do so at its end
         shutil.rmtree(get_temp_dir(), ignore_errors=True)
+
+
+def preemption_notice() -> Notice | None:
+    """What Ray Train knows of workers' nodes that are drained to be taken away; every rank calls it."""
+    found = ray.train.get_preemption_info()
+    if found is None:
+        return None
+    return Notice(tuple(found.preempted_ranks), found.deadline_ms and found.deadline_ms / 1000)
 
 
 def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[Entry]:

@@ -13,14 +13,16 @@ from cirkd_ray.commands._options import COUNT, Words, accept_data_option, out_op
 
 if TYPE_CHECKING:
     from cirkd_ray.compare.budget import Budget
+    from cirkd_ray.config import RunSpec
 
 
 @click.command()
-@argument("recipes", nargs=-1, required=True, metavar="RECIPE...", help="Shipped recipes or YAML files.")
+@argument("recipes", nargs=-1, metavar="RECIPE...", help="Shipped recipes or YAML files.")
 @option("--seeds", type=COUNT, default=3, help="Runs of each method.")
 @set_option()
 @out_option(default="runs")
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")
+@option("--resume", metavar="NAME", help="Continue this comparison as it was begun, without RECIPE.")
 @repeatable("--differ", metavar="PATH", help="A setting of the methods, which may differ between them.")
 @option(
     "--budget",
@@ -38,6 +40,7 @@ def command(
     overrides: Words,
     out: str,
     name: str | None,
+    resume: str | None,
     differ: Words,
     budget: Budget,
     accept_data: bool,
@@ -53,22 +56,16 @@ def command(
     130 (Ctrl-C) or 143 (SIGTERM). A second one leaves at once.
     """
     from cirkd_ray.cluster.compare import run_comparison
-    from cirkd_ray.compare.plan import check_differ, methods_of
-    from cirkd_ray.config import load_run
     from cirkd_ray.report.compare import methods_table, notes
     from cirkd_ray.report.compare_page import write_comparison
     from cirkd_ray.report.console import output
-    from cirkd_ray.train.stages import named_folder
     from cirkd_ray.train.stop import stoppable
-    from cirkd_ray.train.teacher import slug
 
-    console = output()
-    specs = [(recipe, load_run(recipe, overrides)) for recipe in recipes]
-    check_differ(differ, specs[0][1])
-    methods = methods_of(specs, differ)
-    place = Path(out).expanduser().absolute()
-    usual = slug("compare-" + "-".join(method for method in methods if method != "baseline"))[:100]
-    folder = named_folder(place, usual if name is None else name)
+    console, place = output(), Path(out).expanduser().absolute()
+    if resume is not None:
+        methods, seeds, budget, folder = _begun(place, resume, recipes, overrides)
+    else:
+        methods, folder = _asked(recipes, overrides, differ, place, name)
     console.print(f"comparison -> {folder}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
@@ -78,3 +75,34 @@ def command(
     console.print(notes(data), highlight=False, markup=False)
     console.print(f"report       {page}", highlight=False)
     return 1 if data.failures else 0
+
+
+def _asked(
+    recipes: Words, overrides: Words, differ: Words, place: Path, name: str | None
+) -> tuple[dict[str, RunSpec], Path]:
+    """The methods of these recipes, and the folder of their comparison."""
+    from cirkd_ray.compare.plan import check_differ, methods_of
+    from cirkd_ray.config import load_run
+    from cirkd_ray.train.stages import named_folder
+    from cirkd_ray.train.teacher import slug
+
+    if not recipes:
+        raise click.UsageError("Missing argument 'RECIPE...'.")
+    specs = [(recipe, load_run(recipe, overrides)) for recipe in recipes]
+    check_differ(differ, specs[0][1])
+    methods = methods_of(specs, differ)
+    usual = slug("compare-" + "-".join(method for method in methods if method != "baseline"))[:100]
+    return methods, named_folder(place, usual if name is None else name)
+
+
+def _begun(
+    place: Path, resume: str, recipes: Words, overrides: Words
+) -> tuple[dict[str, RunSpec], int, Budget, Path]:
+    """Methods, seeds, budget and folder of a comparison to continue."""
+    from cirkd_ray.compare.plan import begun_comparison
+    from cirkd_ray.train.stages import named_folder
+
+    if recipes or overrides:
+        raise click.UsageError("--resume continues a comparison as it was begun: leave RECIPE and --set out")
+    folder = named_folder(place, resume)
+    return (*begun_comparison(folder), folder)

@@ -248,3 +248,17 @@ def _write(path: str, content: bytes) -> None:
 
     target = Path(path).expanduser()
     LocalStorage(target.parent).write(target.name, content)
+
+
+@command.command()
+@argument("name", required=False, metavar="[DATASET]")
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+def sets(name: str | None, as_json: bool) -> None:
+    """Every data set that can be named, or all settings of one."""
+    from cirkd_ray.commands._described import show_entry, show_list
+    from cirkd_ray.config.described import entry_of
+    from cirkd_ray.config.registry import DATASETS
+
+    if name is not None:
+        return show_entry(entry_of(DATASETS, name), as_json)
+    return show_list([("data.name", [entry_of(DATASETS, each) for each in DATASETS.names()])], as_json)

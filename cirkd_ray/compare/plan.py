@@ -126,3 +126,18 @@ def open_comparison(methods: dict[str, RunSpec], folder: Path, budget: Budget = 
     folder.mkdir(parents=True, exist_ok=True)
     tree = {"budget": budget, "methods": {**known, **trees}}
     write_text(path, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+
+
+def begun_comparison(folder: Path) -> tuple[dict[str, RunSpec], int, Budget]:
+    """The methods, seeds and budget that the comparison in `folder` was begun with.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not (folder / COMPARISON).is_file():
+        raise ConfigError(f"--resume {folder}: no comparison there ({COMPARISON} is missing)")
+    tree = read_yaml(folder / COMPARISON)
+    methods = {name: moved_spec(method, folder) for name, method in tree["methods"].items()}
+    seeds = [path.name.rpartition("-s")[2] for path in folder.glob("runs/*-s*/")]
+    count = 1 + max((int(seed) for seed in seeds if seed.isdecimal()), default=0)
+    return methods, count, tree.get("budget", "steps")

@@ -15,8 +15,10 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Generic, TypeVar, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model
 
+from cirkd_ray.config.docstrings import arguments_of
+from cirkd_ray.config.importing import imported, is_import_path
 from cirkd_ray.config.roles import Setting
 from cirkd_ray.errors import ConfigError, nearest
 
@@ -30,11 +32,12 @@ class Registry(Generic[T]):
     Args:
         kind: what messages call an entry, e.g. "loss".
         package: dotted name of the package whose modules register entries on import.
+        base: import path of the class that an entry derives from.
+        adapt: import path of a function that makes an entry of another class, or None of one that cannot be.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
-        self.kind = kind
-        self.package = package
+    def __init__(self, kind: str, package: str, base: str, adapt: str | None = None) -> None:
+        self.kind, self.package, self.base, self.adapt = kind, package, base, adapt
         self._entries: dict[str, type[T]] = {}
         self._discovered = False
 
@@ -65,15 +68,26 @@ class Registry(Generic[T]):
         return sorted(self._entries)
 
     def get(self, name: str, where: str = "") -> type[T]:
-        """The class of that name, which the setting at `where` gives.
+        """The class of that name, or at that import path, which the setting at `where` gives.
 
         Raises:
             ConfigError: no such entry; the message offers the nearest name.
         """
+        if is_import_path(name):
+            return self._imported(name, where or name)
         self.discover()
         if name not in self._entries:
             raise ConfigError(f"{where or name}: no {self.kind} named {name!r}{nearest(name, self._entries)}")
         return self._entries[name]
+
+    def _imported(self, path: str, where: str) -> type[T]:
+        """A class of the user's own."""
+        found, base = imported(path, where), imported(self.base, where)
+        if not (isinstance(found, type) and issubclass(found, base)) and self.adapt is not None:
+            found = imported(self.adapt, where)(found)
+        if not (isinstance(found, type) and issubclass(found, base)):
+            raise ConfigError(f"{where}: {path!r} is no {self.kind}; derive it from {self.base}")
+        return found
 
     def settings(self, name: str) -> type[BaseModel]:
         """A pydantic model of the entry's settings."""
@@ -106,7 +120,9 @@ _MODELS: dict[type, type[BaseModel]] = {}
 
 def _make_settings_model(cls: type) -> type[BaseModel]:
     found: dict[str, tuple[Any, Any]] = {}
+    meanings: dict[str, str] = {}
     for base in cls.__mro__:
+        meanings = {**arguments_of(base), **meanings}
         constructor = vars(base).get("__init__")
         if constructor is None:
             continue
@@ -117,7 +133,11 @@ def _make_settings_model(cls: type) -> type[BaseModel]:
                 found[name] = (hints[name], parameter.default)
         if all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
             break
-    fields: dict[str, Any] = {k: v for k, v in found.items() if v[1] is not inspect.Parameter.empty}
+    fields: dict[str, Any] = {
+        name: (hint, Field(default, description=meanings.get(name)))
+        for name, (hint, default) in found.items()
+        if default is not inspect.Parameter.empty
+    }
     config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
     return create_model(f"{cls.__name__}Settings", __config__=config, **fields)
 
@@ -186,9 +206,16 @@ def _fields_at(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]
     return list(at.inside())
 
 
-LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses")
-DATASETS: Registry[Any] = Registry("data set", "cirkd_ray.data")
-HEADS: Registry[Any] = Registry("segmentation head", "cirkd_ray.models.heads")
+LOSSES: Registry[Any] = Registry("loss", "cirkd_ray.losses", "cirkd_ray.losses.base:DistillationLoss")
+TASK_LOSSES: Registry[Any] = Registry(
+    "task loss", "cirkd_ray.losses.tasks", "cirkd_ray.losses.tasks.base:TaskTerm"
+)
+DATASETS: Registry[Any] = Registry(
+    "data set", "cirkd_ray.data", "cirkd_ray.data.base:SegmentationDataset", "cirkd_ray.data.own:adapted"
+)
+HEADS: Registry[Any] = Registry(
+    "segmentation head", "cirkd_ray.models.heads", "cirkd_ray.models.heads.base:Head"
+)
 
 
 def network_settings(name: str, where: str) -> tuple[type[BaseModel], dict[str, Any]]:

@@ -8,10 +8,18 @@ from typing import Any
 import yaml
 
 from cirkd_ray.config.composition import Tree, apply_overrides, flatten
-from cirkd_ray.config.registry import DATASETS, LOSSES, network_settings, settings_model, validate
+from cirkd_ray.config.registry import (
+    DATASETS,
+    LOSSES,
+    TASK_LOSSES,
+    network_settings,
+    settings_model,
+    validate,
+)
 from cirkd_ray.config.roles import Role
+from cirkd_ray.config.sections import DataSpec, LossSpec, ModelSpec, TaskLossSpec
 from cirkd_ray.config.settings import role_of
-from cirkd_ray.config.spec import DataSpec, LossSpec, ModelSpec, RunSpec
+from cirkd_ray.config.spec import RunSpec
 from cirkd_ray.errors import ConfigError, nearest
 
 
@@ -26,6 +34,13 @@ def resolved_tree(spec: RunSpec) -> Tree:
     if spec.teacher is not None and spec.teacher.model is not None:
         tree["teacher"]["model"].update(_model_settings(spec.teacher.model, "teacher.model"))
     tree["data"].update(_data_settings(spec))
+    tree["task"]["losses"] = {
+        name: _task_loss_tree(loss, f"task.losses.{name}")
+        for name, loss in spec.task.losses.items()
+        if loss is not None
+    }
+    if not tree["task"]["losses"]:
+        raise ConfigError("task.losses: no loss is left; set task.weight=0 to train from the teacher alone")
     if spec.distill is not None:
         tree["distill"]["losses"] = {
             name: _loss_tree(loss, f"distill.losses.{name}")
@@ -34,6 +49,8 @@ def resolved_tree(spec: RunSpec) -> Tree:
         }
         if not tree["distill"]["losses"]:
             raise ConfigError("distill.losses: no loss is left; set distill=null to train without a teacher")
+        for name in tree["task"]["losses"].keys() & tree["distill"]["losses"].keys():
+            raise ConfigError(f"task.losses.{name}: a loss of distill.losses has this name; choose another")
     return tree
 
 
@@ -79,6 +96,12 @@ def _data_settings(spec: RunSpec) -> dict[str, Any]:
                 f"data.{key}: {spec.data.name!r} has no split {split!r}{nearest(split, cls.splits)}"
             )
     return {**settings, "crop": list(spec.data.crop or cls.default_crop)}
+
+
+def _task_loss_tree(loss: TaskLossSpec, where: str) -> Tree:
+    cls = TASK_LOSSES.get(loss.kind, f"{where}.kind")
+    settings = validate(settings_model(cls), loss.settings, where, TaskLossSpec.model_fields)
+    return {**loss.model_dump(mode="json"), **settings.model_dump(mode="json")}
 
 
 def _loss_tree(loss: LossSpec, where: str) -> Tree:

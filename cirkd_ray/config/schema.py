@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from cirkd_ray.config.composition import NOT_INHERITED
-from cirkd_ray.config.registry import DATASETS, LOSSES, network_names
+from cirkd_ray.config.registry import DATASETS, LOSSES, TASK_LOSSES, network_names
 from cirkd_ray.config.spec import RunSpec
 
 
@@ -23,7 +23,12 @@ def json_schema() -> dict[str, Any]:
     definitions = schema["$defs"]
     for definition in definitions.values():
         definition.pop("required", None)
-    for name, key, registry in (("LossSpec", "kind", LOSSES), ("DataSpec", "name", DATASETS)):
+    named = (
+        ("LossSpec", "kind", LOSSES),
+        ("TaskLossSpec", "kind", TASK_LOSSES),
+        ("DataSpec", "name", DATASETS),
+    )
+    for name, key, registry in named:
         _choose(definitions[name], key, {entry: registry.settings(entry) for entry in registry.names()})
     definitions["ModelSpec"]["properties"]["name"]["examples"] = network_names()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
@@ -32,7 +37,8 @@ def json_schema() -> dict[str, Any]:
 def _choose(definition: dict[str, Any], key: str, models: dict[str, type[BaseModel]]) -> None:
     """Add to an open definition the settings that each value of `key` brings."""
     definition["additionalProperties"] = True
-    definition["properties"][key]["enum"] = sorted(models)
+    of_its_own = {"pattern": "[.:]", "description": "package.module:Class"}
+    definition["properties"][key]["anyOf"] = [{"enum": sorted(models)}, of_its_own]
     definition["allOf"] = [
         {
             "if": {"properties": {key: {"const": name}}, "required": [key]},

@@ -8,11 +8,17 @@ from operator import or_
 
 from pydantic import BaseModel
 
-from cirkd_ray.config.registry import DATASETS, LOSSES, network_models
+from cirkd_ray.config.registry import DATASETS, LOSSES, TASK_LOSSES, network_models
 from cirkd_ray.config.roles import Role, Setting
-from cirkd_ray.config.spec import DataSpec, LossSpec, ModelSpec, RunSpec
+from cirkd_ray.config.sections import DataSpec, LossSpec, ModelSpec, TaskLossSpec
+from cirkd_ray.config.spec import RunSpec
 
-NAMED = {ModelSpec: network_models, DataSpec: DATASETS.models, LossSpec: LOSSES.models}
+NAMED = {
+    ModelSpec: network_models,
+    DataSpec: DATASETS.models,
+    LossSpec: LOSSES.models,
+    TaskLossSpec: TASK_LOSSES.models,
+}
 """Open section -> the settings of all classes that it can name."""
 
 

@@ -1,20 +1,14 @@
-"""RunSpec: everything that decides a run, as one frozen, validated tree.
-
-`model`, `teacher.model`, `data` and each loss are open: beside the fields below they take the settings of
-the class that they name. They are validated against that class (see `config.registry.settings_model`) and
-filled in with its defaults.
-"""
+"""RunSpec: everything that decides a run, as one frozen, validated tree."""
 
 from __future__ import annotations
 
 from typing import Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
 from cirkd_ray.config.roles import (
     Cohort,
-    Common,
     Computes,
     Cosmetic,
     Equal,
@@ -25,60 +19,12 @@ from cirkd_ray.config.roles import (
     Recipe,
     Shapes,
     Student,
-    Weight,
 )
+from cirkd_ray.config.sections import DataSpec, DistillSpec, ModelSpec, Spec, TaskSpec
 from cirkd_ray.config.workers import Workers
 
 
-class _Spec(BaseModel):
-    """Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
-
-
-class _OpenSpec(_Spec):
-    """Unknown keys are settings of the class that the spec names, checked by `resolve`."""
-
-    model_config = ConfigDict(extra="allow")
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """The settings of the named class."""
-        return dict(self.__pydantic_extra__ or {})
-
-
-class ModelSpec(_OpenSpec):
-    """A network: its name, the weights it starts from and its own settings."""
-
-    name: Computes[str]
-    weights: Place[Computes[str | None]] = Field(
-        None, description="run folder, model.json, safetensors or .pth file to start from"
-    )
-    reinit_classifier: Computes[bool] = Field(
-        False, description="start with a new classifier where the number of classes differs"
-    )
-
-
-class DataSpec(_OpenSpec):
-    """A data set, how it is augmented and loaded, and its own settings."""
-
-    name: Computes[str] = "shapes"
-    root: Place[str | None] = Field(None, description="folder that the data set lies in")
-    train_split: Computes[str] = "train"
-    val_split: Computes[str] = "val"
-    crop: Common[Computes[tuple[PositiveInt, PositiveInt] | None]] = Field(
-        None, description="height, width; None: the data set's own"
-    )
-    scale_range: Common[Computes[tuple[PositiveFloat, PositiveFloat]]] = (0.5, 2.0)
-    scale_step: Common[Computes[PositiveFloat]] = 0.1
-    flip: Common[Computes[float]] = Field(0.5, ge=0, le=1, description="probability of a horizontal flip")
-    max_class_share: Common[Computes[float]] = Field(
-        1.0, gt=0, le=1, description="redraw crops that one class covers beyond this share"
-    )
-    workers: Common[Machine[int]] = Field(0, ge=0, description="loader processes of each training worker")
-
-
-class TeacherSpec(_Spec):
+class TeacherSpec(Spec):
     """Where the teacher comes from: exactly one of `train`, `weights`, `module`."""
 
     SOURCES: ClassVar = ("train", "weights", "module")
@@ -105,90 +51,37 @@ class TeacherSpec(_Spec):
         return self
 
 
-class WeightSchedule(_Spec):
-    """Factor of a loss's weights over the run, in fractions of its steps."""
-
-    warmup: Mutable[float] = Field(0.0, ge=0, le=1, description="rises linearly from 0 over this fraction")
-    decay_from: Mutable[float] = Field(1.0, ge=0, le=1, description="starts to fall here")
-    decay_to: Mutable[float] = Field(0.0, ge=0, description="factor at the end of the run")
-
-    def factor(self, step: int, steps: int) -> float:
-        """The factor at `step` of `steps`."""
-        position = step / max(1, steps)
-        up = min(1.0, (step + 1) / max(1.0, self.warmup * steps)) if self.warmup > 0 else 1.0
-        if position <= self.decay_from or self.decay_from >= 1.0:
-            return up
-        return up * (1.0 + (self.decay_to - 1.0) * (position - self.decay_from) / (1.0 - self.decay_from))
-
-
-class LossSpec(_OpenSpec):
-    """One distillation loss: its kind, a weight (or one a term) and its own settings."""
-
-    kind: Computes[str]
-    weight: Weight[float | None] = Field(None, ge=0, description="weight of every term")
-    weights: dict[str, Weight[float]] | None = Field(
-        None, description="weight of each term; the published ones by default"
-    )
-    schedule: WeightSchedule | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _older_names(cls, values: Any) -> Any:
-        """`gather`, of recipes and runs that are older than `group`."""
-        if isinstance(values, dict) and isinstance(values.get("gather"), bool) and "group" not in values:
-            kept = {name: value for name, value in values.items() if name != "gather"}
-            return {**kept, "group": "batch" if values["gather"] else "rank"}
-        return values
-
-    @model_validator(mode="after")
-    def _one_weight(self) -> LossSpec:
-        if self.weight is not None and self.weights is not None:
-            raise ValueError("give weight (all terms) or weights (a mapping from term to weight), not both")
-        if any(value < 0 for value in (self.weights or {}).values()):
-            raise ValueError("a weight is not negative")
-        return self
-
-
-class DistillSpec(_Spec):
-    """The distillation losses, by free names that stay stable for sweeps; null removes an inherited one."""
-
-    losses: dict[str, LossSpec | None]
-
-
-class TaskSpec(_Spec):
-    """Weights of the cross-entropy with the labels."""
-
-    weight: Mutable[float] = Field(1.0, ge=0)
-    aux_weight: Mutable[float] = Field(0.4, ge=0, description="of the auxiliary head, if there is one")
-
-
-class OptimSpec(_Spec):
+class OptimSpec(Spec):
     """Optimiser and learning-rate schedule."""
 
-    name: Computes[Literal["sgd", "adamw"]] = "sgd"
-    lr: Mutable[PositiveFloat] = 0.02
-    momentum: Computes[float] = Field(0.9, ge=0.0, lt=1.0)
-    betas: Computes[tuple[float, float]] = (0.9, 0.999)
-    weight_decay: Computes[float] = Field(1e-4, ge=0)
-    schedule: Computes[Literal["poly", "cosine", "constant"]] = "poly"
+    name: Computes[Literal["sgd", "adamw"]] = Field("sgd", description="optimiser")
+    lr: Mutable[PositiveFloat] = Field(0.02, description="learning rate at the start, after the warm-up")
+    momentum: Computes[float] = Field(0.9, ge=0.0, lt=1.0, description="of SGD")
+    betas: Computes[tuple[float, float]] = Field((0.9, 0.999), description="of AdamW")
+    weight_decay: Computes[float] = Field(1e-4, ge=0, description="of convolutions and products alone")
+    schedule: Computes[Literal["poly", "cosine", "constant"]] = Field(
+        "poly", description="how the learning rate falls over the run"
+    )
     power: Mutable[PositiveFloat] = Field(0.9, description="of the poly schedule, lr (1 - t/T)^power")
-    warmup_steps: Computes[int] = Field(0, ge=0)
-    clip_grad_norm: Mutable[PositiveFloat | None] = None
+    warmup_steps: Computes[int] = Field(0, ge=0, description="steps in which the learning rate rises")
+    clip_grad_norm: Mutable[PositiveFloat | None] = Field(None, description="largest norm of the gradients")
     head_lr_factor: Computes[PositiveFloat] = Field(
         1.0, description="learning rate of everything but the encoder, relative to lr"
     )
 
 
-class TrainSpec(_Spec):
+class TrainSpec(Spec):
     """Length, batch, cadence and arithmetic of a run."""
 
-    steps: Computes[int] = Field(40_000, gt=0, lt=2**31)
+    steps: Computes[int] = Field(40_000, gt=0, lt=2**31, description="optimiser steps of the run")
     batch_size: Cohort[Machine[Computes[int]]] = Field(
         16, gt=0, lt=2**20, description="global: split over the workers"
     )
     accumulate: Cohort[Machine[Computes[int]]] = Field(1, gt=0, lt=2**20, description="micro-batches a step")
-    log_every: Cosmetic[PositiveInt] = 50
-    validate_every: Cohort[Held[Computes[PositiveInt]]] = 800
+    log_every: Cosmetic[PositiveInt] = Field(50, description="steps between two lines of figures")
+    validate_every: Cohort[Held[Computes[PositiveInt]]] = Field(
+        800, description="steps between two validations"
+    )
     validate_limit: Cohort[Computes[PositiveInt | None]] = Field(
         None, description="validate on the first so many images only"
     )
@@ -201,7 +94,7 @@ class TrainSpec(_Spec):
     validate_stride: Cohort[Computes[tuple[PositiveInt, PositiveInt] | None]] = Field(
         None, description="of that window; None: two thirds of it"
     )
-    checkpoint_every: Held[Computes[PositiveInt]] = 800
+    checkpoint_every: Held[Computes[PositiveInt]] = Field(800, description="steps between two checkpoints")
     export: Cosmetic[Literal["fp32", "fp16"]] = Field("fp32", description="numbers of the exported student")
     keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
     pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
@@ -240,15 +133,23 @@ class TrainSpec(_Spec):
         return self
 
 
-class ClusterSpec(_Spec):
+class ClusterSpec(Spec):
     """Workers and what each takes."""
 
     workers: Machine[Workers] = Field(
         "auto", description="auto: one a GPU, or two on CPUs; {min: 1, max: 4}: as many as find a place"
     )
-    device: Machine[Literal["auto", "cpu", "cuda"]] = "auto"
+    device: Machine[Literal["auto", "cpu", "cuda"]] = Field(
+        "auto", description="what workers train on; auto: GPUs where there are any"
+    )
     cpus_per_worker: Machine[PositiveFloat | Literal["auto"]] = Field(
         "auto", description="auto: 1 + loader processes"
+    )
+    gpus_per_worker: Machine[float] = Field(
+        1.0,
+        ge=0.01,
+        description="of a worker on GPUs; with a part (0.25, 0.5) workers of several runs share a GPU and "
+        "its memory, and `workers: auto` is 1",
     )
     max_failures: Machine[int] = Field(3, ge=0, description="restarts from the last checkpoint")
     async_checkpoints: Machine[bool] = Field(True, description="write checkpoints while training goes on")
@@ -258,6 +159,11 @@ class ClusterSpec(_Spec):
         "usual step; three times as long at a start (at least 120), in the first steps, a validation or a "
         "checkpoint of which the disk takes nothing; null: only say so",
     )
+    preemption_interval: Machine[PositiveFloat | None] = Field(
+        5.0,
+        description="seconds between two looks whether a machine is about to be taken away, for which all "
+        "workers wait for each other; then a checkpoint is written; null: never look",
+    )
     storage_timeout: Machine[float] = Field(
         600.0, ge=0, description="seconds to wait for a full disk, or for storage that is away; 0: none"
     )
@@ -266,32 +172,39 @@ class ClusterSpec(_Spec):
     )
     autoscaling: Machine[bool] = Field(False, description="wait for nodes where a run does not fit")
 
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _part_or_whole(cls, value: float) -> float:
+        if value > 1 and not value.is_integer():
+            raise ValueError(f"is a part of one GPU, or a whole number of them, not {value:g}")
+        return value
 
-class Published(_Spec):
+
+class Published(Spec):
     """A published figure of this recipe."""
 
-    miou: Recipe[float]
-    split: Recipe[str] = "val"
-    source: Recipe[str]
-    note: Recipe[str | None] = None
+    miou: Recipe[float] = Field(description="in %")
+    split: Recipe[str] = Field("val", description="on which it was measured")
+    source: Recipe[str] = Field(description="where it was published")
+    note: Recipe[str | None] = Field(None, description="what else belongs to it")
 
 
-class RunSpec(_Spec):
+class RunSpec(Spec):
     """A run, whole."""
 
-    name: Recipe[Held[str]] = "run"
-    description: Recipe[str] = ""
-    seed: Cohort[Held[Computes[int]]] = Field(0, ge=0)
-    model: Equal[Shapes[Student[ModelSpec]]]
-    teacher: Cohort[Shapes[TeacherSpec | None]] = None
-    distill: Shapes[DistillSpec | None] = None
-    task: Equal[TaskSpec] = TaskSpec()
-    data: Equal[Cohort[DataSpec]] = DataSpec()
-    optim: Equal[OptimSpec] = OptimSpec()
-    train: Equal[TrainSpec] = TrainSpec()
-    cluster: Cohort[Held[ClusterSpec]] = ClusterSpec()
+    name: Recipe[Held[str]] = Field("run", description="of the recipe")
+    description: Recipe[str] = Field("", description="what the recipe is for")
+    seed: Cohort[Held[Computes[int]]] = Field(0, ge=0, description="of all random choices")
+    model: Equal[Shapes[Student[ModelSpec]]] = Field(description="the network that is trained")
+    teacher: Cohort[Shapes[TeacherSpec | None]] = Field(None, description="the network that it learns from")
+    distill: Shapes[DistillSpec | None] = Field(None, description="what it learns from the teacher")
+    task: Equal[TaskSpec] = Field(TaskSpec(), description="what it learns from the labels")
+    data: Equal[Cohort[DataSpec]] = Field(DataSpec(), description="what it is trained and validated on")
+    optim: Equal[OptimSpec] = Field(OptimSpec(), description="optimiser and learning rate")
+    train: Equal[TrainSpec] = Field(TrainSpec(), description="length, batch, cadence and arithmetic")
+    cluster: Cohort[Held[ClusterSpec]] = Field(ClusterSpec(), description="workers and what each takes")
     baseline: Cosmetic[bool] = Field(False, description="train without distillation first, to compare with")
-    published: Published | None = None
+    published: Published | None = Field(None, description="a published figure of the recipe")
 
     @model_validator(mode="after")
     def _teacher_and_losses(self) -> RunSpec:

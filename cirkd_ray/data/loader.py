@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cirkd_ray.data.appearance import Appearance
 from cirkd_ray.data.base import SegmentationDataset, UInt8
-from cirkd_ray.data.sampler import batch_numbers, local_batch, sample_index, sample_rng
+from cirkd_ray.data.sampler import appearance_rng, batch_numbers, local_batch, sample_index, sample_rng
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.errors import TransientError, UserError
 from cirkd_ray.types import IGNORE_INDEX, PADDING_LABEL
@@ -108,6 +109,7 @@ def train_loader(
     pin_memory: bool | None = None,
     timeout: float = 600.0,
     patience: Patient | None = None,
+    appearance: Appearance | None = None,
 ) -> Iterator[Batch]:
     """One rank's batches for steps `start_step` .. `total_steps - 1`, `accumulate` of them a step.
 
@@ -117,6 +119,7 @@ def train_loader(
         pin_memory: put batches into page-locked memory; by default where CUDA is available.
         timeout: seconds without a batch after which loading counts as stuck.
         patience: waits for storage that is away.
+        appearance: further augmentation.
 
     Raises:
         ConfigError: the global batch does not divide.
@@ -124,7 +127,7 @@ def train_loader(
     """
     local_batch(global_batch, world_size, accumulate)
     numbers = _Steps(range(start_step, total_steps), global_batch, rank, world_size, accumulate)
-    samples = _TrainSamples(dataset, transform, seed)
+    samples = _TrainSamples(dataset, transform, seed, appearance)
     return iter(Batches(samples, numbers, workers, prefetch, pin_memory, timeout, patience))
 
 
@@ -175,19 +178,35 @@ class _Steps(Sequence[list[int]]):
 
 
 class _TrainSamples(Dataset[Any]):
-    def __init__(self, dataset: SegmentationDataset, transform: TrainTransform, seed: int) -> None:
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        transform: TrainTransform,
+        seed: int,
+        appearance: Appearance | None,
+    ) -> None:
         self.dataset, self.transform, self.seed = dataset, transform, seed
+        self.appearance = appearance if appearance is not None and appearance.changes else None
 
     def __getitems__(self, numbers: Sequence[int]) -> list[Batch] | _Failure:
         try:
             indices = [sample_index(self.seed, n, len(self.dataset)) for n in numbers]
-            pairs = [
-                self.transform(self.dataset.open(i), sample_rng(self.seed, n))
-                for n, i in zip(numbers, indices, strict=True)
-            ]
+            pairs = [self._pair(n, i) for n, i in zip(numbers, indices, strict=True)]
         except UserError as error:
             return _Failure(self.dataset.explained(error, indices))
         return [_stack(pairs, indices, padded=True)]
+
+    def _pair(self, n: int, index: int) -> tuple[UInt8, UInt8]:
+        """Image and labels of sample `n`."""
+        pair = self.transform(self.dataset.open(index), sample_rng(self.seed, n))
+        if self.appearance is None:
+            return pair
+        rng = appearance_rng(self.seed, n)
+
+        def other() -> tuple[UInt8, UInt8]:
+            return self.transform(self.dataset.open(int(rng.integers(len(self.dataset)))), rng)
+
+        return self.appearance(pair, rng, other)
 
 
 class _WholeImages(Dataset[Any]):

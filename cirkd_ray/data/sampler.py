@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cirkd_ray.errors import ConfigError
 
-_ORDER, _AUGMENT = 1, 2
+_ORDER, _AUGMENT, _APPEARANCE = 1, 2, 3
 _MASK = (1 << 64) - 1
 
 
@@ -42,6 +42,11 @@ def sample_index(seed: int, n: int, size: int) -> int:
 def sample_rng(seed: int, n: int) -> np.random.Generator:
     """The random numbers that augment sample `n`."""
     return np.random.Generator(keyed_generator(seed, _AUGMENT, n))
+
+
+def appearance_rng(seed: int, n: int) -> np.random.Generator:
+    """The random numbers of the further augmentation of sample `n`."""
+    return np.random.Generator(keyed_generator(seed, _APPEARANCE, n))
 
 
 def local_batch(global_batch: int, world_size: int, accumulate: int = 1) -> int:

@@ -62,6 +62,10 @@ class Storage(ABC):
         """
 
     @abstractmethod
+    def remove(self, path: str) -> None:
+        """Delete a file; raises a DataError where it is not there or cannot be deleted."""
+
+    @abstractmethod
     def names(self, folder: str) -> list[str]:
         """Sorted names of what lies directly in the folder; empty where there is no such folder."""
 
@@ -132,6 +136,12 @@ class LocalStorage(Storage):
             write_bytes(self.root / path, data, durable=False)
         except OSError as error:
             raise DataError(f"{self.where(path)}: cannot be written ({_reason(error)})") from None
+
+    def remove(self, path: str) -> None:
+        try:
+            (self.root / path).unlink()
+        except OSError as error:
+            raise DataError(f"{self.where(path)}: cannot be deleted ({_reason(error)})") from None
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -213,6 +223,11 @@ class RemoteStorage(Storage):
             filesystem.pipe_file(f"{root}/{path}", data)
 
         self._try(put, self.where(path))
+        self.cache.drop(self.where(path))
+
+    def remove(self, path: str) -> None:
+        filesystem, root = self._open()
+        self._try(lambda: filesystem.rm_file(f"{root}/{path}"), self.where(path))
         self.cache.drop(self.where(path))
 
     def names(self, folder: str) -> list[str]:

@@ -46,6 +46,13 @@ class Adversarial(LogitLoss):
     Deviations from the reference: ignored pixels are 0 in both maps, and images without a valid pixel do
     not count (`mask_ignored: false` counts all); maps smaller than the discriminator's 64 x 64 are enlarged
     to it.
+
+    Args:
+        objective: of the discriminator (above).
+        penalty: weight of the gradient penalty of `wgan-gp`.
+        width: channels of the discriminator's first layer.
+        discriminator_weight: factor of the discriminator's loss.
+        discriminator_lr: learning rate of the discriminator's Adam.
     """
 
     terms = ("adversarial",)

@@ -35,6 +35,13 @@ class AfDCD(MapLoss):
     `pool: 1`). The published recipes use a centre mask or a random one by data set; here it is random. A
     pooled pixel counts if any of its pixels does; ignored ones are no anchors, but remain negatives
     (`mask_ignored: false` counts all).
+
+    Args:
+        temperature: tau.
+        mask_ratio: share of the student's pixels that are set to 0 before the generator.
+        pool: pixels a side of the max-pooling.
+        patch: p, pooled pixels a side of a patch.
+        groups: M, which must divide the teacher's channels.
     """
 
     terms = ("af_dcd_feature", "af_dcd_contrast")

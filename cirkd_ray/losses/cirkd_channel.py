@@ -35,6 +35,17 @@ class CirkdChannel(MapLoss):
     global batch gives an equal number of random channels, rounded up (the last images give fewer where it
     does not divide); the queue is a true ring (the reference overwrites its tail). Deviation from the
     reference: ignored pixels are 0 in the channel vectors (`mask_ignored: false` counts them).
+
+    Args:
+        temperature: divides similarities before the softmax; lower: only the nearest keys count.
+        kd_temperature: divides them once more; the term is multiplied by its square; of `memory_channel`.
+        pool: pixels a side that are averaged.
+        length: pooled pixels of a crop: its height / stride / pool times its width / stride / pool.
+        channel_memory: vectors in the queue.
+        channel_keys: keys drawn from it a step.
+        candidates: vectors put into it a step.
+        group: images of the global batch that are compared with each other; `rank`: those of a rank,
+            `batch`: all.
     """
 
     terms = ("minibatch_channel", "memory_channel", "channel_mse")

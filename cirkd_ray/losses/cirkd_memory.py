@@ -46,6 +46,17 @@ class CirkdMemory(MapLoss):
     Deviations from the reference: a class's pixel queue receives pixels of that class, and queues are true
     rings. `mode: reference` reproduces the published defects (positions 0..n-1 of the image for a class of
     n pixels; a full pixel queue overwrites its tail and starts again at 0).
+
+    Args:
+        temperature: divides similarities before the softmax; lower: only the nearest keys count.
+        kd_temperature: divides them once more; the term is multiplied by its square.
+        pixel_memory: pixels in the queue of a class.
+        region_memory: regions in the queue of a class.
+        pixel_keys: pixel keys drawn a step, over all classes.
+        region_keys: region keys drawn a step, over all classes.
+        pixel_candidates: pixels of a class and image put into its queue at most.
+        storage: numbers of the queues; bfloat16 takes half the memory.
+        mode: `reference`: the published queues with their defects (above).
     """
 
     terms = ("memory_pixel", "memory_region")

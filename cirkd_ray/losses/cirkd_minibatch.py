@@ -33,6 +33,12 @@ class CirkdMinibatch(MapLoss):
 
     Deviation from the reference: ignored pixels are neither rows nor keys (`mask_ignored: false` counts
     them).
+
+    Args:
+        temperature: divides similarities before the softmax; lower: only the nearest keys count.
+        pool: pixels a side that are averaged first.
+        group: images of the global batch that are compared with each other; `rank`: those of a rank,
+            `batch`: all.
     """
 
     terms = ("minibatch_pixel",)

@@ -30,7 +30,7 @@ PARTS = (FitNet, CirkdMinibatch, CirkdMemory, CirkdChannel)
 
 @LOSSES.register("cirkd_v2")
 class CirkdV2(DistillationLoss):
-    """CIRKDv2 as one loss.
+    """CIRKDv2 as one loss: features, pixels, memory and channels at once.
 
     Yang et al., extended version of CIRKD (CIRKDv2, 2025): the student's feature passes a context module, in
     training only, and `fitnet`, `cirkd_minibatch`, `cirkd_memory` and `cirkd_channel` all compare that
@@ -40,6 +40,19 @@ class CirkdV2(DistillationLoss):
 
     Args:
         context: let the feature pass the context module (the reference: whenever fitnet has a weight).
+        temperature: divides similarities before the softmax; lower: only the nearest keys count.
+        kd_temperature: divides them once more; the term is multiplied by its square.
+        pool: pixels a side that are averaged before channels are compared.
+        group: images of the global batch that are compared with each other; `rank`: those of a rank,
+            `batch`: all.
+        pixel_memory: pixels in the queue of a class.
+        region_memory: regions in the queue of a class.
+        pixel_keys: pixel keys drawn a step, over all classes.
+        region_keys: region keys drawn a step, over all classes.
+        length: pooled pixels of a crop, see `cirkd_channel`.
+        channel_memory: vectors in the queue of channels.
+        channel_keys: keys drawn from it a step.
+        mask_ignored: leave ignored pixels out, see `MapLoss`.
     """
 
     terms = tuple(term for part in PARTS for term in part.terms)

@@ -23,6 +23,9 @@ class CWD(MapLoss):
 
     Deviation from the reference: ignored pixels have no part in the softmax (`mask_ignored: false` counts
     them).
+
+    Args:
+        temperature: divides a channel's values before the softmax over its pixels.
     """
 
     terms = ("cwd",)

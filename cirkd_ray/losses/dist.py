@@ -30,6 +30,9 @@ class DIST(LogitLoss):
     here: the intra-class correlation runs over the valid pixels of the global batch (its sums are reduced
     over ranks), so that it does not depend on the number of workers. Ignored pixels are left out
     (`mask_ignored: false` counts them).
+
+    Args:
+        temperature: divides the logits before the softmax; higher: softer distributions.
     """
 
     terms = ("dist_inter", "dist_intra")

@@ -25,6 +25,10 @@ class DKD(LogitLoss):
 
     The paper classifies images; here each valid pixel is a sample, with its label resized by nearest
     neighbour. An ignored pixel has no target and never counts.
+
+    Args:
+        temperature: divides the logits before the softmax; higher: softer distributions.
+        student_tap, teacher_tap: the maps of class scores that are compared, `logits` or `aux`.
     """
 
     terms = ("tckd", "nckd")

@@ -32,6 +32,9 @@ class DSD(MapLoss):
 
     Deviation from the reference: ignored pixels are left out of maps, means and softmax (`mask_ignored:
     false` counts them).
+
+    Args:
+        temperature: tau of `csd`.
     """
 
     terms = ("psd", "csd")

@@ -26,6 +26,10 @@ class KD(LogitLoss):
 
     Deviation from the reference: ignored pixels are left out (`mask_ignored: false` counts them, as the
     reference does).
+
+    Args:
+        temperature: divides the logits before the softmax; higher: softer distributions.
+        logit_std: standardise each pixel's logits first (above).
     """
 
     terms = ("kd",)

@@ -51,6 +51,9 @@ class MGD(MapLoss):
 
     Chosen here: the adapter has no bias, and is there only where channels differ. Ignored pixels are left
     out of the sum (`mask_ignored: false` counts them), but still feed the generator.
+
+    Args:
+        mask_ratio: share of the student's pixels that are set to 0.
     """
 
     terms = ("mgd",)

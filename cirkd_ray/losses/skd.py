@@ -25,6 +25,9 @@ class PairwiseSKD(MapLoss):
 
     Deviation from the reference: ignored pixels are left out; a pooled pixel counts if any of its pixels does
     (`mask_ignored: false` counts all).
+
+    Args:
+        pool: p, pixels a side of the max-pooling.
     """
 
     terms = ("skd",)

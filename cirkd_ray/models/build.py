@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 from cirkd_ray.config.registry import validate
 from cirkd_ray.errors import ConfigError, nearest
@@ -20,27 +20,28 @@ from cirkd_ray.types import CAFFE, IMAGENET
 
 
 class NetworkSettings(BaseModel):
-    """Settings that every network has, beside those of its head.
-
-    Attributes:
-        output_stride: input pixels a pixel of the encoder's last map; by default the finest that the head
-            likes and the backbone can give (8 for DeepLabV3 and PSPNet, 32 for SegFormer).
-        drop_path: stochastic depth rate of the encoder; by default as published (0.1 for SegFormer) or timm's
-            own.
-        aux: whether there is an auxiliary head on the last but one map; by default as published: of ResNets.
-        aux_dropout: dropout of the auxiliary head.
-        pretrained: download timm's weights of the backbone.
-        preprocessing: what the weights expect; `auto` is what timm says of the backbone's weights.
-    """
+    """Settings that every network has, beside those of its head."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    output_stride: Literal[8, 16, 32] | None = None
-    drop_path: Rate | None = None
-    aux: bool | None = None
-    aux_dropout: Rate = 0.1
-    pretrained: bool = False
-    preprocessing: Literal["auto", "imagenet", "caffe"] = "auto"
+    output_stride: Literal[8, 16, 32] | None = Field(
+        None,
+        description="input pixels a pixel of the encoder's last map; by default the finest that the head "
+        "likes and the backbone can give (8 for DeepLabV3 and PSPNet, 32 for SegFormer)",
+    )
+    drop_path: Rate | None = Field(
+        None,
+        description="stochastic depth rate of the encoder; as published (0.1 for SegFormer) or timm's",
+    )
+    aux: bool | None = Field(
+        None,
+        description="an auxiliary head on the last but one map; by default as published: of ResNets",
+    )
+    aux_dropout: Rate = Field(0.1, description="dropout of the auxiliary head")
+    pretrained: bool = Field(False, description="download timm's weights of the backbone")
+    preprocessing: Literal["auto", "imagenet", "caffe"] = Field(
+        "auto", description="what the weights expect; auto: what timm says of the backbone's weights"
+    )
 
 
 @dataclass(frozen=True)
@@ -103,8 +104,7 @@ def parse_name(name: str, where: str = "model") -> Architecture:
                 f"{where}: no network named {name!r}{nearest(name, PUBLISHED)} (or HEAD:TIMM_NAME)"
             )
         head, backbone_name, defaults = PUBLISHED[name]
-    if head not in HEADS.names():
-        raise ConfigError(f"{where}: no segmentation head named {head!r}{nearest(head, HEADS.names())}")
+    HEADS.get(head, where)
     backbone = find_backbone(backbone_name, bool(colon), where)
     if head in backbone.head_channels:
         defaults = {"head_channels": backbone.head_channels[head], **defaults}

@@ -87,13 +87,15 @@ class Resources(_Spec):
 
     workers: PositiveInt | Literal["auto"] | None = None
     cpus_per_worker: PositiveFloat | Literal["auto"] | None = None
+    gpus_per_worker: float | None = Field(None, ge=0.01, description="a part lets trials share a GPU")
     device: Literal["auto", "cpu", "cuda"] | None = None
     concurrent: PositiveInt | None = Field(
         None, description="trials, or packs, at a time at most; default: what fits"
     )
-    pack: PositiveInt = Field(
+    pack: PositiveInt | Literal["auto"] = Field(
         1,
-        description="trials that are trained together, with one teacher and one loader, if they can",
+        description="trials that are trained together, with one teacher and one loader, if they can; auto: "
+        "as many as fit the memory and save time",
     )
     disk: Literal["check", "ignore"] = Field(
         "check", description="ignore: start where the checkpoints may not fit the disk"
@@ -140,6 +142,11 @@ class SweepSpec(_Spec):
         """The metric that ranks: the first."""
         return next(iter(self.metric))
 
+    @property
+    def pack(self) -> int:
+        """Trials that are trained together at most; one where that is still to be chosen."""
+        return 1 if self.resources.pack == "auto" else self.resources.pack
+
     def active(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values whose conditions hold, in the order of the file."""
         found: dict[str, Any] = {}
@@ -158,7 +165,7 @@ class SweepSpec(_Spec):
         budget, resources = self.budget, self.resources
         if budget.steps is not None:
             found["train.steps"] = budget.steps
-        for name in ("workers", "cpus_per_worker", "device"):
+        for name in ("workers", "cpus_per_worker", "gpus_per_worker", "device"):
             value = getattr(resources, name)
             if value is not None:
                 found[f"cluster.{name}"] = value

@@ -1,10 +1,10 @@
-"""Stopping at the same step on all ranks."""
+"""Stopping, or doing something else that may be due at any time, at the same step on all ranks."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -17,6 +17,32 @@ INTERVAL = 1.0
 """Seconds between two exchanges, about: each makes the host wait for the device."""
 
 
+class Duty(Protocol):
+    """Something that all ranks do together, whenever one of them finds that it is time."""
+
+    def due(self) -> bool:
+        """Whether this rank finds so."""
+
+    def act(self) -> None:
+        """Do it; called on all ranks at the same place, between two steps or two batches of a validation."""
+
+
+class Duties:
+    """Several duties as one."""
+
+    def __init__(self, duties: Iterable[Duty]) -> None:
+        self.duties = [*duties]
+
+    def due(self) -> bool:
+        """Whether one is."""
+        return any(duty.due() for duty in self.duties)
+
+    def act(self) -> None:
+        """Look after all of them: which one is due may be known to another rank."""
+        for duty in self.duties:
+            duty.act()
+
+
 class StopAgreement:
     """Whether to stop, asked before every step and every batch of a validation, answered alike on all ranks.
 
@@ -26,13 +52,14 @@ class StopAgreement:
     Args:
         asked: whether this rank was asked to stop.
         world: this rank among its peers.
+        duty: looked after at each exchange, unless the ranks stop.
 
     Attributes:
         agreed: whether the ranks have agreed to stop.
     """
 
-    def __init__(self, asked: Callable[[], bool], world: World) -> None:
-        self.asked, self.world, self.agreed = asked, world, False
+    def __init__(self, asked: Callable[[], bool], world: World, duty: Duty | None = None) -> None:
+        self.asked, self.world, self.duty, self.agreed = asked, world, duty, False
         self.last, self.next, self.time = 0, 0, time.monotonic()
 
     def __call__(self, step: int) -> bool:
@@ -47,7 +74,7 @@ class StopAgreement:
         Raises:
             Stopped: on all ranks, before a batch or after the last.
         """
-        counted = StopAgreement(self.asked, self.world)
+        counted = StopAgreement(self.asked, self.world, self.duty)
         for number, batch in enumerate(batches):
             self.agreed = self.agreed or counted(number)
             if self.agreed:
@@ -61,13 +88,16 @@ class StopAgreement:
 
     def _exchange(self, step: int, more: bool) -> bool:
         """Agree with the other ranks, and on when to do so again; returns whether one has more before it."""
-        if self.world.size == 1:
-            self.agreed = self.asked()
-            return more
-        now = time.monotonic()
-        every = int((step - self.last) * INTERVAL / max(now - self.time, 1e-3)) if self.next and more else 1
-        mine = torch.tensor([self.asked(), every, more], dtype=torch.int64, device=self.world.device)
-        stop, every, more = (-minimum_over_ranks(-mine, self.world)).tolist()
-        self.last, self.next, self.time = step, step + max(1, every), now
-        self.agreed = bool(stop)
+        asked, due = self.asked(), self.duty is not None and self.duty.due()
+        if self.world.size > 1:
+            now = time.monotonic()
+            every = (
+                int((step - self.last) * INTERVAL / max(now - self.time, 1e-3)) if self.next and more else 1
+            )
+            mine = torch.tensor([asked, every, more, due], dtype=torch.int64, device=self.world.device)
+            asked, every, more, due = (-minimum_over_ranks(-mine, self.world)).tolist()
+            self.last, self.next, self.time = step, step + max(1, every), now
+        self.agreed = bool(asked)
+        if due and not asked and self.duty is not None:
+            self.duty.act()
         return bool(more)

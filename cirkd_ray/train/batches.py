@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from cirkd_ray.data.appearance import Appearance
 from cirkd_ray.data.loader import DeviceBatch, Patient, to_device, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.train.build import Run
@@ -22,6 +23,7 @@ def training_batches(
         flip=spec.data.flip,
         max_class_share=spec.data.max_class_share,
     )
+    data = spec.data
     loader = train_loader(
         run.train_set,
         transform,
@@ -35,5 +37,6 @@ def training_batches(
         workers=spec.data.workers,
         pin_memory=world.device.type == "cuda",
         patience=patience,
+        appearance=Appearance(data.color_jitter, data.blur, data.erase, data.paste),
     )
     return (to_device(batch, world.device, world.device.type == "cuda") for batch in loader)

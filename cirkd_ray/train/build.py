@@ -14,6 +14,7 @@ from torch import nn
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
 from cirkd_ray.data.codec import shown
+from cirkd_ray.data.frequencies import class_shares
 from cirkd_ray.device import choose_precision
 from cirkd_ray.errors import ConfigError, DataError
 from cirkd_ray.evaluate.inference import ONE_VIEW, SlidingWindow, Views
@@ -187,7 +188,8 @@ def build_cohort(specs: Sequence[RunSpec], world: World) -> list[Run | Exception
     source = next((spec.teacher for spec in specs if spec.distill is not None), None)
     if source is not None:
         teacher = build_teacher(source, classes, train_set.classes, of_teacher)
-    steps, shared = assemble(specs, world, students, teacher, classes, precision)
+    shares = class_shares(train_set) if any(map(_wants_shares, specs)) else None
+    steps, shared = assemble(specs, world, students, teacher, classes, precision, shares)
     found: list[Run | Exception] = []
     for spec, student, step, told in zip(specs, students, steps, notes, strict=True):
         if isinstance(student, Exception) or isinstance(step, Exception):
@@ -196,6 +198,11 @@ def build_cohort(specs: Sequence[RunSpec], world: World) -> list[Run | Exception
         told += of_teacher if spec.distill is not None else []
         found.append(Run(spec, world, train_set, val_set, student, shared, step, precision, tuple(told)))
     return found
+
+
+def _wants_shares(spec: RunSpec) -> bool:
+    """Whether a loss with the labels weighs classes by what the data show."""
+    return any(item.settings.get("class_weights") == "balanced" for item in spec.task.losses.values() if item)
 
 
 def _student(spec: RunSpec, classes: int, notes: list[str]) -> SegmentationModel:
@@ -221,17 +228,19 @@ def assemble(
     teacher: SegmentationModel | None,
     classes: int,
     precision: str,
+    shares: torch.Tensor | None = None,
 ) -> tuple[list[TrainStep | Exception], SharedForward]:
     """The step of each student with its recipe's losses, and what they share: the teacher, if one has losses.
 
     Args:
         students: an error in the place of one that failed is handed through.
+        shares: of the classes, for losses with the labels that ask for them.
     """
     state, device = torch.get_rng_state(), world.device
     distillers = [
         student
         if isinstance(student, Exception)
-        else isolated(partial(_distiller, spec, student, teacher, classes, state), world)
+        else isolated(partial(_distiller, spec, student, teacher, classes, state, shares), world)
         for spec, student in zip(specs, students, strict=True)
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
@@ -262,13 +271,14 @@ def _distiller(
     teacher: SegmentationModel | None,
     classes: int,
     state: torch.Tensor,
+    shares: torch.Tensor | None,
 ) -> Distiller:
     """A student and its losses, whose first values are drawn from a generator in this state."""
     torch.set_rng_state(state)
     losses = build_losses(spec, student, teacher, classes)
     student.taps = frozenset().union(*(loss.student_taps for loss in losses.values()))
     specs = {name: item for name, item in spec.distill.losses.items() if item} if spec.distill else {}
-    distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed)
+    distiller = Distiller(student, losses, specs, spec.task, spec.train.steps, spec.seed, shares)
     distiller.relations = Relations(spec.train.relations_path, spec.train.relations, spec.train.deterministic)
     return distiller
 

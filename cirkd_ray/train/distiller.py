@@ -13,7 +13,8 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
 from cirkd_ray.losses.counts import CountsAhead
 from cirkd_ray.losses.paths import Relations
-from cirkd_ray.losses.task import TaskLoss
+from cirkd_ray.losses.task import AUX, TaskLoss
+from cirkd_ray.losses.tasks.base import TASK_LOSSES, TaskTerm
 from cirkd_ray.losses.whole import WholeStep
 from cirkd_ray.models.segmentation import SegmentationModel
 from cirkd_ray.types import SegmentationOutput
@@ -26,9 +27,10 @@ class Distiller(nn.Module):
         student: the network that is trained.
         losses: name -> loss.
         specs: name -> its weights and schedule.
-        task: weights of the cross-entropy terms.
+        task: the losses with the labels and their weights.
         steps: length of the run, for weight schedules.
         seed: the run's seed, for the losses' random choices.
+        shares: of the classes, see `TaskTerm`.
 
     Attributes:
         relations: kernels and precision of relational losses on CUDA devices.
@@ -45,13 +47,16 @@ class Distiller(nn.Module):
         task: TaskSpec,
         steps: int,
         seed: int = 0,
+        shares: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.student = student
         self.losses = nn.ModuleDict(losses)
         self.specs = dict(specs)
         self.task = task
-        self.task_loss = TaskLoss(align_corners=student.align_corners)
+        self.task_loss = TaskLoss(
+            build_task_losses(task, student.num_classes, shares), align_corners=student.align_corners
+        )
         self.steps = steps
         self.seed = seed
         self.relations = Relations()
@@ -104,11 +109,12 @@ class Distiller(nn.Module):
         return self._weighted_sum(terms, weights, output.logits), terms
 
     def task_weights(self) -> dict[str, float]:
-        """Weights of the cross-entropy terms."""
-        return {"task": self.task.weight, "task_aux": self.task.weight * self.task.aux_weight}
+        """Weights of the terms of the losses with the labels."""
+        whole = {name: self.task.weight * spec.weight for name, spec in self.task.losses.items() if spec}
+        return whole | {name + AUX: weight * self.task.aux_weight for name, weight in whole.items()}
 
     def _task_terms(self, output: SegmentationOutput, labels: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        """The cross-entropy terms."""
+        """The terms of the losses with the labels."""
         terms: dict[str, Tensor] = self.task_loss(
             output if self.task.aux_weight else output._replace(aux=None), labels, scale
         )
@@ -152,6 +158,36 @@ def term_weight(spec: LossSpec, term: str) -> float:
     return 1.0 if spec.weight is None else spec.weight
 
 
+def build_task_losses(task: TaskSpec, classes: int, shares: Tensor | None) -> dict[str, TaskTerm]:
+    """Every loss with the labels whose weight is not 0.
+
+    Args:
+        shares: of the classes, see `TaskTerm`.
+    """
+    context = {"num_classes": classes, "shares": shares}
+    return {
+        name: TASK_LOSSES.build(item.kind, context, item.settings, _checked(f"task.losses.{name}"))
+        for name, item in task.losses.items()
+        if item is not None and item.weight
+    }
+
+
+def _checked(path: str) -> str:
+    """The path of a loss, whose name must be that of a module.
+
+    Raises:
+        ConfigError: it cannot be.
+    """
+    name = path.rpartition(".")[2]
+    if not name.isidentifier() or hasattr(nn.ModuleDict, name) or name in RESERVED:
+        raise ConfigError(f"{path}: choose a name of letters, digits and _ that torch or a run does not use")
+    return path
+
+
+RESERVED = ("total", "grad_norm", "weights")
+"""Names that stand beside those of losses in a run's figures."""
+
+
 def build_losses(
     spec: RunSpec, student: SegmentationModel, teacher: SegmentationModel | None, classes: int
 ) -> dict[str, DistillationLoss]:
@@ -167,12 +203,8 @@ def build_losses(
     for name, item in spec.distill.losses.items():
         if item is None:
             continue
-        if not name.isidentifier() or hasattr(nn.ModuleDict, name):
-            raise ConfigError(
-                f"distill.losses.{name}: choose a name of letters, digits and _ that torch does not use"
-            )
+        where = _checked(f"distill.losses.{name}")
         active = frozenset(t for t in LOSSES.get(item.kind).terms if term_weight(item, t) > 0)
         if active:
-            where = f"distill.losses.{name}"
             losses[name] = build_loss(item.kind, **context, active=active, where=where, **item.settings)
     return losses

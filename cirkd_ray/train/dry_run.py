@@ -47,12 +47,14 @@ class DryRun:
     Attributes:
         notes: what could not be checked, and what the data have wrong; the keys are sentences.
         built: the student and the losses of the recipe that was checked last.
+        teacher: of that recipe.
     """
 
     def __init__(self, elsewhere: bool = False) -> None:
         self.elsewhere = elsewhere
         self.notes: dict[str, None] = {}
         self.built: tuple[SegmentationModel, dict[str, DistillationLoss]] | None = None
+        self.teacher: SegmentationModel | None = None
         self._found: dict[Hashable, Any] = {}
 
     def check(self, spec: RunSpec, loss: str | None = None) -> None:
@@ -75,7 +77,7 @@ class DryRun:
             return
         student = self._network(spec.model, classes, "model")
         if spec.distill is None or spec.teacher is None:
-            self.built = student, {}
+            self.built, self.teacher = (student, {}), None
             if not self.elsewhere:
                 self.notes |= dict.fromkeys(rehearse(spec, student))
             return
@@ -84,7 +86,7 @@ class DryRun:
         if teacher is None:
             return
         losses = self._losses(spec, student, teacher, loss)
-        self.built = student, losses
+        self.built, self.teacher = (student, losses), teacher
         if not self.elsewhere:
             require_memory(losses.values(), torch.device("cpu"))
             for network, taps in ((student, "student_taps"), (teacher, "teacher_taps")):

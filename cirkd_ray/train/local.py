@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.spec import ClusterSpec
-from cirkd_ray.device import local_device, share_cores
+from cirkd_ray.device import bound_memory, local_device, share_cores
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import Ended, Entry, train_cohort
@@ -51,6 +51,7 @@ def run_together(
     """
     cluster = runs[0][0].cluster
     world = World.current(rank_device(cluster.device))
+    bound_memory(world.device, cluster.gpus_per_worker)
     share_cores(int(os.environ.get("LOCAL_WORLD_SIZE", 1)), runs[0][0].data.workers)
     entries = []
     specs = [spec for spec, _ in runs]

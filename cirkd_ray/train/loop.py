@@ -21,7 +21,7 @@ import torch
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import first_line
-from cirkd_ray.train.agreement import StopAgreement
+from cirkd_ray.train.agreement import Duties, Duty, StopAgreement
 from cirkd_ray.train.batches import training_batches
 from cirkd_ray.train.build import build_cohort, seed_of
 from cirkd_ray.train.cohort import check_cohort
@@ -29,8 +29,10 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.member import Member
+from cirkd_ray.train.preemption import Notice, Preemption
 from cirkd_ray.train.progress import mark
 from cirkd_ray.train.reporter import Listener, Reporter
+from cirkd_ray.train.requests import Request, SaveOnRequest
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.stop import Interrupted, Stopped, asked
@@ -100,6 +102,8 @@ def train_cohort(
     world: World,
     asked_to_stop: Callable[[], bool] = asked,
     heartbeat: Heartbeat | None = None,
+    notice: Callable[[], Notice | None] | None = None,
+    request: Request | None = None,
 ) -> list[Ended]:
     """Train runs that share batches and a teacher, each as it would train alone.
 
@@ -109,6 +113,9 @@ def train_cohort(
     Args:
         entries: the runs, each with a folder of its own.
         world, asked_to_stop, heartbeat: as of `train`; the stop is one of all runs.
+        notice: looks whether machines are about to be taken away; called on all ranks at once, which get the
+            same answer.
+        request: asks for a checkpoint at any time.
 
     Returns:
         How each ended: a result, the error that ended it alone, or `Stopped` where it was asked to leave.
@@ -120,6 +127,13 @@ def train_cohort(
     """
     check_cohort({entry.directory.path.name: entry.spec for entry in entries})
     cohort = Cohort(entries, world, heartbeat or Heartbeat(), StopAgreement(asked_to_stop, world))
+    every, duties = entries[0].spec.cluster.preemption_interval, list[Duty]()
+    if notice is not None and every is not None:
+        duties.append(Preemption(notice, every, cohort.save))
+    if request is not None:
+        duties.append(SaveOnRequest(request, world, cohort.save_now))
+    if duties:
+        cohort.stop_all.duty = Duties(duties)
     try:
         return cohort.train()
     except BaseException:
@@ -238,6 +252,8 @@ class Cohort:
     ) -> None:
         """A step of each of these members, one after the other; what one takes is not the others' time."""
         for place, member in turn.items():
+            if place not in self.members:  # ended by what was due while another one validated
+                continue
             begun = mark(self.world.device) if len(turn) > 1 else 0.0
             self._attempt(place, partial(member.step, micro_batches, waited))
             if len(turn) > 1:
@@ -252,6 +268,21 @@ class Cohort:
         for place, member in [*self.members.items()]:
             if member.complete:
                 self._end(place, self._attempt(place, member.finish))
+
+    def save(self, why: str | None) -> None:
+        """Write checkpoints of all members between two steps, or while one validates, and go on.
+
+        Args:
+            why: to be told first.
+        """
+        for place, member in [*self.members.items()]:
+            self._attempt(place, partial(member.save, why))
+
+    def save_now(self) -> None:
+        """`save`, and wait until they are written."""
+        self.save(None)
+        for place, member in [*self.members.items()]:
+            self._attempt(place, member.reporter.settle)
 
     def _stop(self) -> None:
         """Checkpoints of all members."""

@@ -202,24 +202,40 @@ class Member:
             raise self.stop() from None
 
     def stop(self) -> Stopped:
-        """Write a checkpoint, if there is none of this step.
+        """Write a checkpoint, if there is none of this step."""
+        done = self.done
+        self.reporter.report({"step": done}, self._between_lines(), True)
+        self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
+        barrier(self.world)
+        return Stopped(f"stopped at step {done}")
+
+    def save(self, why: str | None) -> None:
+        """The same, and go on.
+
+        Args:
+            why: to be told first.
+        """
+        if why is not None:
+            self.told.message(f"{why}, of step {self.done}")
+        if self.saved != self.done:
+            self.reporter.report({"step": self.done}, self._between_lines(), False)
+            self.saved, self.progress.window = self.done, {}
+
+    def _between_lines(self) -> Snapshot | None:
+        """On the main rank the complete state, if there is no checkpoint of this step.
 
         It holds what no line of metrics tells yet: the window that is not full, or the line whose validation
         is due.
         """
-        done, state = self.done, None
-        self.progress.step = done
-        if self.saved != done:
-            self.run.step.watch_weights(done - 1)
-            self._check_finite()
-            average_batchnorm_statistics(self.run.step.distiller, self.world)
-            average_batchnorm_statistics(self.run.step.average, self.world)
-            self.progress.window = {} if self.progress.due else self.open().packed(self.world)
-            state = self._save()
-        self.reporter.report({"step": done}, state, True)
-        self.told.message(f"stopped at step {done} of {self.spec.train.steps}")
-        barrier(self.world)
-        return Stopped(f"stopped at step {done}")
+        self.progress.step = self.done
+        if self.saved == self.done:
+            return None
+        self.run.step.watch_weights(self.done - 1)
+        self._check_finite()
+        average_batchnorm_statistics(self.run.step.distiller, self.world)
+        average_batchnorm_statistics(self.run.step.average, self.world)
+        self.progress.window = {} if self.progress.due else self.open().packed(self.world)
+        return self._save()
 
     def _window_metrics(self, done: int, window: ReportWindow) -> dict[str, float]:
         """The window's figures. Here the host waits for the device."""

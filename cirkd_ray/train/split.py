@@ -16,6 +16,7 @@ from cirkd_ray.config.workers import ElasticSpec, fewest
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.losses import LOSSES
 from cirkd_ray.losses.groups import Group
+from cirkd_ray.losses.tasks.base import TASK_LOSSES
 from cirkd_ray.train.distiller import term_weight
 
 
@@ -116,7 +117,7 @@ def _split(batch: int, workers: int, largest: Split, groups: dict[str, Group]) -
         apart = next((name for name, group in groups.items() if not _holds(split, largest, group)), None)
         if apart is None:
             return split
-        reason = f"micro-batches of {workers} x {share} would change {apart}={groups[apart]}"
+        reason = f"micro-batches of {workers} x {share} would part what {apart} compares ({groups[apart]})"
     return reason
 
 
@@ -130,7 +131,7 @@ def _holds(split: Split, largest: Split, group: Group) -> bool:
 
 
 def _grouped(spec: RunSpec) -> Iterator[tuple[str, Group]]:
-    """Which images the losses compare, by the name of the setting."""
+    """Which images the losses compare, by the path of the loss."""
     for name, item in spec.distill.losses.items() if spec.distill else ():
         if item is None:
             continue
@@ -138,4 +139,7 @@ def _grouped(spec: RunSpec) -> Iterator[tuple[str, Group]]:
         active = frozenset(term for term in cls.terms if term_weight(item, term) > 0)
         group = cls.together(active, item.settings) if active else 1
         if group != 1:
-            yield f"distill.losses.{name}.group", group
+            yield f"distill.losses.{name}", group
+    for name, task in spec.task.losses.items():
+        if task is not None and task.weight > 0 and TASK_LOSSES.get(task.kind).of_micro_batch:
+            yield f"task.losses.{name}", "batch"

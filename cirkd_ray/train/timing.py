@@ -10,6 +10,7 @@ import torch
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.data.loader import DeviceBatch
+from cirkd_ray.device import wait
 from cirkd_ray.train.batches import training_batches
 from cirkd_ray.train.build import Run, build_cohort
 from cirkd_ray.train.cohort import cohorts_of
@@ -48,12 +49,17 @@ def seconds_a_step(
         batches = training_batches(built[0], 0, steps)
         works |= {name: _work(run, batches) for name, run in zip(names, built, strict=True)}
 
+    return side_by_side(works, waiting(clock, world.device))
+
+
+def waiting(clock: Clock, device: torch.device) -> Clock:
+    """The clock, which is read when the device has done what it was asked for."""
+
     def now() -> float:
-        if world.device.type == "cuda":
-            torch.cuda.synchronize(world.device)
+        wait(device)
         return clock()
 
-    return side_by_side(works, now)
+    return now
 
 
 def _work(run: Run, batches: Iterator[DeviceBatch]) -> Callable[[], object]:
@@ -62,10 +68,12 @@ def _work(run: Run, batches: Iterator[DeviceBatch]) -> Callable[[], object]:
     return lambda: run.step(0, [run.shared(next(batches)) for _ in range(run.spec.train.accumulate)])
 
 
-def side_by_side(works: Mapping[str, Callable[[], object]], now: Clock) -> dict[str, float]:
+def side_by_side(
+    works: Mapping[str, Callable[[], object]], now: Clock, rounds: int = ROUNDS
+) -> dict[str, float]:
     """The median seconds of each, taken in turns so that a busy moment of the machine hits all alike."""
     taken: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(WARM_UP + ROUNDS):
+    for _ in range(WARM_UP + rounds):
         for name, work in works.items():
             begun = now()
             work()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import yaml
 from torchvision.models import get_model, list_models, segmentation
 
+from cirkd_ray.config.importing import imported
 from cirkd_ray.errors import ConfigError, WeightsError, nearest
 from cirkd_ray.models.external import ExternalModel, failing_as
 from cirkd_ray.models.segmentation import SegmentationModel
@@ -31,7 +31,9 @@ def load_module(spec: str, *, num_classes: int, where: str = "teacher.module") -
         ConfigError: there is no such module or factory, it fails, or returns something else.
     """
     path, _, query = spec.partition("?")
-    factory = _factory(path, where)
+    if ":" not in path:
+        raise ConfigError(f"{where}: {path!r} is not of the form package.module:factory")
+    factory: Callable[..., Any] = imported(path, where, "factory")
     arguments = {}
     for item in filter(None, query.split("&")):
         key, equals, value = item.partition("=")
@@ -55,25 +57,6 @@ def load_module(spec: str, *, num_classes: int, where: str = "teacher.module") -
             "cirkd_ray.models.external.ExternalModel(module, outputs={'logits': ..., 'feature': ...})"
         )
     return model.eval()
-
-
-def _factory(path: str, where: str) -> Callable[..., Any]:
-    """The callable called `package.module:name`."""
-    module_name, colon, name = path.partition(":")
-    if not colon or not module_name or not name:
-        raise ConfigError(f"{where}: {path!r} is not of the form package.module:factory")
-    with failing_as(f"{where}: importing {module_name!r}"):
-        try:
-            module = importlib.import_module(module_name)
-        except ModuleNotFoundError as error:
-            raise ConfigError(
-                f"{where}: cannot import {module_name!r} ({error}); is it on PYTHONPATH?"
-            ) from None
-    factory = getattr(module, name, None)
-    if not callable(factory):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ConfigError(f"{where}: {module_name} has no factory {name!r}{nearest(name, public)}")
-    return factory  # type: ignore[no-any-return]
 
 
 def torchvision_model(

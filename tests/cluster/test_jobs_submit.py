@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,18 +29,16 @@ def head() -> Iterator[dict[str, str]]:
 METRICS = "sweep/trials/*/g0/metrics.jsonl"
 
 
-def jobs(head: dict[str, str], *arguments: str) -> str:
-    """`ray job ARGUMENTS` against the head."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments]
-    environment = {**head, "RAY_AUTH_MODE": "token"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-
-
 def submit(head: dict[str, str], out: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {**head, "CIRKD_OUT": str(out), "CIRKD_ENV": "image", "CIRKD_PYTHON": sys.executable}
-    environment["PYTHONPATH"] = ""
+    """A script of `jobs/`, or `cirkd submit` with these options."""
+    environment = {**head, "CIRKD_OUT": str(out), "CIRKD_ENV": "image", "PYTHONPATH": str(REPO)}
+    script = (
+        ["bash", str(REPO / "jobs" / command[0])]
+        if command[0].endswith(".sh")
+        else ["cirkd", "submit", command[0]]
+    )
     return subprocess.run(
-        ["bash", str(REPO / "jobs" / command[0]), *command[1:]],
+        [*script, *command[1:]],
         env=environment,
         cwd=out,
         capture_output=True,
@@ -89,16 +87,20 @@ def test_an_interrupted_sweep_is_finished_by_submitting_it_again(
         "searcher: {name: grid}\nbudget: {steps: 120, report_every: 10}\nresources: {workers: 1}\n"
     )
     with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(submit, head, tmp_path, "tune.sh", str(space), "sweep")
+        line = ("tune", str(space), "--name", "sweep", "--out", str(tmp_path))
+        sent = submit(head, tmp_path, "--detach", "--dir", str(REPO), "--", *line)
+        [job] = re.findall(r"job (\S+) is submitted", sent.stderr)
+        first = pool.submit(submit, head, tmp_path, "--follow", job)
         end = time.monotonic() + 600
         while not first.done() and time.monotonic() < end:
             reports = [path.read_text().count('"miou"') for path in tmp_path.glob(METRICS)]
             if sum(reports) >= 3:
                 break
             time.sleep(0.2)
-        for job in jobs(head, "list").split("submission_id='")[1:]:
-            jobs(head, "stop", job.split("'")[0])
-        assert first.result().returncode != 0
+        assert submit(head, tmp_path, "--stop", job).returncode == 0
+        stopped = first.result()
+        assert stopped.returncode == 143, stopped.stderr
+        assert "continue with: cirkd tune" in stopped.stdout  # it was given the time to end by itself
     rows = [row for trial in read_sweep(tmp_path / "sweep").trials for row in trial.rows]
     assert 3 <= len(rows) < 36
     done = submit(head, tmp_path, "tune.sh", str(space), "sweep")
@@ -108,8 +110,25 @@ def test_an_interrupted_sweep_is_finished_by_submitting_it_again(
     assert all([row["step"] for row in trial.rows] == list(range(10, 130, 10)) for trial in trials)
 
 
-def test_a_users_error_ends_with_its_own_exit_code(head: dict[str, str], tmp_path: Path) -> None:
-    done = submit(head, tmp_path, "train.sh", "quikstart", "first")
+def test_a_job_that_fails_ends_with_its_own_exit_code(head: dict[str, str], tmp_path: Path) -> None:
+    recipe = tmp_path / "away.yaml"
+    recipe.write_text(tiny_baseline(data={"name": "camvid", "root": "/nowhere"}).to_yaml())
+    done = submit(head, tmp_path, "train.sh", str(recipe), "first")
     assert done.returncode == 2
-    assert "did you mean 'quickstart'?" in done.stdout
+    assert "/nowhere" in done.stdout
     assert "exit code 2" in done.stderr
+
+
+def test_a_folder_of_ones_own_is_enough_and_no_token_is_refused(head: dict[str, str], tmp_path: Path) -> None:
+    """The package comes along with a folder that holds a recipe alone."""
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "tiny.yaml").write_text(tiny_baseline(cluster={"workers": 1}, train={"steps": 2}).to_yaml())
+    line = ("--", "train", "tiny.yaml", "--name", "own", "--out", str(tmp_path / "runs"))
+    untold = {name: value for name, value in head.items() if name != "RAY_AUTH_TOKEN"} | {"HOME": str(folder)}
+    refused = submit(untold, tmp_path, "--dir", str(folder), *line)
+    assert refused.returncode == 2
+    assert "token" in refused.stderr
+    done = submit(head, tmp_path, "--dir", str(folder), *line)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert RunDirectory(tmp_path / "runs" / "own").read_result() is not None

@@ -10,20 +10,25 @@ from typing import Any
 
 import pytest
 
+from cirkd_ray.cluster.measuring import on_a_worker
 from cirkd_ray.cluster.packs import packed
+from cirkd_ray.cluster.resources import Plan
+from cirkd_ray.cluster.room import _measure, fitted
 from cirkd_ray.cluster.stopping import ask_to_leave, in_this_call, is_to_leave
 from cirkd_ray.cluster.sweep import make_tuner
 from cirkd_ray.cluster.train import fit_cohort
 from cirkd_ray.config import RunSpec
-from cirkd_ray.errors import TrainingError
+from cirkd_ray.errors import TrainingError, UserError
 from cirkd_ray.files import write_text
 from cirkd_ray.sweep.folder import SweepData, read_sweep
+from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import last_step
 from cirkd_ray.train.local import run_local
+from cirkd_ray.train.memory import Taken
 from cirkd_ray.train.outcome import FAILURE
 from cirkd_ray.train.rundir import RunDirectory
 from tests.cluster.sweep_stubs import stub_plan, stub_run
-from tests.tinyrun import figures, tiny_baseline
+from tests.tinyrun import figures, tiny_baseline, tiny_distillation
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -69,6 +74,26 @@ def test_trials_are_packed_and_one_without_memory_is_trained_alone(ray_cluster: 
         assert trial.status == ("failed" if fails else "finished")
         assert fails or trial.step == 4
         assert is_to_leave(data.folder / "trials" / trial.id)
+
+
+def test_the_size_of_packs_is_measured_on_a_worker(ray_cluster: None, teacher: Path, tmp_path: Path) -> None:
+    parameters = {"optim.lr": {"uniform": [0.001, 0.02]}}
+    tree = {
+        "recipe": "tiny",
+        "parameters": parameters,
+        "resources": {"pack": "auto"},
+        "budget": {"trials": 3},
+    }
+    base, said = tiny_distillation(teacher, cluster={"workers": 1, "device": "cpu"}), list[str]()
+    found = fitted(SweepSpec.model_validate(tree), base, Plan(1, 1.0, 0), 1, tmp_path, said.append)
+    assert 1 <= found.pack <= 3
+    assert said[-1].startswith(f"resources.pack: packs of {found.pack}: a step takes")
+    assert f"{found.pack} x " in said[-1]
+    missing = base.model_copy(update={"data": base.data.model_copy(update={"name": "camvid", "root": "/no"})})
+    with pytest.raises(UserError):
+        on_a_worker(
+            _measure, Plan(1, 1.0, 0), base, {"a": missing.to_dict()}, {"a": Taken(0, 0, 0)}, None, 0, False
+        )
 
 
 def test_a_trial_that_has_ended_leaves_and_the_others_train_as_they_do_alone(

@@ -39,6 +39,7 @@ from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.same_data import DataGuard
 from cirkd_ray.train.stop import Stopped, stoppable
+from tests.cluster.paced import paced_run
 from tests.cluster.sweep_stubs import stub_plan, stub_run
 from tests.paths import REPO
 from tests.tinyrun import figures, tiny_baseline
@@ -244,3 +245,50 @@ def test_a_run_with_workers_is_not_left_behind(asking: None, monkeypatch: pytest
     assert not has_workers("/another")
     workers.after_worker_group_shutdown(None)
     assert not has_workers("/run")
+
+
+@pytest.mark.slow
+def test_a_driver_that_gets_sigterm_leaves_a_checkpoint_and_its_line_resumes(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    spec = paced_run(100, 100)
+    recipe, log, directory = tmp_path / "recipe.yaml", tmp_path / "log", RunDirectory(tmp_path / "run")
+    recipe.write_text(spec.to_yaml())
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    command = [
+        sys.executable,
+        "-m",
+        "cirkd_ray",
+        "train",
+        str(recipe),
+        "--out",
+        str(tmp_path),
+        "--name",
+        "run",
+    ]
+    options: dict[str, Any] = {"env": {**environment, "PYTHONPATH": str(REPO)}, "stderr": subprocess.STDOUT}
+    with log.open("w") as output:
+        driver = subprocess.Popen(command, stdout=output, **options)
+        end = time.monotonic() + 300
+        while len(directory.read_metrics()) < 2 and driver.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        driver.terminate()
+        begun = time.monotonic()
+        while last_step(directory.checkpoints) == 0 and driver.poll() is None:
+            time.sleep(0.05)
+        seconds = time.monotonic() - begun
+        assert driver.wait(timeout=300) == 143
+    said = log.read_text()
+    step = last_step(directory.checkpoints)
+    print(f"step {step}: a checkpoint after {seconds:.1f} s, the end after {time.monotonic() - begun:.1f} s")
+    assert 10 <= step < 100
+    assert f"stopped at step {step}; continue with: cirkd train" in said
+    assert (
+        subprocess.run([*command, "--resume"], stdout=subprocess.DEVNULL, check=False, **options).returncode
+        == 0
+    )
+    whole = figures(on_ray(spec, tmp_path / "whole"))
+    assert [row["step"] for row in figures(directory)] == [row["step"] for row in whole]
+    for ours, theirs in zip(figures(directory), whole, strict=True):
+        assert {k: v for k, v in ours.items() if "/" in k} == {k: v for k, v in theirs.items() if "/" in k}
+        assert ours.get("miou") == pytest.approx(theirs.get("miou"), abs=1e-3)  # BatchNorm: one more average

@@ -75,27 +75,29 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_under_a_new_name(
     assert complaint(directory.checkpoints / "step_00000060-again") is None
 
 
-def kill_one_worker(directory: RunDirectory, rows: int, driver: int) -> list[int]:
-    """Kill a worker of the Ray that `driver` started, when the run has so many lines of metrics: which."""
+def kill_workers(directory: RunDirectory, rows: int, driver: int, count: int = 1) -> list[int]:
+    """Kill workers of the Ray that `driver` started, when the run has so many lines of metrics: which."""
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline:
         time.sleep(0.02)
         if len(directory.read_metrics()) < rows:
             continue
         mine = {p.pid for p in psutil.Process(driver).children(recursive=True)}
-        for process in _ray_train_workers():
-            if process.pid in mine:
+        found = [process for process in _ray_train_workers() if process.pid in mine]
+        if len(found) >= count:
+            for process in found[:count]:
                 process.send_signal(signal.SIGKILL)
-                return [process.pid]
+            return [process.pid for process in found[:count]]
     return []
 
 
-def test_a_killed_worker_costs_nothing_but_time(undisturbed: RunDirectory, tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_workers_cost_nothing_but_time(count: int, undisturbed: RunDirectory, tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with ThreadPoolExecutor() as pool:
-        killed = pool.submit(kill_one_worker, directory, 3, os.getpid())
+        killed = pool.submit(kill_workers, directory, 3, os.getpid(), count)
         on_ray(undisturbed.spec(), directory.path)
-    assert killed.result()
+    assert len(killed.result()) == count
     log = (directory.path / "log.txt").read_text()
     told = re.search(r"worker \d on \S+ .*; restart 1 of 2 from (the checkpoint of step|the start)", log)
     assert told, log
@@ -216,7 +218,7 @@ def test_a_pair_goes_on_after_its_driver_and_then_a_worker_were_killed(
     before = len(directory.read_metrics())
     assert 2 <= before < 6
     driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    assert kill_one_worker(directory, before + 1, driver.pid)
+    assert kill_workers(directory, before + 1, driver.pid)
     assert driver.wait(timeout=300) == 0
     (alone,) = (RunDirectory(path.parent) for path in (tmp_path / "baselines").glob("*/run.yaml"))
     for run in (directory, alone):

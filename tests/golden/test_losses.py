@@ -12,8 +12,8 @@ from torch import Tensor
 from cirkd_ray.losses import LossInputs, build_loss
 from cirkd_ray.losses.adversarial import discriminator_objective
 from cirkd_ray.losses.context import ContextModule
-from cirkd_ray.losses.task import segmentation_cross_entropy
-from cirkd_ray.types import SegmentationOutput
+from cirkd_ray.losses.task import TaskLoss
+from cirkd_ray.types import IGNORE_INDEX, SegmentationOutput
 from tests.paths import golden
 
 
@@ -154,7 +154,8 @@ def test_adversarial_objectives(objective: str) -> None:
 def test_task_cross_entropy() -> None:
     case = Case("cross_entropy")
     logits = case.leaf("logits")
-    loss = segmentation_cross_entropy(logits, case["labels"], int(case["ignore_index"]))
+    labels = case["labels"].masked_fill(case["labels"] == int(case["ignore_index"]), IGNORE_INDEX)
+    loss = TaskLoss()(SegmentationOutput(logits, None, logits), labels)["task"]
     case.close(loss, "loss")
     loss.backward()
     case.close(logits.grad, "grad_logits")

@@ -14,12 +14,12 @@ from cirkd_ray.data import build_dataset
 from cirkd_ray.data.loader import Batch, train_loader
 from cirkd_ray.data.transforms import TrainTransform
 from cirkd_ray.models.heads.base import HEADS
-from cirkd_ray.train.local import run_local
+from cirkd_ray.train.local import run_local, run_together
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 from tests.gpu.subjects import DEVICES
-from tests.tinyrun import KillAt, Killed, figures, tiny_distillation
+from tests.tinyrun import KillAt, Killed, figures, tiny_baseline, tiny_distillation
 
 ENCODERS = {"dpt": "test_vit"}
 SPEED = "gpu_memory_gib"
@@ -54,6 +54,31 @@ def test_every_head_is_deterministic_and_resumed_bit_for_bit(
     resumed = done(spec, tmp_path / "resumed")
     assert rows(resumed) == rows(whole)
     first, second = (load_file(run.path / "student.safetensors") for run in (whole, resumed))
+    assert [key for key in first if not torch.equal(first[key], second[key])] == []
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_member_of_a_deterministic_cohort_is_the_run_alone(
+    teacher: Path, device: str, tmp_path: Path
+) -> None:
+    train = {
+        "steps": 3,
+        "validate_every": 3,
+        "deterministic": True,
+        "ema": 0.9,
+        "pictures": 0,
+        "log_every": 1,
+    }
+    spec = tiny_distillation(teacher, train=train, cluster={"device": device, "workers": 1})
+    companion = tiny_baseline(train=train, cluster={"device": device, "workers": 1}, optim={"lr": 0.1})
+    alone, member, other = (RunDirectory(tmp_path / name) for name in ("alone", "member", "other"))
+    for directory, recipe in ((alone, spec), (member, spec), (other, companion)):
+        open_directory(directory, recipe, resume=True)
+    run_local(spec, alone)
+    run_together([(companion, other), (spec, member)], [[], []])
+    assert torch.backends.cudnn.benchmark is False
+    assert rows(member) == rows(alone)
+    first, second = (load_file(run.path / "student.safetensors") for run in (alone, member))
     assert [key for key in first if not torch.equal(first[key], second[key])] == []
 
 

@@ -143,9 +143,10 @@ READ = {
     ),
     *("resume", "name", "names", "network", "data", "split", "chosen", "losses", "shapes", "sha256"),
     *("overrides", "differ", "window", "stride"),
+    *("words", "address", "env", "variables", "follow", "stop"),
 }
 """Words of command lines that are no place to write to: they are read, or name something."""
-TO_URLS = {("data prepare", "out")}
+TO_URLS = {("data prepare", "out"), ("doctor", "out")}
 """Places to write to that may be URLs."""
 
 

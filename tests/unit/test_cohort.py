@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.device import without_autotuning
 from cirkd_ray.errors import ConfigError, TrainingError
+from cirkd_ray.train.build import choose_arithmetic
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints
 from cirkd_ray.train.cohort import check_cohort
 from cirkd_ray.train.distributed import World
@@ -26,9 +29,11 @@ from cirkd_ray.train.step import TrainStep
 from cirkd_ray.train.stop import Stopped
 from cirkd_ray.types import SegmentationOutput
 from tests.errors import refuses
+from tests.paths import REPO
 from tests.tinyrun import figures, tiny_baseline, tiny_distillation
 
 TRAIN = {"steps": 4, "accumulate": 2, "log_every": 1, "validate_every": 2, "validate_limit": 2, "pictures": 0}
+STREAMS = re.compile(r"cuda\.(Stream|stream|set_stream|CUDAGraph|graph)\b|torch\.Stream\b")
 ADVERSARIAL = {"pixel": {"kind": "kd"}, "adversarial": {"kind": "adversarial"}}
 
 
@@ -214,3 +219,28 @@ def test_the_teachers_time_is_no_time_of_a_member_without_losses(
     results = together(specs, tmp_path)
     assert results["kd"]["seconds"] > 1000.0  # type: ignore[index]
     assert results["baseline"]["seconds"] < 1000.0  # type: ignore[index]
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_deterministic_kernels_are_not_chosen_by_their_time(deterministic: bool) -> None:
+    spec = tiny_baseline(train={"deterministic": deterministic, "precision": "fp32"})
+    before = torch.get_float32_matmul_precision()
+    try:
+        choose_arithmetic(spec, torch.device("cuda"))
+        assert torch.backends.cudnn.benchmark is not deterministic
+        assert torch.are_deterministic_algorithms_enabled() is deterministic
+        with without_autotuning():  # as validations are done
+            assert torch.backends.cudnn.benchmark is False
+        assert torch.backends.cudnn.benchmark is not deterministic
+        choose_arithmetic(spec, torch.device("cpu"))
+        assert torch.backends.cudnn.benchmark is False
+    finally:
+        torch.set_float32_matmul_precision(before)
+        torch.use_deterministic_algorithms(False)
+        torch.backends.cudnn.benchmark = False
+
+
+def test_all_members_compute_on_one_stream() -> None:
+    """Streams of their own would let a companion's kernels decide in which order a member's sums are made."""
+    found = [p.name for p in (REPO / "cirkd_ray").rglob("*.py") if STREAMS.search(p.read_text())]
+    assert found == []

@@ -24,8 +24,9 @@ from cirkd_ray.config.composition import (
     parse_override,
 )
 from cirkd_ray.config.roles import Role
+from cirkd_ray.config.sections import DataSpec
 from cirkd_ray.config.settings import paths_with
-from cirkd_ray.config.spec import DataSpec, TeacherSpec
+from cirkd_ray.config.spec import TeacherSpec
 
 NAMES = st.sampled_from(["a", "b", "c", "optim", "model", "lr"])
 TEXTS, LISTS = st.text("xy: '#", max_size=4), st.lists(st.integers(0, 3))

@@ -26,6 +26,7 @@ FLOORS = (
     ("train",),
     ("sweep",),
     ("compare",),
+    ("doctor",),
     ("report",),
     ("cluster",),
     ("bench",),
@@ -37,7 +38,18 @@ APART = {"losses": {"models", "data"}, "models": {"losses", "data"}, "data": {"l
 WITH_RAY = {"cluster", "bench", "commands", "cli", "__main__"}
 LATE_ROOMS = {"commands", "cli", "bench"}
 """Rooms whose functions may import anything, so that `--help` stays fast."""
-LATE_PACKAGES = {"ray", "matplotlib", "optuna", "scipy", "fsspec", "onnx", "onnxruntime", "rich", "torch"}
+LATE_PACKAGES = {
+    "torchvision",
+    "ray",
+    "matplotlib",
+    "optuna",
+    "scipy",
+    "fsspec",
+    "onnx",
+    "onnxruntime",
+    "rich",
+    "torch",
+}
 """Slow or optional packages, which functions elsewhere may import."""
 TOP_LEVEL = {
     "cirkd_ray", "search_spaces", "jobs", "tests", "docker", "docs", "pyproject.toml", "README.md",
@@ -148,7 +160,7 @@ def _needs_ray(item: Import) -> bool:
 
 def _in_a_task(item: Import) -> bool:
     """What a remote task imports is imported where it runs, not where it is sent from."""
-    return item.path.name == "latency.py"
+    return item.path.name in ("latency.py", "measuring.py")
 
 
 def test_the_core_loads_without_ray() -> None:

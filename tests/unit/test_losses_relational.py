@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from cirkd_ray.bench._losses_measure import peak_bytes
 from cirkd_ray.losses import relational
 from cirkd_ray.losses.relational import relational_kl
+from cirkd_ray.train.memory import peak_bytes
 
 CPU = torch.device("cpu")
 

@@ -78,7 +78,7 @@ def test_roles_lie_in_each_other_and_are_read_through_unions_and_mappings() -> N
 def test_what_may_change_when_a_run_is_resumed() -> None:
     free = {path for path, roles in fields_of(Setting(section=RunSpec)) if Role.COMPUTES not in roles}
     cluster = {"workers", "device", "cpus_per_worker", "max_failures", "async_checkpoints", "autoscaling"}
-    cluster |= {"hang_timeout", "storage_timeout", "disk"}
+    cluster |= {"gpus_per_worker", "hang_timeout", "preemption_interval", "storage_timeout", "disk"}
     assert free == {
         *(f"cluster.{name}" for name in cluster),
         *("data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
@@ -98,9 +98,10 @@ FIXED = (
 )
 MUTABLE = re.compile(
     r"(optim\.(lr|power|clip_grad_norm)|task\.(weight|aux_weight)"
+    r"|task\.losses\.[^.]+\.(weight|gamma|threshold|least)"
     r"|distill\.losses\.[^.]+\.(weight|weights\.[^.]+|temperature|kd_temperature|schedule\.[^.]+))$"
 )
-WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$")
+WEIGHT = re.compile(r"distill\.losses\.[^.]+\.(weight|weights\.[^.]+)$|task\.losses\.[^.]+\.weight$")
 SHAPING = re.compile(r"(model|teacher)\.|distill(\.losses)?$|distill\.losses\.[^.]+(\.[^.]+)?$")
 PLACES = ("data.root", "model.weights", "teacher.weights", "teacher.model.weights")
 
@@ -152,7 +153,8 @@ def test_what_concerns_recipes_tells_or_is_common() -> None:
     assert paths_with(Role.COSMETIC) == (
         *("train.log_every", "train.export", "train.keep_checkpoints", "train.pictures", "baseline"),
     )
-    common = ("crop", "scale_range", "scale_step", "flip", "max_class_share", "workers")
+    common = ("crop", "scale_range", "scale_step", "flip", "max_class_share")
+    common += ("color_jitter", "blur", "erase", "paste", "workers")
     assert paths_with(Role.COMMON) == tuple(f"data.{name}" for name in common)
 
 
@@ -182,7 +184,8 @@ def test_what_a_cohort_shares() -> None:
 def test_what_may_change_when_a_sweep_is_resumed() -> None:
     free = {path for path, _ in fields_of(Setting(section=SweepSpec)) if not is_kept(path)}
     resources = {
-        f"resources.{name}" for name in ("workers", "cpus_per_worker", "device", "concurrent", "pack", "disk")
+        f"resources.{name}"
+        for name in ("workers", "cpus_per_worker", "gpus_per_worker", "device", "concurrent", "pack", "disk")
     }
     assert free == {"description", "budget.hours", *resources}
     of_the_runs = {path for path in every_path() if not is_kept(f"set.{path}")}

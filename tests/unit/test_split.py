@@ -9,7 +9,7 @@ import pytest
 
 from cirkd_ray.cluster.capacity import wanted_cpus
 from cirkd_ray.cluster.resources import check_nodes, plan_run
-from cirkd_ray.config import RunSpec
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.train.split import for_world, smallest_share, splits
@@ -77,7 +77,12 @@ def test_groups_of_images_that_are_compared_stay_whole() -> None:
     assert shares(distilled("batch", 16, 8)) == {8: (1, 2)}
     assert shares(distilled("rank", 12, 4)) == {1: (4, 3), 2: (2, 3), 4: (1, 3)}
     assert shares(distilled(None, 16, 8, "dist")) == {8: (1, 2)}
-    assert "would change distill.losses.relation.group=4" in splits(distilled(4, 16, 8)).text()
+    assert "would part what distill.losses.relation compares (4)" in splits(distilled(4, 16, 8)).text()
+
+
+def test_the_hardest_pixels_of_a_micro_batch_stay_those() -> None:
+    tree = {**elastic(16, 1, 8).to_dict(), "task": {"losses": {"hard": {"kind": "ohem"}}}}
+    assert shares(from_tree(tree)) == {8: (1, 2)}
 
 
 def test_members_of_a_cohort_have_one_split() -> None:

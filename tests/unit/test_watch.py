@@ -12,10 +12,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.train import PreemptionError, PreemptionInfo
+from ray.train.v2._internal.execution.controller.state import RestartingState, RunningState
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from cirkd_ray.cluster import pulse
 from cirkd_ray.cluster.pulse import Sign, born
-from cirkd_ray.cluster.restarts import TellPlaced, describe, follows
+from cirkd_ray.cluster.restarts import TellPlaced, TellPreempted, TellRestarts, describe, follows
 from cirkd_ray.cluster.session import NOISE, _without_noise
 from cirkd_ray.cluster.watch import Finding, Watch, behind, end_process
 from cirkd_ray.errors import TrainingError
@@ -207,10 +210,9 @@ def test_rays_noise_is_left_out_and_the_rest_is_shown(monkeypatch: pytest.Monkey
     assert shown == [["no node has room for this"]]
 
 
-def test_workers_that_hang_again_and_again_before_they_begin_end_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Ray Train begins a start that failed anew without end."""
+@pytest.fixture
+def placed_workers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Ray's descriptions of two workers; the head's store is a dictionary."""
     store: dict[str, bytes] = {}
     kv = SimpleNamespace(
         _internal_kv_put=store.__setitem__,
@@ -223,13 +225,44 @@ def test_workers_that_hang_again_and_again_before_they_begin_end_the_run(
     )
     monkeypatch.setattr(pulse, "internal_kv", kv)
     monkeypatch.setattr(pulse.ray, "get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "7"))
-    workers = [
+    return [
         SimpleNamespace(
             metadata=SimpleNamespace(hostname=f"host{rank}", node_id="id", pid=100 + rank),
             distributed_context=SimpleNamespace(world_rank=rank, world_size=2),
         )
         for rank in (0, 1)
     ]
+
+
+def test_a_machine_that_was_taken_away_is_told_and_is_no_failure(
+    placed_workers: list[Any], tmp_path: Path
+) -> None:
+    run = str(tmp_path)
+    pulse.place(tmp_path, placed_workers)
+    info = PreemptionInfo(deadline_ms=None, preempted_node_to_ranks={"n": [1]})
+    told, state = TellPreempted(run, [run]), RestartingState(PreemptionError(info))
+    told.after_controller_state_update(RunningState(), RunningState())
+    told.after_controller_state_update(RunningState(), state)
+    lost, failure = Dead("the actor died because its node has died."), RuntimeError()
+    failure.preempted = True  # type: ignore[attr-defined]
+    lost.health_check_failure = failure
+    restarts = TellRestarts(run, 2, [run])
+    restarts.after_exception(None, {0: CUT, 1: lost})
+    state = RestartingState(WorkerGroupError("failed", {0: CUT, 1: lost}))
+    told.after_controller_state_update(RunningState(), state)
+    assert restarts.count == 0
+    assert pulse.is_restarting(tmp_path)
+    lines = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(lines) == 2
+    assert all("the run goes on elsewhere from the start (no failure" in line for line in lines)
+    assert "worker 1 on host1: the machine is taken away" in lines[0]
+
+
+def test_workers_that_hang_again_and_again_before_they_begin_end_the_run(
+    placed_workers: list[Any], tmp_path: Path
+) -> None:
+    """Ray Train begins a start that failed anew without end."""
+    workers = placed_workers
     placed = TellPlaced(str(tmp_path), 1, [str(tmp_path)])
     placed.before_init_train_context(workers)
     assert [(found.rank, found.count, found.phase) for found in pulse.signs(tmp_path)] == [
