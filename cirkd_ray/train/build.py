@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -29,6 +28,7 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
+from cirkd_ray.train.seeds import seed_of
 from cirkd_ray.train.shared import SharedForward
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
@@ -150,11 +150,6 @@ def build_teacher(
         notes += _told("teacher", opened.report)
         notes += opened.warnings
     return opened.model.requires_grad_(False)
-
-
-def seed_of(*numbers: int) -> int:
-    """A seed that is a function of the numbers and of nothing else."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def build_run(spec: RunSpec, world: World) -> Run:

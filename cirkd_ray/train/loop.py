@@ -23,7 +23,7 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import first_line
 from cirkd_ray.train.agreement import Duties, Duty, StopAgreement
 from cirkd_ray.train.batches import training_batches
-from cirkd_ray.train.build import build_cohort, seed_of
+from cirkd_ray.train.build import build_cohort
 from cirkd_ray.train.cohort import check_cohort
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
@@ -34,6 +34,7 @@ from cirkd_ray.train.progress import mark
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.requests import Request, SaveOnRequest
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.seeds import seed_part
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.stop import Interrupted, Stopped, asked
 from cirkd_ray.train.underway import Underway
@@ -231,7 +232,7 @@ class Cohort:
             waited = time.perf_counter() - waiting_since
             self.heartbeat.note("step", step + 1)
             if len(turn) > 1 and any(member.run.teacher for member in turn.values()):
-                torch.manual_seed(seed_of(seed, 2, step, self.world.rank))
+                seed_part(seed, step, self.world.rank)
                 self._teach(turn, micro_batches)
             self._take_turns(turn, micro_batches, waited)
             waiting_since = time.perf_counter()

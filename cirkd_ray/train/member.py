@@ -13,7 +13,7 @@ import torch
 
 from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.train.best import BestStudent
-from cirkd_ray.train.build import Run, seed_of
+from cirkd_ray.train.build import Run
 from cirkd_ray.train.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
@@ -30,6 +30,7 @@ from cirkd_ray.train.progress import ReportWindow, RunProgress
 from cirkd_ray.train.rehearsal import enough_values
 from cirkd_ray.train.reporter import Reporter
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.seeds import seed_part
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.snapshot import HostCopy, Snapshot
 from cirkd_ray.train.state import load_state, refuse_damaged, state_of
@@ -143,7 +144,7 @@ class Member:
         """
         self.reporter.check()
         train, step, window = self.spec.train, self.done, self.open()
-        torch.manual_seed(seed_of(self.spec.seed, 2, step, self.world.rank))
+        seed_part(self.spec.seed, step, self.world.rank)
         with enough_values(self.spec, len(micro_batches[0].labels)):
             window.add(self.run.step(step, micro_batches), waited)
         self.done = done = step + 1

@@ -21,6 +21,7 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World, average_gradients, parallel
 from cirkd_ray.train.optim import learning_rate_factor, set_learning_rate
+from cirkd_ray.train.seeds import seed_part
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.update import FiniteUpdate
 from cirkd_ray.types import SegmentationOutput
@@ -112,6 +113,8 @@ class TrainStep:
         self.distiller.whole = WholeStep(labels, lambda micro: _maps(batches[micro]))
         for micro, batch in enumerate(batches):
             last = micro == len(batches) - 1
+            if micro:  # the first part's is set by the caller
+                seed_part(self.distiller.seed, step, micro * self.world.size + self.world.rank)
             terms = self._accumulate(step, micro, batch, 1.0 / len(batches), last)
             names = tuple(terms)
             values.append(torch.stack([*terms.values()]))

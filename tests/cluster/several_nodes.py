@@ -27,7 +27,8 @@ class Event:
 
     Attributes:
         line: when the run has so many lines of metrics.
-        what: `kill`, `add` (one more with a CPU) or `drain`, with `seconds` until it is killed.
+        what: `kill`, `add` (one more with a CPU), `grow` (the same, and the run takes it) or `drain`, with
+            `seconds` until it is killed.
     """
 
     line: int
@@ -43,7 +44,8 @@ class Happened:
     Attributes:
         code: of the command.
         steps: in the last line of metrics at each event; of `drain` when the node is killed.
-        seconds: from a node's loss, or the end of its notice, to the first line of metrics after the restart.
+        seconds: from a node's loss, the end of its notice or a node more to the first line of metrics after
+            the restart.
         text: what was printed.
     """
 
@@ -98,9 +100,9 @@ class _Nodes:
     def do(self, event: Event) -> tuple[int, float]:
         """Returns the step of the last line at it, and the seconds from it until the run went on."""
         restarts, begun = len(self.restarts()), time.monotonic()
-        if event.what == "add":
+        if event.what in ("add", "grow"):
             self.nodes.append(self.cluster.add_node(num_cpus=1))
-            return self.step(), 0.0
+            return self.step(), self.recovery(begun, restarts) if event.what == "grow" else 0.0
         node = self.nodes[event.node]
         if event.what == "drain":
             drain(self.cluster.address, node.node_id, time.time() + event.seconds)

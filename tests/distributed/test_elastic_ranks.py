@@ -1,6 +1,6 @@
 """A run whose workers go 2 -> 1 -> 2 is the run of two: each image once, the same curve, the same queues.
 
-BatchNorm has fixed statistics and dropout is off: on CPUs both are each rank's own.
+BatchNorm has fixed statistics: in training its running ones are each rank's own on CPUs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def part(spec: RunSpec, path: str, stop_at: int = STEPS) -> list[int]:
     def without_norms(self: Distiller, mode: bool = True) -> Distiller:
         train(self, mode)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm | nn.Dropout):
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
 
