@@ -14,7 +14,7 @@ from tests.cluster.several_nodes import Event, happen
 from tests.tinyrun import figures
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-STEPS, CHECKPOINTS = 2000, 20
+STEPS, CHECKPOINTS = 1200, 20
 
 
 def test_a_run_shrinks_and_grows_with_its_nodes(tmp_path: Path) -> None:
