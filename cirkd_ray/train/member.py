@@ -97,9 +97,8 @@ class Member:
         now, parts = self.world.size, self.spec.train.accumulate
         if isinstance(self.spec.cluster.workers, ElasticSpec):
             share = self.spec.train.batch_size // (now * parts)
-            return (
-                f"workers: {before} before, {now} now, with {share} images in each of {parts} micro-batches"
-            )
+            micro = f"{parts} micro-batch{'es' if parts > 1 else ''} of {share} images"
+            return f"workers: {before} before, {now} now; each takes {micro} a step"
         differ = "figures will differ a little from those of an undisturbed run"
         return f"WARNING: workers: {before} before, {now} now: {differ}"
 

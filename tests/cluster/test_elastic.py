@@ -28,8 +28,8 @@ def test_a_run_shrinks_and_grows_with_its_nodes(tmp_path: Path) -> None:
     print(log, done)
     assert done.code == 0, done.text
     assert "4 images a step as workers x micro-batches x images: 2 x 1 x 2; 1 x 2 x 2" in log
-    assert "workers: 2 before, 1 now, with 2 images in each of 2 micro-batches" in log
-    assert "workers: 1 before, 2 now, with 2 images in each of 1 micro-batches" in log
+    assert "workers: 2 before, 1 now; each takes 2 micro-batches of 2 images a step" in log
+    assert "workers: 1 before, 2 now; each takes 1 micro-batch of 2 images a step" in log
     assert "2 workers find a place, 1 run: a checkpoint is written" in log
     grown = [int(step) for step in re.findall(r"continuing at step (\d+)", log)][-1]
     assert grown >= done.steps[1], "growing cost steps"

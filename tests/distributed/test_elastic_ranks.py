@@ -89,7 +89,7 @@ def test_two_one_two_workers_follow_two_workers(teacher: Path, tmp_path: Path) -
     numbers = [sample_index(spec.seed, n, images) for n in range(STEPS * BATCH)]
     assert sorted(seen) == sorted(numbers) == sorted(image for whole, _ in both for image in whole)
     log = RunDirectory(elastic).path / "log.txt"
-    assert "workers: 2 before, 1 now, with 2 images in each of 2 micro-batches" in log.read_text()
+    assert "workers: 2 before, 1 now; each takes 2 micro-batches of 2 images a step" in log.read_text()
     curve, wanted = (figures(RunDirectory(path)) for path in (elastic, fixed))
     assert [row["step"] for row in curve] == [*range(1, STEPS + 1)]
     for mine, theirs in zip(curve, wanted, strict=True):
