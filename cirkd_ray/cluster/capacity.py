@@ -16,6 +16,8 @@ from cirkd_ray.config.workers import fewest
 from cirkd_ray.sweep.space import PAUSING, SweepSpec
 
 HEAD = "node:__internal_head__"
+TRIAL_BYTES = 6e8
+"""RAM that a trial in a pack takes of the head: its actor."""
 DRIVER_BYTES = 2.2e9
 """RAM that a concurrent trial takes of the head: its actor and its controller import torch."""
 
@@ -28,34 +30,45 @@ class Capacity:
     reason: str
 
 
-def capacity(plan: Plan, available: Mapping[str, float], head_bytes: float, limit: int | None) -> Capacity:
-    """How many runs like `plan` fit on `available` resources, at most `limit`, at least one.
+def capacity(
+    plan: Plan, available: Mapping[str, float], head_bytes: float, limit: int | None, pack: int = 1
+) -> Capacity:
+    """How many runs, or packs, like `plan` fit on `available` resources, at most `limit`, at least one.
 
     Args:
         plan: what each takes.
         available: the cluster's resources.
         head_bytes: RAM of the head, where the runs' drivers live.
         limit: the user's.
+        pack: trials of a pack.
     """
     cpus, gpus = available.get("CPU", 0), available.get("GPU", 0)
     bounds = {f"{cpus:g} CPU / {plan.total_cpus:g}": int(cpus // plan.total_cpus)}
     if plan.gpus:
         places = places_on_gpus(gpus, plan.gpus)
         bounds[f"{gpus:g} GPU / {plan.workers * plan.gpus:g}"] = places // plan.workers
-    bounds[f"{head_bytes / 1e9:.1f} GB on the head / {DRIVER_BYTES / 1e9:g}"] = int(
-        head_bytes // DRIVER_BYTES
-    )
+    driver = DRIVER_BYTES + (pack - 1) * TRIAL_BYTES
+    bounds[f"{head_bytes / 1e9:.1f} GB on the head / {driver / 1e9:g}"] = int(head_bytes // driver)
     if limit is not None:
         bounds[f"resources.concurrent={limit}"] = limit
     reason = min(bounds, key=lambda key: bounds[key])
     return Capacity(max(1, bounds[reason]), reason)
 
 
-def cluster_capacity(plan: Plan, limit: int | None = None) -> Capacity:
+def cluster_capacity(plan: Plan, limit: int | None = None, pack: int = 1) -> Capacity:
     """`capacity` of the Ray that this process has joined."""
+    return capacity(plan, ray.cluster_resources(), head_bytes(), limit, pack)
+
+
+def head_bytes() -> float:
+    """RAM of the head of the Ray that this process has joined; 0 where it does not say."""
     head = [node for node in ray.nodes() if node["Alive"] and HEAD in node["Resources"]]
-    head_bytes = head[0]["Resources"].get("memory", 0.0) if head else 0.0
-    return capacity(plan, ray.cluster_resources(), head_bytes, limit)
+    return float(head[0]["Resources"].get("memory", 0.0)) if head else 0.0
+
+
+def trials_on_head(head_bytes: float, places: int) -> int:
+    """How many trials a pack may have, so that the head has room for the processes of all."""
+    return max(1, int((head_bytes / places - DRIVER_BYTES) // TRIAL_BYTES) + 1)
 
 
 def largest_plan(sweep: SweepSpec, base: RunSpec, available: Mapping[str, float]) -> Plan:

@@ -34,9 +34,9 @@ def on_a_worker(work: Callable[..., T], plan: Plan, spec: RunSpec, *arguments: A
 
 
 def of_one_worker(spec: RunSpec, plan: Plan) -> RunSpec:
-    """The recipe with one worker and its share of the batch: what workers exchange is not measured."""
+    """The recipe with one worker, its device and its share of the batch."""
     share = spec.train.model_copy(update={"batch_size": spec.train.batch_size // plan.workers})
-    alone = spec.cluster.model_copy(update={"workers": 1})
+    alone = spec.cluster.model_copy(update={"workers": 1, "device": "cuda" if plan.gpus else "cpu"})
     return spec.model_copy(update={"train": share, "cluster": alone})
 
 

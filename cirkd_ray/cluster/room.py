@@ -11,6 +11,7 @@ from typing import NamedTuple
 import ray
 import torch
 
+from cirkd_ray.cluster.capacity import head_bytes, trials_on_head
 from cirkd_ray.cluster.measuring import of_one_worker, on_a_worker
 from cirkd_ray.cluster.resources import Plan, places_on
 from cirkd_ray.config import RunSpec, from_tree
@@ -86,7 +87,13 @@ def fitted(sweep: SweepSpec, base: RunSpec, plan: Plan, places: int, folder: Pat
     if pack == "auto":
         if room.full:
             raise ConfigError(f"train.batch_size: {_refused(room)}; lower it or data.crop")
-        size, reason = choose(room.taken[TRIAL], room.there, sharing(sweep), places)
+        trials = sharing(sweep)
+        bounds = {
+            f"{trials} trials can share": trials,
+            f"{places} packs at a time share the trials": -(-trials // places),
+            "the head has room for the processes of no more": trials_on_head(head_bytes(), places),
+        }
+        size, reason = choose(room.taken[TRIAL], room.there, bounds)
         say(f"resources.pack: packs of {size}: {reason}")
     else:
         size, reason = pack, _checked(room, pack)

@@ -145,7 +145,7 @@ def _run(sweep: Sweep) -> None:
 
     plan = largest_plan(sweep.spec, sweep.base, ray.cluster_resources())
     check_places(plan, sweep.base)
-    fits = cluster_capacity(plan, sweep.spec.resources.concurrent)
+    fits = cluster_capacity(plan, sweep.spec.resources.concurrent, sweep.pack)
     base = placed(sweep.spec, sweep.base, plan)
     sweep = replace(sweep, spec=fitted(sweep.spec, base, plan, fits.count, sweep.folder, sweep.say))
     packs = f" packs of {sweep.pack}" if sweep.pack > 1 else ""

@@ -22,6 +22,7 @@ from cirkd_ray.cluster.watch import watched
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import TrainingError, TransientError, UserError
 from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
 from cirkd_ray.train.outcome import FAILURE, read_failure
@@ -187,6 +188,8 @@ def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:
         UserError, TrainingError: as of `fit`.
     """
     spec, directory = launch.spec, launch.directory
+    for each, _, _ in launch.runs:
+        require_loggers(each)
     plan = plan_run(spec, ray.cluster_resources())
     check_places(plan, spec)
     if plan.sizes:

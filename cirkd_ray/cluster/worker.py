@@ -17,6 +17,7 @@ import ray.train.torch
 import torch
 
 from cirkd_ray.cluster.elastic import ResizeRequest
+from cirkd_ray.cluster.prometheus import PrometheusGauges
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
@@ -24,14 +25,15 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.workers import ElasticSpec
 from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
-from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+from cirkd_ray.report.listeners import RunLog
+from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.loop import Ended, Entry, train_cohort
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.preemption import Notice
-from cirkd_ray.train.reporter import LocalReporter, Reporter
+from cirkd_ray.train.reporter import Listener, LocalReporter, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.snapshot import BackgroundWriter, Snapshot
 from cirkd_ray.train.split import for_world
@@ -169,7 +171,9 @@ def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[E
                 "runs must be written to storage that all nodes share"
             )
         spec = held.enter_context(staged(spec)) if several_nodes else spec
-        listeners = [RunLog(directory), TensorBoardListener(directory)] if world.is_main else []
+        listeners: list[Listener] = []
+        if world.is_main:
+            listeners = [RunLog(directory, 0), PrometheusGauges(directory), *chosen_loggers(spec, directory)]
         reporter: Reporter = RayReporter(directory, spec)
         if len(runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints

@@ -113,15 +113,16 @@ def _unseen(
 def _shown(
     runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
 ) -> Sequence[dict[str, object] | Exception]:
-    from cirkd_ray.report.listeners import RunLog, TensorBoardListener
+    from cirkd_ray.report.listeners import RunLog
+    from cirkd_ray.report.loggers import chosen_loggers
     from cirkd_ray.report.progress import Beside, RunProgress
     from cirkd_ray.train.local import run_together
 
     progress = RunProgress(runs[0][0].train.steps)
     shown = [progress, *(Beside(spec.name, progress) for spec, _ in runs[1:])]
     listeners = [
-        [first, RunLog(directory), TensorBoardListener(directory)]
-        for first, (_, directory) in zip(shown, runs, strict=True)
+        [first, RunLog(directory, 0), *chosen_loggers(spec, directory)]
+        for first, (spec, directory) in zip(shown, runs, strict=True)
     ]
     try:
         return run_together(runs, listeners)

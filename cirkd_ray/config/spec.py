@@ -98,6 +98,11 @@ class TrainSpec(Spec):
     export: Cosmetic[Literal["fp32", "fp16"]] = Field("fp32", description="numbers of the exported student")
     keep_checkpoints: Cosmetic[int] = Field(2, ge=2, description="more than the last, in case it is damaged")
     pictures: Cosmetic[int] = Field(4, ge=0, description="validation images shown in TensorBoard")
+    loggers: Cosmetic[tuple[str, ...]] = Field(
+        ("tensorboard",),
+        description="what keeps the run's figures: tensorboard, mlflow, wandb, json (log.jsonl), or "
+        "package.module:Class of your own",
+    )
     precision: Cohort[Computes[Literal["auto", "fp32", "bf16", "fp16"]]] = Field(
         "auto", description="auto: bf16 on CUDA, fp16 on its older cards, fp32 on CPUs"
     )

@@ -1,19 +1,13 @@
-"""Files that a run writes for people while it trains: `tensorboard/` and `log.txt`.
-
-They are listeners of the run (`cirkd_ray.train.reporter.Listener`), on its main rank.
-"""
+"""What a run says while it trains, written to its `log.txt`."""
 
 from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from cirkd_ray.config.composition import flatten
-from cirkd_ray.evaluate.evaluation import COUNTS, EvaluationResult, over_classes
-from cirkd_ray.report.tensorboard import TensorBoard
-from cirkd_ray.train.disk import require_free
+from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.train.reporter import Listener
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -25,69 +19,23 @@ UNDER_WAY = re.compile(r"(.+): (\d+) of (\d+) images are done")
 """The line of a validation that goes on."""
 PAUSE = 15.0
 """Seconds between two lines of one validation."""
-_ROOM = 2_000_000
-"""Bytes that must be free before events are written: pictures of a validation, and more."""
-_VALIDATION = {"miou", "pixel_accuracy", "mean_class_accuracy", "frequency_weighted_iou", "step", *COUNTS}
-
-
-class TensorBoardListener(Listener):
-    """Writes the run's `tensorboard` folder."""
-
-    def __init__(self, directory: RunDirectory) -> None:
-        self.directory = directory
-        self.board: TensorBoard | None = None
-        self.hparams: dict[str, Any] | None = None
-
-    def start(self, spec: dict[str, Any], step: int) -> None:
-        """Open the event file; what it holds after `step` is superseded."""
-        self._write(step + 1, lambda board: None)
-        self.hparams = {k: v for k, v in flatten(spec).items() if isinstance(v, bool | int | float | str)}
-
-    def metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Every figure of a line, losses under `loss/`, the rest under `train/`."""
-        if self.hparams is not None:
-            shown = {k: v for k, v in metrics.items() if k not in _VALIDATION}
-            named = {k if "/" in k else f"train/{k}": v for k, v in shown.items()}
-            self._write(step, lambda board: board.scalars(step, named))
-
-    def validation(self, step: int, result: EvaluationResult) -> None:
-        """Scores, confusion matrix and pictures."""
-        if self.hparams is not None:
-            self._write(step, lambda board: board.validation(step, result))
-
-    def finish(self, result: Mapping[str, Any]) -> None:
-        """Hyper-parameters beside the final figures."""
-        if self.hparams is not None:
-            hparams = self.hparams
-            kinds = [kind for kind in ("best", "last") if result.get(kind)]
-            scores = {f"hparam/{kind}_miou": result[kind]["miou"] for kind in kinds}
-            self._write(result["steps"] + 1, lambda board: board.hparams(hparams, scores))
-            if self.board is not None:
-                self.board.close()
-
-    def _write(self, step: int, act: Callable[[TensorBoard], None]) -> None:
-        """Write events of `step`, all or none that count: after a failure, the next go to a new file, from
-        which on TensorBoard drops what earlier ones hold of that step and later ones."""
-        require_free(self.directory.path, _ROOM)
-        try:
-            if self.board is None:
-                self.board = TensorBoard(self.directory.tensorboard, purge_step=step)
-            act(self.board)
-            self.board.flush()
-        except OSError:
-            self.board = None
-            raise
 
 
 class RunLog(Listener):
-    """Writes the run's messages and main figures to its `log.txt`, a line each."""
+    """Writes the run's messages and main figures to its `log.txt`, a line each.
 
-    def __init__(self, directory: RunDirectory) -> None:
-        self.directory = directory
-        self._said = 0.0
+    Args:
+        directory: the run's.
+        rank: of this process; None for the run's driver or controller.
+    """
+
+    def __init__(self, directory: RunDirectory, rank: int | None = None) -> None:
+        self.directory, self.rank = directory, rank
+        self._said, self._step = 0.0, None if rank is None else 0
 
     def start(self, spec: dict[str, Any], step: int) -> None:
         """The recipe's name, the first and the last step."""
+        self._step = step
         self.message(f"{SHOWN_LIVE}{spec['name']}: step {step} to {spec['train']['steps']}")
 
     def underway(self, what: str, done: int, total: int) -> None:
@@ -101,7 +49,8 @@ class RunLog(Listener):
         names = {"loss/total": "loss", "miou": "mIoU", "images_per_second": "images/s"}
         figures = [f"{text} {metrics[name]:.4g}" for name, text in names.items() if name in metrics]
         figures += [f"over {classes}"] if (classes := over_classes(metrics)) else []
-        self.message(f"{SHOWN_LIVE}step {step}: {', '.join(figures)}")
+        self._step, rest = step, {name: value for name, value in metrics.items() if name != "step"}
+        self.directory.log(f"{SHOWN_LIVE}step {step}: {', '.join(figures)}", self.rank, step, **rest)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The end."""
@@ -109,4 +58,4 @@ class RunLog(Listener):
 
     def message(self, text: str) -> None:
         """Append."""
-        self.directory.log(text)
+        self.directory.log(text, self.rank, self._step)

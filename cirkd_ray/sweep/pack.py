@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from cirkd_ray.config import RunSpec, from_tree
@@ -75,16 +76,15 @@ def sharing(sweep: SweepSpec) -> int:
     return max(groups.values())
 
 
-def choose(each: Taken, there: int | None, trials: int, places: int) -> Choice:
-    """The size of a pack: as large as fits and pays, and small enough that no place is left without one.
+def choose(each: Taken, there: int | None, bounds: Mapping[str, int]) -> Choice:
+    """The size of a pack: as large as fits and pays.
 
     Args:
         each: what the heaviest member takes.
         there: bytes that a worker has for it; None where nobody knows.
-        trials: that can share.
-        places: packs at a time.
+        bounds: reason -> the largest size that it leaves.
     """
-    bounds = {f"{trials} trials can share": trials, f"{places} at a time share them": -(-trials // places)}
+    bounds = dict(bounds)
     if there is not None:
         bounds[f"no more fit into {size_text(there)}"] = max(1, most_that_fit(each, there))
     why = min(bounds, key=lambda reason: bounds[reason])

@@ -137,8 +137,8 @@ def train_cohort(
         cohort.stop_all.duty = Duties(duties)
     try:
         return cohort.train()
-    except BaseException:
-        cohort.settle()  # the first error is the one to tell
+    except BaseException as error:
+        cohort.settle(error)  # the first error is the one to tell
         raise
 
 
@@ -196,11 +196,12 @@ class Cohort:
                 raise each
         return [self.ended[place] for place in sorted(self.ended)]
 
-    def settle(self) -> None:
+    def settle(self, error: BaseException) -> None:
         """Wait until no checkpoint is being written any more; how that ends is not told."""
         for member in self.members.values():
             with suppress(Exception):
                 member.reporter.settle()
+            member.told.close(error)
 
     def _walk(self) -> None:
         """The steps from where the last member is, as long as one has a turn."""
@@ -313,6 +314,7 @@ class Cohort:
                     f"failed at step {member.done + 1}: {first_line(ended)}; the others go on"
                 )
                 traceback.clear_frames(ended.__traceback__)
+        member.told.close(ended)
         del member
         gc.collect()
         if self.world.device.type == "cuda" and self.members:

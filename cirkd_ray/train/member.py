@@ -270,7 +270,7 @@ class Member:
         if not self.world.is_main:
             return None
         state = self.copy_to_host({**state_of(self.run), **vars(self.progress)})
-        return Snapshot(state, self.told.patience, self.told.heartbeat.alive)
+        return Snapshot(state, self.told.patience, self.told.heartbeat.alive, self.told.checkpoint)
 
     def finish(self) -> dict[str, Any]:
         """Write `result.json`."""

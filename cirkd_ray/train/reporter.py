@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.train.checkpoint import prune_checkpoints
@@ -71,8 +71,16 @@ class LocalReporter:
         prune_checkpoints(self.folder, self.keep)
 
 
+Ending = Literal["finished", "stopped", "failed"]
+"""How a run leaves a process that it has not died with; `stopped` and `failed` ones may be resumed."""
+
+
 class Listener:
-    """Follows a run on its main rank; every method may be left out."""
+    """Follows a run on its main rank; every method may be left out.
+
+    This is the one interface of all that shows or keeps what a run tells: the log, the terminal, TensorBoard,
+    Prometheus, MLflow, Weights & Biases and loggers of a user's own (`cirkd_ray.report.loggers`).
+    """
 
     def start(self, spec: dict[str, Any], step: int) -> None:
         """Training begins, or goes on, at `step`."""
@@ -89,5 +97,11 @@ class Listener:
     def message(self, text: str) -> None:
         """Something that the user should know."""
 
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint of that step is in the run's directory; called in the thread that wrote it."""
+
     def finish(self, result: Mapping[str, Any]) -> None:
         """The run's result."""
+
+    def close(self, how: Ending) -> None:
+        """The run is over here, after `finish` or without it; nothing follows."""

@@ -7,12 +7,14 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
-import time
 from collections.abc import Mapping
+from datetime import datetime
+from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -24,7 +26,29 @@ from cirkd_ray.files import append_line, plain_json, write_text
 
 MODEL_FILES = ("student.safetensors", "model.json")
 """The exported model."""
+JSON_LOG = "CIRKD_JSON_LOG"
+"""Environment variable: runs that begin keep their log as JSON lines, too."""
+_OVERVIEWS = ("sweep.yaml", "comparison.yaml")
+"""Files of a folder that holds the runs of a sweep or comparison."""
+_GENERATION = re.compile(r"g\d+")
 PACKAGES = ("torch", "torchvision", "ray", "timm", "numpy", "opencv-python-headless")
+
+
+class Labels(NamedTuple):
+    """What a run is called where the figures of many are kept.
+
+    Attributes:
+        run: the name of its folder, or that of the sweep or comparison that it belongs to.
+        trial: what it is called in there; "" for a run of its own.
+    """
+
+    run: str
+    trial: str
+
+    @property
+    def name(self) -> str:
+        """Both."""
+        return f"{self.run}/{self.trial}" if self.trial else self.run
 
 
 class RunDirectory:
@@ -38,6 +62,7 @@ class RunDirectory:
         self.result = self.path / "result.json"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
+        self.json_log = self.path / "log.jsonl"
 
     def create(self, spec: RunSpec) -> None:
         """Make the directory and write `run.yaml`.
@@ -58,6 +83,8 @@ class RunDirectory:
             tree = movable_tree(spec, self.path)
             tree["_environment"] |= environment()
             write_text(self.recipe, yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+            if os.environ.get(JSON_LOG) or "json" in spec.train.loggers:
+                self.json_log.touch()
         except OSError as error:
             raise ConfigError(
                 f"{self.path}: cannot be written ({error.strerror}); choose another --out"
@@ -78,9 +105,38 @@ class RunDirectory:
         tree = read_yaml(self.recipe)
         return moved_spec(tree, self.path)
 
-    def log(self, text: str) -> None:
-        """Add a line to `log.txt`."""
-        append_line(self.path / "log.txt", f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}")
+    @cached_property
+    def overview(self) -> Path | None:
+        """The folder of the sweep or comparison that the run belongs to."""
+        above = self.path.parents[:3]
+        return next((at for at in above if any((at / name).is_file() for name in _OVERVIEWS)), None)
+
+    @cached_property
+    def labels(self) -> Labels:
+        """The names of this run."""
+        if self.overview is None:
+            return Labels(self.path.name, "")
+        _, *parts = self.path.relative_to(self.overview).parts  # `trials`, `controls`, `runs`, ...
+        return Labels(self.overview.name, "/".join(p for p in parts if not _GENERATION.fullmatch(p)))
+
+    def log(self, text: str, rank: int | None = None, step: int | None = None, **figures: float) -> None:
+        """Add a line to `log.txt`, and to `log.jsonl` where that was begun.
+
+        Args:
+            text: the line.
+            rank: of the worker that says it; None: the run's driver or controller.
+            step: that it is about, where that is known.
+            figures: of the step.
+        """
+        now = datetime.now().astimezone()
+        append_line(self.path / "log.txt", f"{now:%Y-%m-%d %H:%M:%S} {text}")
+        if self.json_log.is_file():
+            row = {"time": now.isoformat(timespec="milliseconds"), **self.labels._asdict()}
+            row |= {"level": "warning" if text.startswith("WARNING") else "info", "rank": rank, "step": step}
+            append_line(
+                self.json_log,
+                _line({**row, "message": text.strip(), **({"figures": figures} if figures else {})}),
+            )
 
     def append_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Add one line to `metrics.jsonl`."""

@@ -25,6 +25,7 @@ class Snapshot:
         state: what a checkpoint holds; nothing in it changes any more.
         patience: waits where it cannot be written for a while.
         written: called whenever the disk has taken another part of it.
+        done: called with the step when all of it is written.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class Snapshot:
         state: dict[str, Any],
         patience: Patience | None = None,
         written: Callable[[], None] = lambda: None,
+        done: Callable[[int], None] = lambda step: None,
     ) -> None:
-        self.state, self.patience, self.written = state, patience, written
+        self.state, self.patience, self.written, self.done = state, patience, written, done
         self.name = checkpoint_name(state["step"])
 
     def write(self, folder: Path) -> None:
@@ -47,6 +49,7 @@ class Snapshot:
             write()
         else:
             self.patience.write(write)
+        self.done(self.state["step"])
 
 
 class HostCopy:

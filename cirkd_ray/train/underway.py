@@ -13,9 +13,9 @@ from cirkd_ray.train.distributed import World
 from cirkd_ray.train.heartbeat import Heartbeat, Phase
 from cirkd_ray.train.patience import Patience
 from cirkd_ray.train.progress import RunProgress
-from cirkd_ray.train.reporter import Listener
+from cirkd_ray.train.reporter import Ending, Listener
 from cirkd_ray.train.rundir import RunDirectory
-from cirkd_ray.train.stop import Interrupted, asked
+from cirkd_ray.train.stop import Interrupted, Stopped, asked
 
 
 def say_now(text: str, directory: RunDirectory, listeners: Sequence[Listener], world: World) -> None:
@@ -25,7 +25,7 @@ def say_now(text: str, directory: RunDirectory, listeners: Sequence[Listener], w
             listener.message(text)
     if not world.is_main:
         with suppress(OSError):
-            directory.log(f"worker {world.rank} on {socket.gethostname()}: {text}")
+            directory.log(f"worker {world.rank} on {socket.gethostname()}: {text}", rank=world.rank)
 
 
 class Underway:
@@ -121,6 +121,23 @@ class Underway:
         """A validation is over, and its scores are in `progress`."""
         if self.world.is_main:
             self.patience.write(lambda: self.directory.append_validation(done, progress.best, progress.last))
+
+    def checkpoint(self, step: int) -> None:
+        """A checkpoint of that step is written."""
+        for listener in self.listeners:
+            with suppress(Exception):  # it is there, whoever hears of it
+                listener.checkpoint(step)
+
+    def close(self, ended: object) -> None:
+        """The run is over here.
+
+        Args:
+            ended: its result, or the error that ended it.
+        """
+        how: Ending = "failed" if isinstance(ended, BaseException) else "finished"
+        for listener in self.listeners:
+            with suppress(Exception):  # how the run ended is the one thing to tell
+                listener.close("stopped" if isinstance(ended, Stopped) else how)
 
     def finish(self, result: Mapping[str, Any]) -> None:
         """The run has this result."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator
@@ -123,7 +124,7 @@ def export_model(
         with _exporting(f"{loaded.model.name}: cannot be exported as {kind}", options):
             written = None
             if kind == "onnx":
-                written = _write_onnx(module, example, options, opset, draft)
+                written = _write_onnx(module, example, options, opset, draft, _about(loaded, options))
             elif kind == "torchscript":
                 _write_torchscript(module, example, draft)
             else:
@@ -156,7 +157,26 @@ def _axes(options: ExportOptions, free: tuple[Any, Any, Any]) -> tuple[dict[int,
     return ({0: free[0], 2: free[1], 3: free[2]},) if options.dynamic else None
 
 
-def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opset: int, path: Path) -> int:
+def _about(loaded: LoadedModel, options: ExportOptions) -> dict[str, str]:
+    """What the file says of itself, as JSON by key: for programs that have nothing but the file."""
+    facts = {
+        "classes": list(loaded.classes.names),
+        "palette": [list(colour) for colour in loaded.classes.palette],
+        "preprocessing": "in the graph" if options.preprocessing else loaded.preprocessing.to_dict(),
+        "network": loaded.model.name,
+        "input": "RGB, N x 3 x H x W, float32" + (", 0..255" if options.preprocessing else ", preprocessed"),
+    }
+    return {key: json.dumps(value) for key, value in facts.items()}
+
+
+def _write_onnx(
+    module: nn.Module,
+    example: Tensor,
+    options: ExportOptions,
+    opset: int,
+    path: Path,
+    about: dict[str, str],
+) -> int:
     """Returns the operator set, which is not always what was asked for."""
     program = torch.onnx.export(
         module,
@@ -169,6 +189,7 @@ def _write_onnx(module: nn.Module, example: Tensor, options: ExportOptions, opse
         verbose=False,
     )
     assert program is not None
+    program.model.metadata_props.update(about)
     program.save(str(path), external_data=False)
     return int(program.model.opset_imports[""])
 

@@ -1,6 +1,6 @@
 """Hosts of a network of their own on this machine, whose links can be cut: network namespaces and a bridge.
 
-All of it is in a namespace of this process (`unshare`, of a user without rights, too), and ends with it.
+All of it is in namespaces of one process (`unshare`, of a user without rights, too), and ends with it.
 Nothing is seen or reached from outside.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
 import secrets
 import shutil
 import socket
@@ -21,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.train.rundir import RunDirectory
+from tests.cluster.several_nodes import restarts
 from tests.paths import REPO
 
-ALONE = ["unshare", "--user", "--map-root-user", "--net"]
+ALONE = ["unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
 HEAD = "10.77.0.1"
 
 
@@ -36,17 +36,17 @@ def permitted() -> bool:
         return False
 
 
-def through_cuts(recipe: Path, out: Path, cuts: list[tuple[int, float]]) -> dict[str, Any]:
+def through_cuts(recipe: Path, out: Path, cuts: list[tuple[int, float, bool]]) -> dict[str, Any]:
     """Train a recipe in `out/run` on two hosts beside a head, and cut the second one's link.
 
     Args:
         recipe: of two workers of one CPU each, which waits for nodes.
         out: for the run.
-        cuts: (lines of metrics before it, seconds that it lasts) of each.
+        cuts: (lines of metrics before it, seconds that it lasts, whether the run loses the host) of each.
 
     Returns:
         The command's `code`, and of each cut `seconds` from its beginning, and `healed` from its end, to the
-        first line of metrics of a later step; `restarts` so far.
+        next line of metrics, after a restart where the host was lost; `restarts` so far.
     """
     plan = json.dumps({"recipe": str(recipe), "out": str(out), "cuts": cuts})
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
@@ -78,7 +78,6 @@ class _Hosts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {**os.environ, "GLOO_SOCKET_IFNAME": "eth0", "PYTHONUNBUFFERED": "1"}
-        self.processes: list[subprocess.Popen[bytes]] = []
         ip("link set lo up")
         ip("link add br0 type bridge")
         ip("addr add 10.77.0.254/24 dev br0")
@@ -86,7 +85,7 @@ class _Hosts:
         self.places = [self._host(number) for number in (1, 2, 3)]
         start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
         head = [*start, "--head", f"--node-ip-address={HEAD}", "--num-cpus=0", "--port=6379"]
-        self.on(0, [*head, f"--temp-dir={folder}/0"])
+        self.head = self.on(0, [*head, f"--temp-dir={folder}/0"])
         for number in (1, 2):
             words = [*start, f"--address={HEAD}:6379", f"--node-ip-address=10.77.0.{number + 1}"]
             node = " ".join([*words, "--num-cpus=1", f"--temp-dir={folder}/{number}"])
@@ -95,7 +94,6 @@ class _Hosts:
     def _host(self, number: int) -> int:
         """The process whose network it is."""
         holder = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
-        self.processes.append(holder)
         here = Path("/proc/self/ns/net").readlink()
         while Path(f"/proc/{holder.pid}/ns/net").readlink() == here:
             time.sleep(0.01)
@@ -110,19 +108,16 @@ class _Hosts:
         """Start a command on a host."""
         inside = ["nsenter", "--target", str(self.places[host]), "--net", *words]
         with (self.folder / f"{host}.log").open("a") as log:
-            process = subprocess.Popen(inside, env=self.environment, stdout=log, stderr=log)
-        self.processes.append(process)
-        return process
+            return subprocess.Popen(inside, env=self.environment, stdout=log, stderr=log)
 
     def wait(self) -> None:
         """Until the head answers."""
-        end = time.monotonic() + 180
-        while time.monotonic() < end:
+        while self.head.poll() is None:
             with contextlib.suppress(OSError), socket.create_connection((HEAD, 6379), timeout=1):
                 time.sleep(5)  # its own node comes next
                 return
             time.sleep(0.5)
-        raise TimeoutError("the head does not answer")
+        raise RuntimeError((self.folder / "0.log").read_text())
 
     def cut(self, host: int, seconds: float) -> None:
         """Cut its link for so long."""
@@ -133,10 +128,8 @@ class _Hosts:
 
 def main(plan: dict[str, Any]) -> None:
     """Do it, and print what came of it as the last line."""
-    import psutil
-
     folder = Path(tempfile.mkdtemp(prefix="rl", dir="/tmp"))  # short: it holds sockets
-    me, found = psutil.Process(), []
+    found = []
     try:
         hosts = _Hosts(folder)
         hosts.environment["RAY_ADDRESS"] = f"{HEAD}:6379"
@@ -144,25 +137,23 @@ def main(plan: dict[str, Any]) -> None:
         hosts.wait()
         run = RunDirectory(Path(plan["out"]) / "run")
         command = hosts.on(0, [sys.executable, "-m", "cirkd_ray", *words])
-        for lines, seconds in plan["cuts"]:
+        for lines, seconds, lost in plan["cuts"]:
             while command.poll() is None and len(run.read_metrics()) < lines:
                 time.sleep(0.05)
-            begun = time.monotonic()
+            wanted, begun = len(restarts(run)) + lost, time.monotonic()
             hosts.cut(2, seconds)
-            healed = time.monotonic()
-            step = run.read_metrics()[-1]["step"]
+            healed, step = time.monotonic(), run.read_metrics()[-1]["step"]
+            while command.poll() is None and len(restarts(run)) < wanted:
+                time.sleep(0.05)
+            step = restarts(run)[-1] if lost else step
             while command.poll() is None and run.read_metrics()[-1]["step"] <= step:
                 time.sleep(0.05)
             now = time.monotonic()
-            restarts = len(re.findall("continuing at step", (run.path / "log.txt").read_text()))
-            found.append({"seconds": now - begun, "healed": now - healed, "restarts": restarts})
+            found.append({"seconds": now - begun, "healed": now - healed, "restarts": len(restarts(run))})
         code = command.wait(timeout=900)
         said = "".join(path.read_text() for path in folder.glob("*.log"))
         print(said, json.dumps({"code": code, "cuts": found}), sep="\n", flush=True)
     finally:
-        for process in me.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                process.kill()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -99,10 +99,10 @@ class _Nodes:
 
     def do(self, event: Event) -> tuple[int, float]:
         """Returns the step of the last line at it, and the seconds from it until the run went on."""
-        restarts, begun = len(self.restarts()), time.monotonic()
+        before, begun = len(restarts(self.run)), time.monotonic()
         if event.what in ("add", "grow"):
             self.nodes.append(self.cluster.add_node(num_cpus=1))
-            return self.step(), self.recovery(begun, restarts) if event.what == "grow" else 0.0
+            return self.step(), self.recovery(begun, before) if event.what == "grow" else 0.0
         node = self.nodes[event.node]
         if event.what == "drain":
             drain(self.cluster.address, node.node_id, time.time() + event.seconds)
@@ -110,19 +110,13 @@ class _Nodes:
             begun += event.seconds
         step = self.step()
         self.cluster.remove_node(node, allow_graceful=False)
-        return step, self.recovery(begun, restarts)
+        return step, self.recovery(begun, before)
 
-    def restarts(self) -> list[int]:
-        """The steps at which the run went on."""
-        log = self.run.path / "log.txt"
-        found = re.findall(r"continuing at step (\d+)", log.read_text() if log.exists() else "")
-        return [int(step) for step in found]
-
-    def recovery(self, begun: float, restarts: int) -> float:
+    def recovery(self, begun: float, before: int) -> float:
         """Seconds from `begun` to the first line of metrics after one restart more than there were."""
         while self.thread.is_alive():
-            found = self.restarts()
-            if len(found) > restarts and self.step() > found[-1]:
+            found = restarts(self.run)
+            if len(found) > before and self.step() > found[-1]:
                 break
             time.sleep(0.05)
         return round(time.monotonic() - begun, 1)
@@ -131,6 +125,13 @@ class _Nodes:
         """Of the last line."""
         rows = self.run.read_metrics()
         return int(rows[-1]["step"]) if rows else 0
+
+
+def restarts(run: RunDirectory) -> list[int]:
+    """The steps at which a run went on."""
+    log = run.path / "log.txt"
+    found = re.findall(r"continuing at step (\d+)", log.read_text() if log.exists() else "")
+    return [int(step) for step in found]
 
 
 def drain(address: str, node: str, end: float) -> None:

@@ -26,7 +26,7 @@ def test_a_moment_is_waited_for_and_a_host_that_was_lost_is_taken_back(
     recipe.write_text(waits.to_yaml())
     open_directory(whole, spec, resume=True)
     fit(spec, whole)
-    found = through_cuts(recipe, tmp_path, [(4, 4.0), (12, 60.0)])
+    found = through_cuts(recipe, tmp_path, [(4, 4.0, False), (12, 80.0, True)])
     directory = RunDirectory(tmp_path / "run")
     log = (directory.path / "log.txt").read_text()
     print(log, found)

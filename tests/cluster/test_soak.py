@@ -117,7 +117,7 @@ def footprint() -> dict[str, float]:
     end = time.monotonic() + 60
     while time.monotonic() < end and any("RayTrainWorker" in _title(process) for process in _children()):
         time.sleep(0.5)
-    me = psutil.Process()
+    me, address = psutil.Process(), ray.get_runtime_context().gcs_address
     groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
     return {
         "MiB": me.memory_info().rss / 2**20,
@@ -128,7 +128,7 @@ def footprint() -> dict[str, float]:
         ),
         "open files": me.num_fds(),
         "threads": me.num_threads(),
-        "actors": len(list_actors(filters=[("state", "!=", "DEAD")], limit=10_000)),
+        "actors": len(list_actors(address, filters=[("state", "!=", "DEAD")], limit=10_000)),
         "placement groups": len(groups),
         "temporary files": len(list(Path(os.environ.get("TMPDIR", "/tmp")).rglob("cirkd-*"))),
         "CPUs in use": ray.cluster_resources()["CPU"] - ray.available_resources().get("CPU", 0.0),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -44,21 +43,6 @@ def test_every_command_has_help_and_each_option_says_what_it_does(
     options = [param for param in command_at(path).params if isinstance(param, click.Option)]
     assert "--debug" in {name for option in options for name in option.opts}
     assert all(option.help for option in options)
-
-
-def readme_lines() -> list[str]:
-    lines = (REPO / "README.md").read_text(encoding="utf-8").splitlines()
-    commands = [part.strip() for line in lines for part in line.split("#")[0].split(";")]
-    return [text for text in commands if text.startswith("cirkd ")]
-
-
-@pytest.mark.parametrize("line", readme_lines())
-def test_the_command_lines_of_the_readme_are_taken(line: str) -> None:
-    assert isinstance(parsed(shlex.split(line)[1:]), dict)
-
-
-def test_the_readme_shows_most_commands() -> None:
-    assert len({line.split()[1] for line in readme_lines()}) >= 9
 
 
 @pytest.mark.parametrize(

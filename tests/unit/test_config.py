@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from cirkd_ray.config.composition import apply_overrides, flatten, merge, parse_
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.sweep.space_file import find_space, load_space
 from tests.errors import refuses
-from tests.paths import REPO
 
 SMALL = {"model": {"name": "deeplabv3:resnet10t"}, "data": {"name": "shapes"}}
 
@@ -216,26 +214,6 @@ def test_another_data_set_takes_none_of_the_inherited_ones_settings(tmp_path: Pa
         assert set(spec.data.settings) == {"form", "subset"}
     same = load_run("quickstart", ["data.name=shapes"]).data
     assert same.settings == before.settings
-
-
-def test_the_readmes_own_recipe_is_valid(tmp_path: Path) -> None:
-    block = re.search(r"```yaml\n(# mine\.yaml.+?)```", (REPO / "README.md").read_text(), re.S)
-    assert block is not None
-    (tmp_path / "mine.yaml").write_text(block[1])
-    spec = load_run(str(tmp_path / "mine.yaml"))
-    assert spec.teacher is not None
-    assert spec.teacher.weights == "/models/teacher"
-    assert {"cirkd_memory", "logits"} <= set(spec.distill.losses if spec.distill else ())
-
-
-def test_the_readmes_own_space_is_valid(tmp_path: Path) -> None:
-    from cirkd_ray.sweep.space_check import check_space
-    from cirkd_ray.sweep.space_file import load_space
-
-    block = re.search(r"```yaml\n(# space\.yaml.+?)```", (REPO / "README.md").read_text(), re.S)
-    assert block is not None
-    (tmp_path / "space.yaml").write_text(block[1])
-    assert check_space(load_space(str(tmp_path / "space.yaml"))).train.steps == 4000
 
 
 def test_a_root_in_a_file_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,6 +49,8 @@ LATE_PACKAGES = {
     "onnxruntime",
     "rich",
     "torch",
+    "mlflow",
+    "wandb",
 }
 """Slow or optional packages, which functions elsewhere may import."""
 TOP_LEVEL = {

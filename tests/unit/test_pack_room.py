@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cirkd_ray.cluster import room
+from cirkd_ray.cluster.capacity import capacity, trials_on_head
 from cirkd_ray.cluster.measuring import of_one_worker
 from cirkd_ray.cluster.resources import Plan
 from cirkd_ray.cluster.room import PACK, Room, fitted, fitting_cohorts, ram_of_worker
@@ -39,26 +40,28 @@ def test_a_cohort_holds_one_teacher_and_works_for_one_member() -> None:
 
 
 @pytest.mark.parametrize(
-    ("there", "trials", "places", "size", "why"),
+    ("there", "most", "size", "why"),
     [
-        (None, 99, 1, 10, "save less than 3%"),  # 4/9 + 1 s a member; a tenth saves 3.1 %, an eleventh 2.6 %
-        (175, 99, 1, 4, "no more fit into 175 B"),
-        (100, 99, 1, 1, "no more fit"),
-        (None, 3, 1, 3, "3 trials can share"),
-        (None, 12, 4, 3, "4 at a time share them"),
+        (None, 99, 10, "save less than 3%"),  # 4/9 + 1 s a member; a tenth saves 3.1 %, an eleventh 2.6 %
+        (175, 99, 4, "no more fit into 175 B"),
+        (100, 99, 1, "no more fit"),
+        (None, 3, 3, "so it is"),
     ],
 )
-def test_a_pack_is_as_large_as_fits_and_pays(
-    there: int | None, trials: int, places: int, size: int, why: str
-) -> None:
-    found = choose(EACH, there, trials, places)
+def test_a_pack_is_as_large_as_fits_and_pays(there: int | None, most: int, size: int, why: str) -> None:
+    found = choose(EACH, there, {"so it is": most})
     assert found.size == size
     assert why in found.reason
     assert f"{size} x 10 B a member" in found.reason
 
 
 def test_without_a_costly_teacher_nothing_is_gained() -> None:
-    assert choose(EACH._replace(shared_seconds=0.02), None, 9, 1).size == 1
+    assert choose(EACH._replace(shared_seconds=0.02), None, {"so it is": 9}).size == 1
+
+
+def test_the_head_has_room_for_the_processes_of_trials() -> None:
+    assert [trials_on_head(memory, 2) for memory in (0.0, 4.4e9, 5.6e9, 8.1e9)] == [1, 1, 2, 4]
+    assert capacity(CPU, {"CPU": 64}, 11e9, None, pack=6).reason == "11.0 GB on the head / 5.2"
 
 
 def test_trials_share_by_value() -> None:
@@ -111,7 +114,8 @@ def test_several_micro_batches_hold_their_maps(teacher: Path) -> None:
 
 def test_one_worker_has_its_share_of_the_batch() -> None:
     spec = of_one_worker(tiny_baseline(train={"batch_size": 8}), Plan(4, 1.0, 0))
-    assert (spec.train.batch_size, spec.cluster.workers) == (2, 1)
+    assert (spec.train.batch_size, spec.cluster.workers, spec.cluster.device) == (2, 1, "cpu")
+    assert of_one_worker(tiny_baseline(), GPU).cluster.device == "cuda"
 
 
 def test_workers_share_the_ram_of_their_node() -> None:
@@ -131,6 +135,7 @@ def measurement(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, RunSpec]]:
         return Room(175, "a GPU", dict.fromkeys(specs, EACH))
 
     monkeypatch.setattr(room, "measure", measure)
+    monkeypatch.setattr(room, "head_bytes", lambda: 1e12)
     return asked
 
 
@@ -167,6 +172,7 @@ def test_a_trial_that_does_not_fit_its_part_of_a_gpu_is_refused(
         return Room(140, "0.5 x a GPU", dict.fromkeys(specs, EACH), frozenset(specs) if full else frozenset())
 
     monkeypatch.setattr(room, "measure", measure)
+    monkeypatch.setattr(room, "head_bytes", lambda: 1e12)
     base, part, full = tiny_distillation(teacher), Plan(1, 1.0, 0.5), False
     with refuses("cluster.gpus_per_worker", ConfigError, "145 B", "140 B", "0.5 x a GPU"):
         fitted(space(), base, part, 2, tmp_path, print)

@@ -323,10 +323,10 @@ def test_readers_take_no_torn_line(tmp_path: Path) -> None:
 def test_events_go_on_in_a_new_file_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    from cirkd_ray.report.listeners import TensorBoardListener
+    from cirkd_ray.report.loggers.tensorboard import TensorBoardLogger
     from cirkd_ray.report.tensorboard import TensorBoard
 
-    listener, real, failed = TensorBoardListener(RunDirectory(tmp_path)), TensorBoard.flush, [False]
+    listener, real, failed = TensorBoardLogger(RunDirectory(tmp_path)), TensorBoard.flush, [False]
     listener.start(patient(0).to_dict(), 0)
     listener.metrics(1, {"loss/task": 1.0})
 

@@ -81,14 +81,29 @@ def test_what_may_change_when_a_run_is_resumed() -> None:
     cluster |= {"gpus_per_worker", "hang_timeout", "preemption_interval", "storage_timeout", "disk"}
     assert free == {
         *(f"cluster.{name}" for name in cluster),
-        *("data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
+        *(
+            "data.root",
+            "data.workers",
+            "train.log_every",
+            "train.keep_checkpoints",
+            "train.pictures",
+            "train.loggers",
+        ),
         *("name", "description", "train.export", "baseline"),
         *(f"published.{name}" for name in ("miou", "split", "source", "note")),
     }
 
 
 FREE = (
-    *("cluster.", "data.root", "data.workers", "train.log_every", "train.keep_checkpoints", "train.pictures"),
+    *(
+        "cluster.",
+        "data.root",
+        "data.workers",
+        "train.log_every",
+        "train.keep_checkpoints",
+        "train.pictures",
+        "train.loggers",
+    ),
     *("name", "description", "published", "train.export", "baseline"),
 )
 EQUAL = ("train.", "data.", "model.", "optim.", "task.")
@@ -151,7 +166,14 @@ def test_sections_are_held_where_they_hold_what_is_held() -> None:
 def test_what_concerns_recipes_tells_or_is_common() -> None:
     assert NOT_INHERITED == ("name", "description", "published")
     assert paths_with(Role.COSMETIC) == (
-        *("train.log_every", "train.export", "train.keep_checkpoints", "train.pictures", "baseline"),
+        *(
+            "train.log_every",
+            "train.export",
+            "train.keep_checkpoints",
+            "train.pictures",
+            "train.loggers",
+            "baseline",
+        ),
     )
     common = ("crop", "scale_range", "scale_step", "flip", "max_class_share")
     common += ("color_jitter", "blur", "erase", "paste", "workers")
