@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from cirkd_ray.bench import _losses_naive as naive
 from cirkd_ray.losses import LOSSES, DistillationLoss, LossInputs, build_loss
-from cirkd_ray.losses.maps import tokens
+from cirkd_ray.losses.maps import MapPair
 from cirkd_ray.losses.symmetric import relational_kl_symmetric
 from cirkd_ray.losses.whole import resize_labels
 from cirkd_ray.report.tables import TextTable
@@ -203,10 +203,10 @@ def enqueue_pair(shape: Shape, device: torch.device) -> tuple[list[DistillationL
     inputs = make_inputs(shape, device)
     ours = make_loss("cirkd_memory", shape, device)
     plain = copy.deepcopy(ours)
-    labels = resize_labels(inputs.labels, (shape.height, shape.width)).flatten(1)
-    teacher = tokens(F.normalize(inputs.teacher.feature, dim=1))
+    labels = resize_labels(inputs.labels, (shape.height, shape.width))
+    pair = MapPair(inputs.student.feature, inputs.teacher.feature, labels, None)
     return [ours, plain], [
-        lambda: ours._enqueue(teacher, labels, inputs),  # type: ignore[operator]
+        lambda: ours._enqueue(pair, inputs),  # type: ignore[operator]
         lambda: naive.enqueue(plain, inputs),
     ]
 
