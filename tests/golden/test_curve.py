@@ -25,7 +25,7 @@ from cirkd_ray.weights import save_model
 from tests.tinyrun import NETWORK, tiny_tree
 
 RECORDED = Path(__file__).with_name("curve.json")
-STEPS, STEADY = 50, 6
+STEPS, STEADY = 50, 12
 LOSSES: dict[str, dict[str, Any]] = {
     "kd": {"kind": "kd"},
     "cwd": {"kind": "cwd", "weight": 3},
@@ -88,11 +88,11 @@ def curve(folder: Path) -> dict[str, list[float]]:
 def test_a_run_of_fifty_steps_is_as_it_was_recorded(tmp_path: Path) -> None:
     recorded, now = json.loads(RECORDED.read_text()), curve(tmp_path)
     assert now.keys() == recorded.keys()
-    # Rounding of another make of CPU reaches 1e-6 at the sixth step, 1e-4 at the 15th and half of a loss at
-    # the 32nd, in float64, too: from there on only means can be held.
+    # Rounding of another make of CPU reaches 1e-4 at the 15th step and half of a loss at the 32nd, in
+    # float64, too: from there on only means can be held.
     for name, values in recorded.items():
         if name != "miou":
-            assert now[name][:STEADY] == pytest.approx(values[:STEADY], rel=1e-5), name
+            assert now[name][:STEADY] == pytest.approx(values[:STEADY], rel=1e-6), name
             later, then = (sum(found[STEADY:]) for found in (now[name], values))
             assert later == pytest.approx(then, rel=0.15), name
     assert now["miou"] == pytest.approx(recorded["miou"], abs=0.05)
