@@ -151,13 +151,18 @@ def joined(minimum_cpus: float) -> Iterator[bool]:
             _start(minimum_cpus, logging.WARNING if verbose else logging.ERROR, verbose, started)
         except (ConnectionError, ValueError, RuntimeError) as error:
             address = os.environ.get("RAY_ADDRESS", "local")
-            reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"RAY_ADDRESS={address}: cannot join Ray ({reason}).\n"
+                f"RAY_ADDRESS={address}: cannot join Ray ({_reason(error)}).\n"
                 "Is the head running, and are RAY_AUTH_MODE and its token set?"
             ) from None
         started.callback(ray.shutdown)
         yield False
+
+
+def _reason(error: Exception) -> str:
+    """What Ray says is wrong: its first line, and its last where that is a cause's."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" .")]
+    return " ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else type(error).__name__
 
 
 NOISE = ("worker processes have been started", "A worker died or was killed while executing a task")

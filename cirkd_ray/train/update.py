@@ -25,7 +25,7 @@ class FiniteUpdate:
 
     def __init__(self, precision: str, device: torch.device) -> None:
         self.scaler = make_scaler(precision, device)
-        self._one = torch.ones((), device=device)
+        self._one = torch.ones((), dtype=torch.float32, device=device)
 
     def backward(self, loss: Tensor, share: float) -> None:
         """Add `share` times the gradient of `loss`; if the loss is not finite, none of them is."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._raylet import AuthenticationTokenLoader, Config
 from ray.job_submission import JobStatus
 from ray.runtime_env import RuntimeEnv
 
@@ -73,6 +74,14 @@ class Head:
 
     def stop_job(self, job: str) -> None:
         self.stopped = job
+
+
+@pytest.fixture(autouse=True)
+def _own_tokens() -> Iterator[None]:
+    """Ray keeps the mode and the token that it has read for as long as the process lives."""
+    yield
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 @pytest.fixture
