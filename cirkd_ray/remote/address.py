@@ -13,9 +13,13 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import quote, urlsplit, urlunsplit
+
+from cirkd_ray.errors import ConfigError
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
+_SLASHED = re.compile(r"([^:]+://[^/@:?[]+:)(?!\d+/)([^@?]*/[^@?]*)@")
+"""A URL whose password has a slash in it, as secret keys of S3 do."""
 _TABLE = "CIRKD_ADDRESSES"
 """Environment variable: JSON, URL without secrets -> the URL that was given."""
 SHIPPED = "package"
@@ -26,12 +30,18 @@ def url(place: str | Path) -> str | None:
     """The URL that a text or a path is, without its secrets; None for a path of this machine.
 
     A `Path` made of a URL has one slash of the two; that is mended.
+
+    Raises:
+        ConfigError: it begins as a URL does, and is none.
     """
     text = str(place)
     found = _URL.match(text)
     if found is None or found[1].lower() == SHIPPED:
         return None
-    return _without_secrets(f"{found[1]}://{text[found.end() :]}")
+    bare, full = _split(f"{found[1]}://{text[found.end() :]}")
+    if bare != full.rstrip("/") and ("?" in full or "@" in full):
+        learn({bare: full})
+    return bare
 
 
 def is_url(place: str | Path) -> bool:
@@ -39,14 +49,22 @@ def is_url(place: str | Path) -> bool:
     return url(place) is not None
 
 
-def _without_secrets(full: str) -> str:
-    parts = urlsplit(full, allow_fragments=False)
+def _split(full: str) -> tuple[str, str]:
+    """A URL without its secrets, and as a connection is opened with it.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if found := _SLASHED.match(full):
+        full = f"{found[1]}{quote(found[2], safe='')}{full[found.end(2) :]}"
+    try:
+        parts = urlsplit(full, allow_fragments=False)
+    except ValueError as error:
+        raise ConfigError(f"{full.partition('://')[0]}://...: is no URL ({error})") from None
     user, _, host = parts.netloc.rpartition("@")
-    netloc = parts.netloc if ":" not in user else host  # `container@account` of Azure is no secret
-    bare = urlunsplit((parts.scheme, netloc, parts.path, "", "")).rstrip("/")
-    if parts.query or netloc != parts.netloc:
-        learn({bare: full})
-    return bare
+    open_to_all = ":" not in user and not parts.scheme.startswith("http")  # as Azure's `container@account`
+    netloc = parts.netloc if open_to_all else host
+    return urlunsplit((parts.scheme, netloc, parts.path, "", "")).rstrip("/"), full
 
 
 def with_secrets(bare: str) -> str:
@@ -86,4 +104,13 @@ def without_secrets(value: Any) -> Any:
 
 def shown(text: str) -> str:
     """A line of text, such as a command line, with no secret in any URL."""
-    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"]+", lambda found: str(without_secrets(found[0])), text)
+    return re.sub(r"[A-Za-z][A-Za-z0-9+.-]+://[^\s'\"]+", lambda found: _shown(found[0]), text)
+
+
+def _shown(found: str) -> str:
+    if "?" not in found and "@" not in found:
+        return found
+    try:
+        return _split(found)[0]
+    except ConfigError:
+        return f"{found.partition('://')[0]}://..."

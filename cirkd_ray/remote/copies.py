@@ -41,7 +41,7 @@ def url_of(path: Path) -> str | None:
         scheme, *parts = path.absolute().relative_to(scratch()).parts
     except ValueError:
         return None
-    return f"{scheme}://{'/'.join(parts)}" if parts else None
+    return f"{scheme}://{'/'.join(parts)}" if parts and not scheme.startswith(".") else None
 
 
 def address(path: str | Path) -> str:

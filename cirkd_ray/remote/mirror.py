@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cirkd_ray.errors import ConfigError, StorageError, TransientError, UserError, first_line
 from cirkd_ray.remote.copies import url_of
@@ -91,6 +92,7 @@ class Mirror:
 
         Raises:
             StorageError: that was not possible in time; with what is not there.
+            ConfigError: another command has taken the unit over.
         """
         self._over.set()
         self._now.set()
@@ -99,6 +101,8 @@ class Mirror:
         while True:
             try:
                 return self._push(ended=True)
+            except ConfigError:  # another try would not succeed
+                raise
             except UserError as error:
                 if time.monotonic() > deadline:
                     raise self._unfinished(error) from None
@@ -126,9 +130,11 @@ class Mirror:
         Raises:
             ConfigError: it is renewed meanwhile.
         """
+        begun = time.monotonic()
         first = writer = self.unit.writer()
         while writer is not None and not writer["ended"] and writer["call"] != _call:
-            age = time.time() - writer["at"]
+            # By this machine's clock alone where the other one's is ahead.
+            age = max(time.time() - writer["at"], time.monotonic() - begun)
             with self.unit.held():
                 if self.unit.is_mine(writer) or age > max(60.0, 4 * writer["every"]):
                     return  # of the same machine: a lock on the folder says whether that process lives
@@ -147,14 +153,35 @@ class Mirror:
     def _push(self, ended: bool = False, whole: bool = True) -> None:
         unit = self.unit
         with unit.held():
-            mine = unit.is_mine(unit.writer())
-            if not mine and not ended:
-                unit.pull(False, lambda path: path.endswith(LINES))
-            if not mine or (self.handed and not ended):
+            writer = unit.writer()
+            if writer is None and unit.taken and not self.handed:  # all was deleted there: once more
+                unit.known.clear()
+            elif not unit.is_mine(writer):
+                self._require_this_call(writer)
+                if not ended:
+                    unit.pull(False, lambda path: path.endswith(LINES))
                 return
-            unit.push(whole)
-            if ended or time.monotonic() - self.marked > self.every:
-                self._mark(ended)
+            if ended or not self.handed:
+                unit.push(whole, self._renew)
+                self._mark(ended) if ended else self._renew()
+
+    def _require_this_call(self, writer: dict[str, Any] | None) -> None:
+        """Refuse to go on where another command writes.
+
+        Raises:
+            ConfigError: so it is.
+        """
+        if writer is None or writer["call"] != _call:
+            who = f"a command on {writer['host']} has taken it over" if writer else "has been deleted"
+            raise ConfigError(
+                f"{self.unit.url}: {who};\n"
+                f"what is written here from now on is not uploaded, it stays in {self.unit.folder}"
+            )
+
+    def _renew(self) -> None:
+        """Let others see that this command lives."""
+        if time.monotonic() - self.marked > self.every:
+            self._mark()
 
     def _mark(self, ended: bool = False) -> None:
         host, at = socket.gethostname(), time.time()
@@ -180,7 +207,8 @@ class Mirror:
         now = time.monotonic()
         if error is not None and not self.away:
             self.away = now
-            self.say(f"WARNING: {first_line(error)}; the work goes on, and what it writes is uploaded later")
+            later = "" if isinstance(error, ConfigError) else ", and what it writes is uploaded later"
+            self.say(f"WARNING: {first_line(error)}; the work goes on{later}")
         elif error is None and self.away:
             self.say(f"{self.unit.url}: is reached again after {now - self.away:.0f} s; all is uploaded")
             self.away = 0.0
@@ -204,6 +232,11 @@ class Mirror:
     def _unfinished(self, error: Exception) -> StorageError:
         with self.unit.held():
             left = self.unit.unsent()
+        if not left:
+            return StorageError(
+                f"{self.unit.url}: all is uploaded, but it could not be marked as ended ({error});\n"
+                "until that is old, a few minutes, no other command can write there"
+            )
         more = f" and {len(left) - 3} more" if len(left) > 3 else ""
         return StorageError(
             f"{self.unit.url}: {len(left)} files are not uploaded ({', '.join(left[:3])}{more}): {error};\n"
@@ -252,7 +285,7 @@ def say_unfinished(mirror: Mirror, timeout: float, say: Say) -> None:
     """Finish; where that is not possible, only say so: the error that ends the work is the one to raise."""
     try:
         mirror.finish(timeout)
-    except StorageError as error:
+    except (ConfigError, StorageError) as error:
         say(f"WARNING: {error}")
 
 

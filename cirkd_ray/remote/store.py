@@ -10,6 +10,7 @@ variables and files (AWS_ENDPOINT_URL for a server other than Amazon's).
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ _REFUSED = ("ACCESS_DENIED", "INVALID_ACCESS_KEY_ID", "SIGNATURE_DOES_NOT_MATCH"
 _WHOLE = ("s3", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "memory")
 """Protocols whose writes are whole or not there, and which have no folders to make."""
 _STAMPS = ("etag", "ETag", "md5Hash", "mtime", "last_modified", "LastModified", "modified", "created")
+_FRACTION = re.compile(r"\.\d+")
 _BLOCK = 8_000_000
 
 
@@ -207,7 +209,7 @@ def token_of(entry: Mapping[str, Any]) -> Token:
     """The token in one of fsspec's descriptions of a file."""
     size, key = entry.get("size"), next((key for key in _STAMPS if entry.get(key)), "")
     stamp = str(entry.get(key, ""))  # pyarrow's: some requests tell fractions of a second, others do not
-    return None if size is None else int(size), stamp.partition(".")[0] if key == "mtime" else stamp
+    return None if size is None else int(size), _FRACTION.sub("", stamp) if key == "mtime" else stamp
 
 
 def _s3_endpoint() -> str | None:

@@ -2,8 +2,8 @@
 
 A pass up uploads what has changed here, in such an order that whoever reads there, or goes on from there
 after this machine is lost, finds nothing half made: what describes a run; lines of metrics; the exported
-student and pages; checkpoints, each with its manifest last; results. Only then what is gone here is deleted
-there.
+student and pages; checkpoints, each with its manifest last; files of events; results. Only then what is gone
+here is deleted there.
 
 Which of the two is right where they differ says the writer's mark, an object in the folder: the working copy
 that wrote last is right, in all others the bucket is.
@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from filelock import FileLock
@@ -34,11 +34,14 @@ MANIFEST = "manifest.json"
 """Of a checkpoint: uploaded when all else of it is there."""
 LINES = (".jsonl", "log.txt")
 """Ends of the names of files that grow by lines."""
+LOGS = ("log.txt", "log.jsonl")
+"""Files to which the driver adds lines while workers on another machine do, too."""
 _MARKS = ("result.json", "outcome.json", "failure.json")
 _FIRST = (".yaml", "data.json", "data-files.json.gz", "teacher.txt")
 _LEFT_OUT = ("checkpoint_manager_snapshot.json",)  # Ray Train's list, which a run does without
 _ENTRY = re.compile(r"^(?=\d{4}-\d\d-\d\d \d\d:\d\d:\d\d )", re.MULTILINE)
 """The beginning of an entry of `log.txt`."""
+_ROW = re.compile(r"^(?=\{)", re.MULTILINE)
 _EVENTS = "events.out.tfevents"
 _EVENTS_PACE = 1e6
 """Bytes a second: a file of events, which is uploaded whole, is not uploaded again sooner than that."""
@@ -123,10 +126,10 @@ class Unit:
             changed = known is None or here != known["here"]
             newer = known is None or changed or known["there"] != list(token)
             if (known is None and here is None) or (not mine and newer):
-                self._fetch(path, token, merge=here is not None and changed and path.endswith("log.txt"))
+                self._fetch(path, token, merge=here is not None and changed and path.endswith(LOGS))
         for path in [path for path in self.known if wanted(path) and path not in there]:
             del self.known[path]
-            if not mine:
+            if not mine and not self._is_apart(path):
                 (self.folder / path).unlink(missing_ok=True)
 
     def unsent(self) -> list[str]:
@@ -136,7 +139,7 @@ class Unit:
     def holds_more(self, writer: dict[str, Any] | None) -> bool:
         """Whether something would be lost here if what is there took its place; the log is joined instead."""
         found = self._here() if writer is None else self.unsent()
-        return any(not path.endswith("log.txt") for path in found)
+        return any(not path.endswith(LOGS) for path in found)
 
     def set_aside(self) -> Path:
         """Move the folder away: another machine went on, and what it holds is not there. Within `held`."""
@@ -148,11 +151,12 @@ class Unit:
         self.known, self.taken = {}, False
         return aside
 
-    def push(self, whole: bool = True) -> None:
+    def push(self, whole: bool = True, between: Callable[[], None] = lambda: None) -> None:
         """Upload what has changed, then delete there what is gone here; within `held`.
 
         Args:
             whole: also files of events that were uploaded a moment ago.
+            between: called before each upload.
 
         Raises:
             UserError: what is behind the URL cannot be written now; another pass goes on.
@@ -163,8 +167,12 @@ class Unit:
             changed = [path for path in changed if not self._is_soon(path, here[path])]
         complete = True
         for group in _groups(changed, here):
+            between()
             complete &= self.send(group)
         gone = [path for path in self.known if path not in here]
+        for path in [path for path in gone if self._is_apart(path)]:
+            gone.remove(path)
+            del self.known[path]
         for path in sorted(gone, key=_rank, reverse=True) if complete and here else ():
             self.store.remove(path)
             del self.known[path]
@@ -195,8 +203,10 @@ class Unit:
         target = self.folder / path
         if merge:
             there, here = self.store.read(path).decode(), target.read_text(encoding="utf-8")
-            entries = dict.fromkeys([*_ENTRY.split(there), *_ENTRY.split(here)])
-            write_text(target, "".join(sorted(entries, key=lambda entry: entry[:19])))
+            # By the time, which is what an entry begins with.
+            beginning, time_ends = (_ROW, 33) if path.endswith(".jsonl") else (_ENTRY, 19)
+            entries = dict.fromkeys([*beginning.split(there), *beginning.split(here)])
+            write_text(target, "".join(sorted(entries, key=lambda entry: entry[:time_ends])))
             return
         for _ in range(_TRIES):  # until nobody replaces it meanwhile
             self.store.fetch(path, target)
@@ -257,6 +267,10 @@ class Unit:
                         found[relative] = stamp
         return found
 
+    def _is_apart(self, path: str) -> bool:
+        """Whether a file that was this unit's lies in a folder that has become a unit of its own."""
+        return any((self.folder / above / STATE).is_file() for above in [*PurePosixPath(path).parents][:-1])
+
     def _stamp(self, path: str) -> Stamp | None:
         try:
             found = (self.folder / path).stat()
@@ -281,7 +295,9 @@ def _rank(path: str) -> tuple[int, str]:
     if name.endswith(LINES):
         return 1, path
     if name in _MARKS:
-        return 5, path
+        return 6, path
+    if _EVENTS in name:
+        return 5, path  # a machine that is about to be taken away has its checkpoint there first
     return (2 if name.endswith(".safetensors") else 3), path
 
 
@@ -301,4 +317,4 @@ def _groups(changed: list[str], here: dict[str, Stamp]) -> Iterator[list[str]]:
         elif rank == 4 and f"{folder}/{MANIFEST}" in here:
             checkpoints.setdefault(folder, []).append(path)
     yield from (checkpoints[folder] for folder in sorted(checkpoints, reverse=True))
-    yield from ([path] for path in sorted(changed) if _rank(path)[0] == 5)
+    yield from ([path] for path in sorted(changed, key=_rank) if _rank(path)[0] > 4)

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from cirkd_ray.config import load_run
+from cirkd_ray.errors import ConfigError
 from cirkd_ray.remote.address import is_url, known_secrets, learn, shown, url, with_secrets, without_secrets
 from cirkd_ray.train.stop import line_to_continue
+from tests.errors import refuses
 
 FULL = "s3://KEY:PASSWORD@bucket/runs?region=eu-west-1"
 
@@ -28,6 +30,9 @@ def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
             "abfss://container@account.dfs.core.windows.net/a",
             "abfss://container@account.dfs.core.windows.net/a",
         ),
+        ("s3://KEY:PASS/WO+RD@bucket/runs", "s3://bucket/runs"),
+        ("https://TOKEN@host/a.pth", "https://host/a.pth"),
+        ("http://[::1]:9000/a", "http://[::1]:9000/a"),
         ("gs://bucket/some root/#1/", "gs://bucket/some root/#1"),
         (Path("s3://bucket/a"), "s3://bucket/a"),
         ("package://quickstart/teacher", None),
@@ -62,3 +67,22 @@ def test_recipes_and_command_lines_have_none() -> None:
     assert line.replace("'", "").endswith(
         "train --out s3://bucket/runs --set model.weights=https://host/a.pth --name a"
     )
+
+
+def test_a_password_may_hold_what_ends_a_host() -> None:
+    url("s3://KEY:PASS/WO+RD@bucket/runs")
+    assert with_secrets("s3://bucket/runs/a") == "s3://KEY:PASS%2FWO%2BRD@bucket/runs/a"
+
+
+def test_what_is_only_shown_is_not_learnt() -> None:
+    url(FULL)
+    before = known_secrets()
+    assert shown(f"cannot open {FULL[:-3]}") == "cannot open s3://bucket/runs"
+    assert shown("cannot open https://host/a?sig=12 now") == "cannot open https://host/a now"
+    assert known_secrets() == before
+
+
+def test_what_is_no_url_is_shown_without_its_rest() -> None:
+    assert "1234" not in shown("http://[x/a?sig=1234")
+    with refuses("http://...", ConfigError):
+        url("http://[x/a?sig=1234")

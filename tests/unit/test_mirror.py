@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 
 from cirkd_ray.errors import ConfigError, StorageError
 from cirkd_ray.remote.copies import address, addressed, copy_id, copy_of, url_of
-from cirkd_ray.remote.mirror import Mirror, mirrored, retake
+from cirkd_ray.remote.mirror import Mirror, join_call, mirrored, retake, this_call
 from cirkd_ray.remote.reading import fetch_all, fetch_checkpoint, fetch_folder
+from cirkd_ray.remote.store import token_of
 from cirkd_ray.remote.unit import MARK, STATE, Unit
 from tests.buckets import Machines
 from tests.errors import refuses
@@ -124,11 +126,11 @@ def test_uploads_are_in_an_order_that_leaves_nothing_half_made(machines: Machine
         "metrics.jsonl",
         "student.safetensors",
         "model.json",
-        "tensorboard/events.out.tfevents",
         "checkpoints/step_00000004/state.pt",
         "checkpoints/step_00000004/manifest.json",
         "checkpoints/step_00000002/state.pt",
         "checkpoints/step_00000002/manifest.json",
+        "tensorboard/events.out.tfevents",
         "result.json",
     ]
     assert shelf.files()["metrics.jsonl"] == b'{"step": 2}\n', "whole lines"
@@ -376,3 +378,144 @@ def test_names_never_lead_out_of_the_folder(machines: Machines, shelf: Shelf) ->
     with mirrored(folder, 60, 0, say):
         assert (folder / "run.yaml").is_file()
     assert not list(machines.folder.rglob("evil.txt"))
+
+
+def test_a_folder_that_becomes_a_unit_of_its_own_keeps_what_it_had(machines: Machines, shelf: Shelf) -> None:
+    """As the folders of a comparison's runs, in which something lies before they begin."""
+    folder, (_, say) = copy_of(RUN), said()
+    child = folder / "runs" / "x"
+    with mirrored(folder, 60, 0, say):
+        write(child, data_dot_json="{}")
+        Mirror(folder, 60, 0, say)._push()
+        with mirrored(child, 60, 0, say):
+            write(child, run_dot_yaml="recipe")
+        Mirror(folder, 60, 0, say)._push()
+        with Unit(folder).held():
+            pass
+    assert set(shelf.files()) >= {"runs/x/data.json", "runs/x/run.yaml"}
+    machines.on("two")
+    with mirrored(copy_of(RUN), 60, 0, say):
+        assert fetch_all(copy_of(RUN), lambda path: True)
+    machines.on("one")
+    with mirrored(folder, 60, 0, say):
+        assert (child / "data.json").is_file()
+
+
+def test_a_command_says_that_another_has_taken_its_folder_over(machines: Machines, shelf: Shelf) -> None:
+    folder, (lines, say) = copy_of(RUN), said()
+    call = this_call()
+
+    def taken_over() -> None:
+        with mirrored(folder, 0.05, 60, say):
+            write(folder, metrics_dot_jsonl="1\n")
+            mark = {"copy": "elsewhere", "call": "another", "host": "there", "at": 0, "every": 1}
+            Unit(folder).store.write(MARK, json.dumps({**mark, "ended": False}).encode())
+            Unit(folder).store.write("metrics.jsonl", b"theirs\n")
+            deadline = time.monotonic() + 30
+            while not lines and time.monotonic() < deadline:
+                time.sleep(0.02)
+            write(folder, metrics_dot_jsonl="1\n2\n")
+
+    begun = time.monotonic()
+    with refuses(RUN, ConfigError, "there", str(folder)):
+        taken_over()
+    assert time.monotonic() - begun < 40, "no other try can succeed"
+    assert (folder / "metrics.jsonl").read_text() == "1\n2\n", "what this one wrote stays here"
+    assert shelf.files()["metrics.jsonl"] == b"theirs\n"
+    assert this_call() == call
+    (line,) = lines
+    assert "uploaded later" not in line
+
+
+def test_what_is_deleted_there_during_the_work_is_uploaded_again(machines: Machines, shelf: Shelf) -> None:
+    folder, (_, say) = copy_of(RUN), said()
+    with mirrored(folder, 60, 0, say):
+        write(folder, run_dot_yaml="recipe", metrics_dot_jsonl="1\n")
+        Mirror(folder, 60, 0, say)._push()
+        shelf.fs.store.clear()
+    assert (folder / "metrics.jsonl").read_text() == "1\n"
+    assert shelf.files() == {"run.yaml": b"recipe", "metrics.jsonl": b"1\n"}
+
+
+def test_json_logs_of_two_machines_are_joined(
+    machines: Machines, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver, (lines, say) = copy_of(RUN), said()
+
+    def row(second: int, text: str) -> str:
+        return json.dumps({"time": f"2026-01-01T10:00:{second:02}.000+00:00", "message": text}) + "\n"
+
+    with mirrored(driver, 60, 5, say):
+        write(driver, run_dot_yaml="recipe", log_dot_jsonl=row(1, "begun"))
+        Mirror(driver, 60, 0, say).hand_over()
+        machines.on("two")
+        join_call(call := "call of one")
+        with mirrored(copy_of(RUN), 60, 5, say):
+            write(copy_of(RUN), log_dot_jsonl=row(1, "begun") + row(3, "step"))
+        machines.on("one")
+        assert this_call() == call
+        write(driver, log_dot_jsonl=row(1, "begun") + row(2, "restart"))
+        retake(driver)
+    assert not lines, "nothing is set aside for a line of the log"
+    told = [json.loads(line)["message"] for line in shelf.files()["log.jsonl"].splitlines()]
+    assert told == ["begun", "restart", "step"]
+
+
+def test_the_mark_is_renewed_during_a_long_upload(
+    machines: Machines, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (_, say) = copy_of(RUN), said()
+    seen = []
+    with mirrored(folder, 60, 0, say):
+        mirror = Mirror(folder, 1e-9, 0, say)
+        write(folder, a_dot_json="1", b_dot_json="2")
+        opened = shelf.fs.open
+
+        def watch(path: str, *args: Any, **kwargs: Any) -> Any:
+            seen.append(path.rpartition("/")[2])
+            return opened(path, *args, **kwargs)
+
+        monkeypatch.setattr(shelf.fs, "open", watch)
+        mirror._push()
+    written = [name for name in seen if name in (MARK, "a.json", "b.json")]
+    assert written.index(MARK) < written.index("b.json")
+
+
+def test_a_mark_of_a_clock_that_is_ahead_is_not_waited_for_longer(
+    machines: Machines, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, (lines, say) = copy_of(RUN), said()
+    mark = {"copy": "elsewhere", "call": "c", "host": "there", "every": 1, "ended": False}
+    Unit(folder).store.write(MARK, json.dumps({**mark, "at": time.time() + 3600}).encode())
+    now = [0.0]
+
+    def pause(seconds: float) -> None:
+        now[0] += seconds
+        assert now[0] < 100, "waits for an hour"
+
+    monkeypatch.setattr("cirkd_ray.remote.mirror.time.sleep", pause)
+    monkeypatch.setattr("cirkd_ray.remote.mirror.time.monotonic", lambda: now[0])
+    Mirror(folder, 60, 0, say)._wait_for_others()
+    (line,) = lines
+    assert "-" not in line.partition("ago")[0].rpartition("wrote")[2]
+
+
+def test_an_end_that_only_lacks_the_mark_says_so(machines: Machines, shelf: Shelf) -> None:
+    folder, (_, say) = copy_of(RUN), said()
+    with refuses(RUN, StorageError, "unplugged") as error, mirrored(folder, 60, 0, say):
+        write(folder, metrics_dot_jsonl="1\n")
+        Mirror(folder, 60, 0, say)._push()
+        shelf.down = True
+    assert "0 files" not in str(error.value)
+
+
+def test_a_time_is_the_same_with_and_without_its_fraction() -> None:
+    whole = datetime(2026, 11, 27, 18, 44, 40, tzinfo=UTC)
+    tokens = {token_of({"size": 1, "mtime": each}) for each in (whole, whole.replace(microsecond=123000))}
+    ((_, stamp),) = tokens
+    assert datetime.fromisoformat(stamp) == whole, "with its zone"
+
+
+def test_what_was_set_aside_can_be_looked_at(machines: Machines) -> None:
+    place = machines.folder / "one" / ".aside" / "s3" / "bucket" / "runs" / "a"
+    assert (url_of(place), address(place)) == (None, str(place))
