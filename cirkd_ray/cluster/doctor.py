@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,21 +113,24 @@ def visit(
     with _visitors(nodes, clock) as visitors:
         asked = {name: each.examine.remote([c for c in checks if c.name != "--out"], question)
                  for name, each in visitors.items()}  # fmt: skip
-        for node in nodes:
-            found = _answer(asked[node.name])
+        for node, found in zip(nodes, _answers(asked).values(), strict=True):
             if isinstance(found, str):
                 findings.append(_silent(node, found))
                 del visitors[node.name]
             else:
                 facts[node.name] = _with_ray(found, node.resources)
-        wrote = _ask(visitors, lambda name, each: each.write.remote(question, name))
+        wrote = _answers({name: each.write.remote(question, name) for name, each in visitors.items()})
         for name, found in wrote.items():
-            facts[name]["--out"] = found
+            if isinstance(found, str):  # its mount hangs, and so would all that it is asked from now on
+                del visitors[name]
+            facts[name]["--out"] = {"error": found, "ahead": None} if isinstance(found, str) else found
         findings += judge(checks, facts, question)
-        seen = _ask(visitors, lambda name, each: each.seen.remote(question))
-        _ask(visitors, lambda name, each: each.clean.remote(question))
+        seen = _answers({name: each.seen.remote(question) for name, each in visitors.items()})
+        _answers({name: each.clean.remote(question) for name, each in visitors.items()})
         findings += judge_shared(
-            {name: not each["error"] for name, each in wrote.items()}, seen, question.out
+            {name: not facts[name]["--out"]["error"] for name in visitors},
+            {name: each for name, each in seen.items() if not isinstance(each, str)},
+            question.out,
         )
         findings += judge_clocks(_skews(visitors))
         findings += judge_network(_transfers([node for node in nodes if node.name in visitors], visitors))
@@ -156,18 +159,19 @@ def _visitors(nodes: Sequence[Node], clock: Callable[[], float]) -> Iterator[dic
             ray.kill(actor)
 
 
-def _answer(reference: Any) -> Any:
+def _answer(reference: Any, timeout: float = PATIENCE) -> Any:
     """What a node says, or as text why it says nothing."""
     try:
-        return ray.get(reference, timeout=PATIENCE)
+        return ray.get(reference, timeout=timeout)
     except Exception as error:  # no answer in time, a worker that does not start, a package that is not there
         return first_line(getattr(error, "cause", None) or error)
 
 
-def _ask(visitors: Mapping[str, Any], question: Callable[[str, Any], Any]) -> dict[str, Any]:
-    """The answers of all nodes, which they give at the same time."""
-    asked = {name: question(name, each) for name, each in visitors.items()}
-    return {name: ray.get(reference, timeout=PATIENCE) for name, reference in asked.items()}
+def _answers(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The same of all nodes, which answer at the same time."""
+    if asked:
+        ray.wait([*asked.values()], num_returns=len(asked), timeout=PATIENCE)
+    return {name: _answer(reference, timeout=1) for name, reference in asked.items()}
 
 
 def _silent(node: Node, reason: str) -> Finding:
@@ -185,11 +189,12 @@ def _with_ray(facts: dict[str, Any], resources: Mapping[str, float]) -> dict[str
 
 
 def _skews(visitors: Mapping[str, Any]) -> dict[str, float]:
-    """Seconds that each node's clock is ahead of this process's."""
-    return {
-        name: skew(lambda each=each: float(ray.get(each.now.remote(), timeout=PATIENCE)))  # type: ignore[misc]
-        for name, each in visitors.items()
-    }
+    """Seconds that each node's clock is ahead of this process's, of those that tell."""
+    found = {}
+    for name, each in visitors.items():
+        with suppress(Exception):  # as of `_answer`; what is wrong there is found otherwise
+            found[name] = skew(lambda each=each: float(ray.get(each.now.remote(), timeout=PATIENCE)))  # type: ignore[misc]
+    return found
 
 
 def _transfers(nodes: Sequence[Node], visitors: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, Any]]:
@@ -199,11 +204,13 @@ def _transfers(nodes: Sequence[Node], visitors: Mapping[str, Any]) -> dict[tuple
         if sender is receiver:
             continue
         there = visitors[receiver.name]
-        port, word = ray.get(there.listen.remote(receiver.address), timeout=PATIENCE)
-        taken = there.take.remote()
-        sent = visitors[sender.name].send.remote(receiver.address, port, word)
-        found[sender.name, receiver.name] = ray.get(sent, timeout=PATIENCE)
-        _answer(taken)
+        told = _answer(there.listen.remote(receiver.address))
+        if not isinstance(told, str):
+            taken = there.take.remote()
+            told = _answer(visitors[sender.name].send.remote(receiver.address, *told))
+            _answer(taken)
+        failed = {"rate": 0.0, "back": 0.0, "error": told}
+        found[sender.name, receiver.name] = failed if isinstance(told, str) else told
     return found
 
 

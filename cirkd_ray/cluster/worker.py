@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -131,7 +131,12 @@ def work(config: dict[str, Any]) -> None:
     try:
         bound_memory(world.device, config["gpus"])
         heartbeat: Heartbeat = config.get("heartbeat", Heartbeat)()
-        with part_of(config["call"]), Pulse(known_as, world, heartbeat), ExitStack() as held:
+        with (
+            part_of(config["call"]),
+            Pulse(known_as, world, heartbeat),
+            ExitStack() as held,
+            _written_down(directory.path),
+        ):
             entries = _entries(config, world, held)
             ended = train_cohort(entries, world, StopWatch(), heartbeat, preemption_notice)
             _tell_failures(entries, ended, world)
@@ -139,14 +144,21 @@ def work(config: dict[str, Any]) -> None:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
         return  # an error would be retried
+    finally:  # Ray kills this process, so that it cannot do so at its end
+        shutil.rmtree(get_temp_dir(), ignore_errors=True)
+
+
+@contextmanager
+def _written_down(folder: Path) -> Iterator[None]:
+    """Write to a run's folder why the block failed, before that is uploaded for the last time."""
+    try:
+        yield
     except TransientError:
         raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
         with suppress(OSError):  # the controller hears of it all the same
-            write_failure(directory.path, error)
+            write_failure(folder, error)
         raise
-    finally:  # Ray kills this process, so that it cannot do so at its end
-        shutil.rmtree(get_temp_dir(), ignore_errors=True)
 
 
 def preemption_notice() -> Notice | None:

@@ -12,6 +12,7 @@ from typing import Any
 from cirkd_ray.data.storage import open_storage
 from cirkd_ray.doctor.checks import Finding, Level, Question
 from cirkd_ray.errors import UserError, first_line
+from cirkd_ray.remote.address import shown
 
 CLOCK_WARNING, CLOCK_ERROR = 1.0, 300.0
 """Seconds of skew. Times of files and logs mislead from the first on; object stores refuse requests that are
@@ -50,9 +51,9 @@ def judge_out(value: Any, question: Question) -> Iterator[Finding]:
         yield Finding("--out", Level.ERROR, f"cannot be written: {value['error']}", advice)
         return
     if value["ahead"] is not None and abs(value["ahead"]) > CLOCK_WARNING:
-        text = f"the clock of {question.out} is {value['ahead']:+.0f} s off this node's"
+        text = f"the clock of {shown(question.out)} is {value['ahead']:+.0f} s off this node's"
         yield Finding("clock", clock_level(value["ahead"]), text, SET_CLOCK)
-    yield Finding("--out", Level.OK, f"{question.out} can be written")
+    yield Finding("--out", Level.OK, f"{shown(question.out)} can be written")
 
 
 SET_CLOCK = "sudo chronyc makestep   # or: sudo systemctl restart systemd-timesyncd"
@@ -85,7 +86,9 @@ def judge_shared(wrote: Mapping[str, bool], seen: Mapping[str, list[str]], out: 
     apart = {node: expected - set(names) for node, names in seen.items()}
     for node, lacks in apart.items():
         if lacks:
-            text = f"{out} is no shared storage: what {', '.join(sorted(lacks))} wrote is not seen here"
+            text = (
+                f"{shown(out)} is no shared storage: what {', '.join(sorted(lacks))} wrote is not seen here"
+            )
             advice = "cirkd train ... --out DIR   # a mount that all nodes share"
             yield Finding("--out", Level.ERROR, text, advice, (node,))
 
@@ -122,9 +125,11 @@ def judge_data(value: Any, question: Question) -> Iterator[Finding]:
     if value["error"]:
         yield Finding("data root", Level.ERROR, value["error"], advice)
     elif not value["names"]:
-        yield Finding("data root", Level.ERROR, f"{question.data} is empty: is its disk mounted?", advice)
+        yield Finding(
+            "data root", Level.ERROR, f"{shown(question.data)} is empty: is its disk mounted?", advice
+        )
     else:
-        yield Finding("data root", Level.OK, f"{question.data} is seen")
+        yield Finding("data root", Level.OK, f"{shown(question.data)} is seen")
 
 
 def compare_data(values: Mapping[str, Any]) -> Iterator[Finding]:

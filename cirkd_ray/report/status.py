@@ -64,7 +64,7 @@ class Status:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return {**vars(self), "place": str(self.place)}
+        return {**vars(self), "place": address(self.place)}
 
 
 def read_status(folder: Path) -> Status:
@@ -80,7 +80,7 @@ def read_status(folder: Path) -> Status:
     elif (folder / "run.yaml").is_file():
         found = _of_run(RunDirectory(folder))
     else:
-        raise ConfigError(f"{folder}: holds no run, sweep or comparison; give the folder of one")
+        raise ConfigError(f"{address(folder)}: holds no run, sweep or comparison; give the folder of one")
     return replace(found, line="") if found.state in ("finished", "running") else found
 
 
@@ -91,7 +91,7 @@ def statuses(out: Path) -> list[Status]:
         ConfigError: there is no such folder.
     """
     if not out.is_dir():
-        raise ConfigError(f"--out {out}: no such folder")
+        raise ConfigError(f"--out {address(out)}: no such folder")
     found = []
     for folder in _folders(out):
         try:
@@ -259,7 +259,12 @@ def lines(each: Status) -> list[str]:
     """What `cirkd status` says of one."""
     kind, state, done, miou, age, left = _cells(each)
     unit = {"run": "steps", "sweep": "trials ended", "comparison": "runs finished"}[each.kind]
-    shown = {"": f"{kind} {each.place}", "state": state, "progress": f"{done} {unit}", "mIoU": f"{miou} %"}
+    shown = {
+        "": f"{kind} {address(each.place)}",
+        "state": state,
+        "progress": f"{done} {unit}",
+        "mIoU": f"{miou} %",
+    }
     shown |= {"last sign": f"{age} ago", "left": f"{left}" if left != "-" else ""}
     shown |= {"note": each.note, "continue with": each.line}
     return [f"{name:14}{text}" if name else text for name, text in shown.items() if text]

@@ -14,6 +14,7 @@ from typing import Any
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import CheckpointError, ConfigError
+from cirkd_ray.remote.copies import url_of
 from cirkd_ray.remote.reading import fetch_near
 from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
 from cirkd_ray.train.checkpoint import none_is_whole
@@ -61,6 +62,8 @@ def named_folder(out: Path, name: str) -> Path:
     """
     if name.strip() in ("", ".", "..") or "/" in name or len(name.encode()) > 200:
         raise ConfigError(f"--name {name[:40]!r}: give the name of one folder, without '/'")
+    if "?" in name and url_of(out) is not None:
+        raise ConfigError(f"--name {name[:40]!r}: a URL ends at a '?'; leave it out")
     return out / name
 
 

@@ -8,7 +8,10 @@ import socket
 import threading
 import urllib.error
 from collections import namedtuple
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +145,62 @@ def test_a_place_behind_a_url() -> None:
     assert places.seen_out(question) == ["a"]
     places.clean_out(question)
     assert places.seen_out(question) == []
+
+
+def test_no_secret_of_a_url_is_told() -> None:
+    secret = "memory://KEY:PASSWORD@doctor/runs"
+    question = Question(secret, data=secret)
+    found = [
+        *places.judge_out({"error": "", "ahead": 1000}, question),
+        *places.judge_shared({"a": True}, {"b": []}, question.out),
+        *places.judge_data({"error": "", "names": 0}, question),
+        *places.judge_data({"error": "", "names": 1}, question),
+    ]
+    assert len(found) == 5
+    assert "PASSWORD" not in str(found)
+    assert all("memory://doctor/runs" in each.text for each in found if "--out" not in each.text[:3])
+
+
+class Hanging:
+    """Stands for Ray and for visitors of two nodes, of which one hangs as soon as it writes to its mount."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, method: str) -> Any:
+        def answer(*given: Any) -> Any:
+            if method == "examine":
+                return {"data root": {"error": "", "names": 1, "digest": ""}}
+            if self.name == "ill":
+                raise TimeoutError("no answer in time")
+            return {
+                "write": {"error": "", "ahead": None},
+                "seen": ["sound"],
+                "clean": None,
+                "now": 0.0,
+                "listen": (1, b""),
+                "take": 0,
+            }[method]
+
+        return SimpleNamespace(remote=lambda *given: partial(answer, *given))
+
+
+def test_a_node_whose_mount_hangs_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> None:
+    from cirkd_ray.cluster import doctor
+
+    nodes = [doctor.Node(name, name, name, {}) for name in ("sound", "ill")]
+    stub = SimpleNamespace(get=lambda ask, timeout: ask(), wait=lambda *a, **k: None)
+    monkeypatch.setattr(doctor, "ray", stub)
+    monkeypatch.setattr(doctor, "living_nodes", lambda: nodes)
+    monkeypatch.setattr(
+        doctor, "_visitors", lambda nodes, clock: nullcontext({n.name: Hanging(n.name) for n in nodes})
+    )
+    monkeypatch.setattr(doctor, "skew", lambda ask: ask())
+    findings, facts = doctor.visit(Question("/runs", data="/data"))
+    (found,) = [each for each in findings if each.level is Level.ERROR]
+    assert (found.check, found.nodes) == ("--out", ("ill",))
+    assert "no answer in time" in found.text
+    assert set(facts) == {"sound", "ill"}
 
 
 def test_a_storage_whose_clock_is_off(tmp_path: Path) -> None:

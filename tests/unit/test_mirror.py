@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import fsspec
 import pytest
+import torch
 
-from cirkd_ray.errors import ConfigError, StorageError
+from cirkd_ray.errors import ConfigError, StorageError, TrainingError
 from cirkd_ray.remote.copies import address, addressed, copy_id, copy_of, url_of
 from cirkd_ray.remote.mirror import Mirror, join_call, mirrored, retake, this_call
 from cirkd_ray.remote.reading import fetch_all, fetch_checkpoint, fetch_folder
@@ -519,3 +521,31 @@ def test_a_time_is_the_same_with_and_without_its_fraction() -> None:
 def test_what_was_set_aside_can_be_looked_at(machines: Machines) -> None:
     place = machines.folder / "one" / ".aside" / "s3" / "bucket" / "runs" / "a"
     assert (url_of(place), address(place)) == (None, str(place))
+
+
+def test_why_a_worker_failed_is_in_the_bucket(
+    machines: Machines, shelf: Shelf, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """So that `cirkd status` tells it, and the next worker there has nothing that the bucket lacks."""
+    from cirkd_ray.cluster import worker
+
+    folder, (_, say) = copy_of(RUN), said()
+
+    def entries(config: Any, world: Any, held: ExitStack) -> list[Any]:
+        held.enter_context(mirrored(folder, 60, 0, say))
+        return []
+
+    def train(*given: Any) -> Any:
+        raise TrainingError("loss: is not finite")
+
+    monkeypatch.setattr(worker, "_entries", entries)
+    monkeypatch.setattr(worker, "train_cohort", train)
+    monkeypatch.setattr(worker, "part_of", lambda call: nullcontext())
+    monkeypatch.setattr(worker, "Pulse", lambda *given: nullcontext())
+    monkeypatch.setattr(worker, "bound_memory", lambda *given: None)
+    monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "get_temp_dir", lambda: str(tmp_path / "temporary"))
+    config = {"directory": RUN, "known_as": str(folder), "threads": None, "gpus": 0, "call": "c"}
+    with refuses("loss", TrainingError):
+        worker.work(config)
+    assert "not finite" in shelf.files()["failure.json"].decode()

@@ -15,10 +15,11 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.base import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
+from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.train.locked import locked
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import each_alone
-from cirkd_ray.train.stages import latest_run, run_name, train_once
+from cirkd_ray.train.stages import latest_run, named_folder, run_name, train_once
 from tests.errors import refuses, require_error
 from tests.tinyrun import tiny_baseline
 
@@ -186,3 +187,9 @@ def test_a_file_that_cannot_be_written_is_named_in_one_line(
     monkeypatch.setattr("cirkd_ray.config.schema.json_schema", full)
     assert main(["recipes", "schema"]) == 2
     assert capsys.readouterr().err == "cirkd: /out/metrics.jsonl: No space left on device\n"
+
+
+def test_a_name_that_a_url_would_cut_is_refused(tmp_path: Path) -> None:
+    with refuses("--name 'a?b'", ConfigError):
+        named_folder(copy_of("s3://bucket/runs"), "a?b")
+    assert named_folder(tmp_path, "a?b") == tmp_path / "a?b"

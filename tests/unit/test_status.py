@@ -16,7 +16,8 @@ from cirkd_ray.cli import main
 from cirkd_ray.compare.plan import begun_comparison, methods_of, open_comparison
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError, TrainingError
-from cirkd_ray.report.status import FRESH, read_status, span
+from cirkd_ray.remote.copies import copy_of
+from cirkd_ray.report.status import FRESH, lines, read_status, span, statuses
 from cirkd_ray.sweep.space_file import load_space
 from cirkd_ray.train.choose import choose_run
 from cirkd_ray.train.locked import locked
@@ -173,6 +174,18 @@ def test_the_commands_print_lines_tables_and_json(tmp_path: Path, capsys: pytest
 def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
     with refuses(tmp_path, ConfigError):
         read_status(tmp_path)
+
+
+def test_what_lies_behind_a_url_is_called_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRKD_SCRATCH", str(tmp_path))
+    url = "s3://bucket/runs/first"
+    found = read_status(make_run(copy_of(url)).path)
+    assert found.to_dict()["place"] == url
+    assert lines(found)[0].split() == ["run", url]
+    with refuses("s3://bucket/nothing", ConfigError):
+        read_status(copy_of("s3://bucket/nothing"))
+    with refuses("--out s3://bucket/nothing", ConfigError):
+        statuses(copy_of("s3://bucket/nothing"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""MLflow: on the server of MLFLOW_TRACKING_URI, or in the folder `mlruns` beside the run."""
+"""MLflow: on the server of MLFLOW_TRACKING_URI, or in `mlruns` beside the run (behind a URL, in it)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.remote.copies import url_of
 from cirkd_ray.report.loggers.base import LOGGERS, Logger, plain_figures, plain_settings
 from cirkd_ray.train.reporter import Ending
 from cirkd_ray.train.rundir import RunDirectory
@@ -39,7 +40,8 @@ class MlflowLogger(Logger):
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        beside = (self.directory.overview or self.directory.path).parent
+        run = self.directory.path
+        beside = run if url_of(run) else (self.directory.overview or run).parent  # or nobody uploads it
         place = os.environ.get("MLFLOW_TRACKING_URI") or (beside / "mlruns").as_uri()
         if "://" not in place or place.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
