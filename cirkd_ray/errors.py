@@ -87,17 +87,3 @@ def public(url: str) -> str:
     netloc = host if ":" in user else parts.netloc  # `container@account` of Azure is no secret
     query = "" if _SIGNED.search(parts.query) else parts.query
     return parts._replace(netloc=netloc, query=query, fragment="").geturl()
-
-
-def require_public(setting: str, place: str | None) -> str | None:
-    """Refuse a place that would be stored and shown with a secret in it; returns it.
-
-    Raises:
-        ConfigError: it is a URL with a password or a signature.
-    """
-    if place is not None and "://" in place and len(public(place)) < len(place.partition("#")[0]):
-        raise ConfigError(
-            f"{setting}: {public(place)} was given with a password or a signature, which the run's files "
-            "would keep;\ngive them as variables or files of the provider's own tools (AWS_..., FSSPEC_...)"
-        )
-    return place

@@ -63,6 +63,11 @@ def runtime_environment(kind: str, variables: dict[str, str]) -> dict[str, Any]:
             raise ConfigError(f"--env {kind}: is not YAML: {' '.join(str(error).split())}") from None
         if not isinstance(tree, dict) or not isinstance(tree.get("excludes") or [], list):
             raise ConfigError(f"--env {kind}: give a mapping of settings, with a list as `excludes`")
+        values = tree.get("env_vars") or {}
+        if not isinstance(values, dict) or not all(isinstance(each, str) for each in values.values()):
+            raise ConfigError(
+                f"--env {kind}: give a mapping of names to texts as `env_vars`, numbers in quotes"
+            )
     else:
         raise ConfigError(f"--env {kind}: pip, image or the path of a runtime environment")
     return {**tree, "env_vars": {**VARIABLES, **(tree.get("env_vars") or {}), **variables}}
@@ -109,7 +114,7 @@ def packed(root: Path, excludes: list[str], say: Callable[[str], None]) -> Itera
         for file in files:
             if Path(file).name not in IGNORES:
                 (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(root / file, folder / file)
+                shutil.copy(root / file, folder / file)
         if not (folder / "cirkd_ray" / "__init__.py").is_file():
             _add_package(folder / "cirkd_ray")
         yield folder

@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.files import require_writable
 from cirkd_ray.remote.address import shown, url
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -122,6 +123,25 @@ def local(ctx: click.Context, param: click.Parameter, value: str | None) -> str 
         place = f"{name} {shown(value)}"
         raise ConfigError(f"{place}: is written on this machine, not to a URL; name a path, perhaps a mount")
     return value
+
+
+def require_file(option: str, value: str | None) -> None:
+    """Look, before long work, whether the file of an option can be written when it has ended.
+
+    No callback: a command line that is submitted is parsed on another machine, too.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    if value is None:
+        return
+    target = Path(value).expanduser()
+    if target.is_dir():
+        raise ConfigError(f"{option} {value}: is a folder; name a file")
+    try:
+        require_writable(target.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {error}") from None
 
 
 def anywhere(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -16,6 +16,7 @@ from cirkd_ray.commands._options import (
     device_option,
     local,
     repeatable,
+    require_file,
     set_option,
     several,
     size_option,
@@ -119,6 +120,7 @@ def step(recipes: Words, **settings: Any) -> None:
     At the recipe's sizes, with random images and weights. Where CIRKD_DEVICE_COUNTERS names the counters of
     a device that computes nothing (MODULE:FUNCTION), there are counts and rooflines only.
     """
+    require_file("--json", settings["file"])
     from cirkd_ray.bench.step import run
     from cirkd_ray.report.console import output
 
@@ -137,6 +139,7 @@ def layout(recipes: Words, **settings: Any) -> None:
     Evaluation, the teacher's forward pass and training at the recipe's sizes, with random images and weights.
     Which is faster depends on network and machine; `train.channels_last` takes the answer.
     """
+    require_file("--json", settings["file"])
     from cirkd_ray.bench.layout import run
     from cirkd_ray.report.console import output
 
@@ -153,6 +156,7 @@ def cohort(**settings: Any) -> None:
     At the recipe's sizes, with random images and weights; loading and augmentation, which a cohort shares as
     well, are left out. Both ways take turns in one run; the best of several repetitions counts.
     """
+    require_file("--json", settings["file"])
     from cirkd_ray.bench.cohort import run
     from cirkd_ray.report.console import output
 
@@ -180,6 +184,7 @@ def scale(recipe: str, **settings: Any) -> None:
     The trainings take turns in one run, so that they can be compared on a busy machine; one of them, in a
     worker of Ray, runs beside the same in a plain process. docs/scale.md has the model's formula.
     """
+    require_file("--json", settings["file"])
     from cirkd_ray.bench.scale import run
     from cirkd_ray.report.console import output
 

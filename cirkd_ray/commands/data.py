@@ -18,6 +18,7 @@ from cirkd_ray.commands._options import (
     Words,
     local,
     out_option,
+    require_file,
     set_option,
     together,
 )
@@ -81,6 +82,7 @@ def check(
     from cirkd_ray.report.data_check import print_findings, print_report
     from cirkd_ray.report.progress import bar
 
+    require_file("--json", target)
     console, failed, palettes = output(), dict[str, DataError](), Palettes()
     splits = build_splits(
         name, root, chosen or ("train", "val"), split_settings(name, overrides), failed=failed

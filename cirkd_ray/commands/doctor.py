@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click import argument, option
 
-from cirkd_ray.commands._options import Words, set_option
+from cirkd_ray.commands._options import Words, require_file, set_option
 from cirkd_ray.commands._options import local as on_disk
 
 if TYPE_CHECKING:
@@ -58,6 +58,7 @@ def command(
     from cirkd_ray.report.console import output
     from cirkd_ray.report.doctor import print_findings
 
+    require_file("--json", json_file)
     spec, question = _question(recipe, overrides, data, out)
     findings, facts = _look(question, spec, local)
     console = output(highlight=False)

@@ -14,6 +14,7 @@ from click import argument, option
 
 from cirkd_ray.commands._options import Words, repeatable
 from cirkd_ray.errors import ConfigError, public
+from cirkd_ray.remote.address import shown
 
 if TYPE_CHECKING:
     from cirkd_ray.cluster.submit import Cluster
@@ -97,7 +98,7 @@ def _follow(cluster: Cluster, job: str) -> int:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(f"cirkd: {text}\n")
+    sys.stderr.write(f"cirkd: {shown(text)}\n")
 
 
 def _use_token() -> None:

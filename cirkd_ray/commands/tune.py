@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from cirkd_ray.commands._options import (
     local,
     out_folder,
     out_option,
+    require_file,
     set_option,
 )
 
@@ -77,9 +77,7 @@ def command(
     if fresh and is_url(out):
         raise ConfigError(f"--fresh: does not move what is in {out} aside; choose another --name")
     folder = named_folder(place, slug(loaded.spec.name) if name is None else name)
-    target = Path(export).expanduser().absolute() if export else None
-    if target is not None and (target.is_dir() or not os.access(target.parent, os.W_OK)):
-        raise ConfigError(f"--export {export}: cannot be written; name a file in a folder that is there")
+    require_file("--export", export)
     console.print(f"{loaded.spec.name} -> {address(folder)}", highlight=False)
     say = partial(console.print, highlight=False, markup=False)
     with stoppable("--name", folder.name):
@@ -87,7 +85,7 @@ def command(
     console.print(ranking(data, limit=10).rich())
     console.print(summary(data), highlight=False, markup=False)
     best = best_recipe(loaded.spec, data.ranked[0].settings).to_yaml()
-    files = [folder / "best.yaml", *([target] if target else [])]
+    files = [folder / "best.yaml", *([Path(export).expanduser().absolute()] if export else [])]
     for file in files:
         save_text(file, best)
         send(file)

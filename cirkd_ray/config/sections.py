@@ -14,12 +14,10 @@ from pydantic import (
     Field,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
 from cirkd_ray.config.roles import Common, Computes, Machine, Mutable, Place, Weight
-from cirkd_ray.errors import require_public
 
 
 class Spec(BaseModel):
@@ -54,11 +52,6 @@ class ModelSpec(OpenSpec):
         False, description="start with a new classifier where the number of classes differs"
     )
 
-    @field_validator("weights")
-    @classmethod
-    def _no_secret(cls, value: str | None) -> str | None:
-        return require_public("model.weights", value)
-
 
 class DataSpec(OpenSpec):
     """A data set, how it is augmented and loaded, and its own settings."""
@@ -90,11 +83,6 @@ class DataSpec(OpenSpec):
         0.0, ge=0, le=1, description="probability that half of another image's classes are pasted over"
     )
     workers: Common[Machine[int]] = Field(0, ge=0, description="loader processes of each training worker")
-
-    @field_validator("root")
-    @classmethod
-    def _no_secret(cls, value: str | None) -> str | None:
-        return require_public("data.root", value)
 
 
 class WeightSchedule(Spec):

@@ -21,7 +21,6 @@ from cirkd_ray.config.roles import (
     Student,
 )
 from cirkd_ray.config.sections import DataSpec, DistillSpec, ModelSpec, Spec, TaskSpec
-from cirkd_ray.errors import require_public
 
 
 class TeacherSpec(Spec):
@@ -46,11 +45,6 @@ class TeacherSpec(Spec):
     model: ModelSpec | None = Field(
         None, description="the network, where the weights file does not say; what is left out has its default"
     )
-
-    @field_validator("weights")
-    @classmethod
-    def _no_secret(cls, value: str | None) -> str | None:
-        return require_public("teacher.weights", value)
 
     @model_validator(mode="after")
     def _one_source(self) -> TeacherSpec:

@@ -47,6 +47,7 @@ class Head:
     jobs: list[Job] = field(default_factory=list)
     sent: dict[str, Any] = field(default_factory=dict)
     names: set[str] = field(default_factory=set)
+    executable: set[str] = field(default_factory=set)
     stopped: str = ""
 
     def __call__(self, address: str) -> Head:
@@ -58,7 +59,9 @@ class Head:
     def submit_job(self, **sent: Any) -> None:
         self.sent = sent
         folder = Path(sent["runtime_env"]["working_dir"])
-        self.names = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+        files = {str(path.relative_to(folder)): path for path in folder.rglob("*") if path.is_file()}
+        self.names = set(files)
+        self.executable = {name for name, path in files.items() if path.stat().st_mode & 0o100}
 
     def get_job_info(self, job: str) -> Any:
         found = self.infos.pop(0) if len(self.infos) > 1 else self.infos[0]
@@ -105,12 +108,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ".gitignore": "*.log\n/runs/\nweights/\n",
         ".git/HEAD": "x",
         "big.log": "x" * 200,
+        "code/run.sh": "true",
         "runs/a/run.yaml": "x",
         "data/a.png": "x",
         "code/data/b.py": "y = 2",
     }.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
+    (root / "code" / "run.sh").chmod(0o755)
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "blob").write_bytes(b"x" * 1000)
     (root / "my link").symlink_to(tmp_path / "elsewhere")
@@ -119,7 +124,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return root
 
 
-OWN = {"mine.yaml", "code/a.py", "code/data/b.py"}
+OWN = {"mine.yaml", "code/a.py", "code/run.sh", "code/data/b.py"}
 
 
 def run(*words: str) -> int:
@@ -146,6 +151,7 @@ def test_the_working_directory_and_the_package_go_up(
         "cirkd_ray/search_spaces/smoke.yaml",
     } < head.names
     assert not any("__pycache__" in name for name in head.names)
+    assert head.executable == {"code/run.sh"}
     values = parsed(entry(head))
     assert (values["recipe"], values["name"], values["resume"]) == ("mine.yaml", "a", "")
     said = capsys.readouterr().err.splitlines()
@@ -246,7 +252,7 @@ def test_a_secret_does_not_go_into_a_jobs_command_line(
     assert not head.sent
 
 
-@pytest.mark.parametrize("text", ["a: [", "- a", "excludes: data"])
+@pytest.mark.parametrize("text", ["a: [", "- a", "excludes: data", "env_vars: [A]", "env_vars: {A: 1}"])
 def test_a_bad_environment_file_is_one_line(text: str, tmp_path: Path) -> None:
     file = tmp_path / "bad.yaml"
     file.write_text(text)

@@ -254,3 +254,27 @@ def test_recipes_list_show_and_schema(capsys: pytest.CaptureFixture[str]) -> Non
     assert not validator.is_valid(shown)
     shown["distill"]["losses"]["kd"] = {"kind": "nothing"}
     assert not validator.is_valid(shown)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["doctor", "--json"],
+        ["bench", "step", "--json"],
+        ["bench", "scale", "--json"],
+        ["data", "check", "shapes", ".", "--json"],
+        ["tune", "smoke", "--export"],
+    ],
+)
+def test_a_file_that_cannot_be_written_at_the_end_is_told_at_the_start(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path, tmp_path / "file" / "x.json"):
+        assert main([*words, str(place)]) == 2
+        out, err = capsys.readouterr()
+        assert not out
+        assert words[-1] in err
+        assert str(tmp_path) in err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -18,7 +18,7 @@ from cirkd_ray.cli import main
 from cirkd_ray.data import build_dataset
 from cirkd_ray.data.prepared import index_part, read_part
 from cirkd_ray.data.storage import LocalStorage
-from cirkd_ray.errors import CheckpointError, ConfigError, DataError, WeightsError, require_public
+from cirkd_ray.errors import CheckpointError, ConfigError, DataError, WeightsError
 from cirkd_ray.files import stays_inside
 from cirkd_ray.train.checkpoint import MANIFEST, STATE, read_checkpoint
 from cirkd_ray.train.stages import named_folder
@@ -197,10 +197,3 @@ def test_a_secret_in_a_setting_is_neither_told_nor_written(
     assert main(["train", "quickstart", *words]) == 2  # drawn scenes take no root
     assert SECRET not in "".join(capfd.readouterr())
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
-
-
-@pytest.mark.parametrize(
-    "place", ["s3://bucket/a#b", "abfs://container@account/x", "/data/x?y=1", "package://x", None]
-)
-def test_other_places_are_no_secrets(place: str | None) -> None:
-    assert require_public("data.root", place) == place
