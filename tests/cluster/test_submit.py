@@ -233,6 +233,7 @@ def test_what_cannot_run_is_told_before_anything_is_sent(
         (["--follow", "a", "--", "train"], "give one of"),
         (["--env", "conda", "--", "train", "--out", "/s"], "--env conda: pip, image or the path"),
         (["--var", "NOWHERE", "--", "train", "--out", "/s"], "--var NOWHERE: is not set here"),
+        (["--dir", "nowhere", "--", "train", "--out", "/s"], "--dir nowhere: is no folder"),
         (["--address", "", "--", "train", "--out", "/s"], "--address: give the cluster's dashboard"),
     ],
 )
