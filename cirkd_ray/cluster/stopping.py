@@ -129,7 +129,7 @@ def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
 
 @contextmanager
 def uploaded_run(directory: RunDirectory, spec: RunSpec) -> Iterator[None]:
-    """Work in a run's directory, for the length of the block, in a process of its own on the head.
+    """Work in a run's directory, for the length of the block, in a process of its own.
 
     Behind a URL, what is there is fetched, and what the block writes is uploaded; what workers on other
     machines have written is fetched when they have ended.

@@ -23,10 +23,8 @@ EVERY = 30.0
 """Seconds between two uploads, where nothing else is set."""
 RETRY = 5.0
 """Seconds until an upload that failed is tried again, at most: the machine may soon be taken away."""
-TIMEOUT = 600.0
-"""Seconds to wait for storage at the beginning and the end, where nothing else is set."""
 LEAVING = 20.0
-"""The same where the work has failed or was stopped."""
+"""Seconds to wait for storage at the end of work that has failed or was stopped, at most."""
 _PAUSE = 2.0
 _call = secrets.token_hex(8)
 

@@ -279,6 +279,7 @@ def test_runtime_environments_are_valid_and_hold_the_variables(tmp_path: Path) -
         (Job(JobStatus.SUCCEEDED), 0),
         (Job(JobStatus.FAILED, "exit code 2", 2), 2),
         (Job(JobStatus.FAILED, "node died"), 1),
+        (Job(JobStatus.FAILED, "killed", -9), 137),
         (Job(JobStatus.STOPPED), 143),
     ],
 )
