@@ -14,7 +14,7 @@ import fsspec
 import pytest
 import torch
 
-from cirkd_ray.errors import ConfigError, StorageError, TrainingError
+from cirkd_ray.errors import ConfigError, StorageError, TrainingError, WeightsError
 from cirkd_ray.remote.copies import address, addressed, copy_id, copy_of, url_of
 from cirkd_ray.remote.mirror import Mirror, join_call, mirrored, retake, this_call
 from cirkd_ray.remote.reading import fetch_all, fetch_checkpoint, fetch_folder
@@ -22,6 +22,7 @@ from cirkd_ray.remote.store import token_of
 from cirkd_ray.remote.unit import MARK, STATE, Unit
 from cirkd_ray.train.reporter import LocalReporter
 from cirkd_ray.train.snapshot import Snapshot
+from cirkd_ray.weights.card import locate
 from tests.buckets import Machines
 from tests.errors import refuses
 
@@ -575,3 +576,10 @@ def test_a_checkpoint_is_uploaded_at_once_and_soon_again_where_that_fails(
         until(lambda: lines)
         shelf.down = False
         until(lambda: "checkpoints/step_00000004/manifest.json" in shelf.files())
+
+
+def test_a_network_that_is_not_there_is_called_by_its_url(machines: Machines, shelf: Shelf) -> None:
+    url = "memory://shelf/runs/nothing"
+    for place in (Path(url), copy_of(url)):
+        with refuses(url, WeightsError):
+            locate(place)

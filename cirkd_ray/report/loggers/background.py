@@ -22,7 +22,7 @@ from cirkd_ray.train.rundir import RunDirectory
 MOST = 10_000
 """Calls that are kept while the service is away; then the oldest are dropped."""
 TRIES = 8
-"""Of one call, with growing pauses: about three minutes. Then it is dropped, as it may be at fault itself."""
+"""Of one call, with growing pauses: about two minutes. Then it is dropped, as it may be at fault itself."""
 LAST_TRIES = 3
 """Of the first call that fails while the run closes; the others are tried once."""
 LONGEST = 60.0
