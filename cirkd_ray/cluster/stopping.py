@@ -42,9 +42,14 @@ _call: ContextVar[str] = ContextVar("call", default="")
 def one_call() -> Iterator[None]:
     """A new call for the length of the block; a stop that is asked of this process is told to all of it."""
     call = f"{mirror.this_call()}-{secrets.token_hex(8)}"
-    internal_kv._internal_kv_put(f"cirkd-addresses-{call}", json.dumps(known_secrets()).encode())
-    with part_of(call), forwarded(in_this_call(ask_to_stop)):
-        yield
+    addresses = f"cirkd-addresses-{call}"
+    internal_kv._internal_kv_put(addresses, json.dumps(known_secrets()).encode())
+    try:
+        with part_of(call), forwarded(in_this_call(ask_to_stop)):
+            yield
+    finally:
+        with suppress(Exception):  # the head may be gone, and with it what it kept
+            internal_kv._internal_kv_del(addresses)
 
 
 @contextmanager
@@ -124,7 +129,7 @@ def patient_start(folder: Path, spec: RunSpec) -> Iterator[None]:
 
 @contextmanager
 def uploaded_run(directory: RunDirectory, spec: RunSpec) -> Iterator[None]:
-    """Work in a run's directory, for the length of the block, in a process of its own on the head.
+    """Work in a run's directory, for the length of the block, in a process of its own.
 
     Behind a URL, what is there is fetched, and what the block writes is uploaded; what workers on other
     machines have written is fetched when they have ended.

@@ -144,7 +144,8 @@ class Cluster:
             return 0
         reason = first_line(Exception(info.message or "no reason given"))
         self.say(f"job {job} {info.status.value.lower()}: {reason}")
-        return info.driver_exit_code or (STOPPED if info.status == JobStatus.STOPPED else 1)
+        code = int(info.driver_exit_code or 0) or (STOPPED if info.status == JobStatus.STOPPED else 1)
+        return code if code > 0 else 128 - code  # of a signal, as a shell tells it
 
     def stop(self, job: str) -> None:
         """Ask a job to stop: its process gets SIGTERM.

@@ -19,12 +19,12 @@ import torch
 from cirkd_ray.cluster.prometheus import PrometheusGauges
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of
+from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of, uploaded_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
 from cirkd_ray.remote.copies import copy_of
-from cirkd_ray.remote.mirror import mirrored, soon
+from cirkd_ray.remote.mirror import soon
 from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import chosen_loggers
@@ -210,14 +210,8 @@ def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack)
     Raises:
         ConfigError: it is not seen from here.
     """
-
-    def say(text: str) -> None:
-        with suppress(OSError):
-            directory.log(text)
-
-    cluster = spec.cluster
     if world.is_main:
-        held.enter_context(mirrored(directory.path, cluster.upload_every, cluster.storage_timeout, say))
+        held.enter_context(uploaded_run(directory, spec))
     else:
         fetch_folder(directory.path)
     if not directory.recipe.is_file():

@@ -23,6 +23,7 @@ from cirkd_ray.commands._options import (
     together,
 )
 from cirkd_ray.commands._progress import steps
+from cirkd_ray.remote.address import shown
 
 if TYPE_CHECKING:
     from cirkd_ray.data.base import SegmentationDataset
@@ -163,7 +164,7 @@ def prepare(
         console.print(f"skipped {sample}: {reason}", highlight=False, markup=False)
     if len(skipped) > _SHOWN:
         console.print(f"  and {len(skipped) - _SHOWN} more (manifest.json lists all)", highlight=False)
-    console.print(f"train with data.name={name} data.root={out}", highlight=False)
+    console.print(f"train with data.name={name} data.root={shown(out)}", highlight=False)
 
 
 def _say_what_is_odd(splits: Mapping[str, SegmentationDataset]) -> None:

@@ -66,6 +66,8 @@ def command(
     if not address:
         raise ConfigError("--address: give the cluster's dashboard, as http://head:8265, or set RAY_ADDRESS")
     place = Path(root).expanduser().resolve()
+    if not place.is_dir():
+        raise ConfigError(f"--dir {root}: is no folder; give the working directory that goes up")
     line = _resumable(words, place) if words else []
     given = dict(_variable(each) for each in variables)
     _use_token()

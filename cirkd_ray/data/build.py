@@ -11,6 +11,7 @@ from cirkd_ray.config.registry import settings_model, validate
 from cirkd_ray.data.base import DATASETS, SegmentationDataset
 from cirkd_ray.data.prepared import find_manifest, open_prepared
 from cirkd_ray.errors import ConfigError, DataError, nearest
+from cirkd_ray.remote.address import shown
 
 
 def build_dataset(
@@ -44,5 +45,5 @@ def _checkable(
 ) -> SegmentationDataset:
     """The data set, which now knows how it is checked."""
     changed = [f"--set {key}={value}" for key, value in settings.items() if key != "subset" and value]
-    data.check_command = " ".join(["cirkd data check", name, shlex.quote(str(root)), *changed])
+    data.check_command = " ".join(["cirkd data check", name, shlex.quote(shown(str(root))), *changed])
     return data

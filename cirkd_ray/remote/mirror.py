@@ -21,10 +21,10 @@ from cirkd_ray.remote.unit import LINES, Unit, Wanted, everything
 Say = Callable[[str], None]
 EVERY = 30.0
 """Seconds between two uploads, where nothing else is set."""
-TIMEOUT = 600.0
-"""Seconds to wait for storage at the beginning and the end, where nothing else is set."""
+RETRY = 5.0
+"""Seconds until an upload that failed is tried again, at most: the machine may soon be taken away."""
 LEAVING = 20.0
-"""The same where the work has failed or was stopped."""
+"""Seconds to wait for storage at the end of work that has failed or was stopped, at most."""
 _PAUSE = 2.0
 _call = secrets.token_hex(8)
 
@@ -190,7 +190,7 @@ class Mirror:
 
     def _follow(self) -> None:
         while not self._over.is_set():
-            self._now.wait(self.every)
+            self._now.wait(min(self.every, RETRY) if self.away else self.every)
             self._now.clear()
             if self._over.is_set():
                 return

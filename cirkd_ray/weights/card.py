@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cirkd_ray.errors import DataError, WeightsError
-from cirkd_ray.remote.address import is_url, url
+from cirkd_ray.remote.address import is_url
 from cirkd_ray.remote.copies import address, copy_of, url_of
 from cirkd_ray.remote.reading import FACTS, fetch_file, fetch_folder
 from cirkd_ray.types import Preprocessing
@@ -61,7 +61,7 @@ def locate(path: Path) -> tuple[Path, Path]:
     Raises:
         WeightsError: there is nothing at `path`, or no weights.
     """
-    given, path = path, on_this_machine(shipped(path))
+    path = on_this_machine(shipped(path))
     if path.is_dir():
         weights, card = _locate_in(path)
     elif path.suffix == ".json":
@@ -71,10 +71,11 @@ def locate(path: Path) -> tuple[Path, Path]:
     else:
         weights, card = path, path.with_suffix(".json")
     if not path.exists():
-        place = url(given) or path
-        raise WeightsError(f"{place}: nothing there; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}")
+        raise WeightsError(
+            f"{address(path)}: nothing there; expected a run's folder, {WEIGHTS_FILE} or {CARD_FILE}"
+        )
     if not weights.is_file():
-        raise WeightsError(f"{weights}: not there; it is written when a run first validates")
+        raise WeightsError(f"{address(weights)}: not there; it is written when a run first validates")
     return weights, card
 
 

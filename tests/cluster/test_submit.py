@@ -233,6 +233,7 @@ def test_what_cannot_run_is_told_before_anything_is_sent(
         (["--follow", "a", "--", "train"], "give one of"),
         (["--env", "conda", "--", "train", "--out", "/s"], "--env conda: pip, image or the path"),
         (["--var", "NOWHERE", "--", "train", "--out", "/s"], "--var NOWHERE: is not set here"),
+        (["--dir", "nowhere", "--", "train", "--out", "/s"], "--dir nowhere: is no folder"),
         (["--address", "", "--", "train", "--out", "/s"], "--address: give the cluster's dashboard"),
     ],
 )
@@ -278,6 +279,7 @@ def test_runtime_environments_are_valid_and_hold_the_variables(tmp_path: Path) -
         (Job(JobStatus.SUCCEEDED), 0),
         (Job(JobStatus.FAILED, "exit code 2", 2), 2),
         (Job(JobStatus.FAILED, "node died"), 1),
+        (Job(JobStatus.FAILED, "killed", -9), 137),
         (Job(JobStatus.STOPPED), 143),
     ],
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from cirkd_ray.cluster import stopping
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.remote.address import is_url, known_secrets, learn, shown, url, with_secrets, without_secrets
@@ -86,3 +88,13 @@ def test_what_is_no_url_is_shown_without_its_rest() -> None:
     assert "1234" not in shown("http://[x/a?sig=1234")
     with refuses("http://...", ConfigError):
         url("http://[x/a?sig=1234")
+
+
+def test_a_cluster_keeps_no_secret_of_a_command_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: dict[str, bytes] = {}
+    store = SimpleNamespace(_internal_kv_put=kept.__setitem__, _internal_kv_del=kept.pop)
+    monkeypatch.setattr(stopping, "internal_kv", store)
+    url(FULL)
+    with stopping.one_call():
+        assert "PASSWORD" in str(kept)
+    assert not kept

@@ -9,12 +9,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from cirkd_ray.cli import main
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.evaluate import ConfusionMatrix
+from cirkd_ray.evaluate.evaluation import EvaluationResult
 from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import LOGGERS, Logger, chosen_loggers, require_loggers
@@ -25,6 +27,7 @@ from cirkd_ray.report.loggers.tensorboard import TensorBoardLogger
 from cirkd_ray.train.local import run_local
 from cirkd_ray.train.reporter import Ending
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.types import ClassSet
 from tests.errors import refuses, require_error
 from tests.tinyrun import KillAt, Killed, tiny_baseline
 
@@ -96,6 +99,29 @@ def test_mlflow_keeps_a_run_behind_a_url_where_it_is_uploaded(
     tell(LOGGERS.get("mlflow")(place))
     assert (place.path / "mlruns").is_dir()
     assert not (place.path.parent / "mlruns").exists()
+
+
+def test_mlflow_gets_the_settings_though_a_request_fails(
+    run: RunDirectory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow.tracking import MlflowClient
+
+    logger, log_batch, fails = LOGGERS.get("mlflow")(run), MlflowClient.log_batch, [True]
+
+    def away(self: Any, *given: Any, **named: Any) -> None:
+        if fails and fails.pop():
+            raise ConnectionError("away")
+        log_batch(self, *given, **named)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", away)
+    with pytest.raises(ConnectionError):
+        logger.start(SPEC, 0)
+    logger.start(SPEC, 0)
+    client = MlflowClient(tracking_uri=(tmp_path / "runs/mlruns").as_uri())
+    experiment = client.get_experiment_by_name("cirkd")
+    (found,) = client.search_runs([experiment.experiment_id])
+    assert found.data.params["optim.lr"] == "0.1"
+    assert (run.path / "loggers/mlflow").read_text().strip() == found.info.run_id
 
 
 def test_mlflow_groups_the_runs_of_a_sweep(run: RunDirectory) -> None:
@@ -191,8 +217,37 @@ def test_a_service_that_is_away_is_said_once_and_gets_what_it_missed(run: RunDir
     assert [call for call in Kept.calls if call[0] == "metrics"] == [("metrics", step) for step in (1, 2, 3)]
     said = [line for line in (run.path / "log.txt").read_text().splitlines() if "train.loggers" in line]
     assert len(said) == 2
-    assert "ConnectionError: https://***@host: refused; the run goes on" in said[0]
+    assert "ConnectionError: https://host: refused; the run goes on" in said[0]
     assert said[1].endswith("kept takes the run's figures again")
+
+
+def test_pictures_are_not_kept_for_a_service_that_is_away(run: RunDirectory) -> None:
+    taken: list[int] = []
+
+    class Pictures(Kept):
+        def validation(self, step: int, result: EvaluationResult) -> None:
+            taken.append(len(result.pictures))
+
+    picture = cast(Any, "a picture")
+    result = EvaluationResult(
+        ConfusionMatrix(2), ClassSet(("a", "b"), ((0, 0, 0), (1, 1, 1))), 1, 1.0, (picture,)
+    )
+    logger = InBackground("kept", Pictures, run, pause=0.01)
+    logger.start(SPEC, 0)
+    logger.validation(1, result)
+    deadline = time.monotonic() + 30
+    while not taken:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    Kept.fails = 10**9
+    logger.metrics(2, {})
+    while not logger._away:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    logger.validation(2, result)
+    Kept.fails = 0
+    logger.close("finished")
+    assert taken == [1, 0]
 
 
 def test_a_run_does_not_wait_for_a_service_that_stays_away(
@@ -309,7 +364,7 @@ def test_a_variable_begins_the_json_log(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_secrets_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MY_API_KEY", SECRET)
-    assert without_secrets(f"401 for {SECRET} at http://u:p@h/x") == "401 for *** at http://***@h/x"
+    assert without_secrets(f"401 for {SECRET} at http://u:p@h/x") == "401 for *** at http://h/x"
     assert plain_figures({"a:b@c": 1, "d": float("inf"), "e": "text"}) == {"a_b_c": 1.0}
     assert os.environ["MY_API_KEY"] == SECRET
 

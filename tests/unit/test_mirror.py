@@ -14,12 +14,15 @@ import fsspec
 import pytest
 import torch
 
-from cirkd_ray.errors import ConfigError, StorageError, TrainingError
+from cirkd_ray.errors import ConfigError, StorageError, TrainingError, WeightsError
 from cirkd_ray.remote.copies import address, addressed, copy_id, copy_of, url_of
 from cirkd_ray.remote.mirror import Mirror, join_call, mirrored, retake, this_call
 from cirkd_ray.remote.reading import fetch_all, fetch_checkpoint, fetch_folder
 from cirkd_ray.remote.store import token_of
 from cirkd_ray.remote.unit import MARK, STATE, Unit
+from cirkd_ray.train.reporter import LocalReporter
+from cirkd_ray.train.snapshot import Snapshot
+from cirkd_ray.weights.card import locate
 from tests.buckets import Machines
 from tests.errors import refuses
 
@@ -549,3 +552,34 @@ def test_why_a_worker_failed_is_in_the_bucket(
     with refuses("loss", TrainingError):
         worker.work(config)
     assert "not finite" in shelf.files()["failure.json"].decode()
+
+
+def test_a_checkpoint_is_uploaded_at_once_and_soon_again_where_that_fails(
+    machines: Machines, shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As at the notice that a machine will be taken away, whatever the pace of uploads is."""
+    folder, (lines, say) = copy_of(RUN), said()
+    monkeypatch.setattr("cirkd_ray.remote.mirror.RETRY", 0.05)
+
+    def until(done: Any) -> None:
+        deadline = time.monotonic() + 30
+        while not done():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+    reporter = LocalReporter(folder / "checkpoints", keep=2)
+    with mirrored(folder, 3600, 5, say):
+        reporter.report({}, Snapshot({"step": 2, "x": torch.ones(5)}), False)
+        until(lambda: "checkpoints/step_00000002/manifest.json" in shelf.files())
+        shelf.down = True
+        reporter.report({}, Snapshot({"step": 4, "x": torch.ones(5)}), False)
+        until(lambda: lines)
+        shelf.down = False
+        until(lambda: "checkpoints/step_00000004/manifest.json" in shelf.files())
+
+
+def test_a_network_that_is_not_there_is_called_by_its_url(machines: Machines, shelf: Shelf) -> None:
+    url = "memory://shelf/runs/nothing"
+    for place in (Path(url), copy_of(url)):
+        with refuses(url, WeightsError):
+            locate(place)

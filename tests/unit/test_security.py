@@ -26,6 +26,7 @@ from cirkd_ray.weights.files import read_state
 from tests.errors import refuses
 from tests.paths import REPO
 from tests.tinyrun import tiny_baseline
+from tests.unit.test_data_prepare import small_set
 
 UNSAFE = {
     *("pickle.load", "pickle.loads", "cloudpickle.load", "cloudpickle.loads", "dill.load", "dill.loads"),
@@ -196,4 +197,14 @@ def test_a_secret_in_a_setting_is_neither_told_nor_written(
     words = [f"--set=data.root={url}", "--out", str(tmp_path), "--name", "x"]
     assert main(["train", "quickstart", *words]) == 2  # drawn scenes take no root
     assert SECRET not in "".join(capfd.readouterr())
+    assert not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]
+
+
+def test_a_secret_in_the_place_of_data_is_not_told(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    place = f"memory://me:{SECRET}@prepared/x"
+    assert main(["data", "prepare", "folder", str(small_set(tmp_path)), place]) == 0
+    assert "data.root=memory://prepared/x" in capfd.readouterr().out
+    assert main(["data", "check", "folder", place]) == 0
+    assert SECRET not in "".join(capfd.readouterr())
+    assert SECRET not in build_dataset("folder", split="train", root=place).check_command
     assert not [p for p in tmp_path.rglob("*") if p.is_file() and SECRET.encode() in p.read_bytes()]

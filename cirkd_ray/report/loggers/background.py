@@ -9,10 +9,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from cirkd_ray.errors import first_line
 from cirkd_ray.evaluate.evaluation import EvaluationResult
+from cirkd_ray.remote.address import shown
 from cirkd_ray.report.loggers.base import Logger
 from cirkd_ray.train.reporter import Ending, Listener
 from cirkd_ray.train.rundir import RunDirectory
@@ -20,7 +22,7 @@ from cirkd_ray.train.rundir import RunDirectory
 MOST = 10_000
 """Calls that are kept while the service is away; then the oldest are dropped."""
 TRIES = 8
-"""Of one call, with growing pauses: about three minutes. Then it is dropped, as it may be at fault itself."""
+"""Of one call, with growing pauses: about two minutes. Then it is dropped, as it may be at fault itself."""
 LAST_TRIES = 3
 """Of the first call that fails while the run closes; the others are tried once."""
 LONGEST = 60.0
@@ -29,7 +31,6 @@ PATIENCE = {"finished": 30.0, "failed": 10.0, "stopped": 5.0}
 """Seconds that the end of a run waits for its last lines to be taken."""
 
 _SECRET = re.compile("KEY|TOKEN|PASSWORD|SECRET")
-_USER = re.compile(r"//[^/@\s]+@")
 Call = tuple[str, tuple[Any, ...]]
 """A method's name and its arguments."""
 
@@ -39,7 +40,7 @@ def without_secrets(text: str) -> str:
     values = (value for name, value in os.environ.items() if _SECRET.search(name.upper()) and len(value) > 5)
     for value in values:
         text = text.replace(value, "***")
-    return _USER.sub("//***@", text)
+    return shown(text)
 
 
 class InBackground(Listener):
@@ -73,7 +74,8 @@ class InBackground(Listener):
         self._give("metrics", step, dict(metrics))
 
     def validation(self, step: int, result: EvaluationResult) -> None:
-        self._give("validation", step, result)
+        # While the service is away, pictures of many validations would fill the memory.
+        self._give("validation", step, replace(result, pictures=()) if self._away else result)
 
     def message(self, text: str) -> None:
         self._give("message", text)

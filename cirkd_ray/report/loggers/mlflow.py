@@ -56,18 +56,22 @@ class MlflowLogger(Logger):
             else:
                 self._run = known
                 return
-        self._begin(spec)
+        self._run = self._run or self._begin(spec)  # of a try before, which the server did not take whole
+        self._tell_settings(spec)
+        self.remember("mlflow", self._run)
 
-    def _begin(self, spec: dict[str, Any]) -> None:
-        from mlflow.entities import Param
-
+    def _begin(self, spec: dict[str, Any]) -> str:
+        """A new run's id."""
         labels = self.directory.labels
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or (labels.run if labels.trial else "cirkd")
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         tags = {"cirkd.run": labels.run, "cirkd.trial": labels.trial, "cirkd.recipe": str(spec["name"])}
-        self._run = self._client.create_run(number, run_name=labels.name, tags=tags).info.run_id
-        self.remember("mlflow", self._run)
+        return str(self._client.create_run(number, run_name=labels.name, tags=tags).info.run_id)
+
+    def _tell_settings(self, spec: dict[str, Any]) -> None:
+        from mlflow.entities import Param
+
         settings = [Param(name, str(value)[:_TEXT]) for name, value in plain_settings(spec).items()]
         for first in range(0, len(settings), _BATCH):
             self._client.log_batch(self._run, params=settings[first : first + _BATCH])
