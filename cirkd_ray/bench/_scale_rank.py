@@ -20,8 +20,9 @@ from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.distiller import Distiller
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.entry import Entry
 from cirkd_ray.train.local import rank_device
-from cirkd_ray.train.loop import Entry, train_cohort
+from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.progress import Mark, between, mark
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory

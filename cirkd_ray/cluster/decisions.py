@@ -23,7 +23,15 @@ from ray.tune.schedulers import PopulationBasedTraining, TrialScheduler
 
 from cirkd_ray.cluster.bridge import GENERATION_NUMBER, TIME, read_pointer
 from cirkd_ray.cluster.donors import release
-from cirkd_ray.cluster.scheduler_state import STATE, Record, read_records, read_scheduler, write_state
+from cirkd_ray.cluster.scheduler_state import (
+    STATE,
+    Fate,
+    Hear,
+    Record,
+    read_records,
+    read_scheduler,
+    write_state,
+)
 
 _CLOCKS = ("training_iteration", "time_total_s", "timesteps_total")
 
@@ -36,10 +44,21 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
         folder: the sweep's.
         seed: each random choice is a function of it, the trial and the time.
         resumed: take up what the folder holds; else it is deleted.
+        hear: is told of each decision as soon as it is taken.
+        fits: all trials of the sweep run at a time, so that none is paused to make room.
     """
 
-    def __init__(self, scheduler: TrialScheduler, folder: str, seed: int, resumed: bool) -> None:
+    def __init__(
+        self,
+        scheduler: TrialScheduler,
+        folder: str,
+        seed: int,
+        resumed: bool,
+        hear: Hear | None = None,
+        fits: bool = False,
+    ) -> None:
         super().__init__()
+        self.hear, self.fits = hear, fits
         self.scheduler, self.folder, self.seed = scheduler, Path(folder), seed
         if not resumed:
             (self.folder / STATE).unlink(missing_ok=True)
@@ -81,6 +100,7 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
             if record.paused:
                 tune_controller._set_trial_status(trial, Trial.PAUSED)
         self._trials[trial.trial_id] = trial
+        self._tell(trial, 0, "comes")
 
     def on_trial_result(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> str:
         """The scheduler's decision; of a report that it has seen, none but to stop."""
@@ -88,16 +108,32 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
         time = (int(result.get(GENERATION_NUMBER, 0)), int(result[TIME]))
         if time <= record.seen:
             stopped = record.decision == TrialScheduler.STOP
+            if not stopped:
+                self._tell(trial, time[1], "stays")
             return str(TrialScheduler.STOP if stopped else TrialScheduler.CONTINUE)
         values = trial.config
         with self._event(), self._drawn(record.number, *time):
             decision = str(self.scheduler.on_trial_result(tune_controller, trial, self._needed(result)))
+            if decision == TrialScheduler.PAUSE and isinstance(self.scheduler, PopulationBasedTraining):
+                decision = TrialScheduler.CONTINUE if self.fits else decision
             record.seen, record.decision = time, decision
             record.paused = decision == TrialScheduler.PAUSE or trial.status == Trial.PAUSED
             record.result = {k: v for k, v in result.items() if isinstance(v, int | float | str)}
             exchanged = trial.config is not values
             record.exchange = (trial.config, trial.latest_checkpoint_result) if exchanged else None
+        self._tell_decision(trial, record)
         return decision
+
+    def _tell_decision(self, trial: Trial, record: Record) -> None:
+        """One that is stopped has ended when the scheduler has been told so as well."""
+        if record.exchange is not None and self.fits:
+            self._tell(trial, int(record.exchange[1].metrics[TIME]), "returns")
+        elif record.decision != TrialScheduler.STOP:
+            self._tell(trial, record.seen[1], "pauses" if record.paused else "stays")
+
+    def _tell(self, trial: Trial, time: int, fate: Fate) -> None:
+        if self.hear is not None:
+            self.hear(trial.trial_id, self.records[trial.trial_id].number, time, fate)
 
     def on_trial_complete(self, tune_controller: Any, trial: Trial, result: dict[str, Any]) -> None:
         """It has come to its end, or is stopped while it runs."""
@@ -169,6 +205,7 @@ class LastingScheduler(TrialScheduler):  # type: ignore[misc]
         """Whether the scheduler has not been told of its end; it is now."""
         record = self.records[trial.trial_id]
         new, record.ended, self._turned = not record.ended, True, True
+        self._tell(trial, record.seen[1], "ends")
         return new
 
     def _needed(self, result: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray.tune import Callback
 
-from cirkd_ray.cluster.stopping import ask_to_leave, has_stopped, may_stay
+from cirkd_ray.cluster.stopping import has_stopped
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.evaluate.evaluation import over_classes
 from cirkd_ray.report.sweep import figure, figure_name
@@ -30,11 +30,10 @@ class TrialLog(Callback):  # type: ignore[misc]
         folder: the sweep's.
         metric: shown with each trial.
         total: number of trials of the sweep.
-        packed: trials are trained in packs, which those that have ended leave.
     """
 
-    def __init__(self, folder: str, metric: str, total: int, packed: bool = False) -> None:
-        self.folder, self.metric, self.total, self.packed = Path(folder), metric, total, packed
+    def __init__(self, folder: str, metric: str, total: int) -> None:
+        self.folder, self.metric, self.total = Path(folder), metric, total
         self.deadline = math.inf
 
     def setup(self, *args: Any, **info: Any) -> None:
@@ -56,10 +55,7 @@ class TrialLog(Callback):  # type: ignore[misc]
 
     def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It runs, perhaps again: what became of it before does not count."""
-        folder = self.folder / "trials" / trial.trial_id
-        (folder / OUTCOME).unlink(missing_ok=True)
-        if self.packed:
-            may_stay(folder)
+        (self.folder / "trials" / trial.trial_id / OUTCOME).unlink(missing_ok=True)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         """It has come to its end, or its scheduler has stopped it."""
@@ -83,8 +79,6 @@ class TrialLog(Callback):  # type: ignore[misc]
         from rich.console import Console
 
         write_outcome(self.folder / "trials" / trial_id, status=status, reason=reason)
-        if self.packed:
-            ask_to_leave(self.folder / "trials" / trial_id)
         ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
         value = last.get(self.metric)
         score = ""

@@ -10,10 +10,10 @@ import io
 import os
 import pickle
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ray.train
 from ray import tune
@@ -24,6 +24,10 @@ from cirkd_ray.errors import ConfigError
 from cirkd_ray.files import write_bytes
 
 STATE = "scheduler.pkl"
+Fate = Literal["comes", "stays", "returns", "pauses", "ends"]
+"""What a scheduler has done with a trial: it is new, goes on, goes on from a donor, is paused or over."""
+Hear = Callable[[str, int, int, Fate], None]
+"""Takes a trial, its number, the time of its last report that was decided on, and what was decided."""
 _MODULES = {
     "_Bracket": ("ray.tune.schedulers.async_hyperband", "ray.tune.schedulers.hyperband"),
     "_PBTTrialState": ("ray.tune.schedulers.pbt",),

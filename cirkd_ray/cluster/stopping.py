@@ -144,21 +144,6 @@ def uploaded_run(directory: RunDirectory, spec: RunSpec) -> Iterator[None]:
         yield
 
 
-def ask_to_leave(trial: Path) -> None:
-    """Ask the run of a trial, by its folder, to leave the pack that it is trained in."""
-    _put(f"leave-{trial}")
-
-
-def may_stay(trial: Path) -> None:
-    """It is tried again."""
-    internal_kv._internal_kv_del(_key(f"leave-{trial}"))
-
-
-def is_to_leave(trial: Path) -> bool:
-    """Whether `ask_to_leave` was called for it."""
-    return _is_there(f"leave-{trial}")
-
-
 class StopWatch:
     """A question before every step that looks every half second at most.
 

@@ -187,16 +187,14 @@ def _with_teacher(sweep: Sweep) -> RunSpec:
 def _search(sweep: Sweep, base: RunSpec, at_a_time: int) -> None:
     """Run the trials by Ray Tune."""
     from cirkd_ray.cluster.packs import packed
-    from cirkd_ray.cluster.train import fit, fit_cohort
+    from cirkd_ray.cluster.train import fit, fit_pack
     from cirkd_ray.cluster.trial import TrialPlan
 
     plan = TrialPlan(str(sweep.folder), sweep.spec.model_dump(mode="json"), base.to_dict())
-    steps, every, trials = longest(sweep.spec, base), base.train.validate_every, sweep.spec.trials
+    steps, every = longest(sweep.spec, base), base.train.validate_every
     started, hours = time.monotonic(), sweep.spec.budget.hours
     alone = nullcontext(fit)
-    with (
-        packed(sweep.folder, sweep.pack, at_a_time, trials, fit_cohort) if sweep.pack > 1 else alone as train
-    ):
+    with packed(sweep.folder, sweep.spec, at_a_time, fit_pack) if sweep.pack > 1 else alone as train:
         tuner = make_tuner(plan, sweep.spec, steps, every, at_a_time * sweep.pack, train)
         _set_aside(sweep.folder, {Path(result.path).name for result in tuner.fit()})
     ended = len(list(sweep.folder.glob(f"trials/*/{OUTCOME}")))
@@ -260,11 +258,11 @@ def make_tuner(plan: Any, spec: SweepSpec, steps: int, report_every: int, at_a_t
     state = Path(plan.folder) / TUNE
     limit = None if spec.scheduler.name in PAUSING else at_a_time
     seconds = spec.budget.hours * 3600 if spec.budget.hours else None
-    log = TrialLog(plan.folder, spec.primary, spec.trials, packed=spec.pack > 1)
-    resumed = tune.Tuner.can_restore(str(state))
+    log, resumed = TrialLog(plan.folder, spec.primary, spec.trials), tune.Tuner.can_restore(str(state))
     scheduler = make_scheduler(spec, steps, report_every)
     if spec.scheduler.name != "none":
-        scheduler = LastingScheduler(scheduler, plan.folder, spec.searcher.seed, resumed)
+        hear, fits = getattr(train, "hear", None), spec.trials <= at_a_time
+        scheduler = LastingScheduler(scheduler, plan.folder, spec.searcher.seed, resumed, hear, fits)
     if resumed:
         tuner = tune.Tuner.restore(str(state), trainable, resume_unfinished=True, resume_errored=True)
         # These may differ when a sweep is resumed; Ray has no public way to say so.

@@ -14,14 +14,15 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig,
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirkd_ray.cluster.capacity import check_places
+from cirkd_ray.cluster.gathering import for_workers
 from cirkd_ray.cluster.resources import Plan, plan_run, worker_threads
 from cirkd_ray.cluster.restarts import TellPlaced, TellPreempted, TellRestarts
 from cirkd_ray.cluster.stopping import StartNoStopped, has_workers, interruptible, stop_is_asked, this_call
 from cirkd_ray.cluster.watch import watched
-from cirkd_ray.config import RunSpec
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import StorageError, TrainingError, TransientError, UserError
 from cirkd_ray.remote import mirror
-from cirkd_ray.remote.copies import address, addressed
+from cirkd_ray.remote.copies import address
 from cirkd_ray.report.loggers import require_loggers
 from cirkd_ray.train.checkpoint import last_step, newest_checkpoint
 from cirkd_ray.train.distributed import collective_timeout
@@ -64,13 +65,15 @@ class Launch:
     Attributes:
         runs: (resolved recipe, directory, checkpoint to start from where that has none) of each.
         directory: where the workers' failures and signs of life are told: the run's, or one for all.
-        leaving: runs are trials', which leave the others when their trial has ended.
+        pack: runs are trials', which leave and join.
+        holds: as of `fit_pack`.
         heartbeat: makes each worker's; None: the ordinary one.
     """
 
     runs: Sequence[tuple[RunSpec, RunDirectory, Path | None]]
     directory: RunDirectory
-    leaving: bool = False
+    pack: bool = False
+    holds: bool = False
     heartbeat: Callable[[], Heartbeat] | None = None
 
     @property
@@ -86,18 +89,11 @@ def make_trainer(launch: Launch, plan: Plan, callbacks: Sequence[UserCallback] =
     return TorchTrainer(
         _worker,
         train_loop_config={
-            "runs": [
-                {
-                    "spec": addressed(each.to_dict()),
-                    "directory": address(run.path),
-                    "known_as": str(run.path),
-                    "resume_from": None if start is None else address(start),
-                }
-                for each, run, start in launch.runs
-            ],
+            "runs": [for_workers(each, run.path, start) for each, run, start in launch.runs],
             "directory": address(directory.path),
             "known_as": str(directory.path),
-            "leaving": launch.leaving,
+            "pack": launch.pack,
+            "holds": launch.holds,
             **({} if launch.heartbeat is None else {"heartbeat": launch.heartbeat}),
             "call": this_call(),
             "threads": worker_threads(plan, spec),
@@ -156,14 +152,13 @@ def fit(
 
 
 def fit_cohort(
-    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path, leaving: bool = False
+    runs: Sequence[tuple[RunSpec, RunDirectory]], folder: Path
 ) -> list[dict[str, Any] | Exception]:
     """`fit` of runs that share batches and a teacher.
 
     Args:
         runs: resolved recipes that `check_cohort` lets through, with their directories.
         folder: for what is not one run's: the log of their workers.
-        leaving: as of `Launch`.
 
     Returns:
         Of each its result, or why it has none.
@@ -174,7 +169,7 @@ def fit_cohort(
     folder.mkdir(parents=True, exist_ok=True)
     for _, directory in runs:
         (directory.path / FAILURE).unlink(missing_ok=True)
-    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder), leaving))
+    _start(Launch([(spec, directory, None) for spec, directory in runs], RunDirectory(folder)))
     places = [directory.path for _, directory in runs]
     found = [RunDirectory(path).read_result() or read_failure(path) for path in places]
     if None in found and stop_is_asked():
@@ -183,6 +178,31 @@ def fit_cohort(
         each or TrainingError(f"{path}: the workers ended without a result")
         for path, each in zip(places, found, strict=True)
     ]
+
+
+def fit_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None:
+    """The same for runs of trials, which may leave, and others join; their directories say how they ended.
+
+    Args:
+        work: of each run `spec` (plain values), `directory` and `resume_from` (a checkpoint or None).
+        folder: as of `fit_cohort`.
+        holds: each checkpoint is held for others that may start from it.
+
+    Raises:
+        UserError, TrainingError, Stopped: as of `fit`, where that ended all of them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [
+        (
+            from_tree(run["spec"]),
+            RunDirectory(run["directory"]),
+            run["resume_from"] and Path(run["resume_from"]),
+        )
+        for run in work
+    ]
+    _start(Launch(runs, RunDirectory(folder), True, holds))
+    if stop_is_asked():
+        raise Stopped("stopped with its pack")
 
 
 def _start(launch: Launch, callbacks: Sequence[UserCallback] = ()) -> None:

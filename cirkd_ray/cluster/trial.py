@@ -93,7 +93,11 @@ def run_trial(plan: TrialPlan, config: Mapping[str, Any], train: TrainFunction, 
             spec, directory, parent = prepare(plan, folder, sweep.tidy(config), pointer, held)
             known = latency_ms(spec, Path(plan.folder) / LATENCY) if measured_figures(sweep) else {}
             reports = Reports(spec, directory, known, holds=sweep.scheduler.name == "pbt")
-            reports.tell_missed(pointer.step if pointer else 0)
+            heard = pointer.step if pointer else 0
+            if isinstance(train, TrainPacked):
+                reports.last = heard  # what was missed is told by its pack, when it is its turn
+            else:
+                reports.tell_missed(heard)
             reports.train(train, parent)
     except Stopped:
         note_stopped(trial_id)
@@ -227,6 +231,9 @@ class Reports:
             if "miou" in row and self.last < row["step"] < before:
                 self.tell(row, self._checkpoint(row["step"]))
 
+    def _is_missed(self) -> bool:
+        return any("miou" in row and row["step"] > self.last for row in self.directory.read_metrics())
+
     def _checkpoint(self, step: int) -> str | None:
         """The checkpoint of a step that was reported by none or another process, if it is there."""
         path = checkpoint_of(self.directory.checkpoints, step)
@@ -241,11 +248,13 @@ class Reports:
             train: trains the run.
             parent: the donor's checkpoint, if any.
         """
-        if self.directory.read_result() is None:
+        packed = isinstance(train, TrainPacked)
+        if self.directory.read_result() is None or (packed and self._is_missed()):
+            options = {"heard": self.last} if packed else {}
             run = BackgroundRun(
-                lambda bridge: train(self.spec, self.directory, [bridge], parent),
+                lambda bridge: train(self.spec, self.directory, [bridge], parent, **options),
                 self.holds,
-                here=isinstance(train, TrainPacked),
+                here=packed,
             )
             saved = (0, "")
             for row, path in run.reports():

@@ -16,22 +16,26 @@ import ray.train
 import ray.train.torch
 import torch
 
+from cirkd_ray.cluster.donors import hold
+from cirkd_ray.cluster.membership import End, Joining, how_ended, is_to_leave, note_ended
 from cirkd_ray.cluster.prometheus import PrometheusGauges
 from cirkd_ray.cluster.pulse import Pulse
 from cirkd_ray.cluster.staging import staged
-from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of, uploaded_run
+from cirkd_ray.cluster.stopping import StopWatch, part_of, uploaded_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import bound_memory
 from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
+from cirkd_ray.remote import mirror
 from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.remote.mirror import soon
 from cirkd_ray.remote.reading import fetch_folder
 from cirkd_ray.report.listeners import RunLog
 from cirkd_ray.report.loggers import chosen_loggers
 from cirkd_ray.train.checkpoint import keep_newest, list_checkpoints
-from cirkd_ray.train.distributed import World
+from cirkd_ray.train.distributed import World, broadcast_object
+from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.loop import Ended, Entry, train_cohort
+from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.preemption import Notice
 from cirkd_ray.train.reporter import Listener, LocalReporter, Reporter
@@ -120,9 +124,9 @@ def work(config: dict[str, Any]) -> None:
     Args:
         config: `runs`, each with `spec` (plain values of a resolved RunSpec), `directory` (the run's) and
             `resume_from` (a checkpoint to start from where the directory has none, or None); `directory` (of
-            the launch); `known_as` of each and of the launch (its path on the driver's machine); `threads`
-            (or None), `gpus` (of a worker), `leaving` (of the launch), `call` (of the driver) and, if it is
-            another than the ordinary one, `heartbeat`.
+            the launch); `known_as` of each and of the launch (its path on the driver's machine); `pack` and
+            `holds` (of the launch), `threads` (or None), `gpus` (of a worker), `call` (of the driver) and, if
+            it is another than the ordinary one, `heartbeat`.
     """
     if config["threads"]:
         torch.set_num_threads(config["threads"])
@@ -137,9 +141,10 @@ def work(config: dict[str, Any]) -> None:
             ExitStack() as held,
             _written_down(directory.path),
         ):
-            entries = _entries(config, world, held)
-            ended = train_cohort(entries, world, StopWatch(), heartbeat, preemption_notice)
-            _tell_failures(entries, ended, world)
+            runs = _Runs(config, world, held)
+            found = runs.train(heartbeat)
+            for error in (each for each in found if runs.alone and isinstance(each, Exception)):
+                raise error
     except Interrupted:
         raise  # the other ranks wait in a collective: only the run's controller ends them
     except Stopped:
@@ -169,35 +174,91 @@ def preemption_notice() -> Notice | None:
     return Notice(tuple(found.preempted_ranks), found.deadline_ms and found.deadline_ms / 1000)
 
 
-def _entries(config: Mapping[str, Any], world: World, held: ExitStack) -> list[Entry]:
-    """The runs; checkpoints of one that is alone go through Ray, so that a trial around it hears of them.
+class _Runs:
+    """What this rank trains: `train.entry.Joins`, too.
 
     Args:
         config: of `work`.
         world: this worker among its peers.
         held: takes what is to be given back when they have ended.
-
-    Raises:
-        ConfigError: a directory is not seen from here.
     """
-    several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
-    runs: Sequence[Mapping[str, Any]] = config["runs"]
-    entries = []
-    for run in runs:
+
+    def __init__(self, config: Mapping[str, Any], world: World, held: ExitStack) -> None:
+        self.runs: Sequence[Mapping[str, Any]] = config["runs"]
+        self.pack, self.holds, self.world, self.held = config["pack"], config["holds"], world, held
+        self.several_nodes = sum(node["Alive"] for node in ray.nodes()) > 1
+        self.joining = Joining(Path(config["known_as"])) if self.pack else None
+        self.known: dict[Path, Path] = {}
+
+    @property
+    def alone(self) -> bool:
+        """Whether there has been one run only."""
+        return len(self.runs) + (self.joining.taken if self.joining else 0) == 1
+
+    def train(self, heartbeat: Heartbeat) -> list[Ended]:
+        """How each ended; none is left where all had ended when their workers were lost."""
+        first, joins = self.first(), self if self.joining else None
+        asked, notice = StopWatch(), preemption_notice
+        return train_cohort(first, self.world, asked, heartbeat, notice, joins, self.tell) if first else []
+
+    def first(self) -> list[Entry]:
+        """Those that are there from the start; of a pack whose workers start again, those that are under way.
+
+        Raises:
+            ConfigError: a directory is not seen from here.
+        """
+        late = self.joining.take(self.world) if self.joining else []
+        runs = {run["known_as"]: run for run in (*self.runs, *late)}
+        over = [name for name in runs if self.pack and self.world.is_main and how_ended(Path(name))]
+        over = broadcast_object(over, self.world)
+        return [self._entry(run) for name, run in runs.items() if name not in over]
+
+    def asked(self) -> bool:
+        """Whether there are runs that join."""
+        return self.joining is not None and self.joining.asked()
+
+    def take(self, world: World) -> list[Entry]:
+        """Those runs."""
+        return [self._entry(run) for run in (self.joining.take(world) if self.joining else ())]
+
+    def _entry(self, run: Mapping[str, Any]) -> Entry:
+        """A run; checkpoints of one that is alone go through Ray, so that a trial around it hears of them."""
         directory, spec = RunDirectory(copy_of(run["directory"])), from_tree(run["spec"])
-        _open(directory, spec, world, held)
-        spec = held.enter_context(staged(spec)) if several_nodes else spec
+        known = self.known[directory.path] = Path(run["known_as"])
+        _open(directory, spec, self.world, self.held)
+        spec = self.held.enter_context(staged(spec)) if self.several_nodes else spec
         listeners: list[Listener] = []
-        if world.is_main:
+        if self.world.is_main:
             listeners = [RunLog(directory, 0), PrometheusGauges(directory), *chosen_loggers(spec, directory)]
-        reporter: Reporter = RayReporter(directory, spec, RunDirectory(run["known_as"]).checkpoints)
-        if len(runs) > 1:
+        reporter: Reporter = RayReporter(directory, spec, RunDirectory(known).checkpoints)
+        if self.pack or len(self.runs) > 1:
             keep, background = spec.train.keep_checkpoints, spec.cluster.async_checkpoints
-            reporter = LocalReporter(directory.checkpoints, keep, background)
+            written = hold if self.holds else lambda path: None
+            reporter = LocalReporter(directory.checkpoints, keep, background, written)
         start = copy_of(run["resume_from"]) if run["resume_from"] else None
-        leaves = StopWatch(partial(is_to_leave, Path(run["known_as"]).parent)) if config["leaving"] else None
-        entries.append(Entry(spec, directory, reporter, listeners, start, leaves))
-    return entries
+        leaves = StopWatch(partial(is_to_leave, known)) if self.pack else None
+        return Entry(spec, directory, reporter, listeners, start, leaves, self.holds)
+
+    def tell(self, entry: Entry, how: Ended) -> None:
+        """Write down why a member failed, and let the others' driver know that it has ended.
+
+        The error of one that is alone is raised in the end instead, and retried where that may help.
+        """
+        place, end = entry.directory.path, End()
+        failed = isinstance(how, Exception) and not isinstance(how, Stopped)
+        if not self.world.is_main or (failed and self.alone):
+            return
+        if isinstance(how, Exception):
+            told = f"{place}: {type(how).__name__}: {first_line(how)}"
+            error = how if isinstance(how, UserError | Stopped) else TrainingError(told)
+            end = End(type(error).__name__, str(error))
+            if isinstance(error, UserError):
+                with suppress(OSError):  # its disk may be the reason
+                    write_failure(place, error)
+        if self.pack:
+            with suppress(Exception):  # the head may be away: then it is known when all have ended
+                mirror.flush(place)
+                note_ended(self.known[place], end)
 
 
 def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack) -> None:
@@ -205,7 +266,7 @@ def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack)
 
     Args:
         directory, spec: the run's.
-        world, held: as of `_entries`.
+        world, held: as of `_Runs`.
 
     Raises:
         ConfigError: it is not seen from here.
@@ -219,19 +280,3 @@ def _open(directory: RunDirectory, spec: RunSpec, world: World, held: ExitStack)
             f"--out: {directory.path} is not there on the node of worker {world.rank}; "
             "give a URL, or a folder of storage that all nodes share"
         )
-
-
-def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: World) -> None:
-    """Write down why members failed.
-
-    Raises:
-        Exception: what ended the only run.
-    """
-    for entry, how in zip(entries, ended, strict=True):
-        if isinstance(how, Exception) and len(entries) == 1:
-            raise how
-        if isinstance(how, Exception) and not isinstance(how, Stopped) and world.is_main:
-            place, kind = entry.directory.path, type(how).__name__
-            told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
-            with suppress(OSError):  # its disk may be the reason
-                write_failure(place, told)

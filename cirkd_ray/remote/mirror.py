@@ -87,6 +87,15 @@ class Mirror:
         """Do not wait for the next upload."""
         self._now.set()
 
+    def flush(self) -> None:
+        """Upload what there is now, in one try.
+
+        Raises:
+            StorageError: that was not possible.
+        """
+        with self._turn:
+            self._push()
+
     def finish(self, timeout: float) -> None:
         """Upload all that there is, and let others write.
 
@@ -315,6 +324,16 @@ def soon(folder: Path) -> None:
     """Upload a folder that is mirrored in this process without waiting for its next turn."""
     if folder in _running:
         _running[folder].soon()
+
+
+def flush(folder: Path) -> None:
+    """Upload now, in one try, what a folder that is mirrored in this process holds.
+
+    Raises:
+        StorageError: that was not possible.
+    """
+    if folder in _running:
+        _running[folder].flush()
 
 
 def retake(folder: Path) -> None:

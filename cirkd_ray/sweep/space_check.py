@@ -135,13 +135,9 @@ def _check_pack(space: SpaceFile, spec: RunSpec) -> None:
     """Trials can share what packs share."""
     if space.spec.resources.pack == 1:
         return
-    location, scheduler = ("resources", "pack"), space.spec.scheduler.name
-    if scheduler in PAUSING:
-        raise space.error(
-            location, f"scheduler {scheduler} pauses trials, which packs do not; use asha, median or none"
-        )
     if spec.distill is None:
-        raise space.error(location, f"recipe {space.spec.recipe!r} has no teacher to share; leave pack out")
+        where = ("resources", "pack")
+        raise space.error(where, f"recipe {space.spec.recipe!r} has no teacher to share; leave pack out")
 
 
 def apart(sweep: SweepSpec) -> list[str]:

@@ -47,8 +47,8 @@ class StopAgreement:
         self.last, self.next, self.time = 0, 0, time.monotonic()
 
     def __call__(self, step: int) -> bool:
-        """Whether all ranks stop before step `step`."""
-        if not self.agreed and step >= self.next:
+        """Whether all ranks stop before step `step`, which may lie before the last that was asked for."""
+        if not self.agreed and (step >= self.next or step < self.last):
             self._exchange(step, True)
         return self.agreed
 

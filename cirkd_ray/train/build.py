@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
 
 from cirkd_ray.config import ModelSpec, RunSpec, TeacherSpec
 from cirkd_ray.data import SegmentationDataset, build_dataset
@@ -26,11 +25,9 @@ from cirkd_ray.train.average import StudentAverage
 from cirkd_ray.train.batchnorm import count_on_host, synchronise_batchnorm
 from cirkd_ray.train.distiller import Distiller, build_losses
 from cirkd_ray.train.distributed import Exchange, World, check_batchnorm_ranks
-from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.optim import build_discriminator_optimizer, build_optimizer, parameter_groups
-from cirkd_ray.train.sharded import shard
-from cirkd_ray.train.shared import SharedForward
+from cirkd_ray.train.shared import SharedForward, move
 from cirkd_ray.train.step import TrainStep
 from cirkd_ray.types import PADDING_LABEL, ClassSet
 from cirkd_ray.weights.loading import WeightsReport, aside, load_weights
@@ -245,24 +242,12 @@ def assemble(
         for spec, student in zip(specs, students, strict=True)
     ]
     losses = [x for d in distillers if isinstance(d, Distiller) for _, x in d.named_losses()]
-    train, wanted = specs[0].train, specs[0].train.channels_last
+    first, wanted = specs[0], specs[0].train.channels_last
     asked = any(spec.teacher is not None and spec.teacher.shard for spec in specs if spec.distill is not None)
     sharded = asked and world.size > 1 and not world.pretended
+    shared = SharedForward(None, precision, device, _of_student(wanted, device), state, sharded)
     if teacher is not None and losses:
-        teacher.taps = frozenset().union(*(loss.teacher_taps for loss in losses))
-        freeze(teacher, losses)
-        if sharded:
-            cast_weights(teacher, precision)
-            shard(teacher, world, precision)
-        else:
-            _move(teacher, device, bool(wanted))  # on CPUs, too: networks that are not trained are faster so
-            cast_weights(teacher, precision)
-            if train.compile is True:
-                teacher.compile()
-    recorded = train.compile == "auto" and device.type == "cuda" and not (train.deterministic or sharded)
-    shared = SharedForward(
-        teacher if losses else None, precision, device, _of_student(wanted, device), recorded, sharded
-    )
+        shared.use(teacher, losses, first.train, world)
     steps = [
         distiller
         if isinstance(distiller, Exception)
@@ -270,6 +255,31 @@ def assemble(
         for spec, distiller in zip(specs, distillers, strict=True)
     ]
     return steps, shared
+
+
+def build_joining(spec: RunSpec, beside: Run) -> Run | Exception:
+    """Build a run that joins another, which is under way, and shares its data and its teacher."""
+    return isolated(partial(_joining, spec, beside), beside.world)
+
+
+def _joining(spec: RunSpec, beside: Run) -> Run:
+    classes, shared, notes = beside.train_set.classes, beside.shared, list[str]()
+    student, teacher = _student(spec, len(classes), notes), shared.teacher
+    if teacher is None:  # nobody had losses yet
+        torch.manual_seed(seed_of(spec.seed, 1))
+        if spec.distill is not None and spec.teacher is not None:
+            teacher = build_teacher(spec.teacher, len(classes), classes)
+        shared.generator = torch.get_rng_state()
+    assert shared.generator is not None
+    shares = class_shares(beside.train_set) if _wants_shares(spec) else None
+    distiller = _distiller(spec, student, teacher, len(classes), shared.generator, shares)
+    losses = [loss for _, loss in distiller.named_losses()]
+    if losses and teacher is not None and spec.teacher is not None:
+        if any(loss.reads_teacher_aux for loss in losses) and getattr(teacher, "auxiliary", None) is None:
+            teacher = build_teacher(spec.teacher, len(classes), classes)  # nobody read that head before
+        shared.use(teacher, losses, spec.train, beside.world)
+    step = _build_step(spec, beside.world, distiller, beside.precision)
+    return replace(beside, spec=spec, student=student, step=step, notes=tuple(notes))
 
 
 def _distiller(
@@ -298,7 +308,7 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
     check_batchnorm_ranks(spec, world.size, on_gpu)
     if on_gpu and world.size > 1 and spec.train.sync_batchnorm:
         synchronise_batchnorm(distiller, spec.train.batchnorm_ranks or world.size, world)
-    _move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
+    move(distiller, world.device, _of_student(spec.train.channels_last, world.device))
     average = None if spec.train.ema is None else StudentAverage(student, spec.train.ema)
     optimizer = build_optimizer(parameter_groups(student, distiller.losses, spec.optim), spec.optim)
     discriminators: dict[str, torch.optim.Optimizer] = {
@@ -326,9 +336,3 @@ def _build_step(spec: RunSpec, world: World, distiller: Distiller, precision: st
 def _of_student(channels_last: bool | str, device: torch.device) -> bool:
     """Whether a student has the channel last in memory."""
     return bool(channels_last) if device.type == "cuda" else channels_last == "always"
-
-
-def _move(module: nn.Module, device: torch.device, channels_last: bool) -> None:
-    module.to(device)
-    if channels_last:
-        module.to(memory_format=torch.channels_last)

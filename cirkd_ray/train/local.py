@@ -17,8 +17,9 @@ from cirkd_ray.config.spec import ClusterSpec
 from cirkd_ray.device import bound_memory, local_device, share_cores
 from cirkd_ray.remote.copies import address, addressed, copy_of
 from cirkd_ray.train.distributed import World, broadcast_object, collective_timeout
+from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.loop import Ended, Entry, train_cohort
+from cirkd_ray.train.loop import train_cohort
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import Together

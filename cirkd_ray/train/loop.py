@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -23,44 +22,22 @@ from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import first_line
 from cirkd_ray.train.agreement import StopAgreement
 from cirkd_ray.train.batches import training_batches
-from cirkd_ray.train.build import build_cohort, seed_of
+from cirkd_ray.train.build import Run, build_cohort, build_joining, seed_of
+from cirkd_ray.train.checkpoint import checkpoint_name
 from cirkd_ray.train.cohort import check_cohort
-from cirkd_ray.train.distributed import World
+from cirkd_ray.train.distributed import World, broadcast_object
+from cirkd_ray.train.entry import Ended, Entry, Joins
 from cirkd_ray.train.heartbeat import Heartbeat
 from cirkd_ray.train.isolate import isolated
 from cirkd_ray.train.member import Member
 from cirkd_ray.train.preemption import Notice, Preemption
-from cirkd_ray.train.progress import mark
+from cirkd_ray.train.progress import Mark, mark
 from cirkd_ray.train.reporter import Listener, Reporter
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.shared import MicroBatch
 from cirkd_ray.train.stop import Interrupted, Stopped, asked
 from cirkd_ray.train.underway import Underway
-from cirkd_ray.train.validation import validation_split
-
-Ended = dict[str, Any] | Exception
-"""How a member ended: its result, or why there is none."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A run that takes part in a cohort.
-
-    Attributes:
-        spec: a resolved recipe whose teacher, if any, has weights.
-        directory: the run's, seen by all ranks.
-        reporter: takes figures and checkpoints.
-        listeners: follow the run on the main rank.
-        resume_from: a checkpoint to start from where the directory has none, such as another run's.
-        asked_to_stop: whether this member is to leave, asked before each of its steps; one rank is enough.
-    """
-
-    spec: RunSpec
-    directory: RunDirectory
-    reporter: Reporter
-    listeners: Sequence[Listener] = ()
-    resume_from: Path | None = None
-    asked_to_stop: Callable[[], bool] | None = None
+from cirkd_ray.train.validation import ValidationSplit, validation_split
 
 
 def train(
@@ -102,6 +79,8 @@ def train_cohort(
     asked_to_stop: Callable[[], bool] = asked,
     heartbeat: Heartbeat | None = None,
     notice: Callable[[], Notice | None] | None = None,
+    joins: Joins | None = None,
+    told: Callable[[Entry, Ended], None] = lambda entry, ended: None,
 ) -> list[Ended]:
     """Train runs that share batches and a teacher, each as it would train alone.
 
@@ -113,9 +92,13 @@ def train_cohort(
         world, asked_to_stop, heartbeat: as of `train`; the stop is one of all runs.
         notice: looks whether machines are about to be taken away; called on all ranks at once, which get the
             same answer.
+        joins: runs that take part later. One that has a companion's checkpoint to start from, which that
+            keeps in memory, takes it from there.
+        told: hears of each run as soon as it has ended.
 
     Returns:
-        How each ended: a result, the error that ended it alone, or `Stopped` where it was asked to leave.
+        How each ended: a result, the error that ended it alone, or `Stopped` where it was asked to leave;
+        first the entries in their order, then those that joined.
 
     Raises:
         ConfigError: runs that cannot share.
@@ -123,10 +106,11 @@ def train_cohort(
         Stopped: asked to; all that were under way have written a checkpoint of the last step.
     """
     check_cohort({entry.directory.path.name: entry.spec for entry in entries})
-    cohort = Cohort(entries, world, heartbeat or Heartbeat(), StopAgreement(asked_to_stop, world))
+    stop_all = StopAgreement(asked_to_stop, world)
+    cohort = Cohort(entries, world, heartbeat or Heartbeat(), stop_all, joins, told)
     every = entries[0].spec.cluster.preemption_interval
     if notice is not None and every is not None:
-        cohort.stop_all.duty = Preemption(notice, every, cohort.save)
+        stop_all.duty = Preemption(notice, every, cohort.save)
     try:
         return cohort.train()
     except BaseException as error:
@@ -138,7 +122,8 @@ class Cohort:
     """One rank's way through the batches of its members.
 
     Attributes:
-        members: those that are under way, by their place among the entries.
+        entries: the runs, in the order in which they came; elsewhere a run is named by its place here.
+        members: those that are under way.
         ended: how the others ended.
     """
 
@@ -148,28 +133,41 @@ class Cohort:
         world: World,
         heartbeat: Heartbeat,
         stop_all: StopAgreement,
+        joins: Joins | None,
+        told: Callable[[Entry, Ended], None],
     ) -> None:
         self.world, self.heartbeat, self.stop_all = world, heartbeat, stop_all
+        self.joins, self.told, self.joining = joins, told, self._agreement(joins)
+        self.entries: list[Entry] = []
         self.members: dict[int, Member] = {}
         self.ended: dict[int, Ended] = {}
-        self.stops = {
-            place: StopAgreement(entry.asked_to_stop, world)
-            for place, entry in enumerate(entries)
-            if entry.asked_to_stop is not None
-        }
-        split = None
-        for place, run in enumerate(build_cohort([entry.spec for entry in entries], world)):
-            entry = entries[place]
-            timeout = entry.spec.cluster.storage_timeout
-            told = Underway(entry.directory, entry.listeners, world, heartbeat, timeout, stop_all.asked)
-            if isinstance(run, Exception):
-                told.message(f"failed before its first step: {first_line(run)}")
-                self.ended[place] = run
-                continue
-            split = split or validation_split(run, stop_all, told.patience)
-            self.members[place] = Member(run, told, entry.reporter, split)
+        self.stops: dict[int, StopAgreement] = {}
+        self.split: ValidationSplit | None = None
+        for entry, run in zip(entries, build_cohort([e.spec for e in entries], world), strict=True):
+            self._enter(entry, run)
         for place, member in [*self.members.items()]:
-            self._attempt(place, partial(member.resume, entries[place].resume_from))
+            self._attempt(place, partial(member.resume, self.entries[place].resume_from))
+
+    def _agreement(self, joins: Joins | None) -> StopAgreement | None:
+        return None if joins is None else StopAgreement(joins.asked, self.world)
+
+    def _enter(self, entry: Entry, run: Run | Exception) -> int:
+        """Take a run among the members, unless it could not be built; returns its place."""
+        place, timeout = len(self.entries), entry.spec.cluster.storage_timeout
+        self.entries.append(entry)
+        told = Underway(
+            entry.directory, entry.listeners, self.world, self.heartbeat, timeout, self.stop_all.asked
+        )
+        if isinstance(run, Exception):
+            told.message(f"failed before its first step: {first_line(run)}")
+            self.ended[place] = run
+            self.told(entry, run)
+            return place
+        if entry.asked_to_stop is not None:
+            self.stops[place] = StopAgreement(entry.asked_to_stop, self.world)
+        self.split = self.split or validation_split(run, self.stop_all, told.patience)
+        self.members[place] = Member(run, told, entry.reporter, self.split, entry.keeps)
+        return place
 
     def train(self) -> list[Ended]:
         """Validations that are due, then all steps that are left of each member.
@@ -204,12 +202,14 @@ class Cohort:
         end = max(member.spec.train.steps for member in self.members.values())
         batches = training_batches(first, start, end, patience)
         del leader, first  # its memory is free when it has ended
-        waiting_since = time.perf_counter()
+        waiting_since, idle_since = time.perf_counter(), mark(self.world.device)
         for step in range(start, end):
             if self.stop_all(step):
                 return self._stop()
             for place in [p for p in self.members if p in self.stops and self.stops[p](step)]:
                 self._end(place, self._attempt(place, self.members[place].stop))
+            if self.members and self._join(step):
+                return None
             turn = {place: member for place, member in self.members.items() if member.done == step}
             if not turn:
                 return None
@@ -229,7 +229,26 @@ class Cohort:
                 self._teach(turn, micro_batches)
             self._take_turns(turn, micro_batches, waited)
             waiting_since = time.perf_counter()
+            idle_since = self._wait(idle_since, [p for p in self.members if p not in turn])
         return None
+
+    def _join(self, step: int) -> bool:
+        """Take in the runs that have come, if any; each is at a step of its own."""
+        if self.joins is None or self.joining is None or not self.joining(step):
+            return False
+        self.joining, begun, before = self._agreement(self.joins), mark(self.world.device), [*self.members]
+        self.heartbeat.note("checkpoint", step)
+        for entry in self.joins.take(self.world):
+            beside = next(iter(self.members.values())).run
+            place = self._enter(entry, build_joining(entry.spec, beside))
+            if (member := self.members.get(place)) is not None:
+                state = self._kept(entry.resume_from)
+                self._attempt(place, partial(member.resume, entry.resume_from, state))
+            if place in self.members:
+                self._attempt(place, self.members[place].catch_up)
+        self._finish()
+        self._wait(begun, before)
+        return True
 
     def _teach(self, turn: dict[int, Member], micro_batches: Sequence[MicroBatch]) -> None:
         """The teacher's maps for all; no time of members that learn from the labels alone."""
@@ -256,6 +275,25 @@ class Cohort:
                     if other is not member and other.window is not None:
                         other.window.away.append(away)
         self._finish()
+
+    def _kept(self, checkpoint: Path | None) -> dict[str, Any] | None:
+        """What a companion's checkpoint holds, where that is kept in memory; on all ranks alike."""
+        state, step = None, None if checkpoint is None else checkpoint.name
+        for member in self.members.values():
+            kept = member.kept
+            if checkpoint is not None and kept is not None and checkpoint_name(kept["step"]) == step:
+                state = kept if member.directory.path == checkpoint.parent.parent else state
+        found: dict[str, Any] | None = broadcast_object(state, self.world)
+        return found
+
+    def _wait(self, since: Mark, places: Sequence[int]) -> Mark:
+        """What has passed since then was not these members' time; returns the present."""
+        now = mark(self.world.device)
+        for place in places:
+            member = self.members.get(place)
+            if member is not None and member.window is not None:
+                member.window.away.append((since, now))
+        return now
 
     def _finish(self) -> None:
         """The results of members whose steps are all done."""
@@ -301,6 +339,7 @@ class Cohort:
                 )
                 traceback.clear_frames(ended.__traceback__)
         member.told.close(ended)
+        self.told(self.entries[place], ended)
         del member
         gc.collect()
         if self.world.device.type == "cuda" and self.members:

@@ -45,19 +45,25 @@ class Member:
         told: says what goes on, and knows the run's folder.
         reporter: takes figures and checkpoints.
         split: the validation images.
+        keeps: keep the state of the last checkpoint in memory, for others to start from.
 
     Attributes:
         done: steps that are done.
+        kept: that state, on the main rank.
         window: sums since the last line of metrics; None before the first step.
     """
 
-    def __init__(self, run: Run, told: Underway, reporter: Reporter, split: ValidationSplit) -> None:
+    def __init__(
+        self, run: Run, told: Underway, reporter: Reporter, split: ValidationSplit, keeps: bool = False
+    ) -> None:
         self.run, self.spec, self.world = run, run.spec, run.world
         self.told, self.directory, self.reporter = told, told.directory, reporter
         self.progress = RunProgress()
         self.done, self.saved = 0, 0
         self.window: ReportWindow | None = None
         self.copy_to_host = HostCopy()
+        self.keeps = keeps
+        self.kept: dict[str, Any] | None = None
         self.started_from: Path | None = None
         self.best = BestStudent(run, told, split)
         self.teacher: Scores | None = None
@@ -67,8 +73,13 @@ class Member:
         """Whether all steps are done."""
         return self.done >= self.spec.train.steps
 
-    def resume(self, started_from: Path | None = None) -> None:
-        """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0."""
+    def resume(self, started_from: Path | None = None, state: dict[str, Any] | None = None) -> None:
+        """Load the newest whole checkpoint, which the main rank chooses; without one start at step 0.
+
+        Args:
+            started_from: a checkpoint of another run to start from where this one has none.
+            state: what that checkpoint holds, where it is known; it stays as it is.
+        """
         self.started_from = started_from
         path = shared_checkpoint(
             self._newest_checkpoint(self.told.message) if self.world.is_main else None,
@@ -76,7 +87,9 @@ class Member:
             self.spec.cluster.storage_timeout,
         )
         if path:
-            self.progress = RunProgress(**load_state(self.run, read_checkpoint(path)))
+            known = state if path == started_from else None
+            found = read_checkpoint(path) if known is None else HostCopy()(known)
+            self.progress = RunProgress(**load_state(self.run, found))
             self._take_validation(path)
         else:
             refuse_damaged(self.directory.checkpoints, self.world)
@@ -264,6 +277,7 @@ class Member:
         if not self.world.is_main:
             return None
         state = self.copy_to_host({**state_of(self.run, queues), **vars(self.progress)})
+        self.kept = state if self.keeps else None
         return Snapshot(state, self.told.patience, self.told.heartbeat.alive, self.told.checkpoint)
 
     def finish(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -46,10 +46,17 @@ class LocalReporter:
         folder: the run's `checkpoints`.
         keep: how many.
         background: write while training goes on.
+        written: hears of each checkpoint, before others are deleted.
     """
 
-    def __init__(self, folder: Path, keep: int, background: bool = True) -> None:
-        self.folder, self.keep, self.background = folder, keep, background
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        background: bool = True,
+        written: Callable[[Path], object] = lambda path: None,
+    ) -> None:
+        self.folder, self.keep, self.background, self.written = folder, keep, background, written
         self.writer = BackgroundWriter()
 
     def report(self, metrics: Mapping[str, float], checkpoint: Snapshot | None, last: bool) -> None:
@@ -69,6 +76,7 @@ class LocalReporter:
 
     def _write(self, checkpoint: Snapshot) -> None:
         checkpoint.write(self.folder / checkpoint.name)
+        self.written(self.folder / checkpoint.name)
         prune_checkpoints(self.folder, self.keep)
         soon(self.folder.parent)
 

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
+import torch
+from torch import Tensor, nn
+
+from cirkd_ray.config.spec import TrainSpec
 from cirkd_ray.data.loader import DeviceBatch
 from cirkd_ray.device import autocast
+from cirkd_ray.losses import DistillationLoss
 from cirkd_ray.models.segmentation import SegmentationModel
+from cirkd_ray.train.distributed import World
+from cirkd_ray.train.frozen import cast_weights, freeze
 from cirkd_ray.train.recorded import Recorded
+from cirkd_ray.train.sharded import shard
 from cirkd_ray.types import Preprocess, Preprocessing, SegmentationOutput
 
 
@@ -20,8 +27,8 @@ class SharedForward:
         precision: "fp32", "bf16" or "fp16".
         device: of everything.
         channels_last: whether the networks take images in that memory format.
-        recorded: whether the teacher's operations are recorded (`recorded.py`).
-        sharded: whether its weights are shared out to the ranks (`sharded.py`), which then run it alike.
+        generator: its state, from which the first values of each member's losses are drawn.
+        sharded: whether the teacher's weights are shared out to the ranks (`sharded.py`), which run it alike.
     """
 
     def __init__(
@@ -30,14 +37,46 @@ class SharedForward:
         precision: str,
         device: torch.device,
         channels_last: bool = False,
-        recorded: bool = False,
+        generator: Tensor | None = None,
         sharded: bool = False,
     ) -> None:
         self.teacher, self.precision, self.device = teacher, precision, device
         self.sharded = sharded
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self.recorded = Recorded(teacher, precision) if recorded and teacher is not None else None
+        self.generator = generator
+        self.recorded: Recorded | None = None
         self._prepare: dict[Preprocessing, Preprocess] = {}
+
+    def use(
+        self,
+        teacher: SegmentationModel,
+        losses: Sequence[DistillationLoss],
+        train: TrainSpec,
+        world: World,
+    ) -> None:
+        """Let a teacher deliver what these losses read, and what others have it deliver already.
+
+        Args:
+            teacher: the one that there is, or a new one.
+        """
+        before = frozenset() if self.teacher is None else self.teacher.taps
+        taps = before.union(*(loss.teacher_taps for loss in losses))
+        if teacher is self.teacher and taps == before:
+            return
+        teacher.taps = taps
+        if teacher is not self.teacher:
+            freeze(teacher, losses)
+            if self.sharded:
+                cast_weights(teacher, self.precision)
+                shard(teacher, world, self.precision)
+            else:  # on CPUs, too, the channel last: networks that are not trained are faster so
+                move(teacher, self.device, bool(train.channels_last))
+                cast_weights(teacher, self.precision)
+                if train.compile is True:
+                    teacher.compile()
+        recorded = train.compile == "auto" and self.device.type == "cuda" and not train.deterministic
+        self.teacher = teacher
+        self.recorded = Recorded(teacher, self.precision) if recorded and not self.sharded else None
 
     def __call__(self, batch: DeviceBatch, readers: int = 1) -> MicroBatch:
         """The micro-batch of so many members."""
@@ -92,3 +131,10 @@ class MicroBatch:
         self.readers -= 1
         if self.readers == 0:
             self._images, self._taught = {}, None
+
+
+def move(module: nn.Module, device: torch.device, channels_last: bool) -> None:
+    """Move a network in place."""
+    module.to(device)
+    if channels_last:
+        module.to(memory_format=torch.channels_last)

@@ -5,20 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from cirkd_ray.cluster.donors import hold
+from cirkd_ray.cluster.membership import End, Joining, is_to_leave, note_ended
 from cirkd_ray.cluster.outcomes import TrialLog
 from cirkd_ray.cluster.trial import TrialPlan
-from cirkd_ray.config import RunSpec
+from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.errors import TrainingError
-from cirkd_ray.files import write_text
+from cirkd_ray.files import append_line, write_text
 from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.checkpoint import MANIFEST, STATE, checkpoint_name
+from cirkd_ray.train.distributed import World
 from cirkd_ray.train.outcome import write_failure
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.stop import Stopped
 from tests.tinyrun import tiny_baseline
 
 
@@ -33,14 +37,13 @@ def stub_checkpoint(folder: Path, state: dict[str, Any]) -> Path:
     return folder
 
 
-def stub_run(
-    spec: RunSpec,
-    directory: RunDirectory,
-    callbacks: Sequence[Any],
-    resume_from: Path | None,
-    before_step: Callable[[int], None] = lambda step: None,
-) -> dict[str, Any]:
-    """A run whose mIoU rises to 1 - |lr - 0.01|; it fails for task.aux_weight 2 and can be resumed."""
+def stub_steps(
+    spec: RunSpec, directory: RunDirectory, callbacks: Sequence[Any], resume_from: Path | None
+) -> Iterator[int]:
+    """A run whose mIoU rises to 1 - |lr - 0.01|, before each of its steps.
+
+    It fails for task.aux_weight 2 and can be resumed.
+    """
     if spec.task.aux_weight == 2.0:
         write_failure(directory.path, TrainingError("not finite"))
         raise TrainingError("not finite")
@@ -57,15 +60,15 @@ def stub_run(
     for step in range(state["step"] + 1, spec.train.steps + 1):
         if step % spec.train.validate_every:
             continue
-        before_step(step)
+        yield step
         quality = 1.0 - abs(spec.optim.lr - 0.01)
         last = {"step": step, "miou": quality * step / spec.train.steps, "images_per_second": 1.0}
-        directory.append_metrics(last)
         folder = stub_checkpoint(directory.checkpoints / checkpoint_name(step), {**state, "last": last})
         for callback in callbacks:
             callback.after_report(
                 run_context=None, metrics=[last], checkpoint=SimpleNamespace(path=str(folder))
             )
+        directory.append_metrics(last)
     result = {
         "last": last,
         "best": last,
@@ -74,7 +77,69 @@ def stub_run(
         "weights": state["weights"],
     }
     directory.write_result(result)
-    return result
+
+
+def stub_run(
+    spec: RunSpec,
+    directory: RunDirectory,
+    callbacks: Sequence[Any],
+    resume_from: Path | None,
+    before_step: Callable[[int], None] = lambda step: None,
+) -> dict[str, Any]:
+    """All steps of `stub_steps`; returns the result."""
+    for step in stub_steps(spec, directory, callbacks, resume_from):
+        before_step(step)
+    return directory.read_result() or {}
+
+
+def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None:
+    """Such runs as a pack: a step of each in its turn; some leave, others join, one of three lacks memory.
+
+    With `holds` a step waits until Tune has the step before of all, which the test writes down.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    joining = Joining(folder)
+    callbacks = [SimpleNamespace(after_report=_held)] if holds else []
+    members: dict[Path, tuple[int, Iterator[int]]] = {}
+
+    def enter(run: dict[str, Any], list_: str) -> None:
+        directory, start = RunDirectory(run["directory"]), run["resume_from"]
+        steps = stub_steps(from_tree(run["spec"]), directory, callbacks, start and Path(start))
+        members[directory.path] = (0, steps)
+        append_line(folder / list_, directory.path.parent.name)
+
+    for run in work:
+        enter(run, "members")
+    if len(members) == 3:
+        lost = [*members][1]
+        del members[lost]
+        note_ended(lost, End("TrainingError", "OutOfMemoryError: 8 GiB"))
+    while members:
+        time.sleep(0.1)
+        for run in joining.take(World()):
+            enter(run, "joined")
+        first = min(at for at, _ in members.values())
+        waits = holds and any(_reported(path) < at - 1 for path, (at, _) in members.items())
+        for path, (at, steps) in [*members.items()]:
+            try:
+                if is_to_leave(path):
+                    raise Stopped("left")
+                if at == first and not waits:
+                    members[path] = (next(steps), steps)
+            except (StopIteration, Stopped, TrainingError) as how:
+                del members[path]
+                note_ended(
+                    path, End() if isinstance(how, StopIteration) else End(type(how).__name__, str(how))
+                )
+
+
+def _reported(run: Path) -> int:
+    file = run.parent / "reported"
+    return int(file.read_text()) if file.is_file() else 0
+
+
+def _held(run_context: Any, metrics: Any, checkpoint: Any) -> None:
+    hold(Path(checkpoint.path))
 
 
 def slow_run(

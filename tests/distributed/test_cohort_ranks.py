@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from cirkd_ray.errors import TrainingError
+from cirkd_ray.train.checkpoint import checkpoint_name
 from cirkd_ray.train.distributed import World
 from cirkd_ray.train.rundir import RunDirectory
 from tests.distributed.gloo import run_ranks
 from tests.tinyrun import tiny_distillation
 from tests.unit.test_cohort import TRAIN, alone, assert_same_run, entry, recipes
+from tests.unit.test_cohort_joins import joined
 
 
 def both_ways(teacher: Path, out: Path) -> list[str]:
@@ -30,3 +32,24 @@ def test_members_on_two_ranks_are_the_runs_that_they_are_alone(teacher: Path, tm
     for name in ("queues", "baseline"):
         pair = [RunDirectory(tmp_path / kind / name) for kind in ("together", "apart")]
         assert_same_run(*pair)
+
+
+def handed_over(teacher: Path, out: Path) -> list[str]:
+    """A run that joins another from its checkpoint, in memory, and the same from the disk; how they ended."""
+    from cirkd_ray.train.loop import train
+
+    donor = tiny_distillation(teacher, train=TRAIN)
+    heir = tiny_distillation(teacher, train=TRAIN, optim={"lr": 0.005})
+    given = alone(donor, out / "apart" / "donor").checkpoints / checkpoint_name(2)
+    expected = entry(heir, out / "apart" / "heir")
+    train(heir, World.current(), expected.directory, expected.reporter, (), given)
+    start = out / "donor" / "checkpoints" / given.name
+    ended = joined({"donor": donor}, {"heir": heir}, out, 3, resume_from=start)
+    return [type(each).__name__ for each in ended.values()]
+
+
+def test_a_run_that_joins_on_two_ranks_has_the_state_of_its_donor(teacher: Path, tmp_path: Path) -> None:
+    for ended in run_ranks(handed_over, 2, tmp_path, teacher, tmp_path):
+        assert ended == ["dict", "dict"]
+    for name in ("donor", "heir"):
+        assert_same_run(RunDirectory(tmp_path / name), RunDirectory(tmp_path / "apart" / name))

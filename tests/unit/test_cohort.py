@@ -19,8 +19,9 @@ from cirkd_ray.train.build import choose_arithmetic
 from cirkd_ray.train.checkpoint import STATE, list_checkpoints
 from cirkd_ray.train.cohort import check_cohort
 from cirkd_ray.train.distributed import World
+from cirkd_ray.train.entry import Ended, Entry
 from cirkd_ray.train.heartbeat import Heartbeat
-from cirkd_ray.train.loop import Ended, Entry, train, train_cohort
+from cirkd_ray.train.loop import train, train_cohort
 from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.reporter import Listener, LocalReporter
 from cirkd_ray.train.rundir import RunDirectory

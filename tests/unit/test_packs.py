@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cirkd_ray.cluster.packs import PATIENCE, Gathering, Waiting
+from cirkd_ray.cluster.gathering import PATIENCE, Gathering, Pack, Waiting
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import ConfigError
 from cirkd_ray.sweep.space_check import apart, check_space
@@ -23,8 +23,8 @@ def gathered(size: int, places: int, *specs: RunSpec, **options: Any) -> Gatheri
     return found
 
 
-def names(packs: list[list[Waiting]]) -> list[list[str]]:
-    return [[each.trial for each in pack] for pack in packs]
+def names(packs: list[Pack]) -> list[list[str]]:
+    return [[*pack.members] for pack in packs]
 
 
 def test_a_whole_pack_starts_at_once_and_a_smaller_one_when_no_more_can_come() -> None:
@@ -62,22 +62,41 @@ def test_who_lacked_memory_is_alone_and_nobody_waits_for_ever() -> None:
     assert names(waiting.starting(left=9, now=PATIENCE + 1)) == [["t1"]]
 
 
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        ({"scheduler": {"name": "pbt"}, "searcher": {"name": "random"}}, "pauses trials"),
-        (
-            {"recipe": "quickstart/baseline", "set": {}, "parameters": {"optim.lr": {"uniform": [0.1, 1]}}},
-            "no teacher",
-        ),
-    ],
-)
-def test_a_space_that_cannot_be_packed_is_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
+def test_trials_are_packed_by_their_numbers() -> None:
+    waiting = gathered(2, 2, *[tiny_baseline()] * 4)
+    order = {"t0": 3, "t1": 0, "t2": 1, "t3": 2}
+    assert names(waiting.starting(9, 4.0, order)) == [["t1", "t2"], ["t3", "t0"]]
+
+
+def test_who_goes_on_joins_a_pack_that_has_room_and_who_begins_anew_waits() -> None:
+    spec, donor = tiny_baseline(), Path("donor")
+    waiting = gathered(2, 2, spec, spec)
+    (pack,) = waiting.starting(left=9, now=2.0)
+    waiting.add(Waiting("late", spec, Path("x"), donor), now=3.0)
+    assert waiting.joining() == []  # it is full
+    del pack.members["t0"]
+    larger = tiny_baseline(train={"batch_size": 8})
+    waiting.add(Waiting("larger", larger, Path("x"), donor), now=3.0)
+    waiting.add(Waiting("new", spec, Path("x")), now=3.0)
+    waiting.add(Waiting("alone", spec, Path("x"), donor, alone=True), now=3.0)
+    assert [(found, each.trial) for found, each in waiting.joining()] == [(pack, "late")]
+    assert [*pack.members] == ["t1", "late"]
+    assert [*waiting.waiting] == ["larger", "new", "alone"]
+    pack.members.clear()
+    assert waiting.joining() == []  # it is over
+    waiting.starting(left=9, now=3.0)
+    waiting.add(Waiting("late", spec, Path("x"), donor), now=3.0)
+    assert [[*found.members] for found in waiting.running][-1] == ["alone"]
+    assert waiting.joining() == []
+
+
+def test_a_space_that_cannot_be_packed_is_refused(tmp_path: Path) -> None:
+    change = {"recipe": "quickstart/baseline", "set": {}, "parameters": {"optim.lr": {"uniform": [0.1, 1]}}}
     tree = yaml.safe_load((Path(__file__).parents[2] / "search_spaces" / "smoke.yaml").read_text())
     tree["parameters"] = {"distill.losses.kd.weight": {"uniform": [0.1, 1.0]}}
     file = tmp_path / "space.yaml"
     file.write_text(yaml.safe_dump({**tree, "resources": {"pack": 3}, **change}))
-    with pytest.raises(ConfigError, match=rf"space.yaml:\d+: resources.pack: .*{said}"):
+    with pytest.raises(ConfigError, match=r"space.yaml:\d+: resources.pack: .*no teacher"):
         check_space(load_space(str(file)))
 
 

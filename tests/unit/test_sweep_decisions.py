@@ -18,6 +18,7 @@ from ray.tune.schedulers import TrialScheduler
 
 from cirkd_ray.cluster.bridge import Pointer, read_pointer
 from cirkd_ray.cluster.decisions import LastingScheduler
+from cirkd_ray.cluster.scheduler_state import Fate
 from cirkd_ray.cluster.search import make_scheduler
 from cirkd_ray.sweep.space import SweepSpec
 
@@ -82,7 +83,9 @@ class Tune:
         inner._log_config = False
         self.scheduler: TrialScheduler = inner
         if disk.lasting:
-            self.scheduler = LastingScheduler(inner, str(disk.folder), 0, resumed=bool(disk.saved))
+            self.scheduler = LastingScheduler(
+                inner, str(disk.folder), 0, bool(disk.saved), self.hear, slots >= len(RATES)
+            )
         self.scheduler.set_search_properties("miou", "max")
         self.everything_first = scheduler in ("hyperband", "pbt")
         for name, status, config, latest, last in reversed(disk.saved):  # Tune mixes them up
@@ -134,6 +137,13 @@ class Tune:
             for t in self.trials
         ]
 
+    def hear(self, trial: str, number: int, report: int, fate: Fate) -> None:
+        """What the scheduler tells."""
+
+    def choose(self, running: list[Trial]) -> Trial:
+        """Whose report comes next: all reports of a round before the next round."""
+        return min(running, key=lambda t: (int((t.last_result or {}).get("report", 0)), t.trial_id))
+
     def fit(self) -> None:
         idle = 0
         while len(self.trials) < len(RATES) or self.get_live_trials():
@@ -143,7 +153,7 @@ class Tune:
             assert idle < 5, "all trials wait for each other"
             if not running:
                 continue
-            self._step(min(running, key=lambda t: (int((t.last_result or {}).get("report", 0)), t.trial_id)))
+            self._step(self.choose(running))
 
     def _fill(self) -> None:
         """As many trials as there is room for."""
@@ -214,13 +224,18 @@ class Tune:
 
 
 def swept(
-    folder: Path, scheduler: str, slots: int, kills: tuple[tuple[int, str], ...] = (), lasting: bool = True
+    folder: Path,
+    scheduler: str,
+    slots: int,
+    kills: tuple[tuple[int, str], ...] = (),
+    lasting: bool = True,
+    kind: type[Tune] = Tune,
 ) -> tuple[Disk, int]:
     """A sweep with interruptions, and the number of events of its last process."""
     disk = Disk(folder, lasting=lasting)
     folder.mkdir(parents=True)
     for kill in (*kills, None):
-        process = Tune(disk, scheduler, slots, kill)
+        process = kind(disk, scheduler, slots, kill)
         try:
             process.fit()
         except Killed:
