@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
@@ -22,7 +22,7 @@ from cirkd_ray.cluster.staging import staged
 from cirkd_ray.cluster.stopping import StopWatch, is_to_leave, part_of, uploaded_run
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.device import bound_memory
-from cirkd_ray.errors import ConfigError, TrainingError, TransientError, UserError, first_line
+from cirkd_ray.errors import ConfigError, TransientError, UserError
 from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.remote.mirror import soon
 from cirkd_ray.remote.reading import fetch_folder
@@ -156,8 +156,7 @@ def _written_down(folder: Path) -> Iterator[None]:
     except TransientError:
         raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
-        with suppress(OSError):  # the controller hears of it all the same
-            write_failure(folder, error)
+        write_failure(folder, error)
         raise
 
 
@@ -231,7 +230,4 @@ def _tell_failures(entries: Sequence[Entry], ended: Sequence[Ended], world: Worl
         if isinstance(how, Exception) and len(entries) == 1:
             raise how
         if isinstance(how, Exception) and not isinstance(how, Stopped) and world.is_main:
-            place, kind = entry.directory.path, type(how).__name__
-            told = how if isinstance(how, UserError) else TrainingError(f"{place}: {kind}: {first_line(how)}")
-            with suppress(OSError):  # its disk may be the reason
-                write_failure(place, told)
+            write_failure(entry.directory.path, how)
