@@ -14,6 +14,7 @@ from ray.tune import Callback
 from cirkd_ray.cluster.stopping import ask_to_leave, has_stopped, may_stay
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.evaluate.evaluation import over_classes
+from cirkd_ray.report.sweep import figure, figure_name
 from cirkd_ray.sweep.folder import SPACE, write_expired
 from cirkd_ray.train.outcome import OUTCOME, read_failure, write_outcome
 from cirkd_ray.train.stop import asked
@@ -86,9 +87,11 @@ class TrialLog(Callback):  # type: ignore[misc]
             ask_to_leave(self.folder / "trials" / trial_id)
         ended = len(list((self.folder / "trials").glob(f"*/{OUTCOME}")))
         value = last.get(self.metric)
-        figure = f" at step {last.get('step')}, {self.metric} {value:.4f}" if value is not None else ""
-        if figure and self.metric == "miou" and over_classes(last):
-            figure += f" over {over_classes(last)}"
-        text = f"trial {trial_id}: {status}{figure}{': ' + reason if reason else ''}"
+        score = ""
+        if value is not None:
+            score = f" at step {last.get('step')}, {figure_name(self.metric)} {figure(value, self.metric)}"
+        if score and self.metric == "miou" and over_classes(last):
+            score += f" over {over_classes(last)}"
+        text = f"trial {trial_id}: {status}{score}{': ' + reason if reason else ''}"
         console = Console(soft_wrap=True)
         console.print(f"{text} ({ended} of {self.total})", highlight=False, markup=False)

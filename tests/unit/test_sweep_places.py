@@ -86,7 +86,7 @@ def test_the_miou_of_a_trial_says_over_how_many_classes(
     last = {"step": 4, "steps": 4, "miou": 0.5, "miou_classes": 2, "classes": 3}
     log, trial = TrialLog(str(tmp_path), "miou", 2), SimpleNamespace(trial_id="t", last_result=last)
     log.on_trial_complete(1, [], trial)
-    assert "miou 0.5000 over 2 of 3 classes" in capsys.readouterr().out
+    assert "mIoU % 50.00 over 2 of 3 classes" in capsys.readouterr().out
 
 
 def test_students_are_measured_before_anything_trains(
