@@ -123,9 +123,7 @@ def _run(
     if shared > 1:
         say(f"up to {shared} methods of a seed are trained together, with one teacher (not so: --apart)")
     jobs = []
-    for seed in seeds_of(
-        methods, seeds
-    ):  # seed by seed: an interrupted comparison has as many whole rows as it can
+    for seed in seeds:  # one by one: an interrupted comparison has as many whole rows as it can
         for number, names in enumerate(cohorts):
             for name in names:
                 run = from_tree({**trained[name].to_dict(), "seed": seed, "name": f"{name}-s{seed}"})

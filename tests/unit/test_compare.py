@@ -270,5 +270,5 @@ def test_seeds_count_from_the_recipes_own(tmp_path: Path) -> None:
     for seed in seeds_of(methods, 2):
         (tmp_path / "runs" / f"kd-s{seed}").mkdir(parents=True)
     assert begun_comparison(tmp_path)[1] == 2
-    with refuses("seed", 101, "cwd", 0):
+    with refuses("seed", ConfigError, 101, "cwd", 0):
         seeds_of(methods_of([("a/kd", spec), ("a/cwd", load_run("quickstart"))]), 3)
