@@ -83,8 +83,8 @@ def test_what_became_of_a_run(tmp_path: Path) -> None:
     assert (found.state, found.line) == ("finished", "")
 
 
-def make_sweep(folder: Path) -> None:
-    space = load_space("smoke").spec
+def make_sweep(folder: Path, *changes: str) -> None:
+    space = load_space("smoke", changes).spec
     folder.mkdir()
     (folder / "sweep.yaml").write_text(yaml.safe_dump(space.model_dump(mode="json")))
     for number, status in enumerate(("finished", "failed", "running")):
@@ -113,6 +113,11 @@ def test_a_sweep_counts_its_trials_and_its_line_continues_it(tmp_path: Path) -> 
     found = read_status(tmp_path / "s")
     assert found.state == "failed"
     assert "controls/defaults-s0: no memory" in found.note
+
+
+def test_trials_are_counted_where_the_space_gives_no_number(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", "budget.trials=null")
+    assert read_status(tmp_path / "s").total == 16
 
 
 def make_comparison(folder: Path) -> dict[str, object]:
