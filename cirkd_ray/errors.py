@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 
 
 class UserError(Exception):
@@ -80,10 +80,34 @@ _SIGNED = re.compile(
 """In the query of a URL that lets everybody in who has it."""
 
 
-def public(url: str) -> str:
-    """A URL as it is stored and shown: without a signed query, a password and a fragment."""
-    parts = urlsplit(url)
+_SLASHED = re.compile(r"([^:]+://[^/@:?[]+:)(?!\d+/)([^@?]*/[^@?]*)@")
+"""A URL whose password has a slash in it, as secret keys of S3 do."""
+
+
+def parts_of(url: str, allow_fragments: bool = True) -> tuple[SplitResult, str]:
+    """The parts of a URL, and its host without a user that lets in who has it.
+
+    A password may have slashes in it. Azure's `container@account` lets nobody in.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if found := _SLASHED.match(url):
+        url = f"{found[1]}{quote(found[2], safe='')}{url[found.end(2) :]}"
+    try:
+        parts = urlsplit(url, allow_fragments=allow_fragments)
+    except ValueError as error:
+        raise ConfigError(f"{url.partition('://')[0]}://...: is no URL ({error})") from None
     user, _, host = parts.netloc.rpartition("@")
-    netloc = host if ":" in user else parts.netloc  # `container@account` of Azure is no secret
+    return parts, host if ":" in user or parts.scheme.startswith("http") else parts.netloc
+
+
+def public(url: str) -> str:
+    """A URL as it is stored and shown: without a signed query, a password and a fragment.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    parts, netloc = parts_of(url)
     query = "" if _SIGNED.search(parts.query) else parts.query
     return parts._replace(netloc=netloc, query=query, fragment="").geturl()

@@ -9,7 +9,7 @@ from pathlib import Path
 from cirkd_ray.cluster.session import ray_session
 from cirkd_ray.compare.budget import Budget
 from cirkd_ray.compare.folder import COMPARISON, CompareData, read_comparison
-from cirkd_ray.compare.plan import open_comparison
+from cirkd_ray.compare.plan import open_comparison, seeds_of
 from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.files import write_text
 from cirkd_ray.remote.reading import fetch_all, is_figure
@@ -46,7 +46,7 @@ def run_comparison(
 
     Args:
         methods: of `compare.plan.methods_of`.
-        seeds: runs of each method, with the seeds 0, 1, ...; more may be asked for later.
+        seeds: runs of each method, with seeds from the recipes' `seed` on; more may be asked for later.
         folder: where everything goes.
         out: where teachers are kept.
         say: hears what happens.
@@ -60,6 +60,7 @@ def run_comparison(
         ConfigError: a run does not fit the cluster, or the folder holds another comparison or one of other
             data.
     """
+    wanted = seeds_of(methods, seeds)
     for spec in methods.values():
         require_loggers(spec)
     with told_where_it_stalls(Heartbeat(), say):
@@ -75,19 +76,19 @@ def run_comparison(
             place = folder if spec.data == data.spec.data else folder / "data" / name
             of_method = data.on(spec)
             of_method.hold(place, begun and place.is_dir(), ANEW)
-            for seed in range(seeds):
+            for seed in wanted:
                 of_method.mark(folder / "runs" / f"{name}-s{seed}")
         shared_scores(folder)
         from cirkd_ray.cluster.capacity import wanted_cpus
 
         with ray_session(minimum_cpus=wanted_cpus(list(methods.values()))):
-            _run(methods, seeds, folder, out, say, data, at_a_time, apart, budget)
+            _run(methods, wanted, folder, out, say, data, at_a_time, apart, budget)
     return read_comparison(folder)
 
 
 def _run(
     methods: dict[str, RunSpec],
-    seeds: int,
+    seeds: range,
     folder: Path,
     out: Path,
     say: Say,
@@ -111,18 +112,18 @@ def _run(
         check_places(each, spec)
     plan = max(plans, key=lambda p: (p.workers * p.gpus, p.total_cpus))
     fits = cluster_capacity(plan, at_a_time)
-    say(f"{len(methods)} methods x {seeds} seeds, {fits.count} runs at a time ({fits.reason})")
+    say(f"{len(methods)} methods x {len(seeds)} seeds, {fits.count} runs at a time ({fits.reason})")
     trained = _with_teachers(methods, folder, out, say, data)
     if budget == "time":
         trained = with_equal_time(trained, folder, plan, say)
     # No more share than leaves a cohort for each place: idle places would cost more time than sharing saves.
-    parts = 1 if fits.count < 2 * seeds else fits.count // seeds
+    parts = 1 if fits.count < 2 * len(seeds) else fits.count // len(seeds)
     cohorts = [[n] for n in trained] if apart else fitting_cohorts(trained, parts, plan, fits.count, say)
     shared = max(map(len, cohorts))
     if shared > 1:
         say(f"up to {shared} methods of a seed are trained together, with one teacher (not so: --apart)")
     jobs = []
-    for seed in range(seeds):  # seed by seed: an interrupted comparison has as many whole rows as it can
+    for seed in seeds:  # one by one: an interrupted comparison has as many whole rows as it can
         for number, names in enumerate(cohorts):
             for name in names:
                 run = from_tree({**trained[name].to_dict(), "seed": seed, "name": f"{name}-s{seed}"})

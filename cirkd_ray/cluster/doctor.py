@@ -58,8 +58,8 @@ class _Visitor:
     def seen(self, question: Question) -> list[str]:
         return seen_out(question)
 
-    def clean(self, question: Question) -> None:
-        clean_out(question)
+    def clean(self, question: Question, made: bool) -> None:
+        clean_out(question, made)
 
     def now(self) -> float:
         return self._clock()
@@ -123,10 +123,12 @@ def visit(
         for name, found in wrote.items():
             if isinstance(found, str):  # its mount hangs, and so would all that it is asked from now on
                 del visitors[name]
-            facts[name]["--out"] = {"error": found, "ahead": None} if isinstance(found, str) else found
+            silent = {"error": found, "ahead": None, "made": False}
+            facts[name]["--out"] = silent if isinstance(found, str) else found
         findings += judge(checks, facts, question)
+        made = any(facts[name]["--out"]["made"] for name in visitors)
         seen = _answers({name: each.seen.remote(question) for name, each in visitors.items()})
-        _answers({name: each.clean.remote(question) for name, each in visitors.items()})
+        _answers({name: each.clean.remote(question, made) for name, each in visitors.items()})
         findings += judge_shared(
             {name: not facts[name]["--out"]["error"] for name in visitors},
             {name: each for name, each in seen.items() if not isinstance(each, str)},

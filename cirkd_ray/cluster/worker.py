@@ -161,8 +161,7 @@ def _written_down(folder: Path) -> Iterator[None]:
     except TransientError:
         raise  # a fresh start from the last checkpoint may get over it
     except UserError as error:
-        with suppress(OSError):  # the controller hears of it all the same
-            write_failure(folder, error)
+        write_failure(folder, error)
         raise
 
 
@@ -252,9 +251,8 @@ class _Runs:
             told = f"{place}: {type(how).__name__}: {first_line(how)}"
             error = how if isinstance(how, UserError | Stopped) else TrainingError(told)
             end = End(type(error).__name__, str(error))
-            if isinstance(error, UserError):
-                with suppress(OSError):  # its disk may be the reason
-                    write_failure(place, error)
+            if failed:
+                write_failure(place, error)
         if self.pack:
             with suppress(Exception):  # the head may be away: then it is known when all have ended
                 mirror.flush(place)

@@ -29,7 +29,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @argument("recipes", nargs=-1, metavar="RECIPE...", help="Shipped recipes or YAML files.")
-@option("--seeds", type=COUNT, default=3, help="Runs of each method.")
+@option(
+    "--seeds",
+    type=COUNT,
+    default=3,
+    help="Runs of each method, with seeds from the recipes' on.",
+)
 @set_option()
 @out_option(default="runs", callback=anywhere)
 @option("--name", help="Name of the comparison's directory (default: compare-RECIPE...).")

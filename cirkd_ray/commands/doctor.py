@@ -118,7 +118,7 @@ def _here(question: Question) -> Seen:
     from cirkd_ray.doctor.places import clean_out
 
     facts = {"here": examine(CHECKS, question)}
-    clean_out(question)
+    clean_out(question, made=facts["here"]["--out"].get("made", False))
     return judge(CHECKS, facts, question), facts
 
 

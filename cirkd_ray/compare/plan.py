@@ -83,6 +83,22 @@ def _check_equal(first_name: str, first: RunSpec, name: str, spec: RunSpec, allo
         )
 
 
+def seeds_of(methods: dict[str, RunSpec], count: int) -> range:
+    """The seeds of a comparison: so many, from the recipes' own on.
+
+    Raises:
+        ConfigError: the recipes have different ones.
+    """
+    first_name, first = next(iter(methods.items()))
+    for name, spec in methods.items():
+        if spec.seed != first.seed:
+            raise ConfigError(
+                f"seed: is {first.seed} in {first_name} and {spec.seed} in {name}; the runs of a comparison "
+                f"have equal ones, from this on: --set seed={first.seed}"
+            )
+    return range(first.seed, first.seed + count)
+
+
 def check_differ(paths: Sequence[str], spec: RunSpec) -> None:
     """`--differ` names settings that exist.
 
@@ -133,5 +149,6 @@ def begun_comparison(folder: Path) -> tuple[dict[str, RunSpec], int, Budget]:
     tree = read_yaml(folder / COMPARISON)
     methods = {name: moved_spec(method, folder) for name, method in tree["methods"].items()}
     seeds = [path.name.rpartition("-s")[2] for path in folder.glob("runs/*-s*/")]
-    count = 1 + max((int(seed) for seed in seeds if seed.isdecimal()), default=0)
+    first = next(iter(methods.values())).seed
+    count = 1 + max((int(seed) - first for seed in seeds if seed.isdecimal()), default=0)
     return methods, count, tree.get("budget", "steps")

@@ -30,18 +30,19 @@ def write_out(
     """Write a file to `--out`, which is made where it is not there.
 
     Returns:
-        `error`, empty where it went well, and `ahead`: seconds that the storage's clock is ahead of this
-        node's, where that is known.
+        `error`, empty where it went well, `ahead`: seconds that the storage's clock is ahead of this node's,
+        where that is known, and whether the folder was `made`.
     """
     path = f"{folder_of(question)}/{node}"
+    made = "://" not in question.out and not Path(question.out).exists()
     try:
         storage = open_storage(question.out, create=True)
         storage.write(path, b"cirkd doctor\n")
         before = clock()
         stamp = storage.stamp(path)
     except (UserError, OSError) as error:
-        return {"error": first_line(error), "ahead": None}
-    return {"error": "", "ahead": stamp[1] / 1e9 - before if stamp else None}
+        return {"error": first_line(error), "ahead": None, "made": made}
+    return {"error": "", "ahead": stamp[1] / 1e9 - before if stamp else None, "made": made}
 
 
 def judge_out(value: Any, question: Question) -> Iterator[Finding]:
@@ -93,16 +94,22 @@ def judge_shared(wrote: Mapping[str, bool], seen: Mapping[str, list[str]], out: 
             yield Finding("--out", Level.ERROR, text, advice, (node,))
 
 
-def clean_out(question: Question) -> None:
-    """Remove what this call wrote, as far as this node sees it."""
+def clean_out(question: Question, made: bool) -> None:
+    """Remove what this call wrote, as far as this node sees it.
+
+    Args:
+        question: of this call.
+        made: the folder itself, too, if it is empty.
+    """
     with suppress(UserError, OSError):
         storage = open_storage(question.out)
         for name in storage.names(folder_of(question)):
             storage.remove(f"{folder_of(question)}/{name}")
         with suppress(OSError):
             (Path(question.out) / folder_of(question)).rmdir()
-        with suppress(OSError):
-            Path(question.out).rmdir()  # only if it is empty
+        if made:
+            with suppress(OSError):
+                Path(question.out).rmdir()
 
 
 def data_root(question: Question) -> dict[str, Any]:

@@ -13,13 +13,11 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
-from cirkd_ray.errors import ConfigError
+from cirkd_ray.errors import ConfigError, parts_of
 
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/{1,2}(?=[^/])")
-_SLASHED = re.compile(r"([^:]+://[^/@:?[]+:)(?!\d+/)([^@?]*/[^@?]*)@")
-"""A URL whose password has a slash in it, as secret keys of S3 do."""
 _TABLE = "CIRKD_ADDRESSES"
 """Environment variable: JSON, URL without secrets -> the URL that was given."""
 SHIPPED = "package"
@@ -55,16 +53,8 @@ def _split(full: str) -> tuple[str, str]:
     Raises:
         ConfigError: it is none.
     """
-    if found := _SLASHED.match(full):
-        full = f"{found[1]}{quote(found[2], safe='')}{full[found.end(2) :]}"
-    try:
-        parts = urlsplit(full, allow_fragments=False)
-    except ValueError as error:
-        raise ConfigError(f"{full.partition('://')[0]}://...: is no URL ({error})") from None
-    user, _, host = parts.netloc.rpartition("@")
-    open_to_all = ":" not in user and not parts.scheme.startswith("http")  # as Azure's `container@account`
-    netloc = parts.netloc if open_to_all else host
-    return urlunsplit((parts.scheme, netloc, parts.path, "", "")).rstrip("/"), full
+    parts, netloc = parts_of(full, allow_fragments=False)
+    return parts._replace(netloc=netloc, query="").geturl().rstrip("/"), parts.geturl()
 
 
 def with_secrets(bare: str) -> str:

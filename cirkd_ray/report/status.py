@@ -18,6 +18,7 @@ from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import ConfigError, UserError, first_line
 from cirkd_ray.remote.copies import address
 from cirkd_ray.sweep.folder import SPACE, SweepData, read_sweep
+from cirkd_ray.sweep.space import SweepSpec
 from cirkd_ray.train.outcome import read_failure, read_outcome
 from cirkd_ray.train.rundir import RunDirectory
 
@@ -160,7 +161,7 @@ def _of_sweep(data: SweepData) -> Status:
         "sweep",
         state,
         done=sum(count for status, count in counts.items() if status != "running"),
-        total=int(data.space["budget"]["trials"]),
+        total=SweepSpec.model_validate(data.space).trials,
         miou=best,
         age=age,
         line=_line("tune", str(folder / SPACE), "--name", folder.name, out=folder.parent),

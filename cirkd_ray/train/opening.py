@@ -5,6 +5,7 @@ from __future__ import annotations
 from cirkd_ray.config import RunSpec
 from cirkd_ray.config.applied import changed
 from cirkd_ray.errors import ConfigError
+from cirkd_ray.remote.copies import address
 from cirkd_ray.train.rundir import RunDirectory
 
 
@@ -17,8 +18,9 @@ def open_directory(directory: RunDirectory, spec: RunSpec, resume: bool) -> None
     if not (resume and directory.recipe.exists() and directory.begun()):
         directory.create(spec)
         return
+    place = address(directory.path)
     for key, (before, now) in changed(directory.spec().to_dict(), spec.to_dict()).items():
         raise ConfigError(
-            f"{directory.path}: was started with {key}={before!r}, not {now!r}; resume it as it is,"
-            f"\nor start a new one (another --name; from its weights: --set model.weights={directory.path})"
+            f"{place}: was started with {key}={before!r}, not {now!r}; resume it as it is,"
+            f"\nor start a new one (another --name; from its weights: --set model.weights={place})"
         )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from cirkd_ray import errors
-from cirkd_ray.errors import UserError
+from cirkd_ray.errors import TrainingError, UserError, first_line
 from cirkd_ray.files import read_json, write_text
+from cirkd_ray.train.stop import Stopped
 
 FAILURE = "failure.json"
 """In the folder of a run or of a trial: the error that ended it, so that every process can raise it again."""
@@ -16,11 +19,28 @@ OUTCOME = "outcome.json"
 """In the folder of a trial, a sweep or a comparison: `status` and `reason`; `failures` of the runs in it."""
 
 
-def write_failure(folder: Path, error: UserError) -> None:
-    """Write down why the run or trial in `folder` failed, if there is such a folder."""
+def write_failure(folder: Path, error: Exception) -> None:
+    """Write down why the run or trial in `folder` failed, if there is such a folder that can be written."""
+    if not isinstance(error, UserError):
+        error = TrainingError(f"{folder}: {type(error).__name__}: {first_line(error)}")
     if folder.is_dir():
         text = json.dumps({"kind": type(error).__name__, "message": str(error)})
-        write_text(folder / FAILURE, text)
+        with suppress(OSError):  # its disk may be the reason
+            write_text(folder / FAILURE, text)
+
+
+@contextmanager
+def failure_told(folder: Path) -> Iterator[None]:
+    """Write down why the block, which trains the run in `folder`, fails; what was there before is over."""
+    with suppress(OSError):
+        (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Stopped:
+        raise
+    except Exception as error:
+        write_failure(folder, error)
+        raise
 
 
 def read_failure(folder: Path) -> UserError | None:

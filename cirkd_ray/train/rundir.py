@@ -23,6 +23,7 @@ from cirkd_ray.config import RunSpec, from_tree
 from cirkd_ray.config.composition import read_yaml
 from cirkd_ray.errors import CheckpointError, ConfigError
 from cirkd_ray.files import append_line, plain_json, write_text
+from cirkd_ray.remote.copies import address
 
 MODEL_FILES = ("student.safetensors", "model.json")
 """The exported model."""
@@ -70,14 +71,11 @@ class RunDirectory:
         Raises:
             ConfigError: the directory exists and holds a run already, or cannot be made.
         """
-        if self.begun() and self.recipe.exists():
-            raise ConfigError(
-                f"{self.path}: holds a run already; choose another --name, or continue it with --resume"
-            )
         if self.begun():
-            raise ConfigError(
-                f"{self.path}: holds a run whose run.yaml is gone; put it back, or choose another --name"
-            )
+            place, kept = address(self.path), self.recipe.exists()
+            held = "a run already" if kept else "a run whose run.yaml is gone"
+            do = "or continue it with --resume" if kept else "or put that file back"
+            raise ConfigError(f"{place}: holds {held}; choose another --name, {do}")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             tree = movable_tree(spec, self.path)
@@ -101,7 +99,7 @@ class RunDirectory:
             ConfigError: there is no run here.
         """
         if not self.recipe.is_file():
-            raise ConfigError(f"{self.path}: no run here (run.yaml is missing); give the folder of a run")
+            raise ConfigError(f"{address(self.path)}: no run here (run.yaml is missing); give its folder")
         tree = read_yaml(self.recipe)
         return moved_spec(tree, self.path)
 

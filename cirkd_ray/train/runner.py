@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from cirkd_ray.config import RunSpec
+from cirkd_ray.train.outcome import failure_told
 from cirkd_ray.train.rundir import RunDirectory
 
 
@@ -25,9 +26,10 @@ def each_alone(together: Together) -> Runner:
     """The same for one run."""
 
     def run(spec: RunSpec, directory: RunDirectory) -> dict[str, Any]:
-        (ended,) = together([(spec, directory)], directory.path)
-        if isinstance(ended, Exception):
-            raise ended
+        with failure_told(directory.path):
+            (ended,) = together([(spec, directory)], directory.path)
+            if isinstance(ended, Exception):
+                raise ended
         return ended
 
     return run
@@ -54,7 +56,8 @@ def train_together(
             say(f"{spec.name}: there was too little memory beside the other run; it is trained alone")
             results.append(alone(spec, directory))
         elif isinstance(ended, Exception):
-            raise ended
+            with failure_told(directory.path):
+                raise ended
         else:
             results.append(ended)
     return results

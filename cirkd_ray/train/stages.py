@@ -14,7 +14,7 @@ from typing import Any
 
 from cirkd_ray.config import RunSpec
 from cirkd_ray.errors import CheckpointError, ConfigError
-from cirkd_ray.remote.copies import url_of
+from cirkd_ray.remote.copies import address, url_of
 from cirkd_ray.remote.reading import fetch_near
 from cirkd_ray.train.baseline import baseline_block, baseline_directory, baseline_recipe, has_baseline
 from cirkd_ray.train.checkpoint import none_is_whole
@@ -108,7 +108,7 @@ def run_recipe(
         spec, teacher = stages.teacher(spec, directory)
         result = directory.read_finished()
         if result is not None:
-            say(f"{directory.path} is finished; this is its result")
+            say(f"{address(directory.path)} is finished; this is its result")
             together = None
         baseline, trained = stages.baseline(spec, directory, together)
         result = result or trained
@@ -174,7 +174,7 @@ class _Stages:
 
 
 def _training(spec: RunSpec, directory: RunDirectory) -> str:
-    return f"student {spec.model.name}: training for {spec.train.steps} steps in {directory.path}"
+    return f"student {spec.model.name}: training for {spec.train.steps} steps in {address(directory.path)}"
 
 
 def _open(spec: RunSpec, directory: RunDirectory, data: DataGuard, resume: bool, restart: bool) -> None:
@@ -244,20 +244,20 @@ def untrained(
     """
 
     def wait() -> None:
-        say(f"{name}: waiting for the process that trains {directory.path}")
+        say(f"{name}: waiting for the process that trains {address(directory.path)}")
 
     with locked(directory, spec.cluster, say, wait):
         finished, begun = directory.read_finished() is not None, directory.begun()
         if finished:
             if data is not None:
                 data.on(spec).adopt(directory.path, begun)
-            say(f"{name}: trained before, in {directory.path}")
+            say(f"{name}: trained before, in {address(directory.path)}")
         else:
             open_directory(directory, spec, resume=True)
             if data is not None:
                 data.on(spec).hold(directory.path, begun, "move that folder away to train it anew")
             require_whole(directory, restart)
-            say(f"{name}: training for {spec.train.steps} steps in {directory.path}")
+            say(f"{name}: training for {spec.train.steps} steps in {address(directory.path)}")
         yield not finished
 
 

@@ -95,18 +95,21 @@ def stub_run(
 def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None:
     """Such runs as a pack: a step of each in its turn; some leave, others join, one of three lacks memory.
 
-    With `holds` a step waits until Tune has the step before of all, which the test writes down.
+    With `holds` a step waits until Tune has the step before of all, which the test writes down, and until
+    those that were given a donor's weights, whose process starts again, have come back.
     """
     folder.mkdir(parents=True, exist_ok=True)
     joining = Joining(folder)
     callbacks = [SimpleNamespace(after_report=_held)] if holds else []
     members: dict[Path, tuple[int, Iterator[int]]] = {}
+    away: dict[str, float] = {}
 
     def enter(run: dict[str, Any], list_: str) -> None:
         directory, start = RunDirectory(run["directory"]), run["resume_from"]
         steps = stub_steps(from_tree(run["spec"]), directory, callbacks, start and Path(start))
         members[directory.path] = (0, steps)
         append_line(folder / list_, directory.path.parent.name)
+        away.pop(directory.path.parent.name, None)
 
     for run in work:
         enter(run, "members")
@@ -120,6 +123,7 @@ def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None
             enter(run, "joined")
         first = min(at for at, _ in members.values())
         waits = holds and any(_reported(path) < at - 1 for path, (at, _) in members.items())
+        waits |= any(time.monotonic() < until for until in away.values())
         for path, (at, steps) in [*members.items()]:
             try:
                 if is_to_leave(path):
@@ -128,6 +132,8 @@ def stub_pack(work: Sequence[dict[str, Any]], folder: Path, holds: bool) -> None
                     members[path] = (next(steps), steps)
             except (StopIteration, Stopped, TrainingError) as how:
                 del members[path]
+                if holds and isinstance(how, Stopped):
+                    away[path.parent.name] = time.monotonic() + 120
                 note_ended(
                     path, End() if isinstance(how, StopIteration) else End(type(how).__name__, str(how))
                 )

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 def kill_the_head() -> None:
     """At once and with all its processes, as a machine that is switched off."""
-    (head,) = (p for p in psutil.Process(os.getpid()).children() if "--head" in p.cmdline())
+    (head,) = (p for p in psutil.Process(os.getpid()).children() if {"start", "--head"} <= {*p.cmdline()})
     family = [head, *head.children(recursive=True)]
     for process in family:
         process.kill()

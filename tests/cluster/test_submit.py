@@ -244,7 +244,16 @@ def test_a_wrong_line_is_told(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("url", ["s3://me:5ecret@bucket/x", "https://h/x?X-Amz-Signature=5ecret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://me:5ecret@bucket/x",
+        "s3://me:5ec/5ecret@bucket/x",
+        "https://h/x?X-Amz-Signature=5ecret",
+        "https://5ecret@h/x",
+        "https://[5ecret",
+    ],
+)
 def test_a_secret_does_not_go_into_a_jobs_command_line(
     url: str, head: Head, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

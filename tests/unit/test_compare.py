@@ -18,7 +18,7 @@ from cirkd_ray.cli import main
 from cirkd_ray.cluster import compare
 from cirkd_ray.compare.budget import share_of_time
 from cirkd_ray.compare.folder import CompareData, read_comparison
-from cirkd_ray.compare.plan import methods_of, open_comparison
+from cirkd_ray.compare.plan import begun_comparison, methods_of, open_comparison, seeds_of
 from cirkd_ray.compare.statistics import compare_to_baseline, holm, paired_p, t_interval
 from cirkd_ray.config import load_run
 from cirkd_ray.errors import ConfigError
@@ -260,3 +260,15 @@ def test_a_run_without_a_validation_leaves_the_curve_of_the_others(comparison: C
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     require_error(capsys.readouterr().err, tmp_path, "run", "sweep", "comparison")
+
+
+def test_seeds_count_from_the_recipes_own(tmp_path: Path) -> None:
+    spec = load_run("quickstart", ["seed=101"])
+    methods = methods_of([("a/kd", spec)])
+    assert seeds_of(methods, 3) == range(101, 104)
+    open_comparison(methods, tmp_path)
+    for seed in seeds_of(methods, 2):
+        (tmp_path / "runs" / f"kd-s{seed}").mkdir(parents=True)
+    assert begun_comparison(tmp_path)[1] == 2
+    with refuses("seed", ConfigError, 101, "cwd", 0):
+        seeds_of(methods_of([("a/kd", spec), ("a/cwd", load_run("quickstart"))]), 3)

@@ -126,24 +126,26 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert abs(value["ahead"]) < 1
     assert places.seen_out(sound) == ["a"]
     assert not worst(places.judge_out(value, sound))
-    places.clean_out(sound)
+    places.clean_out(sound, value["made"])
     assert not (tmp_path / "new" / "runs").exists()  # it was made for the probe
 
 
 def test_what_lies_in_out_stays(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     question = Question(str(tmp_path), call="x")
-    places.write_out(question)
-    places.clean_out(question)
+    places.clean_out(question, places.write_out(question)["made"])
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    empty = Question(str(tmp_path / "run"), call="x")
+    places.clean_out(empty, places.write_out(empty)["made"])
+    assert (tmp_path / "run").is_dir(), "somebody has made it, empty or not"
 
 
 def test_a_place_behind_a_url() -> None:
     question = Question("memory://doctor/runs", call="x")
     value = places.write_out(question, "a")
-    assert value == {"error": "", "ahead": None}
+    assert value == {"error": "", "ahead": None, "made": False}
     assert places.seen_out(question) == ["a"]
-    places.clean_out(question)
+    places.clean_out(question, value["made"])
     assert places.seen_out(question) == []
 
 
@@ -174,7 +176,7 @@ class Hanging:
             if self.name == "ill":
                 raise TimeoutError("no answer in time")
             return {
-                "write": {"error": "", "ahead": None},
+                "write": {"error": "", "ahead": None, "made": False},
                 "seen": ["sound"],
                 "clean": None,
                 "now": 0.0,

@@ -17,6 +17,7 @@ from cirkd_ray.data.base import spread
 from cirkd_ray.errors import CheckpointError, ConfigError, DataError
 from cirkd_ray.remote.copies import copy_of
 from cirkd_ray.train.locked import locked
+from cirkd_ray.train.opening import open_directory
 from cirkd_ray.train.rundir import RunDirectory
 from cirkd_ray.train.runner import each_alone
 from cirkd_ray.train.stages import latest_run, named_folder, run_name, train_once
@@ -193,3 +194,18 @@ def test_a_name_that_a_url_would_cut_is_refused(tmp_path: Path) -> None:
     with refuses("--name 'a?b'", ConfigError):
         named_folder(copy_of("s3://bucket/runs"), "a?b")
     assert named_folder(tmp_path, "a?b") == tmp_path / "a?b"
+
+
+def test_a_run_behind_a_url_is_called_by_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIRKD_SCRATCH", str(tmp_path))
+    url = "s3://bucket/runs/a"
+    directory = RunDirectory(copy_of(url))
+    with refuses(url, ConfigError, "run.yaml"):
+        directory.spec()
+    spec = tiny_baseline()
+    open_directory(directory, spec, resume=True)
+    directory.append_metrics({"step": 1})
+    with refuses(url, ConfigError, "--resume"):
+        open_directory(directory, spec, resume=False)
+    with refuses(url, ConfigError, "train.steps", f"model.weights={url}"):
+        open_directory(directory, tiny_baseline(train={"steps": 77}), resume=True)

@@ -21,8 +21,10 @@ from cirkd_ray.report.status import FRESH, lines, read_status, span, statuses
 from cirkd_ray.sweep.space_file import load_space
 from cirkd_ray.train.choose import choose_run
 from cirkd_ray.train.locked import locked
-from cirkd_ray.train.outcome import write_failure, write_outcome
+from cirkd_ray.train.outcome import read_failure, write_failure, write_outcome
 from cirkd_ray.train.rundir import RunDirectory
+from cirkd_ray.train.runner import each_alone, train_together
+from cirkd_ray.train.stop import Stopped
 from tests.commandline import parsed
 from tests.errors import refuses
 from tests.tinyrun import tiny_baseline
@@ -81,8 +83,8 @@ def test_what_became_of_a_run(tmp_path: Path) -> None:
     assert (found.state, found.line) == ("finished", "")
 
 
-def make_sweep(folder: Path) -> None:
-    space = load_space("smoke").spec
+def make_sweep(folder: Path, *changes: str) -> None:
+    space = load_space("smoke", changes).spec
     folder.mkdir()
     (folder / "sweep.yaml").write_text(yaml.safe_dump(space.model_dump(mode="json")))
     for number, status in enumerate(("finished", "failed", "running")):
@@ -111,6 +113,11 @@ def test_a_sweep_counts_its_trials_and_its_line_continues_it(tmp_path: Path) -> 
     found = read_status(tmp_path / "s")
     assert found.state == "failed"
     assert "controls/defaults-s0: no memory" in found.note
+
+
+def test_trials_are_counted_where_the_space_gives_no_number(tmp_path: Path) -> None:
+    make_sweep(tmp_path / "s", "budget.trials=null")
+    assert read_status(tmp_path / "s").total == 16
 
 
 def make_comparison(folder: Path) -> dict[str, object]:
@@ -193,3 +200,27 @@ def test_what_lies_behind_a_url_is_called_by_it(tmp_path: Path, monkeypatch: pyt
 )
 def test_a_span_of_time(seconds: float, text: str) -> None:
     assert span(seconds) == text
+
+
+def test_a_run_that_fails_says_why_until_it_goes_on(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "a")
+    spec = run.spec()
+    for error, state, note in (
+        (TrainingError("loss: is not finite at step 5"), "failed", "loss: is not finite at step 5"),
+        (MemoryError("out of it"), "failed", f"{run.path}: MemoryError: out of it"),
+        (Stopped("stopped at step 4"), "interrupted", ""),
+    ):
+
+        def fails(runs: object, folder: Path, error: Exception = error) -> list[dict[str, object]]:
+            raise error
+
+        with pytest.raises(type(error)):
+            each_alone(fails)(spec, run)
+        made_old(tmp_path)
+        found = read_status(run.path)
+        assert (found.state, found.note) == (state, note)
+    with pytest.raises(TrainingError):
+        train_together([(spec, run)], lambda runs, folder: [TrainingError("loss: is not finite")], print)
+    assert read_failure(run.path) is not None
+    each_alone(lambda runs, folder: [{}])(spec, run)
+    assert read_failure(run.path) is None
