@@ -118,6 +118,12 @@ def in_use() -> float:
     return float(total["CPU"] - free.get("CPU", 0.0))
 
 
+def holds_files(path: Path) -> bool:
+    """Whether a temporary file or folder takes space: wandb, which Ray imports where it is installed, makes
+    empty folders in each process, and a process that is killed leaves them."""
+    return path.is_file() or any(found.is_file() for found in path.rglob("*"))
+
+
 def footprint() -> dict[str, float]:
     """What may not grow: memory and files of this process, and what it holds of Ray."""
     gc.collect()
@@ -134,7 +140,7 @@ def footprint() -> dict[str, float]:
         "threads": me.num_threads(),
         "actors": len(list_actors(address, filters=[("state", "!=", "DEAD")], limit=10_000)),
         "placement groups": len(groups),
-        "temporary files": sum(len(list(Path(folder).iterdir())) for folder in TEMPORARY),
+        "temporary files": sum(holds_files(path) for folder in TEMPORARY for path in Path(folder).iterdir()),
         "CPUs in use": in_use(),
     }
 
