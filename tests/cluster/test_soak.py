@@ -119,7 +119,7 @@ def in_use() -> float:
 
 
 def holds_files(path: Path) -> bool:
-    """Whether a temporary file or folder takes space: wandb, which Ray imports where it is installed, makes
+    """Whether a temporary file or folder takes space: wandb, which timm imports where it is installed, makes
     empty folders in each process, and a process that is killed leaves them."""
     return path.is_file() or any(found.is_file() for found in path.rglob("*"))
 
