@@ -97,7 +97,8 @@ def parts_of(url: str, allow_fragments: bool = True) -> tuple[SplitResult, str]:
     try:
         parts = urlsplit(url, allow_fragments=allow_fragments)
     except ValueError as error:
-        raise ConfigError(f"{url.partition('://')[0]}://...: is no URL ({error})") from None
+        begins = f"{url.partition('://')[0]}://..."
+        raise ConfigError(f"{begins}: is no URL ({error})") from None
     user, _, host = parts.netloc.rpartition("@")
     return parts, host if ":" in user or parts.scheme.startswith("http") else parts.netloc
 

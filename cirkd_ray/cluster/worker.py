@@ -248,8 +248,9 @@ class _Runs:
         if not self.world.is_main or (failed and self.alone):
             return
         if isinstance(how, Exception):
-            told = f"{place}: {type(how).__name__}: {first_line(how)}"
-            error = how if isinstance(how, UserError | Stopped) else TrainingError(told)
+            error = how
+            if not isinstance(how, UserError | Stopped):
+                error = TrainingError(f"{place}: {type(how).__name__}: {first_line(how)}")
             end = End(type(error).__name__, str(error))
             if failed:
                 write_failure(place, error)

@@ -137,11 +137,11 @@ def require_file(option: str, value: str | None) -> None:
         return
     target = Path(value).expanduser()
     if target.is_dir():
-        raise ConfigError(f"{option} {value}: is a folder; name a file")
+        raise ConfigError(f"{option}: {value} is a folder; name a file")
     try:
         require_writable(target.parent)
     except ConfigError as error:
-        raise ConfigError(f"{option} {error}") from None
+        raise ConfigError(f"{option}: {error}") from None
 
 
 def anywhere(ctx: click.Context, param: click.Parameter, value: str | None) -> str | None:

@@ -47,7 +47,7 @@ from tests.tinyrun import figures, tiny_baseline
 NOTEBOOK = """
 import sys
 import ray
-ray.init(num_cpus=2, log_to_driver=False)
+ray.init(address="local", num_cpus=2, log_to_driver=False)
 from cirkd_ray.cli import main
 for words in ([], ["--resume"]):
     print("code", main([*sys.argv[1:], *words]), ray.is_initialized(), flush=True)

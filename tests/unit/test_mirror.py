@@ -534,15 +534,14 @@ def test_why_a_worker_failed_is_in_the_bucket(
 
     folder, (_, say) = copy_of(RUN), said()
 
-    def entries(config: Any, world: Any, held: ExitStack) -> list[Any]:
-        held.enter_context(mirrored(folder, 60, 0, say))
-        return []
+    class Runs:
+        def __init__(self, config: Any, world: Any, held: ExitStack) -> None:
+            held.enter_context(mirrored(folder, 60, 0, say))
 
-    def train(*given: Any) -> Any:
-        raise TrainingError("loss: is not finite")
+        def train(self, heartbeat: Any) -> Any:
+            raise TrainingError("loss: is not finite")
 
-    monkeypatch.setattr(worker, "_entries", entries)
-    monkeypatch.setattr(worker, "train_cohort", train)
+    monkeypatch.setattr(worker, "_Runs", Runs)
     monkeypatch.setattr(worker, "part_of", lambda call: nullcontext())
     monkeypatch.setattr(worker, "Pulse", lambda *given: nullcontext())
     monkeypatch.setattr(worker, "bound_memory", lambda *given: None)
